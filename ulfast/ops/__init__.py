@@ -1,0 +1,153 @@
+"""The operators of ulfast, for use in other people's loops. Importing this module registers `torch.ops.ulfast`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import backends, philox, schemas  # noqa: F401  (registers the operators)
+
+__all__ = [
+    "apply_perturbation",
+    "ingest",
+    "perturb_lsp",
+    "philox",
+    "philox_normal",
+    "philox_uniform",
+    "project",
+    "softmax_regression_step",
+]
+
+_ops = torch.ops.ulfast
+
+
+def project(x: Tensor, basis: Tensor) -> Tensor:
+    """Remove from every row of `x` its component in the span of `basis`.
+
+    Equivalent to ``x - (x.flatten(1) @ basis.T @ basis).view_as(x)`` for orthonormal rows.
+
+    Args:
+        x: (n, ...) uint8 (read as x / 255), float16, bfloat16, float32 or float64; trailing dimensions are
+            flattened in their logical order, so images must be given as (n, H, W, C) if the basis is NHWC.
+        basis: (k, d) float with orthonormal rows; d is the product of the trailing dimensions of `x`.
+
+    Returns:
+        Tensor of the shape of `x`, in its dtype (float32 for uint8 input). Differentiable in both arguments.
+
+    Raises:
+        ValueError: shapes that do not fit, or tensors on different devices.
+        TypeError: a dtype that is not listed above.
+
+    Source: Sandoval-Segura et al., "What Can We Learn from Unlearnable Datasets?", NeurIPS 2023, section 4.4.
+    """
+    return _ops.project(x, basis)
+
+
+def ingest(
+    images: Tensor,
+    basis: Tensor | None,
+    mean: Tensor | Sequence[float],
+    std: Tensor | Sequence[float],
+    *,
+    dtype: torch.dtype = torch.float32,
+    index: Tensor | None = None,
+    shift: Tensor | None = None,
+    flip: Tensor | None = None,
+) -> Tensor:
+    """From stored pixels to a training batch in one pass: gather, project, crop, flip, normalise, cast.
+
+    The projection comes before the augmentation, because the basis knows unshifted pixels.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        basis: (k, H*W*C) float32 with orthonormal rows, or None for no projection.
+        mean, std: C values in units of [0, 1].
+        dtype: of the result: float32, bfloat16 or float16.
+        index: (n,) int64 rows of `images` that make the batch; None takes all, in order.
+        shift: (n, 2) int32 (dy, dx): ``out[y, x] = image[y + dy, x + dx]``, black (zero) outside. A crop with
+            padding p is a shift drawn from [-p, p].
+        flip: (n,) bool, mirror left-right after the shift.
+
+    Returns:
+        (n, C, H, W) tensor in channels_last memory format.
+    """
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device)
+    std = torch.as_tensor(std, dtype=torch.float32, device=images.device)
+    return _ops.ingest(images, basis, mean, std, dtype, index, shift, flip)
+
+
+def softmax_regression_step(
+    x: Tensor, labels: Tensor, weight: Tensor, lr: float, *, index: Tensor | None = None
+) -> Tensor:
+    """One in-place SGD step of softmax regression without bias on one pass over the batch.
+
+    Equivalent to ``weight -= lr * grad(cross_entropy(unit(x) @ weight.T, labels))`` with mean reduction.
+
+    Args:
+        x: (N, ...) uint8 (read as x / 255) or float32 rows.
+        labels: (N,) int64 in [0, c).
+        weight: (c, d) float32, updated in place.
+        lr: learning rate.
+        index: (n,) int64 rows that make the batch; None takes all.
+
+    Returns:
+        (2,) float64: mean cross-entropy before the update, and how many rows were classified correctly.
+    """
+    return _ops.softmax_regression_step(x, labels, weight, lr, index)
+
+
+def apply_perturbation(
+    images: Tensor, delta: Tensor, *, index: Tensor | None = None, truncate: bool = False
+) -> Tensor:
+    """``clamp(images + 255 * delta[index], 0, 255)`` as uint8, in one pass.
+
+    Args:
+        images: (n, ...) uint8.
+        delta: (m, ...) float32 in units of [0, 1].
+        index: (n,) int64 row of `delta` for each image (its label, or its number); None: row i for image i.
+        truncate: round towards zero, as LSP and other published files were made, instead of to nearest.
+    """
+    return _ops.apply_perturbation(images, delta, index, truncate)
+
+
+def philox_uniform(
+    seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(n, d) float32 uniform in [0, 1). Row i depends on (seed, stream, first + i) alone, on any device."""
+    return _ops.philox_uniform(seed, stream, first, n, d, device=torch.device(device))
+
+
+def philox_normal(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """(n, d) float32 standard normals. Row i depends on (seed, stream, first + i) alone, on any device."""
+    return _ops.philox_normal(seed, stream, first, n, d, device=torch.device(device))
+
+
+def perturb_lsp(
+    labels: Tensor,
+    centroids: Tensor,
+    mixing: Tensor,
+    *,
+    seed: int,
+    first: int,
+    size: tuple[int, int, int],
+    patch: int,
+    norm: float,
+) -> Tensor:
+    """Linearly separable perturbations: one Gaussian cluster a class, each latent value blown up to a patch.
+
+    Args:
+        labels: (n,) int64; row i is image number ``first + i`` of the data set.
+        centroids: (c, m) float32, m = ceil(H/patch) * ceil(W/patch) * C: every class's cluster centre.
+        mixing: (c, m, m) float32: latent = normal @ mixing[label] + centroids[label].
+        size: (H, W, C) of the images.
+        patch: side of the square that shares one latent value.
+        norm: L2 norm of each image's perturbation, in units of [0, 1].
+
+    Returns:
+        (n, H, W, C) float32 in units of [0, 1].
+
+    Source: Yu et al., "Availability Attacks Create Shortcuts", KDD 2022.
+    """
+    return _ops.perturb_lsp(labels, centroids, mixing, seed, first, *size, patch, norm)

@@ -1,0 +1,121 @@
+"""Readable PyTorch twins of every kernel: the oracle of the tests, and the fallback for other devices.
+
+Nothing here is tuned. Each function says in plain PyTorch what its kernel computes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import philox
+
+
+def unit(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels as floats in [0, 1]: uint8 is divided by 255, floats pass through."""
+    return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
+
+
+def project(x: Tensor, basis: Tensor) -> Tensor:
+    """``x - (x @ basis.T) @ basis`` over flattened rows; x (n, ...), basis (k, d) -> like x (uint8 -> float32)."""
+    out_dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = unit(x, compute).reshape(x.shape[0], basis.shape[1])
+    b = basis.to(compute)
+    return (rows - (rows @ b.T) @ b).to(out_dtype).reshape(x.shape)
+
+
+def ingest(
+    images: Tensor,  # (N, H, W, C) uint8
+    basis: Tensor | None,  # (k, H*W*C)
+    mean: Tensor,  # (C,) float32
+    std: Tensor,  # (C,) float32
+    dtype: torch.dtype,
+    index: Tensor | None = None,  # (n,) int64 rows of images, or None for all of them
+    shift: Tensor | None = None,  # (n, 2) int32 (dy, dx): out[y, x] = image[y + dy, x + dx], zero outside
+    flip: Tensor | None = None,  # (n,) bool: mirror left-right after the shift
+) -> Tensor:  # (n, C, H, W) out_dtype, channels_last
+    """uint8 NHWC -> [0, 1] -> project -> shift (zeros outside) -> flip -> normalise -> channels_last."""
+    x = images if index is None else images[index]
+    n, h, w, _ = x.shape
+    x = unit(x)
+    if basis is not None:
+        x = project(x, basis)
+    if shift is not None:
+        dy, dx = shift[:, 0].long(), shift[:, 1].long()
+        ys = torch.arange(h, device=x.device)[None, :] + dy[:, None]
+        xs = torch.arange(w, device=x.device)[None, :] + dx[:, None]
+        inside = ((ys >= 0) & (ys < h))[:, :, None] & ((xs >= 0) & (xs < w))[:, None, :]
+        rows = torch.arange(n, device=x.device)[:, None, None]
+        x = x[rows, ys.clamp(0, h - 1)[:, :, None], xs.clamp(0, w - 1)[:, None, :]]
+        x = torch.where(inside[..., None], x, 0.0)
+    if flip is not None:
+        x = torch.where(flip[:, None, None, None], x.flip(2), x)
+    x = (x - mean) / std
+    return x.to(dtype).permute(0, 3, 1, 2)
+
+
+def softmax_regression_step(
+    x: Tensor,  # (N, ...) uint8 (read as x/255) or float
+    labels: Tensor,  # (N,) int64
+    weight: Tensor,  # (c, d) float32, updated in place
+    lr: float,
+    index: Tensor | None = None,  # (n,) int64 rows of x that make the batch, or None for all
+) -> Tensor:  # (2,) float64: mean cross-entropy before the update, number of correct rows
+    """One SGD step of a linear classifier without bias: ``weight -= lr * d/dweight mean CE(x @ weight.T, y)``."""
+    x, labels = (x, labels) if index is None else (x[index], labels[index])
+    rows = unit(x, weight.dtype).reshape(x.shape[0], -1)
+    logits = rows @ weight.T
+    loss = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum") / max(1, len(labels))
+    correct = (logits.argmax(1) == labels).sum()
+    residual = logits.softmax(1)
+    residual[torch.arange(len(labels), device=x.device), labels] -= 1
+    weight.sub_(residual.T @ rows, alpha=lr / max(1, len(labels)))
+    return torch.stack([loss, correct.double()])
+
+
+def apply_perturbation(
+    images: Tensor,  # (n, ...) uint8
+    delta: Tensor,  # (m, ...) float32 in units of [0, 1]
+    index: Tensor | None = None,  # (n,) int64: which row of delta each image gets; None: its own
+    truncate: bool = False,  # round down (LSP's published way) instead of to nearest even
+) -> Tensor:  # (n, ...) uint8
+    """``clamp(images + 255 * delta[index], 0, 255)``, rounded to uint8."""
+    d = delta if index is None else delta[index]
+    x = (images.to(torch.float32) + 255 * d).clamp(0, 255)
+    return (x.floor() if truncate else x.round()).to(torch.uint8)
+
+
+def philox_uniform(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | None = None) -> Tensor:
+    """(n, d) float32 in [0, 1) on a grid of 2**-24; row i depends on (seed, stream, first + i) alone."""
+    return philox.uniform(philox.words(seed, stream, first, n, d, device or "cpu"))
+
+
+def philox_normal(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | None = None) -> Tensor:
+    """(n, d) float32 standard normals (Box-Muller); row i depends on (seed, stream, first + i) alone."""
+    return philox.normal(philox.words(seed, stream, first, n, d + d % 2, device or "cpu"))[:, :d].contiguous()
+
+
+def perturb_lsp(
+    labels: Tensor,  # (n,) int64
+    centroids: Tensor,  # (c, m) float32: the class's hypercube vertex; m = gh * gw * channels
+    mixing: Tensor,  # (c, m, m) float32: the class's covariance factor
+    seed: int,
+    first: int,  # image index of row 0
+    height: int,
+    width: int,
+    channels: int,
+    patch: int,
+    norm: float,  # L2 norm of every image's perturbation, in units of [0, 1]
+) -> Tensor:  # (n, height, width, channels) float32
+    """Linearly separable perturbations (Yu et al., KDD 2022): a Gaussian cluster a class, blown up to patches."""
+    n, m = labels.shape[0], centroids.shape[1]
+    gh, gw = math.ceil(height / patch), math.ceil(width / patch)
+    normals = philox_normal(seed, philox.STREAM_LSP, first, n, m, device=labels.device)
+    latent = (normals[:, None, :] @ mixing[labels])[:, 0] + centroids[labels]
+    grid = latent.reshape(n, gh, gw, channels)
+    delta = grid.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, :height, :width]
+    scale = norm / delta.flatten(1).double().norm(dim=1).clamp_min(1e-12)
+    return (delta * scale.float()[:, None, None, None]).contiguous()
