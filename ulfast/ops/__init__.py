@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backends, philox, schemas  # noqa: F401  (registers the operators)
+from . import cpu, philox, schemas  # noqa: F401  (importing them registers the operators)
 
 __all__ = [
     "apply_perturbation",
@@ -98,9 +98,7 @@ def softmax_regression_step(
     return _ops.softmax_regression_step(x, labels, weight, lr, index)
 
 
-def apply_perturbation(
-    images: Tensor, delta: Tensor, *, index: Tensor | None = None, truncate: bool = False
-) -> Tensor:
+def apply_perturbation(images: Tensor, delta: Tensor, *, index: Tensor | None = None, truncate: bool = False) -> Tensor:
     """``clamp(images + 255 * delta[index], 0, 255)`` as uint8, in one pass.
 
     Args:
@@ -112,9 +110,7 @@ def apply_perturbation(
     return _ops.apply_perturbation(images, delta, index, truncate)
 
 
-def philox_uniform(
-    seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | str = "cpu"
-) -> Tensor:
+def philox_uniform(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | str = "cpu") -> Tensor:
     """(n, d) float32 uniform in [0, 1). Row i depends on (seed, stream, first + i) alone, on any device."""
     return _ops.philox_uniform(seed, stream, first, n, d, device=torch.device(device))
 

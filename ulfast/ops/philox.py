@@ -58,7 +58,8 @@ def uniform(w: Tensor) -> Tensor:
 def normal(w: Tensor) -> Tensor:
     """Pairs of words to pairs of standard normals: ``sqrt(-2 log u) * (cos, sin)(2 pi v)``; w (n, even d)."""
     u = ((w[:, 0::2] >> 1).to(torch.float32) + 0.5) * 2.0**-31
-    radius = (-2.0 * _log(u)).sqrt()
+    # Through float64: PyTorch's float32 square root comes from a vector library that does not always round correctly.
+    radius = (-2.0 * _log(u)).double().sqrt().float()
     cos, sin = _cos_sin(w[:, 1::2])
     return torch.stack([radius * cos, radius * sin], -1).reshape(w.shape)
 

@@ -1,0 +1,169 @@
+// Chooses the CPU level and shares rows out to threads.
+#include <stdlib.h>
+#include <string.h>
+
+#include "table.h"
+
+namespace ulfast {
+
+namespace baseline { extern const Table table; }
+#if defined(__x86_64__)
+namespace v3 { extern const Table table; }
+namespace v4 { extern const Table table; }
+#endif
+
+namespace cpu {
+
+namespace {
+
+const Table* const kTables[] = {
+    &baseline::table,
+#if defined(__x86_64__)
+    &v3::table,
+    &v4::table,
+#endif
+};
+constexpr int kTableCount = sizeof kTables / sizeof kTables[0];
+
+bool supported(int i) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (i == 1) return __builtin_cpu_supports("x86-64-v3");
+  if (i == 2) return __builtin_cpu_supports("x86-64-v4");
+#endif
+  return i == 0;
+}
+
+const Table* find(const char* name) {
+  for (int i = 0; i < kTableCount; ++i)
+    if (!strcmp(kTables[i]->name, name) && supported(i)) return kTables[i];
+  return nullptr;
+}
+
+const Table* best() {
+  for (int i = kTableCount - 1; i > 0; --i)
+    if (supported(i)) return kTables[i];
+  return kTables[0];
+}
+
+const Table* current = nullptr;
+
+// Rows [0, n) in pieces of at least `least` rows to at most `threads` threads. One thread opens no parallel region:
+// a forked worker that did would wait for threads that the fork did not copy.
+template <class F> void share(int64_t n, int64_t least, int threads, F&& f) {
+  const int64_t pieces = n < least * threads ? (n + least - 1) / least : threads;
+  if (pieces <= 1) {
+    if (n > 0) f(0, (int64_t)0, n);
+    return;
+  }
+  const int64_t tile = current->tile, tiles = (n + tile - 1) / tile;
+#pragma omp parallel for num_threads((int)pieces) schedule(static, 1)
+  for (int64_t p = 0; p < pieces; ++p) {
+    const int64_t begin = tiles * p / pieces * tile, end = tiles * (p + 1) / pieces * tile;
+    if (begin < n) f((int)p, begin, end < n ? end : n);
+  }
+}
+
+int64_t first_outside(const int64_t* index, int64_t n, int64_t limit) {
+  if (!index) return kIndexOk;
+  for (int64_t i = 0; i < n; ++i)
+    if (index[i] < 0 || index[i] >= limit) return i;
+  return kIndexOk;
+}
+
+// Below this much work a second thread costs more than it brings.
+constexpr int64_t kWork = 1 << 16;
+int64_t least(int64_t work_a_row) { return work_a_row >= kWork ? 1 : kWork / (work_a_row > 0 ? work_a_row : 1) + 1; }
+
+}  // namespace
+
+int level_count() { return kTableCount; }
+const char* level_name(int i) { return kTables[i]->name; }
+bool level_supported(int i) { return supported(i); }
+const char* level() { return current->name; }
+
+bool set_level(const char* name) {
+  const Table* t = !strcmp(name, "auto") ? best() : find(name);
+  if (!t) return false;
+  current = t;
+  return true;
+}
+
+void project(const Project& a, int threads) {
+  const Table* t = current;
+  share(a.n, least(a.d * (a.k + 1)), threads, [&](int, int64_t b, int64_t e) { t->project(a, b, e); });
+}
+
+int64_t ingest(const Ingest& a, int threads) {
+  const int64_t bad = first_outside(a.index, a.n, a.images_n);
+  if (bad != kIndexOk) return bad;
+  const Table* t = current;
+  share(a.n, least(a.h * a.w * a.c * (a.k + 2)), threads, [&](int, int64_t b, int64_t e) { t->ingest(a, b, e); });
+  return kIndexOk;
+}
+
+int64_t softmax_regression_step(const SoftmaxStep& a, int threads) {
+  int64_t bad = first_outside(a.index, a.n, a.rows);
+  if (bad != kIndexOk) return bad;
+  for (int64_t i = 0; i < a.n; ++i) {
+    const int64_t label = a.labels[a.index ? a.index[i] : i];
+    if (label < 0 || label >= a.c) return i;
+  }
+  const Table* t = current;
+  const bool update = a.lr != 0.0f;
+  constexpr int kMost = 256;
+  if (threads > kMost) threads = kMost;
+  double results[kMost][8] = {};  // a cache line a thread
+  int used[kMost] = {};
+  share(a.n, least(a.d * a.c), threads, [&](int p, int64_t b, int64_t e) {
+    float* grad = a.grad + p * a.c * a.d;
+    if (update) memset(grad, 0, a.c * a.d * sizeof(float));
+    t->softmax_gradient(a, update ? grad : nullptr, results[p], b, e);
+    used[p] = 1;
+  });
+  double loss = 0, correct = 0;
+  int pieces = 0;
+  for (int p = 0; p < threads; ++p) {
+    loss += results[p][0], correct += results[p][1];
+    if (used[p]) pieces = p + 1;
+  }
+  const double n = a.n > 0 ? (double)a.n : 1;
+  a.result[0] = loss / n, a.result[1] = correct;
+  if (update && pieces) {
+    const float scale = (float)(a.lr / n);
+    share(a.c * a.d, 1 << 14, threads,
+          [&](int, int64_t b, int64_t e) { t->softmax_update(a, pieces, scale, b, e); });
+  }
+  return kIndexOk;
+}
+
+int64_t apply_perturbation(const Apply& a, int threads) {
+  const int64_t bad = first_outside(a.index, a.n, a.m);
+  if (bad != kIndexOk) return bad;
+  const Table* t = current;
+  share(a.n, least(a.d), threads, [&](int, int64_t b, int64_t e) { t->apply(a, b, e); });
+  return kIndexOk;
+}
+
+void philox_uniform(const Philox& a, int threads) {
+  const Table* t = current;
+  share(a.n, least(a.d * 8), threads, [&](int, int64_t b, int64_t e) { t->philox_uniform(a, b, e); });
+}
+
+void philox_normal(const Philox& a, int threads) {
+  const Table* t = current;
+  share(a.n, least(a.d * 8), threads, [&](int, int64_t b, int64_t e) { t->philox_normal(a, b, e); });
+}
+
+int64_t perturb_lsp(const Lsp& a, int threads) {
+  const int64_t bad = first_outside(a.labels, a.n, a.classes);
+  if (bad != kIndexOk) return bad;
+  const Table* t = current;
+  const int64_t m = ((a.h + a.patch - 1) / a.patch) * ((a.w + a.patch - 1) / a.patch) * a.channels;
+  share(a.n, least(a.h * a.w * a.channels + m * m), threads,
+        [&](int p, int64_t b, int64_t e) { t->lsp(a, a.scratch + p * 2 * m, b, e); });
+  return kIndexOk;
+}
+
+}  // namespace cpu
+}  // namespace ulfast

@@ -1,0 +1,133 @@
+// ingest: uint8 NHWC -> [0, 1] -> project -> shift -> flip -> normalise -> float32, bfloat16 or float16.
+//
+// Bytes: n d (1 + size of the result). Flops: 4 n d k + 2 n d. A few image rows at a time are projected into a tile
+// that stays in the first-level cache, and leave it normalised, converted, shifted and mirrored; the image is read
+// from memory once.
+#include "table.h"
+#include "tiles.h"
+
+namespace ulfast {
+namespace ULFAST_LEVEL {
+
+namespace {
+
+constexpr int64_t kTile = 2048;  // floats an image of the tile
+constexpr int64_t kWide = 8192;  // the widest image row (w * c) that the stack tables hold
+
+struct Line {  // per position in an image row: value = x * scale + bias; bias is also what black becomes
+  float scale[kWide], bias[kWide];
+};
+
+template <class O> ULFAST_INLINE void normalise(const float* x, const Line& line, int64_t at, int64_t d, O* out) {
+  constexpr int n = Vec<float>::size;
+  int64_t i = 0;
+  for (; i + n <= d; i += n) store_as(out + i, load(x + i) * load(line.scale + at + i) + load(line.bias + at + i));
+  for (; i < d; ++i) out[i] = from_float<O>(x[i] * line.scale[at + i] + line.bias[at + i]);
+}
+
+template <class O> ULFAST_INLINE void pad(O* out, const Line& line, int64_t from, int64_t to) {
+  for (int64_t i = from; i < to; ++i) out[i] = from_float<O>(line.bias[i]);
+}
+
+// out[p] = in[w - 1 - p] by pixels. Three channels move as four values: the stray one is overwritten by the next pixel.
+template <class O> ULFAST_INLINE void mirror(const O* in, O* out, int64_t w, int64_t c) {
+  if (c == 3) {
+    for (int64_t p = 0; p + 1 < w; ++p) __builtin_memcpy(out + 3 * p, in + 3 * (w - 1 - p), 4 * sizeof(O));
+    __builtin_memcpy(out + 3 * (w - 1), in, 3 * sizeof(O));
+  } else {
+    for (int64_t p = 0; p < w; ++p)
+      for (int64_t j = 0; j < c; ++j) out[p * c + j] = in[(w - 1 - p) * c + j];
+  }
+}
+
+// One image row, projected, to its place in the result: out[y, x] = in[y + dy, x + dx], mirrored after that.
+template <class O>
+ULFAST_INLINE void place(const float* row, const Line& line, int64_t w, int64_t c, int64_t dx, bool flip, O* out,
+                         O* spare) {
+  O* dst = flip ? spare : out;
+  const int64_t skip = dx > 0 ? dx : 0, lead = dx < 0 ? -dx : 0;  // left of the source, of the result
+  const int64_t count = w - skip - lead;
+  if (count <= 0) {
+    pad(dst, line, 0, w * c);
+  } else {
+    pad(dst, line, 0, lead * c);
+    normalise(row + skip * c, line, lead * c, count * c, dst + lead * c);
+    pad(dst, line, (lead + count) * c, w * c);
+  }
+  if (flip) mirror(spare, out, w, c);
+}
+
+template <class O, int R>
+void images(const Ingest& a, const Line& line, int64_t first) {
+  const int64_t wc = a.w * a.c, d = a.h * wc;
+  const uint8_t* x[R];
+  for (int r = 0; r < R; ++r) x[r] = a.images + (a.index ? a.index[first + r] : first + r) * d;
+  float tile[R * kTile], wide[kWide];
+  O spare[kWide + 4];
+  float* coef = a.coef + first * a.k;
+  if (a.k) {
+    for (int64_t i = 0; i < R * a.k; ++i) coef[i] = 0;
+    for (int64_t i = 0; i < d; i += kTile) {
+      const int64_t m = d - i < kTile ? d - i : kTile;
+      for (int r = 0; r < R; ++r) widen(x[r] + i, m, tile + r * kTile);
+      dots_all<float, R>(tile, kTile, a.basis + i, d, m, a.k, coef, a.k);
+    }
+    for (int64_t i = 0; i < R * a.k; ++i) coef[i] *= kUnit;
+  }
+  // Whole image rows to a tile; a row wider than the tile is done alone, image by image.
+  const int64_t lines = wc <= kTile ? kTile / wc : 1;
+  for (int64_t y = 0; y < a.h; y += lines) {
+    const int64_t some = a.h - y < lines ? a.h - y : lines, m = some * wc, i = y * wc;
+    if (wc <= kTile) {
+      for (int r = 0; r < R; ++r) widen(x[r] + i, m, tile + r * kTile);
+      if (a.k) subtract<float, float, R, true, false>(tile, kTile, a.basis + i, d, m, a.k, coef, a.k, tile, kTile);
+    }
+    for (int r = 0; r < R; ++r) {
+      const int64_t at = first + r, dy = a.shift ? a.shift[2 * at] : 0, dx = a.shift ? a.shift[2 * at + 1] : 0;
+      const bool flip = a.flip && a.flip[at];
+      const float* rows = tile + r * kTile;
+      if (wc > kTile) {
+        widen(x[r] + i, m, wide);
+        if (a.k) subtract<float, float, 1, true, false>(wide, m, a.basis + i, d, m, a.k, coef + r * a.k, a.k, wide, m);
+        rows = wide;
+      }
+      O* out = static_cast<O*>(a.out) + at * d;
+      for (int64_t t = 0; t < some; ++t) {
+        const int64_t to = y + t - dy;
+        if (to >= 0 && to < a.h) place(rows + t * wc, line, a.w, a.c, dx, flip, out + to * wc, spare);
+      }
+    }
+  }
+  for (int r = 0; r < R && a.shift; ++r) {  // rows of the result that no row of the image reached
+    const int64_t dy = a.shift[2 * (first + r)];
+    O* out = static_cast<O*>(a.out) + (first + r) * d;
+    for (int64_t y = 0; y < a.h; ++y)
+      if (y + dy < 0 || y + dy >= a.h) pad(out + y * wc, line, 0, wc);
+  }
+}
+
+template <class O> void run(const Ingest& a, int64_t begin, int64_t end) {
+  Line line;
+  for (int64_t i = 0; i < a.w * a.c; ++i) {
+    const float s = 1.0f / a.std[i % a.c];
+    line.scale[i] = a.k ? s : s * kUnit;  // a projected tile is in [0, 1] already, an unprojected one in [0, 255]
+    line.bias[i] = -a.mean[i % a.c] * s;
+  }
+  int64_t i = begin;
+  for (; i + kRows <= end; i += kRows) images<O, kRows>(a, line, i);
+  for (; i < end; ++i) images<O, 1>(a, line, i);
+}
+
+}  // namespace
+
+void ingest(const Ingest& a, int64_t begin, int64_t end) {
+  switch (a.out_dtype) {
+    case DType::f32: return run<float>(a, begin, end);
+    case DType::bf16: return run<bf16>(a, begin, end);
+    case DType::f16: return run<f16>(a, begin, end);
+    default: return;  // refused by the caller
+  }
+}
+
+}  // namespace ULFAST_LEVEL
+}  // namespace ulfast

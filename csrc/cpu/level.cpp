@@ -1,0 +1,15 @@
+// The table of the level this file is compiled for.
+#include "table.h"
+
+#define ULFAST_STRING_(x) #x
+#define ULFAST_STRING(x) ULFAST_STRING_(x)
+
+namespace ulfast {
+namespace ULFAST_LEVEL {
+
+extern const Table table;
+const Table table = {ULFAST_STRING(ULFAST_LEVEL), 4,    project, ingest, softmax_gradient, softmax_update, apply,
+                     philox_uniform,              philox_normal, lsp};
+
+}  // namespace ULFAST_LEVEL
+}  // namespace ulfast

@@ -1,0 +1,96 @@
+// project: out = x - (x B^T) B, one pass over x.
+//
+// Bytes (float32): 8 n d. Flops: 4 n d k. Bound: the larger of bytes / copy bandwidth and flops / multiply-add rate;
+// at k = 10 both are near on a two-core AVX-512 machine. Rows go in groups that stay in the second-level cache between
+// the products and the update; d is cut into blocks so that the block of the basis stays in the first level and is
+// fetched once a group, not once a row.
+#include "table.h"
+#include "tiles.h"
+
+namespace ulfast {
+namespace ULFAST_LEVEL {
+
+namespace {
+
+constexpr int64_t kBlock = 2048;        // features at a time
+constexpr int64_t kGroupBytes = 1 << 19;  // of x that should stay in the second-level cache
+constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
+
+template <class T> constexpr bool kByte = sizeof(T) == 1;
+
+// Rows of type T, staged to floats where they are not.
+template <class T, int R> struct Stage {
+  using A = typename Compute<T>::type;
+  A tile[R * kBlock];
+  const A* rows(const T* x, int64_t xs, int64_t d) {
+    for (int r = 0; r < R; ++r) widen(x + r * xs, d, tile + r * kBlock);
+    return tile;
+  }
+  int64_t stride(int64_t) const { return kBlock; }
+};
+template <int R> struct Stage<float, R> {
+  const float* rows(const float* x, int64_t, int64_t) { return x; }
+  int64_t stride(int64_t xs) const { return xs; }
+};
+template <int R> struct Stage<double, R> {
+  const double* rows(const double* x, int64_t, int64_t) { return x; }
+  int64_t stride(int64_t xs) const { return xs; }
+};
+
+template <class T, class O, int R, bool Stream>
+ULFAST_INLINE void block(const Project& a, int64_t row, int64_t i, int64_t d, bool update) {
+  using A = typename Compute<T>::type;
+  Stage<T, R> stage;
+  const T* x = static_cast<const T*>(a.x) + row * a.x_stride + i;
+  const A* rows = stage.rows(x, a.x_stride, d);
+  const A* basis = static_cast<const A*>(a.basis) + i;
+  A* coef = static_cast<A*>(a.coef) + row * a.k;
+  if (update)
+    subtract<A, O, R, kByte<T>, Stream>(rows, stage.stride(a.x_stride), basis, a.d, d, a.k, coef, a.k,
+                              static_cast<O*>(a.out) + row * a.d + i, a.d);
+  else
+    dots_all<A, R>(rows, stage.stride(a.x_stride), basis, a.d, d, a.k, coef, a.k);
+}
+
+template <class T, class O, bool Stream>
+void run(const Project& a, int64_t begin, int64_t end) {
+  using A = typename Compute<T>::type;
+  const int64_t fit = kGroupBytes / (a.d * (int64_t)sizeof(T));
+  // Many rows share one fetch of a basis that no cache near the core can hold.
+  const int64_t group = (fit < 32 ? 32 : fit) / kRows * kRows;
+  A* coef = static_cast<A*>(a.coef);
+  for (int64_t g = begin; g < end; g += group) {
+    const int64_t stop = g + group < end ? g + group : end;
+    for (int64_t i = g * a.k; i < stop * a.k; ++i) coef[i] = 0;
+    for (int update = 0; update < 2; ++update) {
+      for (int64_t i = 0; i < a.d; i += kBlock) {
+        const int64_t d = a.d - i < kBlock ? a.d - i : kBlock;
+        int64_t row = g;
+        for (; row + kRows <= stop; row += kRows) block<T, O, kRows, Stream>(a, row, i, d, update);
+        for (; row < stop; ++row) block<T, O, 1, Stream>(a, row, i, d, update);
+      }
+      if (kByte<T> && !update)
+        for (int64_t i = g * a.k; i < stop * a.k; ++i) coef[i] *= (A)kUnit;
+    }
+  }
+}
+
+}  // namespace
+
+void project(const Project& a, int64_t begin, int64_t end) {
+  // Streaming stores need every vector aligned.
+  const bool big = a.n * a.d * 4 >= kStreamBytes && reinterpret_cast<uintptr_t>(a.out) % kBytes == 0 &&
+                   a.d * 4 % kBytes == 0;
+  switch (a.dtype) {
+    case DType::u8:
+      return big ? run<uint8_t, float, true>(a, begin, end) : run<uint8_t, float, false>(a, begin, end);
+    case DType::f32:
+      return big ? run<float, float, true>(a, begin, end) : run<float, float, false>(a, begin, end);
+    case DType::f16: return run<f16, f16, false>(a, begin, end);
+    case DType::bf16: return run<bf16, bf16, false>(a, begin, end);
+    case DType::f64: return run<double, double, false>(a, begin, end);
+  }
+}
+
+}  // namespace ULFAST_LEVEL
+}  // namespace ulfast

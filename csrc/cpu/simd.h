@@ -1,0 +1,176 @@
+// Vectors of the compiler's own vector extension, sized for the level this file is compiled for.
+//
+// Plain arithmetic on them becomes AVX-512, AVX2, SSE or NEON. Only half precision needs an intrinsic (F16C). This
+// header is compiled once per level: no std header with inline functions may be included, or the linker could keep
+// the copy that the oldest processor cannot run.
+#pragma once
+
+#include <stdint.h>
+
+#include "../ulfast.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#ifndef ULFAST_LEVEL
+#error "compile with -DULFAST_LEVEL=baseline, v3 or v4"
+#endif
+
+namespace ulfast {
+namespace ULFAST_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+constexpr int kRows = 4;  // rows a register tile holds; 32 registers
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+constexpr int kRows = 2;  // 16 registers
+#elif defined(__aarch64__)
+constexpr int kBytes = 16;
+constexpr int kRows = 4;
+#else
+constexpr int kBytes = 16;
+constexpr int kRows = 2;
+#endif
+
+#define ULFAST_INLINE static inline __attribute__((always_inline))
+
+template <class T> struct Vec;
+template <> struct Vec<float> {
+  static constexpr int size = kBytes / 4;
+  typedef float type __attribute__((vector_size(kBytes)));
+  typedef float loose __attribute__((vector_size(kBytes), aligned(4), may_alias));
+};
+template <> struct Vec<double> {
+  static constexpr int size = kBytes / 8;
+  typedef double type __attribute__((vector_size(kBytes)));
+  typedef double loose __attribute__((vector_size(kBytes), aligned(8), may_alias));
+};
+
+typedef int32_t veci __attribute__((vector_size(kBytes)));
+typedef uint32_t vecu __attribute__((vector_size(kBytes)));
+typedef uint16_t vech __attribute__((vector_size(kBytes / 2)));
+typedef uint16_t vech_loose __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
+typedef uint8_t vecb __attribute__((vector_size(kBytes / 4)));
+typedef uint8_t vecb_loose __attribute__((vector_size(kBytes / 4), aligned(1), may_alias));
+using vecf = Vec<float>::type;
+
+template <class A> ULFAST_INLINE typename Vec<A>::type load(const A* p) {
+  return *reinterpret_cast<const typename Vec<A>::loose*>(p);
+}
+template <class A> ULFAST_INLINE void store(A* p, typename Vec<A>::type v) {
+  *reinterpret_cast<typename Vec<A>::loose*>(p) = v;
+}
+template <class A> ULFAST_INLINE A sum(typename Vec<A>::type v) {
+  A s[Vec<A>::size];
+  store(s, v);
+  for (int w = Vec<A>::size / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i) s[i] += s[i + w];
+  return s[0];
+}
+
+// Half precision lives in uint16 with a tag, since not every compiler has a type for it.
+struct f16 { uint16_t bits; };
+struct bf16 { uint16_t bits; };
+
+ULFAST_INLINE float f32_of_bits(uint32_t u) {
+  float f;
+  __builtin_memcpy(&f, &u, 4);
+  return f;
+}
+ULFAST_INLINE uint32_t bits_of_f32(float f) {
+  uint32_t u;
+  __builtin_memcpy(&u, &f, 4);
+  return u;
+}
+
+ULFAST_INLINE float to_float(uint8_t v) { return (float)v; }
+ULFAST_INLINE float to_float(float v) { return v; }
+ULFAST_INLINE double to_float(double v) { return v; }
+ULFAST_INLINE float to_float(bf16 v) { return f32_of_bits((uint32_t)v.bits << 16); }
+ULFAST_INLINE float to_float(f16 v) {
+  const uint32_t sign = (uint32_t)(v.bits & 0x8000) << 16, rest = v.bits & 0x7FFF;
+  if (rest >= 0x7C00) return f32_of_bits(sign | 0x7F800000u | ((rest & 0x3FF) << 13));  // inf, nan
+  if (rest >= 0x0400) return f32_of_bits(sign | ((rest << 13) + 0x38000000u));
+  const float tiny = (float)rest * 0x1p-24f;  // subnormal: exact
+  return sign ? -tiny : tiny;
+}
+
+template <class T> ULFAST_INLINE T from_float(float v);
+template <> inline __attribute__((always_inline)) float from_float<float>(float v) { return v; }
+template <> inline __attribute__((always_inline)) bf16 from_float<bf16>(float v) {
+  const uint32_t u = bits_of_f32(v);
+  if ((u & 0x7FFFFFFF) > 0x7F800000) return bf16{(uint16_t)((u >> 16) | 0x40)};  // keep nan a nan
+  return bf16{(uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16)};
+}
+template <> inline __attribute__((always_inline)) f16 from_float<f16>(float v) {
+  const uint32_t u = bits_of_f32(v), sign = (u >> 16) & 0x8000, a = u & 0x7FFFFFFF;
+  if (a > 0x7F800000) return f16{(uint16_t)(sign | 0x7E00)};
+  if (a >= 0x47800000) return f16{(uint16_t)(sign | 0x7C00)};  // 65536 and up; the rounding below covers 65520
+  if (a < 0x38800000) {  // subnormal or zero: let the float unit round at 2**-24
+    const float r = f32_of_bits(a) + 0.5f;  // 0.5 has an ulp of 2**-24
+    return f16{(uint16_t)(sign | (bits_of_f32(r) - 0x3F000000u))};
+  }
+  const uint32_t rounded = a - 0x38000000u + 0xFFF + ((a >> 13) & 1);
+  return f16{(uint16_t)(sign | (rounded >> 13))};
+}
+
+// Load Vec<float>::size values as floats.
+ULFAST_INLINE vecf load_as(const float* p) { return load(p); }
+ULFAST_INLINE vecf load_as(const uint8_t* p) {
+  return __builtin_convertvector(__builtin_convertvector(*(const vecb_loose*)p, veci), vecf);
+}
+ULFAST_INLINE vecf load_as(const bf16* p) {
+  return (vecf)(__builtin_convertvector(*(const vech_loose*)p, vecu) << 16);
+}
+ULFAST_INLINE vecf load_as(const f16* p) {
+#if defined(__AVX512F__)
+  return (vecf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return (vecf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  float t[Vec<float>::size];
+  for (int i = 0; i < Vec<float>::size; ++i) t[i] = to_float(p[i]);
+  return load(t);
+#endif
+}
+ULFAST_INLINE Vec<double>::type load_as(const double* p) { return load(p); }
+
+ULFAST_INLINE void store_as(float* p, vecf v) { store(p, v); }
+ULFAST_INLINE void store_as(double* p, Vec<double>::type v) { store(p, v); }
+ULFAST_INLINE void store_as(bf16* p, vecf v) {
+  const vecu u = (vecu)v;
+  const vecu even = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
+  const vecu nan = (u >> 16) | 0x40;
+  const vecu isnan = (vecu)((u & 0x7FFFFFFF) > 0x7F800000);
+  *(vech_loose*)p = __builtin_convertvector((nan & isnan) | (even & ~isnan), vech);
+}
+ULFAST_INLINE void store_as(f16* p, vecf v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  float t[Vec<float>::size];
+  store(t, v);
+  for (int i = 0; i < Vec<float>::size; ++i) p[i] = from_float<f16>(t[i]);
+#endif
+}
+
+// Past the cache: for results too large to be read back from it. The address must be aligned to the vector.
+ULFAST_INLINE void stream(float* p, vecf v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)v);
+#else
+  store(p, v);
+#endif
+}
+
+template <class T> struct Compute { using type = float; };
+template <> struct Compute<double> { using type = double; };
+
+}  // namespace ULFAST_LEVEL
+}  // namespace ulfast

@@ -1,0 +1,125 @@
+// softmax_regression_step: forward, loss, gradient and update of a linear classifier in one pass over the rows.
+//
+// Bytes: n d (uint8 rows). Flops: 4 n d c. At c = 10 the multiply-adds bound it, not the memory. Rows go in groups
+// that stay in the second-level cache between the forward products and the gradient.
+#include "table.h"
+#include "tiles.h"
+
+namespace ulfast {
+namespace ULFAST_LEVEL {
+
+namespace {
+
+constexpr int64_t kBlock = 512;  // features at a time
+constexpr int kGroup = 32;       // rows at a time: group * block floats stay in the first-level cache
+constexpr int kClasses = kRows == 4 ? 10 : 5;  // gradient rows a register tile holds (two vectors each)
+
+double exp_(double x) { return __builtin_exp(x); }
+
+// grad[j, i] += sum_r p[r, j] * x[r, i] for K classes over all rows of the group.
+template <int K>
+ULFAST_INLINE void outer(const float* x, int64_t rows, int64_t d, const float* p, int64_t ps, float* grad,
+                         int64_t gs) {
+  constexpr int n = Vec<float>::size, U = 2;
+  int64_t i = 0;
+  for (; i + U * n <= d; i += U * n) {
+    vecf acc[K][U];
+    for (int j = 0; j < K; ++j)
+      for (int u = 0; u < U; ++u) acc[j][u] = load(grad + j * gs + i + u * n);
+    for (int64_t r = 0; r < rows; ++r) {
+      vecf xv[U];
+      for (int u = 0; u < U; ++u) xv[u] = load(x + r * kBlock + i + u * n);
+      for (int j = 0; j < K; ++j) {
+        const vecf pv = vecf{} + p[r * ps + j];
+        for (int u = 0; u < U; ++u) acc[j][u] += pv * xv[u];
+      }
+    }
+    for (int j = 0; j < K; ++j)
+      for (int u = 0; u < U; ++u) store(grad + j * gs + i + u * n, acc[j][u]);
+  }
+  for (; i < d; ++i)
+    for (int j = 0; j < K; ++j) {
+      float s = grad[j * gs + i];
+      for (int64_t r = 0; r < rows; ++r) s += p[r * ps + j] * x[r * kBlock + i];
+      grad[j * gs + i] = s;
+    }
+}
+
+ULFAST_INLINE void outer_all(const float* x, int64_t rows, int64_t d, int64_t c, const float* p, int64_t ps,
+                             float* grad, int64_t gs) {
+  int64_t j = 0;
+  for (; j + kClasses <= c; j += kClasses) outer<kClasses>(x, rows, d, p + j, ps, grad + j * gs, gs);
+  if constexpr (kClasses > 5)
+    for (; j + 5 <= c; j += 5) outer<5>(x, rows, d, p + j, ps, grad + j * gs, gs);
+  for (; j + 2 <= c; j += 2) outer<2>(x, rows, d, p + j, ps, grad + j * gs, gs);
+  for (; j < c; ++j) outer<1>(x, rows, d, p + j, ps, grad + j * gs, gs);
+}
+
+// Logits in p become softmax minus one-hot, times `scale`; returns the row's loss. Float64, as the loss of a row near 0 needs.
+ULFAST_INLINE double residual(float* p, int64_t c, int64_t label, double scale, bool* correct) {
+  int64_t best = 0;
+  for (int64_t j = 1; j < c; ++j)
+    if (p[j] > p[best]) best = j;
+  const double top = p[best];
+  double total = 0;
+  for (int64_t j = 0; j < c; ++j) total += exp_(p[j] - top);
+  const double loss = __builtin_log(total) + top - p[label];
+  for (int64_t j = 0; j < c; ++j) p[j] = (float)((exp_(p[j] - top) / total - (j == label)) * scale);
+  *correct = best == label;
+  return loss;
+}
+
+template <class T> void run(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end) {
+  constexpr float unit = sizeof(T) == 1 ? kUnit : 1.0f;
+  float tile[kGroup * kBlock];
+  for (int64_t g = begin; g < end; g += kGroup) {
+    const int64_t rows = end - g < kGroup ? end - g : kGroup;
+    float* p = a.coef + g * a.c;
+    const T* x[kGroup];
+    for (int64_t r = 0; r < rows; ++r) x[r] = static_cast<const T*>(a.x) + (a.index ? a.index[g + r] : g + r) * a.d;
+    for (int64_t i = 0; i < rows * a.c; ++i) p[i] = 0;
+    for (int64_t i = 0; i < a.d; i += kBlock) {
+      const int64_t d = a.d - i < kBlock ? a.d - i : kBlock;
+      for (int64_t r = 0; r < rows; ++r) widen(x[r] + i, d, tile + r * kBlock);
+      int64_t r = 0;
+      for (; r + kRows <= rows; r += kRows)
+        dots_all<float, kRows>(tile + r * kBlock, kBlock, a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
+      for (; r < rows; ++r)
+        dots_all<float, 1>(tile + r * kBlock, kBlock, a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      bool correct;
+      if (unit != 1.0f)
+        for (int64_t j = 0; j < a.c; ++j) p[r * a.c + j] *= unit;
+      const int64_t label = a.labels[a.index ? a.index[g + r] : g + r];
+      result[0] += residual(p + r * a.c, a.c, label, unit, &correct);
+      result[1] += correct;
+    }
+    if (!grad) continue;
+    for (int64_t i = 0; i < a.d; i += kBlock) {
+      const int64_t d = a.d - i < kBlock ? a.d - i : kBlock;
+      for (int64_t r = 0; r < rows; ++r) widen(x[r] + i, d, tile + r * kBlock);
+      outer_all(tile, rows, d, a.c, p, a.c, grad + i, a.d);
+    }
+  }
+}
+
+}  // namespace
+
+void softmax_gradient(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end) {
+  if (a.dtype == DType::u8)
+    run<uint8_t>(a, grad, result, begin, end);
+  else
+    run<float>(a, grad, result, begin, end);
+}
+
+void softmax_update(const SoftmaxStep& a, int threads, float scale, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    float s = a.grad[i];
+    for (int t = 1; t < threads; ++t) s += a.grad[t * a.c * a.d + i];
+    a.weight[i] -= scale * s;
+  }
+}
+
+}  // namespace ULFAST_LEVEL
+}  // namespace ulfast

@@ -1,0 +1,115 @@
+// Register tiles shared by the linear kernels: products of a few rows with the basis, and updates by it.
+#pragma once
+
+#include "simd.h"
+
+namespace ulfast {
+namespace ULFAST_LEVEL {
+
+// Basis rows a tile of products holds: kRows * kCols accumulators, kRows + 1 operands, in 32 or 16 registers.
+constexpr int kCols = 5;
+
+// c[r, j] += sum_i x[r, i] * b[j, i] for R rows and K columns.
+template <class A, int R, int K>
+ULFAST_INLINE void dots(const A* x, int64_t xs, const A* b, int64_t bs, int64_t d, A* c, int64_t cs) {
+  using V = typename Vec<A>::type;
+  constexpr int n = Vec<A>::size;
+  V acc[R][K] = {};
+  int64_t i = 0;
+  for (; i + n <= d; i += n) {
+    V xv[R];
+    for (int r = 0; r < R; ++r) xv[r] = load(x + r * xs + i);
+    for (int j = 0; j < K; ++j) {
+      const V bv = load(b + j * bs + i);
+      for (int r = 0; r < R; ++r) acc[r][j] += xv[r] * bv;
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < K; ++j) {
+      A s = sum<A>(acc[r][j]);
+      for (int64_t t = i; t < d; ++t) s += x[r * xs + t] * b[j * bs + t];
+      c[r * cs + j] += s;
+    }
+}
+
+template <class A, int R>
+ULFAST_INLINE void dots_all(const A* x, int64_t xs, const A* b, int64_t bs, int64_t d, int64_t k, A* c, int64_t cs) {
+  while (k > 0) {
+    // Even tiles: 9 columns go as 5 + 4, 16 as 4 x 4, so that no tile is left nearly empty.
+    const int64_t tiles = (k + kCols - 1) / kCols, now = (k + tiles - 1) / tiles;
+    switch (now) {
+      case 1: dots<A, R, 1>(x, xs, b, bs, d, c, cs); break;
+      case 2: dots<A, R, 2>(x, xs, b, bs, d, c, cs); break;
+      case 3: dots<A, R, 3>(x, xs, b, bs, d, c, cs); break;
+      case 4: dots<A, R, 4>(x, xs, b, bs, d, c, cs); break;
+      default: dots<A, R, 5>(x, xs, b, bs, d, c, cs); break;
+    }
+    b += now * bs, c += now, k -= now;
+  }
+}
+
+// What becomes of a projected vector: stored as the output's type, kept in the cache or streamed past it.
+template <class O, bool Stream> struct Put {
+  template <class V> ULFAST_INLINE void vector(O* p, V v) {
+    if constexpr (Stream)
+      stream(p, v);
+    else
+      store_as(p, v);
+  }
+};
+
+// Bytes are read as x / 255 with two constants: the float next to 1/255 and what it misses, so that the quotient is
+// rounded once, together with the subtraction.
+constexpr float kUnit = 1.0f / 255.0f;
+constexpr float kUnitRest = (float)(1.0 / 255.0 - (double)kUnit);
+
+// out[r, i] = unit(x[r, i]) - sum_j c[r, j] * b[j, i] for R rows; x / 255 if Bytes. The coefficients are broadcast from
+// memory, so that any k goes through in one pass with the sums in registers. The sum is taken first: it is small, and
+// subtracting its terms one by one would round each time at the size of x.
+template <class A, class O, int R, bool Bytes, bool Stream>
+ULFAST_INLINE void subtract(const A* x, int64_t xs, const A* b, int64_t bs, int64_t d, int64_t k, const A* c,
+                            int64_t cs, O* out, int64_t os) {
+  using V = typename Vec<A>::type;
+  constexpr int n = Vec<A>::size, U = 2;
+  int64_t i = 0;
+  for (; i + U * n <= d; i += U * n) {
+    V acc[R][U] = {};
+    for (int64_t j = 0; j < k; ++j) {
+      V bv[U];
+      for (int u = 0; u < U; ++u) bv[u] = load(b + j * bs + i + u * n);
+      for (int r = 0; r < R; ++r) {
+        const V cv = V{} + c[r * cs + j];
+        for (int u = 0; u < U; ++u) acc[r][u] += cv * bv[u];
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int u = 0; u < U; ++u) {
+        const V xv = load(x + r * xs + i + u * n);
+        const V v = Bytes ? xv * (A)kUnit - (acc[r][u] - xv * (A)kUnitRest) : xv - acc[r][u];
+        Put<O, Stream>::vector(out + r * os + i + u * n, v);
+      }
+  }
+  for (; i < d; ++i)
+    for (int r = 0; r < R; ++r) {
+      A s = 0;
+      for (int64_t j = 0; j < k; ++j) s += c[r * cs + j] * b[j * bs + i];
+      const A xv = x[r * xs + i];
+      const A v = Bytes ? xv * (A)kUnit - (s - xv * (A)kUnitRest) : xv - s;
+      if constexpr (sizeof(A) == 8)
+        out[r * os + i] = v;
+      else
+        out[r * os + i] = from_float<O>(v);
+    }
+}
+
+// dst = x as floats; bytes stay in [0, 255].
+template <class T>
+ULFAST_INLINE void widen(const T* x, int64_t d, float* dst) {
+  constexpr int n = Vec<float>::size;
+  int64_t i = 0;
+  for (; i + n <= d; i += n) store(dst + i, load_as(x + i));
+  for (; i < d; ++i) dst[i] = to_float(x[i]);
+}
+
+}  // namespace ULFAST_LEVEL
+}  // namespace ulfast

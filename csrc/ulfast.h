@@ -1,0 +1,95 @@
+// The whole kernel API of ulfast: addresses, sizes, strides, dtypes and a thread count. No torch, no Python.
+//
+// Every function reads and writes memory of the caller and allocates nothing. Sizes are in elements unless a name
+// says bytes. Shapes: n images (rows), d features, k basis rows, c classes. The PyTorch twin of each function, which
+// says what it computes, has the same name in ulfast/ops/reference.py.
+#pragma once
+
+#include <stdint.h>
+
+namespace ulfast {
+
+enum class DType : int { u8 = 0, f16 = 1, bf16 = 2, f32 = 3, f64 = 4 };
+
+// Returned by the functions that read an index: the first position whose value is out of range, or kIndexOk.
+constexpr int64_t kIndexOk = -1;
+
+struct Project {
+  const void* x;      // (n, d), rows `x_stride` apart
+  const void* basis;  // (k, d) float32, or float64 where x is float64
+  void* coef;         // (n, k) scratch in the basis's dtype
+  void* out;          // (n, d); x's dtype, float32 for u8
+  int64_t n, d, k, x_stride;
+  DType dtype;  // of x
+};
+
+struct Ingest {
+  const uint8_t* images;  // (N, h, w, c)
+  const float* basis;     // (k, h*w*c), or null with k = 0
+  const float* mean;      // (c)
+  const float* std;       // (c)
+  const int64_t* index;   // (n) rows of images, or null
+  const int32_t* shift;   // (n, 2) dy, dx, or null
+  const uint8_t* flip;    // (n), or null
+  float* coef;            // (n, k) scratch
+  void* out;              // (n, h, w, c)
+  int64_t images_n, n, h, w, c, k;
+  DType out_dtype;  // f32, f16 or bf16
+};
+
+struct SoftmaxStep {
+  const void* x;          // (N, d) u8 or f32
+  const int64_t* labels;  // (N)
+  const int64_t* index;   // (n) rows of x, or null
+  float* weight;          // (c, d), updated
+  float* coef;            // (n, c) scratch
+  float* grad;            // (threads, c, d) scratch
+  double* result;         // (2): mean loss, correct rows
+  int64_t rows, n, d, c;
+  float lr;
+  DType dtype;  // of x
+};
+
+struct Apply {
+  const uint8_t* images;  // (n, d)
+  const float* delta;     // (m, d) in units of [0, 1]
+  const int64_t* index;   // (n), or null
+  uint8_t* out;           // (n, d)
+  int64_t n, d, m;
+  bool truncate;
+};
+
+struct Philox {
+  float* out;  // (n, d)
+  int64_t seed, stream, first, n, d;
+};
+
+struct Lsp {
+  const int64_t* labels;   // (n)
+  const float* centroids;  // (c, m), m = ceil(h/patch) * ceil(w/patch) * channels
+  const float* mixing;     // (c, m, m)
+  float* scratch;          // (threads, 2*m + 64)
+  float* out;              // (n, h, w, channels)
+  int64_t seed, first, n, classes, h, w, channels, patch;
+  float norm;
+};
+
+namespace cpu {
+
+void project(const Project& a, int threads);
+int64_t ingest(const Ingest& a, int threads);
+int64_t softmax_regression_step(const SoftmaxStep& a, int threads);
+int64_t apply_perturbation(const Apply& a, int threads);
+void philox_uniform(const Philox& a, int threads);
+void philox_normal(const Philox& a, int threads);
+int64_t perturb_lsp(const Lsp& a, int threads);
+
+// The instruction levels this build holds, best last, and the one in use ("baseline", "v3", "v4").
+int level_count();
+const char* level_name(int i);
+bool level_supported(int i);
+const char* level();
+bool set_level(const char* name);  // false: unknown, or this processor lacks it
+
+}  // namespace cpu
+}  // namespace ulfast

@@ -1,0 +1,109 @@
+"""Builds the kernels with ninja. Torch is not needed: the kernels know only addresses (see csrc/ulfast.h).
+
+Environment:
+    ULFAST_CUDA=0|1        force the CUDA kernels off or on (default: on where nvcc is found)
+    ULFAST_CUDA_ARCHS      e.g. "80,90" (default 75,80,86,89,90 and PTX of the last)
+    ULFAST_SANITIZE=1      AddressSanitizer and UndefinedBehaviorSanitizer, for the tests
+    CXX                    the C++ compiler (default g++)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+# A kernel file and the extra flags it needs. Random numbers and pixels must round alike on every level.
+EXACT = "-ffp-contract=off"
+KERNELS = {
+    "project": "-ffp-contract=fast",
+    "ingest": "-ffp-contract=fast",
+    "softmax": "-ffp-contract=fast",
+    "pixels": EXACT,
+    "random": EXACT,
+    "level": "",
+}
+LEVELS = {"baseline": ""}
+if platform.machine() in ("x86_64", "AMD64"):
+    LEVELS |= {"v3": "-march=x86-64-v3", "v4": "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-maybe-uninitialized"}
+
+
+def ninja_program() -> str:
+    found = shutil.which("ninja")
+    if found:
+        return found
+    import ninja
+
+    return str(Path(ninja.BIN_DIR) / "ninja")
+
+
+def compiler() -> str:
+    for name in [os.environ.get("CXX"), "g++", "c++", "clang++"]:
+        if name and shutil.which(name.split()[0]):
+            return name
+    raise SystemExit(
+        "ulfast: no C++ compiler was found. Install one (Debian, Ubuntu: apt-get install g++) or set CXX, then repeat."
+    )
+
+
+class NinjaBuild(build_ext):
+    """Writes build.ninja and runs it; setuptools only needs to find the result in place."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sanitize = os.environ.get("ULFAST_SANITIZE") == "1"
+        common = "-O3 -fPIC -std=c++17 -fopenmp -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra"
+        if sanitize:
+            common = common.replace("-O3", "-O1 -g -fsanitize=address,undefined -fno-omit-frame-pointer")
+        link = "-fopenmp" + (" -fsanitize=address,undefined" if sanitize else " -s")
+        include = f"-isystem {sysconfig.get_paths()['include']} -isystem {pybind11.get_include()}"
+        lines = [
+            f"cxx = {compiler()}",
+            f"common = {common}",
+            "rule compile",
+            "  command = $cxx $common $flags -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = $out",
+            "rule link",
+            f"  command = $cxx -shared $in -o $out {link}",
+            "  description = $out",
+        ]
+        objects = []
+
+        def compile_(source: str, name: str, flags: str) -> None:
+            objects.append(name)
+            lines.extend([f"build {name}: compile {escape(ROOT / 'csrc' / source)}", f"  flags = {flags}"])
+
+        compile_("bindings.cpp", "bindings.o", include)
+        compile_("cpu/dispatch.cpp", "dispatch.o", "")
+        for level, march in LEVELS.items():
+            for kernel, flags in KERNELS.items():
+                compile_(f"cpu/{kernel}.cpp", f"{kernel}.{level}.o", f"-DULFAST_LEVEL={level} {march} {flags}".strip())
+        lines.append(f"build {escape(target)}: link {' '.join(objects)}")
+        (build / "build.ninja").write_text("\n".join(lines) + "\n")
+        command = [ninja_program(), "-C", str(build)] + (["-v"] if self.verbose and self.verbose > 1 else [])
+        print(shlex.join(command), flush=True)
+        if subprocess.run(command, stdout=sys.stderr).returncode:
+            raise SystemExit("ulfast: the kernels did not compile; the compiler's message stands above.")
+
+
+def escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+setup(ext_modules=[Extension("ulfast._C", ["csrc/bindings.cpp"])], cmdclass={"build_ext": NinjaBuild})

@@ -1,0 +1,274 @@
+"""The operators on the CPU: every argument checked here, then addresses handed to the compiled kernels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import _extension, reference
+from .schemas import LIBRARY
+
+_DTYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
+_OUT = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+# Beyond this many rows the library's matrix product wins over the fused kernel, which then reads the basis too often.
+FUSED_RANK = 32
+# The widest image row (width * channels) that the ingest kernel's tables hold (kWide in csrc/cpu/ingest.cpp).
+INGEST_WIDTH = 8192
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _cpu(op: str, **tensors: Tensor | None) -> None:
+    for name, t in tensors.items():
+        if t is not None and t.device.type != "cpu":
+            raise ValueError(f"{op}: {name} must be on the CPU like the other arguments, got {t.device}")
+
+
+def _index(op: str, name: str, index: Tensor | None) -> Tensor | None:
+    if index is None:
+        return None
+    if index.dim() != 1 or index.dtype != torch.int64:
+        raise ValueError(f"{op}: {name} must be (n,) int64, got {tuple(index.shape)} {index.dtype}")
+    return index.contiguous()
+
+
+def _rows(x: Tensor, d: int) -> tuple[Tensor, int]:
+    """x as rows of d contiguous elements and the distance between them; copied only where it must be."""
+    n = x.shape[0]
+    if x.is_contiguous():
+        return x, d
+    if x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= d:
+        return x, x.stride(0)
+    if n and x[0].is_contiguous() and x.stride(0) >= d:
+        return x, x.stride(0)
+    return x.contiguous(), d
+
+
+def check_project(x: Tensor, basis: Tensor) -> int:
+    """Raise for arguments that `project` cannot take; returns d."""
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"project: x must be uint8, float16, bfloat16, float32 or float64, got {x.dtype}")
+    if not basis.is_floating_point():
+        raise TypeError(f"project: basis must be floating point, got {basis.dtype}")
+    if basis.dim() != 2:
+        raise ValueError(f"project: basis must be (k, d), got shape {tuple(basis.shape)}")
+    if x.dim() < 2:
+        raise ValueError(f"project: x must be (n, ...) with at least two dimensions, got shape {tuple(x.shape)}")
+    d = math.prod(x.shape[1:])
+    if d != basis.shape[1]:
+        raise ValueError(
+            f"project: the rows of x have {d} features ({tuple(x.shape)}), those of the basis {basis.shape[1]}"
+        )
+    return d
+
+
+def project(x: Tensor, basis: Tensor) -> Tensor:
+    d = check_project(x, basis)
+    _cpu("project", x=x, basis=basis)
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    basis = basis.to(compute).contiguous()
+    n, k = x.shape[0], basis.shape[0]
+    out = torch.empty(x.shape, dtype=torch.float32 if x.dtype == torch.uint8 else x.dtype)
+    if k > FUSED_RANK:
+        return _project_library(x, basis, out)
+    x, stride = _rows(x, d)
+    coef = torch.empty(n, k, dtype=compute)
+    _extension.load().project(
+        x.data_ptr(), basis.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, k, stride, _DTYPES[x.dtype],
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _project_library(x: Tensor, basis: Tensor, out: Tensor) -> Tensor:
+    """Two matrix products, the second into the copy of x; half precision goes block by block, to bound the copy."""
+    rows = x.reshape(x.shape[0], basis.shape[1])
+    flat = out.view(rows.shape)
+    block = max(1, (64 << 20) // max(1, basis.shape[1] * basis.element_size()))
+    for i in range(0, len(rows), block):
+        wide = reference.unit(rows[i : i + block], basis.dtype)
+        target = flat[i : i + block]
+        if target.dtype == wide.dtype:
+            target.copy_(wide)
+            target.addmm_(wide @ basis.T, basis, alpha=-1)
+        else:
+            target.copy_(torch.addmm(wide, wide @ basis.T, basis, alpha=-1))
+    return out
+
+
+def ingest(
+    images: Tensor,
+    basis: Tensor | None,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    index: Tensor | None = None,
+    shift: Tensor | None = None,
+    flip: Tensor | None = None,
+) -> Tensor:
+    if images.dim() != 4 or images.dtype != torch.uint8:
+        raise ValueError(f"ingest: images must be (N, H, W, C) uint8, got {tuple(images.shape)} {images.dtype}")
+    if dtype not in _OUT:
+        raise TypeError(f"ingest: dtype must be float32, bfloat16 or float16, got {dtype}")
+    _cpu("ingest", images=images, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip)
+    index = _index("ingest", "index", index)
+    n_images, h, w, c = images.shape
+    n = n_images if index is None else index.shape[0]
+    if mean.shape != (c,) or std.shape != (c,):
+        raise ValueError(f"ingest: mean and std must have {c} values, got {tuple(mean.shape)} and {tuple(std.shape)}")
+    if basis is not None and (basis.dim() != 2 or basis.shape[1] != h * w * c):
+        raise ValueError(f"ingest: basis must be (k, {h * w * c}), got {tuple(basis.shape)}")
+    if shift is not None and (shift.shape != (n, 2) or shift.dtype != torch.int32):
+        raise ValueError(f"ingest: shift must be ({n}, 2) int32, got {tuple(shift.shape)} {shift.dtype}")
+    if flip is not None and (flip.shape != (n,) or flip.dtype != torch.bool):
+        raise ValueError(f"ingest: flip must be ({n},) bool, got {tuple(flip.shape)} {flip.dtype}")
+    k = 0 if basis is None else basis.shape[0]
+    if k > FUSED_RANK or w * c > INGEST_WIDTH:
+        return reference.ingest(images, basis, mean, std, dtype, index, shift, flip).contiguous(
+            memory_format=torch.channels_last
+        )
+    images = images.contiguous()
+    basis = basis.float().contiguous() if k and basis is not None else None
+    mean, std = mean.float().contiguous(), std.float().contiguous()
+    shift = None if shift is None else shift.contiguous()
+    flip = None if flip is None else flip.contiguous()
+    coef = torch.empty(n, k)
+    out = torch.empty(n, h, w, c, dtype=dtype)
+    bad = _extension.load().ingest(
+        images.data_ptr(), _address(basis), mean.data_ptr(), std.data_ptr(), _address(index), _address(shift),
+        _address(flip), coef.data_ptr(), out.data_ptr(), n_images, n, h, w, c, k, _OUT[dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    if bad >= 0:
+        raise IndexError(f"ingest: index[{bad}] is {int(index[bad])}, outside [0, {n_images})")  # type: ignore[index]
+    return out.permute(0, 3, 1, 2)
+
+
+def softmax_regression_step(
+    x: Tensor, labels: Tensor, weight: Tensor, lr: float, index: Tensor | None = None
+) -> Tensor:
+    op = "softmax_regression_step"
+    _cpu(op, x=x, labels=labels, weight=weight, index=index)
+    if x.dtype not in (torch.uint8, torch.float32):
+        raise TypeError(f"{op}: x must be uint8 or float32, got {x.dtype}")
+    if weight.dim() != 2 or weight.dtype != torch.float32 or not weight.is_contiguous():
+        raise ValueError(f"{op}: weight must be a contiguous (c, d) float32 tensor, got {tuple(weight.shape)}")
+    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"{op}: labels must be ({x.shape[0]},) int64, got {tuple(labels.shape)} {labels.dtype}")
+    c, d = weight.shape
+    if math.prod(x.shape[1:]) != d:
+        raise ValueError(f"{op}: the rows of x have {math.prod(x.shape[1:])} features, those of weight {d}")
+    index = _index(op, "index", index)
+    x, labels = x.contiguous(), labels.contiguous()
+    n = x.shape[0] if index is None else index.shape[0]
+    threads = torch.get_num_threads()
+    coef = torch.empty(n, c)
+    grad = torch.empty(threads, c, d) if lr else torch.empty(0)
+    result = torch.empty(2, dtype=torch.float64)
+    bad = _extension.load().softmax_regression_step(
+        x.data_ptr(), labels.data_ptr(), _address(index), weight.data_ptr(), coef.data_ptr(), grad.data_ptr(),
+        result.data_ptr(), x.shape[0], n, d, c, lr, _DTYPES[x.dtype], threads,
+    )  # fmt: skip
+    if bad >= 0:
+        row = bad if index is None else int(index[bad])
+        if not 0 <= row < x.shape[0]:
+            raise IndexError(f"{op}: index[{bad}] is {row}, outside [0, {x.shape[0]})")
+        raise IndexError(f"{op}: the label of row {row} is {int(labels[row])}, outside [0, {c})")
+    return result
+
+
+def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = None, truncate: bool = False) -> Tensor:
+    op = "apply_perturbation"
+    _cpu(op, images=images, delta=delta, index=index)
+    if images.dtype != torch.uint8 or images.dim() < 1:
+        raise TypeError(f"{op}: images must be (n, ...) uint8, got {tuple(images.shape)} {images.dtype}")
+    if delta.shape[1:] != images.shape[1:]:
+        raise ValueError(f"{op}: delta must be (m, *{tuple(images.shape[1:])}), got {tuple(delta.shape)}")
+    index = _index(op, "index", index)
+    n = images.shape[0]
+    if (n if index is None else len(index)) != n or (index is None and len(delta) != n):
+        raise ValueError(f"{op}: {n} images need {n} rows of delta, or an index of {n} rows")
+    images, delta = images.contiguous(), delta.float().contiguous()
+    out = torch.empty_like(images)
+    bad = _extension.load().apply_perturbation(
+        images.data_ptr(), delta.data_ptr(), _address(index), out.data_ptr(), n, math.prod(images.shape[1:]),
+        len(delta), truncate, torch.get_num_threads(),
+    )  # fmt: skip
+    if bad >= 0:
+        raise IndexError(f"{op}: index[{bad}] is {int(index[bad])}, outside [0, {len(delta)})")  # type: ignore[index]
+    return out
+
+
+def _signed(seed: int) -> int:
+    """A 64-bit pattern as the signed number that the binding takes."""
+    seed &= (1 << 64) - 1
+    return seed - (1 << 64) if seed >> 63 else seed
+
+
+def _philox(name: str, seed: int, stream: int, first: int, n: int, d: int) -> Tensor:
+    if n < 0 or d < 0:
+        raise ValueError(f"philox_{name}: n and d must not be negative, got {n} and {d}")
+    out = torch.empty(n, d)
+    kernel = getattr(_extension.load(), f"philox_{name}")
+    kernel(out.data_ptr(), _signed(seed), stream, first, n, d, torch.get_num_threads())
+    return out
+
+
+def philox_uniform(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | None = None) -> Tensor:
+    if device is not None and device.type != "cpu":
+        return reference.philox_uniform(seed, stream, first, n, d, device=device)
+    return _philox("uniform", seed, stream, first, n, d)
+
+
+def philox_normal(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | None = None) -> Tensor:
+    if device is not None and device.type != "cpu":
+        return reference.philox_normal(seed, stream, first, n, d, device=device)
+    return _philox("normal", seed, stream, first, n, d)
+
+
+def perturb_lsp(
+    labels: Tensor,
+    centroids: Tensor,
+    mixing: Tensor,
+    seed: int,
+    first: int,
+    height: int,
+    width: int,
+    channels: int,
+    patch: int,
+    norm: float,
+) -> Tensor:
+    op = "perturb_lsp"
+    _cpu(op, labels=labels, centroids=centroids, mixing=mixing)
+    if patch < 1 or min(height, width, channels) < 1:
+        raise ValueError(f"{op}: size and patch must be positive, got {(height, width, channels)} and {patch}")
+    m = math.ceil(height / patch) * math.ceil(width / patch) * channels
+    if centroids.dim() != 2 or centroids.shape[1] != m:
+        raise ValueError(f"{op}: centroids must be (c, {m}), got {tuple(centroids.shape)}")
+    classes = centroids.shape[0]
+    if mixing.shape != (classes, m, m):
+        raise ValueError(f"{op}: mixing must be ({classes}, {m}, {m}), got {tuple(mixing.shape)}")
+    checked = _index(op, "labels", labels)
+    assert checked is not None
+    labels, centroids, mixing = checked, centroids.float().contiguous(), mixing.float().contiguous()
+    n, threads = labels.shape[0], torch.get_num_threads()
+    scratch = torch.empty(threads, 2 * m)
+    out = torch.empty(n, height, width, channels)
+    bad = _extension.load().perturb_lsp(
+        labels.data_ptr(), centroids.data_ptr(), mixing.data_ptr(), scratch.data_ptr(), out.data_ptr(), _signed(seed),
+        first, n, classes, height, width, channels, patch, norm, threads,
+    )  # fmt: skip
+    if bad >= 0:
+        raise IndexError(f"{op}: labels[{bad}] is {int(labels[bad])}, outside [0, {classes})")
+    return out
+
+
+# The twins serve every device without kernels of its own. Factory operators have no tensor to dispatch on.
+for _name in ("project", "ingest", "softmax_regression_step", "apply_perturbation", "perturb_lsp"):
+    LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    LIBRARY.impl(_name, globals()[_name], "CPU")
+for _name in ("philox_uniform", "philox_normal"):
+    LIBRARY.impl(_name, globals()[_name], "CompositeExplicitAutograd")
