@@ -32,6 +32,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_level", [](const std::string& name) { return cpu::set_level(name.c_str()); });
   m.attr("compiler") = __VERSION__;
 
+  m.def("advise_huge_pages", [](uintptr_t p, int64_t bytes) { cpu::advise_huge_pages(ptr<void>(p), bytes); }, nogil);
   m.def("project",
         [](uintptr_t x, uintptr_t basis, uintptr_t coef, uintptr_t out, int64_t n, int64_t d, int64_t k,
            int64_t x_stride, int dtype, int threads) {

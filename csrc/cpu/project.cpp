@@ -12,7 +12,7 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kBlock = 2048;        // features at a time
+constexpr int64_t kBlock = 4096;          // features at a time, at most
 constexpr int64_t kGroupBytes = 1 << 19;  // of x that should stay in the second-level cache
 constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
 
@@ -58,13 +58,14 @@ void run(const Project& a, int64_t begin, int64_t end) {
   const int64_t fit = kGroupBytes / (a.d * (int64_t)sizeof(T));
   // Many rows share one fetch of a basis that no cache near the core can hold.
   const int64_t group = (fit < 32 ? 32 : fit) / kRows * kRows;
+  const int64_t blocks = (a.d + kBlock - 1) / kBlock, even = ((a.d + blocks - 1) / blocks + 63) / 64 * 64;
   A* coef = static_cast<A*>(a.coef);
   for (int64_t g = begin; g < end; g += group) {
     const int64_t stop = g + group < end ? g + group : end;
     for (int64_t i = g * a.k; i < stop * a.k; ++i) coef[i] = 0;
     for (int update = 0; update < 2; ++update) {
-      for (int64_t i = 0; i < a.d; i += kBlock) {
-        const int64_t d = a.d - i < kBlock ? a.d - i : kBlock;
+      for (int64_t i = 0; i < a.d; i += even) {
+        const int64_t d = a.d - i < even ? a.d - i : even;
         int64_t row = g;
         for (; row + kRows <= stop; row += kRows) block<T, O, kRows, Stream>(a, row, i, d, update);
         for (; row < stop; ++row) block<T, O, 1, Stream>(a, row, i, d, update);

@@ -1,6 +1,7 @@
 // Vectors of the compiler's own vector extension, sized for the level this file is compiled for.
 //
-// Plain arithmetic on them becomes AVX-512, AVX2, SSE or NEON. Only half precision needs an intrinsic (F16C). This
+// Plain arithmetic on them becomes AVX-512, AVX2, SSE or NEON. Intrinsics stand only where the width changes: half
+// precision needs F16C, and GCC 12 takes __builtin_convertvector between widths apart (9 ns a vector, not 1). This
 // header is compiled once per level: no std header with inline functions may be included, or the linker could keep
 // the copy that the oldest processor cannot run.
 #pragma once
@@ -9,7 +10,7 @@
 
 #include "../ulfast.h"
 
-#if defined(__F16C__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -50,10 +51,6 @@ template <> struct Vec<double> {
 
 typedef int32_t veci __attribute__((vector_size(kBytes)));
 typedef uint32_t vecu __attribute__((vector_size(kBytes)));
-typedef uint16_t vech __attribute__((vector_size(kBytes / 2)));
-typedef uint16_t vech_loose __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
-typedef uint8_t vecb __attribute__((vector_size(kBytes / 4)));
-typedef uint8_t vecb_loose __attribute__((vector_size(kBytes / 4), aligned(1), may_alias));
 using vecf = Vec<float>::type;
 
 template <class A> ULFAST_INLINE typename Vec<A>::type load(const A* p) {
@@ -62,12 +59,32 @@ template <class A> ULFAST_INLINE typename Vec<A>::type load(const A* p) {
 template <class A> ULFAST_INLINE void store(A* p, typename Vec<A>::type v) {
   *reinterpret_cast<typename Vec<A>::loose*>(p) = v;
 }
-template <class A> ULFAST_INLINE A sum(typename Vec<A>::type v) {
-  A s[Vec<A>::size];
-  store(s, v);
-  for (int w = Vec<A>::size / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; ++i) s[i] += s[i + w];
-  return s[0];
+// s - 0 is s for every s, -0 included, so the subtraction costs nothing; 0 + s would be a real addition.
+template <class A> ULFAST_INLINE typename Vec<A>::type splat(A s) {
+  return s - typename Vec<A>::type{};
+}
+// The sum of a vector by halves, in registers: a tile of products ends with twenty of these.
+typedef float vf4 __attribute__((vector_size(16)));
+typedef float vf8 __attribute__((vector_size(32)));
+typedef float vf16 __attribute__((vector_size(64)));
+typedef double vd2 __attribute__((vector_size(16)));
+typedef double vd4 __attribute__((vector_size(32)));
+typedef double vd8 __attribute__((vector_size(64)));
+ULFAST_INLINE float sum(vf4 v) {
+  v += __builtin_shufflevector(v, v, 2, 3, 0, 1);
+  return v[0] + v[1];
+}
+ULFAST_INLINE float sum(vf8 v) {
+  return sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+ULFAST_INLINE float sum(vf16 v) {
+  return sum(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+             __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+ULFAST_INLINE double sum(vd2 v) { return v[0] + v[1]; }
+ULFAST_INLINE double sum(vd4 v) { return sum(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3)); }
+ULFAST_INLINE double sum(vd8 v) {
+  return sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
 }
 
 // Half precision lives in uint16 with a tag, since not every compiler has a type for it.
@@ -116,14 +133,43 @@ template <> inline __attribute__((always_inline)) f16 from_float<f16>(float v) {
   return f16{(uint16_t)(sign | (rounded >> 13))};
 }
 
+// Bytes and half words to 32 bits and back.
+#if defined(__AVX512F__)
+ULFAST_INLINE veci widen_bytes(const uint8_t* p) { return (veci)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+ULFAST_INLINE vecu widen_words(const uint16_t* p) {
+  return (vecu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+}
+ULFAST_INLINE void narrow_bytes(uint8_t* p, veci v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
+ULFAST_INLINE void narrow_words(uint16_t* p, vecu v) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v));
+}
+#elif defined(__AVX2__)
+ULFAST_INLINE veci widen_bytes(const uint8_t* p) { return (veci)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+ULFAST_INLINE vecu widen_words(const uint16_t* p) { return (vecu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+ULFAST_INLINE void narrow_words(uint16_t* p, vecu v) {
+  const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+ULFAST_INLINE void narrow_bytes(uint8_t* p, veci v) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)v, (__m256i)v), 0x08);
+  const __m128i half = _mm256_castsi256_si128(words);
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(half, half));
+}
+#else
+ULFAST_INLINE veci widen_bytes(const uint8_t* p) { return veci{p[0], p[1], p[2], p[3]}; }
+ULFAST_INLINE vecu widen_words(const uint16_t* p) { return vecu{p[0], p[1], p[2], p[3]}; }
+ULFAST_INLINE void narrow_bytes(uint8_t* p, veci v) {
+  for (int i = 0; i < 4; ++i) p[i] = (uint8_t)v[i];
+}
+ULFAST_INLINE void narrow_words(uint16_t* p, vecu v) {
+  for (int i = 0; i < 4; ++i) p[i] = (uint16_t)v[i];
+}
+#endif
+
 // Load Vec<float>::size values as floats.
 ULFAST_INLINE vecf load_as(const float* p) { return load(p); }
-ULFAST_INLINE vecf load_as(const uint8_t* p) {
-  return __builtin_convertvector(__builtin_convertvector(*(const vecb_loose*)p, veci), vecf);
-}
-ULFAST_INLINE vecf load_as(const bf16* p) {
-  return (vecf)(__builtin_convertvector(*(const vech_loose*)p, vecu) << 16);
-}
+ULFAST_INLINE vecf load_as(const uint8_t* p) { return __builtin_convertvector(widen_bytes(p), vecf); }
+ULFAST_INLINE vecf load_as(const bf16* p) { return (vecf)(widen_words(&p->bits) << 16); }
 ULFAST_INLINE vecf load_as(const f16* p) {
 #if defined(__AVX512F__)
   return (vecf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
@@ -144,7 +190,7 @@ ULFAST_INLINE void store_as(bf16* p, vecf v) {
   const vecu even = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
   const vecu nan = (u >> 16) | 0x40;
   const vecu isnan = (vecu)((u & 0x7FFFFFFF) > 0x7F800000);
-  *(vech_loose*)p = __builtin_convertvector((nan & isnan) | (even & ~isnan), vech);
+  narrow_words(&p->bits, (nan & isnan) | (even & ~isnan));
 }
 ULFAST_INLINE void store_as(f16* p, vecf v) {
 #if defined(__AVX512F__)

@@ -30,7 +30,7 @@ ULFAST_INLINE void outer(const float* x, int64_t rows, int64_t d, const float* p
       vecf xv[U];
       for (int u = 0; u < U; ++u) xv[u] = load(x + r * kBlock + i + u * n);
       for (int j = 0; j < K; ++j) {
-        const vecf pv = vecf{} + p[r * ps + j];
+        const vecf pv = splat<float>(p[r * ps + j]);
         for (int u = 0; u < U; ++u) acc[j][u] += pv * xv[u];
       }
     }
@@ -61,10 +61,16 @@ ULFAST_INLINE double residual(float* p, int64_t c, int64_t label, double scale, 
   for (int64_t j = 1; j < c; ++j)
     if (p[j] > p[best]) best = j;
   const double top = p[best];
+  const double chosen = p[label];
   double total = 0;
-  for (int64_t j = 0; j < c; ++j) total += exp_(p[j] - top);
-  const double loss = __builtin_log(total) + top - p[label];
-  for (int64_t j = 0; j < c; ++j) p[j] = (float)((exp_(p[j] - top) / total - (j == label)) * scale);
+  for (int64_t j = 0; j < c; ++j) {
+    const double e = exp_(p[j] - top);
+    total += e;
+    p[j] = (float)e;
+  }
+  const double loss = __builtin_log(total) + top - chosen, share = scale / total;
+  for (int64_t j = 0; j < c; ++j) p[j] = (float)(p[j] * share);
+  p[label] -= (float)scale;
   *correct = best == label;
   return loss;
 }

@@ -26,7 +26,7 @@ ULFAST_INLINE void dots(const A* x, int64_t xs, const A* b, int64_t bs, int64_t 
   }
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < K; ++j) {
-      A s = sum<A>(acc[r][j]);
+      A s = sum(acc[r][j]);
       for (int64_t t = i; t < d; ++t) s += x[r * xs + t] * b[j * bs + t];
       c[r * cs + j] += s;
     }
@@ -70,7 +70,7 @@ template <class A, class O, int R, bool Bytes, bool Stream>
 ULFAST_INLINE void subtract(const A* x, int64_t xs, const A* b, int64_t bs, int64_t d, int64_t k, const A* c,
                             int64_t cs, O* out, int64_t os) {
   using V = typename Vec<A>::type;
-  constexpr int n = Vec<A>::size, U = 2;
+  constexpr int n = Vec<A>::size, U = 4;
   int64_t i = 0;
   for (; i + U * n <= d; i += U * n) {
     V acc[R][U] = {};
@@ -78,7 +78,7 @@ ULFAST_INLINE void subtract(const A* x, int64_t xs, const A* b, int64_t bs, int6
       V bv[U];
       for (int u = 0; u < U; ++u) bv[u] = load(b + j * bs + i + u * n);
       for (int r = 0; r < R; ++r) {
-        const V cv = V{} + c[r * cs + j];
+        const V cv = splat<A>(c[r * cs + j]);
         for (int u = 0; u < U; ++u) acc[r][u] += cv * bv[u];
       }
     }

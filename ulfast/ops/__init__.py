@@ -17,13 +17,14 @@ __all__ = [
     "philox_normal",
     "philox_uniform",
     "project",
+    "project_",
     "softmax_regression_step",
 ]
 
 _ops = torch.ops.ulfast
 
 
-def project(x: Tensor, basis: Tensor) -> Tensor:
+def project(x: Tensor, basis: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Remove from every row of `x` its component in the span of `basis`.
 
     Equivalent to ``x - (x.flatten(1) @ basis.T @ basis).view_as(x)`` for orthonormal rows.
@@ -32,6 +33,8 @@ def project(x: Tensor, basis: Tensor) -> Tensor:
         x: (n, ...) uint8 (read as x / 255), float16, bfloat16, float32 or float64; trailing dimensions are
             flattened in their logical order, so images must be given as (n, H, W, C) if the basis is NHWC.
         basis: (k, d) float with orthonormal rows; d is the product of the trailing dimensions of `x`.
+        out: contiguous tensor to write to, of the shape and dtype of the result. Saves the page faults of a large
+            fresh result, which take longer than the kernel; not differentiable.
 
     Returns:
         Tensor of the shape of `x`, in its dtype (float32 for uint8 input). Differentiable in both arguments.
@@ -42,7 +45,16 @@ def project(x: Tensor, basis: Tensor) -> Tensor:
 
     Source: Sandoval-Segura et al., "What Can We Learn from Unlearnable Datasets?", NeurIPS 2023, section 4.4.
     """
-    return _ops.project(x, basis)
+    if out is None:
+        return _ops.project(x, basis)
+    _ops.project_out(x, basis, out)
+    return out
+
+
+def project_(x: Tensor, basis: Tensor) -> Tensor:
+    """`project` in place, for a floating x with contiguous rows; returns x. Not differentiable."""
+    _ops.project_(x, basis)
+    return x
 
 
 def ingest(

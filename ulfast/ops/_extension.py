@@ -57,7 +57,7 @@ def describe() -> dict[str, Any]:
     return {
         "path": module.__file__,
         "compiler": module.compiler,
-        "cpu_levels": {name: supported for name, supported in module.cpu_levels()},
+        "cpu_levels": dict(module.cpu_levels()),
         "cpu_level": module.cpu_level(),
         "cuda": hasattr(module, "cuda"),
     }

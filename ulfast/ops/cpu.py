@@ -16,6 +16,8 @@ _OUT = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
 FUSED_RANK = 32
 # The widest image row (width * channels) that the ingest kernel's tables hold (kWide in csrc/cpu/ingest.cpp).
 INGEST_WIDTH = 8192
+# Results from this size on are put on large pages: glibc maps and unmaps them at every call.
+HUGE_BYTES = 16 << 20
 
 
 def _address(t: Tensor | None) -> int:
@@ -66,38 +68,69 @@ def check_project(x: Tensor, basis: Tensor) -> int:
     return d
 
 
+def _result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A fresh tensor, on large pages if it is large."""
+    out = torch.empty(shape, dtype=dtype)
+    if out.nbytes >= HUGE_BYTES:
+        _extension.load().advise_huge_pages(out.data_ptr(), out.nbytes)
+    return out
+
+
 def project(x: Tensor, basis: Tensor) -> Tensor:
     d = check_project(x, basis)
     _cpu("project", x=x, basis=basis)
+    out = _result(x.shape, torch.float32 if x.dtype == torch.uint8 else x.dtype)
+    _project_into(x, basis, out, d)
+    return out
+
+
+def project_out(x: Tensor, basis: Tensor, out: Tensor) -> None:
+    d = check_project(x, basis)
+    _cpu("project", x=x, basis=basis, out=out)
+    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    if out.shape != x.shape or out.dtype != dtype or not out.is_contiguous():
+        raise ValueError(
+            f"project: out must be a contiguous {tuple(x.shape)} {dtype} tensor, got {tuple(out.shape)} {out.dtype}"
+        )
+    _project_into(x, basis, out, d)
+
+
+def project_(x: Tensor, basis: Tensor) -> None:
+    d = check_project(x, basis)
+    _cpu("project_", x=x, basis=basis)
+    if not x.is_floating_point() or not x.is_contiguous():
+        raise ValueError(f"project_: x must be a contiguous floating tensor, got {x.dtype} with strides {x.stride()}")
+    _project_into(x, basis, x, d)
+
+
+def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     basis = basis.to(compute).contiguous()
     n, k = x.shape[0], basis.shape[0]
-    out = torch.empty(x.shape, dtype=torch.float32 if x.dtype == torch.uint8 else x.dtype)
     if k > FUSED_RANK:
         return _project_library(x, basis, out)
     x, stride = _rows(x, d)
     coef = torch.empty(n, k, dtype=compute)
-    _extension.load().project(
+    return _extension.load().project(
         x.data_ptr(), basis.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, k, stride, _DTYPES[x.dtype],
         torch.get_num_threads(),
     )  # fmt: skip
-    return out
 
 
-def _project_library(x: Tensor, basis: Tensor, out: Tensor) -> Tensor:
+def _project_library(x: Tensor, basis: Tensor, out: Tensor) -> None:
     """Two matrix products, the second into the copy of x; half precision goes block by block, to bound the copy."""
     rows = x.reshape(x.shape[0], basis.shape[1])
     flat = out.view(rows.shape)
     block = max(1, (64 << 20) // max(1, basis.shape[1] * basis.element_size()))
     for i in range(0, len(rows), block):
-        wide = reference.unit(rows[i : i + block], basis.dtype)
-        target = flat[i : i + block]
-        if target.dtype == wide.dtype:
-            target.copy_(wide)
-            target.addmm_(wide @ basis.T, basis, alpha=-1)
+        part, target = rows[i : i + block], flat[i : i + block]
+        if target.dtype == basis.dtype:
+            if target.data_ptr() != part.data_ptr():
+                target.copy_(reference.unit(part, basis.dtype))
+            target.addmm_(target @ basis.T, basis, alpha=-1)
         else:
+            wide = reference.unit(part, basis.dtype)
             target.copy_(torch.addmm(wide, wide @ basis.T, basis, alpha=-1))
-    return out
 
 
 def ingest(
@@ -137,7 +170,7 @@ def ingest(
     shift = None if shift is None else shift.contiguous()
     flip = None if flip is None else flip.contiguous()
     coef = torch.empty(n, k)
-    out = torch.empty(n, h, w, c, dtype=dtype)
+    out = _result((n, h, w, c), dtype)
     bad = _extension.load().ingest(
         images.data_ptr(), _address(basis), mean.data_ptr(), std.data_ptr(), _address(index), _address(shift),
         _address(flip), coef.data_ptr(), out.data_ptr(), n_images, n, h, w, c, k, _OUT[dtype], torch.get_num_threads(),
@@ -256,7 +289,7 @@ def perturb_lsp(
     labels, centroids, mixing = checked, centroids.float().contiguous(), mixing.float().contiguous()
     n, threads = labels.shape[0], torch.get_num_threads()
     scratch = torch.empty(threads, 2 * m)
-    out = torch.empty(n, height, width, channels)
+    out = _result((n, height, width, channels), torch.float32)
     bad = _extension.load().perturb_lsp(
         labels.data_ptr(), centroids.data_ptr(), mixing.data_ptr(), scratch.data_ptr(), out.data_ptr(), _signed(seed),
         first, n, classes, height, width, channels, patch, norm, threads,
@@ -267,7 +300,10 @@ def perturb_lsp(
 
 
 # The twins serve every device without kernels of its own. Factory operators have no tensor to dispatch on.
-for _name in ("project", "ingest", "softmax_regression_step", "apply_perturbation", "perturb_lsp"):
+_DISPATCHED = (
+    "project", "project_out", "project_", "ingest", "softmax_regression_step", "apply_perturbation", "perturb_lsp",
+)  # fmt: skip
+for _name in _DISPATCHED:
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
     LIBRARY.impl(_name, globals()[_name], "CPU")
 for _name in ("philox_uniform", "philox_normal"):

@@ -27,6 +27,16 @@ def project(x: Tensor, basis: Tensor) -> Tensor:
     return (rows - (rows @ b.T) @ b).to(out_dtype).reshape(x.shape)
 
 
+def project_out(x: Tensor, basis: Tensor, out: Tensor) -> None:
+    """`project` into memory that is there already."""
+    out.copy_(project(x, basis))
+
+
+def project_(x: Tensor, basis: Tensor) -> None:
+    """`project` in place."""
+    x.copy_(project(x, basis))
+
+
 def ingest(
     images: Tensor,  # (N, H, W, C) uint8
     basis: Tensor | None,  # (k, H*W*C)

@@ -13,6 +13,9 @@ from torch.library import Library
 LIBRARY = Library("ulfast", "DEF")
 
 LIBRARY.define("project(Tensor x, Tensor basis) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+# Mutating operators return nothing: torch.compile accepts no result that is one of the arguments.
+LIBRARY.define("project_out(Tensor x, Tensor basis, Tensor(a!) out) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+LIBRARY.define("project_(Tensor(a!) x, Tensor basis) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 LIBRARY.define(
     "ingest(Tensor images, Tensor? basis, Tensor mean, Tensor std, ScalarType dtype,"
     " Tensor? index=None, Tensor? shift=None, Tensor? flip=None) -> Tensor",
@@ -49,6 +52,16 @@ def _(x: Tensor, basis: Tensor) -> Tensor:
     torch._check(basis.dim() == 2, lambda: f"project: basis must be (k, d), got {tuple(basis.shape)}")
     dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
     return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+@torch.library.register_fake("ulfast::project_out", lib=LIBRARY)
+def _(x: Tensor, basis: Tensor, out: Tensor) -> None:
+    torch._check(out.shape == x.shape, lambda: f"project: out must be {tuple(x.shape)}, got {tuple(out.shape)}")
+
+
+@torch.library.register_fake("ulfast::project_", lib=LIBRARY)
+def _(x: Tensor, basis: Tensor) -> None:
+    torch._check(basis.dim() == 2, lambda: f"project_: basis must be (k, d), got {tuple(basis.shape)}")
 
 
 @torch.library.register_fake("ulfast::ingest", lib=LIBRARY)
