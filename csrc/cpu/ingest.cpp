@@ -109,9 +109,9 @@ void images(const Ingest& a, const Line& line, int64_t first) {
 template <class O> void run(const Ingest& a, int64_t begin, int64_t end) {
   Line line;
   for (int64_t i = 0; i < a.w * a.c; ++i) {
-    const float s = 1.0f / a.std[i % a.c];
-    line.scale[i] = a.k ? s : s * kUnit;  // a projected tile is in [0, 1] already, an unprojected one in [0, 255]
-    line.bias[i] = -a.mean[i % a.c] * s;
+    const double s = 1.0 / a.std[i % a.c];
+    line.scale[i] = (float)(a.k ? s : s / 255);  // a projected tile is in [0, 1] already, an unprojected one in [0, 255]
+    line.bias[i] = (float)(-a.mean[i % a.c] * s);
   }
   int64_t i = begin;
   for (; i + kRows <= end; i += kRows) images<O, kRows>(a, line, i);

@@ -1,0 +1,26 @@
+"""Shared by the operator tests: every CPU level that this machine can run, and the float64 oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ulfast.ops import _extension
+
+LEVELS = [name for name, supported in _extension.load().cpu_levels() if supported]
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest):
+    """Runs the test once with the kernels of each instruction level."""
+    _extension.set_cpu_level(request.param)
+    yield request.param
+    _extension.set_cpu_level("auto")
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's thread count, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

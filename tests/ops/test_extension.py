@@ -1,0 +1,42 @@
+"""The extension: levels, and the message where it is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ulfast.errors import ExtensionError, InputError
+from ulfast.ops import _extension
+
+
+def test_describe_names_levels_and_the_one_in_use():
+    about = _extension.describe()
+    assert about["cpu_levels"]["baseline"] is True
+    assert about["cpu_level"] in about["cpu_levels"]
+
+
+def test_unknown_level_is_refused():
+    with pytest.raises(InputError, match="auto, baseline"):
+        _extension.set_cpu_level("v9")
+
+
+def test_level_from_the_environment():
+    code = "from ulfast.ops import _extension as e; print(e.load().cpu_level())"
+    env = {**os.environ, "ULFAST_CPU_LEVEL": "baseline"}
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "baseline\n"
+    env["ULFAST_CPU_LEVEL"] = "v9"
+    failed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "ULFAST_CPU_LEVEL" in failed.stderr
+
+
+def test_a_missing_extension_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ulfast._C", None)
+    _extension.load.cache_clear()
+    try:
+        with pytest.raises(ExtensionError, match=r"looked for _C.*found .*Build them with"):
+            _extension.load()
+    finally:
+        _extension.load.cache_clear()
