@@ -33,61 +33,67 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = __VERSION__;
 
   m.def("advise_huge_pages", [](uintptr_t p, int64_t bytes) { cpu::advise_huge_pages(ptr<void>(p), bytes); }, nogil);
-  m.def("project",
-        [](uintptr_t x, uintptr_t basis, uintptr_t coef, uintptr_t out, int64_t n, int64_t d, int64_t k,
-           int64_t x_stride, int dtype, int threads) {
-          cpu::project({ptr<const void>(x), ptr<const void>(basis), ptr<void>(coef), ptr<void>(out), n, d, k, x_stride,
-                        static_cast<DType>(dtype)},
-                       threads);
-        },
-        nogil);
-  m.def("ingest",
-        [](uintptr_t images, uintptr_t basis, uintptr_t mean, uintptr_t std, uintptr_t index, uintptr_t shift,
-           uintptr_t flip, uintptr_t coef, uintptr_t out, int64_t images_n, int64_t n, int64_t h, int64_t w, int64_t c,
-           int64_t k, int dtype, int threads) {
-          return cpu::ingest({ptr<const uint8_t>(images), ptr<const float>(basis), ptr<const float>(mean),
-                              ptr<const float>(std), ptr<const int64_t>(index), ptr<const int32_t>(shift),
-                              ptr<const uint8_t>(flip), ptr<float>(coef), ptr<void>(out), images_n, n, h, w, c, k,
-                              static_cast<DType>(dtype)},
-                             threads);
-        },
-        nogil);
-  m.def("softmax_regression_step",
-        [](uintptr_t x, uintptr_t labels, uintptr_t index, uintptr_t weight, uintptr_t coef, uintptr_t grad,
-           uintptr_t result, int64_t rows, int64_t n, int64_t d, int64_t c, double lr, int dtype, int threads) {
-          return cpu::softmax_regression_step(
-              {ptr<const void>(x), ptr<const int64_t>(labels), ptr<const int64_t>(index), ptr<float>(weight),
-               ptr<float>(coef), ptr<float>(grad), ptr<double>(result), rows, n, d, c, (float)lr,
-               static_cast<DType>(dtype)},
-              threads);
-        },
-        nogil);
-  m.def("apply_perturbation",
-        [](uintptr_t images, uintptr_t delta, uintptr_t index, uintptr_t out, int64_t n, int64_t d, int64_t rows,
-           bool truncate, int threads) {
-          return cpu::apply_perturbation({ptr<const uint8_t>(images), ptr<const float>(delta),
-                                          ptr<const int64_t>(index), ptr<uint8_t>(out), n, d, rows, truncate},
-                                         threads);
-        },
-        nogil);
-  m.def("philox_uniform",
-        [](uintptr_t out, int64_t seed, int64_t stream, int64_t first, int64_t n, int64_t d, int threads) {
-          cpu::philox_uniform({ptr<float>(out), seed, stream, first, n, d}, threads);
-        },
-        nogil);
-  m.def("philox_normal",
-        [](uintptr_t out, int64_t seed, int64_t stream, int64_t first, int64_t n, int64_t d, int threads) {
-          cpu::philox_normal({ptr<float>(out), seed, stream, first, n, d}, threads);
-        },
-        nogil);
-  m.def("perturb_lsp",
-        [](uintptr_t labels, uintptr_t centroids, uintptr_t mixing, uintptr_t scratch, uintptr_t out, int64_t seed,
-           int64_t first, int64_t n, int64_t classes, int64_t h, int64_t w, int64_t channels, int64_t patch,
-           double norm, int threads) {
-          return cpu::perturb_lsp({ptr<const int64_t>(labels), ptr<const float>(centroids), ptr<const float>(mixing),
-                                   ptr<float>(scratch), ptr<float>(out), seed, first, n, classes, h, w, channels,
-                                   patch, (float)norm},
-                                  threads);
-        },
-        nogil);
+  m.def(
+      "project",
+      [](uintptr_t x, uintptr_t basis, uintptr_t coef, uintptr_t out, int64_t n, int64_t d, int64_t k, int64_t x_stride,
+         int dtype, int threads) {
+        cpu::project({ptr<const void>(x), ptr<const void>(basis), ptr<void>(coef), ptr<void>(out), n, d, k, x_stride,
+                      static_cast<DType>(dtype)},
+                     threads);
+      },
+      nogil);
+  m.def(
+      "ingest",
+      [](uintptr_t images, uintptr_t basis, uintptr_t mean, uintptr_t std, uintptr_t index, uintptr_t shift,
+         uintptr_t flip, uintptr_t coef, uintptr_t out, int64_t images_n, int64_t n, int64_t h, int64_t w, int64_t c,
+         int64_t k, int dtype, int threads) {
+        return cpu::ingest(
+            {ptr<const uint8_t>(images), ptr<const float>(basis), ptr<const float>(mean), ptr<const float>(std),
+             ptr<const int64_t>(index), ptr<const int32_t>(shift), ptr<const uint8_t>(flip), ptr<float>(coef),
+             ptr<void>(out), images_n, n, h, w, c, k, static_cast<DType>(dtype)},
+            threads);
+      },
+      nogil);
+  m.def(
+      "softmax_regression_step",
+      [](uintptr_t x, uintptr_t labels, uintptr_t index, uintptr_t weight, uintptr_t coef, uintptr_t grad,
+         uintptr_t result, int64_t rows, int64_t n, int64_t d, int64_t c, double lr, int dtype, int threads) {
+        return cpu::softmax_regression_step({ptr<const void>(x), ptr<const int64_t>(labels), ptr<const int64_t>(index),
+                                             ptr<float>(weight), ptr<float>(coef), ptr<float>(grad),
+                                             ptr<double>(result), rows, n, d, c, (float)lr, static_cast<DType>(dtype)},
+                                            threads);
+      },
+      nogil);
+  m.def(
+      "apply_perturbation",
+      [](uintptr_t images, uintptr_t delta, uintptr_t index, uintptr_t out, int64_t n, int64_t d, int64_t rows,
+         bool truncate, int threads) {
+        return cpu::apply_perturbation({ptr<const uint8_t>(images), ptr<const float>(delta), ptr<const int64_t>(index),
+                                        ptr<uint8_t>(out), n, d, rows, truncate},
+                                       threads);
+      },
+      nogil);
+  m.def(
+      "philox_uniform",
+      [](uintptr_t out, int64_t seed, int64_t stream, int64_t first, int64_t n, int64_t d, int threads) {
+        cpu::philox_uniform({ptr<float>(out), seed, stream, first, n, d}, threads);
+      },
+      nogil);
+  m.def(
+      "philox_normal",
+      [](uintptr_t out, int64_t seed, int64_t stream, int64_t first, int64_t n, int64_t d, int threads) {
+        cpu::philox_normal({ptr<float>(out), seed, stream, first, n, d}, threads);
+      },
+      nogil);
+  m.def(
+      "perturb_lsp",
+      [](uintptr_t labels, uintptr_t centroids, uintptr_t mixing, uintptr_t scratch, uintptr_t out, int64_t seed,
+         int64_t first, int64_t n, int64_t classes, int64_t h, int64_t w, int64_t channels, int64_t patch, double norm,
+         int threads) {
+        return cpu::perturb_lsp(
+            {ptr<const int64_t>(labels), ptr<const float>(centroids), ptr<const float>(mixing), ptr<float>(scratch),
+             ptr<float>(out), seed, first, n, classes, h, w, channels, patch, (float)norm},
+            threads);
+      },
+      nogil);
 }

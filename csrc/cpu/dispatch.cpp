@@ -10,10 +10,16 @@
 
 namespace ulfast {
 
-namespace baseline { extern const Table table; }
+namespace baseline {
+extern const Table table;
+}
 #if defined(__x86_64__)
-namespace v3 { extern const Table table; }
-namespace v4 { extern const Table table; }
+namespace v3 {
+extern const Table table;
+}
+namespace v4 {
+extern const Table table;
+}
 #endif
 
 namespace cpu {
@@ -146,8 +152,7 @@ int64_t softmax_regression_step(const SoftmaxStep& a, int threads) {
   a.result[0] = loss / n, a.result[1] = correct;
   if (update && pieces) {
     const float scale = (float)(a.lr / n);
-    share(a.c * a.d, 1 << 14, threads,
-          [&](int, int64_t b, int64_t e) { t->softmax_update(a, pieces, scale, b, e); });
+    share(a.c * a.d, 1 << 14, threads, [&](int, int64_t b, int64_t e) { t->softmax_update(a, pieces, scale, b, e); });
   }
   return kIndexOk;
 }

@@ -41,9 +41,8 @@ template <class O> ULFAST_INLINE void mirror(const O* in, O* out, int64_t w, int
 }
 
 // One image row, projected, to its place in the result: out[y, x] = in[y + dy, x + dx], mirrored after that.
-template <class O>
-ULFAST_INLINE void place(const float* row, const Line& line, int64_t w, int64_t c, int64_t dx, bool flip, O* out,
-                         O* spare) {
+template <class O> ULFAST_INLINE void place(const float* row, const Line& line, int64_t w, int64_t c, int64_t dx,
+                                            bool flip, O* out, O* spare) {
   O* dst = flip ? spare : out;
   const int64_t skip = dx > 0 ? dx : 0, lead = dx < 0 ? -dx : 0;  // left of the source, of the result
   const int64_t count = w - skip - lead;
@@ -57,8 +56,7 @@ ULFAST_INLINE void place(const float* row, const Line& line, int64_t w, int64_t 
   if (flip) mirror(spare, out, w, c);
 }
 
-template <class O, int R>
-void images(const Ingest& a, const Line& line, int64_t first) {
+template <class O, int R> void images(const Ingest& a, const Line& line, int64_t first) {
   const int64_t wc = a.w * a.c, d = a.h * wc;
   const uint8_t* x[R];
   for (int r = 0; r < R; ++r) x[r] = a.images + (a.index ? a.index[first + r] : first + r) * d;
@@ -110,7 +108,8 @@ template <class O> void run(const Ingest& a, int64_t begin, int64_t end) {
   Line line;
   for (int64_t i = 0; i < a.w * a.c; ++i) {
     const double s = 1.0 / a.std[i % a.c];
-    line.scale[i] = (float)(a.k ? s : s / 255);  // a projected tile is in [0, 1] already, an unprojected one in [0, 255]
+    line.scale[i] =
+        (float)(a.k ? s : s / 255);  // a projected tile is in [0, 1] already, an unprojected one in [0, 255]
     line.bias[i] = (float)(-a.mean[i % a.c] * s);
   }
   int64_t i = begin;
@@ -122,10 +121,14 @@ template <class O> void run(const Ingest& a, int64_t begin, int64_t end) {
 
 void ingest(const Ingest& a, int64_t begin, int64_t end) {
   switch (a.out_dtype) {
-    case DType::f32: return run<float>(a, begin, end);
-    case DType::bf16: return run<bf16>(a, begin, end);
-    case DType::f16: return run<f16>(a, begin, end);
-    default: return;  // refused by the caller
+    case DType::f32:
+      return run<float>(a, begin, end);
+    case DType::bf16:
+      return run<bf16>(a, begin, end);
+    case DType::f16:
+      return run<f16>(a, begin, end);
+    default:
+      return;  // refused by the caller
   }
 }
 

@@ -8,8 +8,16 @@ namespace ulfast {
 namespace ULFAST_LEVEL {
 
 extern const Table table;
-const Table table = {ULFAST_STRING(ULFAST_LEVEL), 4,    project, ingest, softmax_gradient, softmax_update, apply,
-                     philox_uniform,              philox_normal, lsp};
+const Table table = {ULFAST_STRING(ULFAST_LEVEL),
+                     4,
+                     project,
+                     ingest,
+                     softmax_gradient,
+                     softmax_update,
+                     apply,
+                     philox_uniform,
+                     philox_normal,
+                     lsp};
 
 }  // namespace ULFAST_LEVEL
 }  // namespace ulfast

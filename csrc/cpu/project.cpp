@@ -12,8 +12,8 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kBlock = 4096;          // features at a time, at most
-constexpr int64_t kGroupBytes = 1 << 19;  // of x that should stay in the second-level cache
+constexpr int64_t kBlock = 4096;           // features at a time, at most
+constexpr int64_t kGroupBytes = 1 << 19;   // of x that should stay in the second-level cache
 constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
 
 template <class T> constexpr bool kByte = sizeof(T) == 1;
@@ -47,13 +47,12 @@ ULFAST_INLINE void block(const Project& a, int64_t row, int64_t i, int64_t d, bo
   A* coef = static_cast<A*>(a.coef) + row * a.k;
   if (update)
     subtract<A, O, R, kByte<T>, Stream>(rows, stage.stride(a.x_stride), basis, a.d, d, a.k, coef, a.k,
-                              static_cast<O*>(a.out) + row * a.d + i, a.d);
+                                        static_cast<O*>(a.out) + row * a.d + i, a.d);
   else
     dots_all<A, R>(rows, stage.stride(a.x_stride), basis, a.d, d, a.k, coef, a.k);
 }
 
-template <class T, class O, bool Stream>
-void run(const Project& a, int64_t begin, int64_t end) {
+template <class T, class O, bool Stream> void run(const Project& a, int64_t begin, int64_t end) {
   using A = typename Compute<T>::type;
   const int64_t fit = kGroupBytes / (a.d * (int64_t)sizeof(T));
   // Many rows share one fetch of a basis that no cache near the core can hold.
@@ -80,16 +79,19 @@ void run(const Project& a, int64_t begin, int64_t end) {
 
 void project(const Project& a, int64_t begin, int64_t end) {
   // Streaming stores need every vector aligned.
-  const bool big = a.n * a.d * 4 >= kStreamBytes && reinterpret_cast<uintptr_t>(a.out) % kBytes == 0 &&
-                   a.d * 4 % kBytes == 0;
+  const bool big =
+      a.n * a.d * 4 >= kStreamBytes && reinterpret_cast<uintptr_t>(a.out) % kBytes == 0 && a.d * 4 % kBytes == 0;
   switch (a.dtype) {
     case DType::u8:
       return big ? run<uint8_t, float, true>(a, begin, end) : run<uint8_t, float, false>(a, begin, end);
     case DType::f32:
       return big ? run<float, float, true>(a, begin, end) : run<float, float, false>(a, begin, end);
-    case DType::f16: return run<f16, f16, false>(a, begin, end);
-    case DType::bf16: return run<bf16, bf16, false>(a, begin, end);
-    case DType::f64: return run<double, double, false>(a, begin, end);
+    case DType::f16:
+      return run<f16, f16, false>(a, begin, end);
+    case DType::bf16:
+      return run<bf16, bf16, false>(a, begin, end);
+    case DType::f64:
+      return run<double, double, false>(a, begin, end);
   }
 }
 

@@ -60,9 +60,7 @@ template <class A> ULFAST_INLINE void store(A* p, typename Vec<A>::type v) {
   *reinterpret_cast<typename Vec<A>::loose*>(p) = v;
 }
 // s - 0 is s for every s, -0 included, so the subtraction costs nothing; 0 + s would be a real addition.
-template <class A> ULFAST_INLINE typename Vec<A>::type splat(A s) {
-  return s - typename Vec<A>::type{};
-}
+template <class A> ULFAST_INLINE typename Vec<A>::type splat(A s) { return s - typename Vec<A>::type{}; }
 // The sum of a vector by halves, in registers: a tile of products ends with twenty of these.
 typedef float vf4 __attribute__((vector_size(16)));
 typedef float vf8 __attribute__((vector_size(32)));
@@ -82,14 +80,20 @@ ULFAST_INLINE float sum(vf16 v) {
              __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 ULFAST_INLINE double sum(vd2 v) { return v[0] + v[1]; }
-ULFAST_INLINE double sum(vd4 v) { return sum(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3)); }
+ULFAST_INLINE double sum(vd4 v) {
+  return sum(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
+}
 ULFAST_INLINE double sum(vd8 v) {
   return sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
 }
 
 // Half precision lives in uint16 with a tag, since not every compiler has a type for it.
-struct f16 { uint16_t bits; };
-struct bf16 { uint16_t bits; };
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
 
 ULFAST_INLINE float f32_of_bits(uint32_t u) {
   float f;
@@ -125,8 +129,8 @@ template <> inline __attribute__((always_inline)) f16 from_float<f16>(float v) {
   const uint32_t u = bits_of_f32(v), sign = (u >> 16) & 0x8000, a = u & 0x7FFFFFFF;
   if (a > 0x7F800000) return f16{(uint16_t)(sign | 0x7E00)};
   if (a >= 0x47800000) return f16{(uint16_t)(sign | 0x7C00)};  // 65536 and up; the rounding below covers 65520
-  if (a < 0x38800000) {  // subnormal or zero: let the float unit round at 2**-24
-    const float r = f32_of_bits(a) + 0.5f;  // 0.5 has an ulp of 2**-24
+  if (a < 0x38800000) {                                        // subnormal or zero: let the float unit round at 2**-24
+    const float r = f32_of_bits(a) + 0.5f;                     // 0.5 has an ulp of 2**-24
     return f16{(uint16_t)(sign | (bits_of_f32(r) - 0x3F000000u))};
   }
   const uint32_t rounded = a - 0x38000000u + 0xFFF + ((a >> 13) & 1);
@@ -135,7 +139,9 @@ template <> inline __attribute__((always_inline)) f16 from_float<f16>(float v) {
 
 // Bytes and half words to 32 bits and back.
 #if defined(__AVX512F__)
-ULFAST_INLINE veci widen_bytes(const uint8_t* p) { return (veci)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+ULFAST_INLINE veci widen_bytes(const uint8_t* p) {
+  return (veci)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
 ULFAST_INLINE vecu widen_words(const uint16_t* p) {
   return (vecu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
 }
@@ -144,8 +150,12 @@ ULFAST_INLINE void narrow_words(uint16_t* p, vecu v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v));
 }
 #elif defined(__AVX2__)
-ULFAST_INLINE veci widen_bytes(const uint8_t* p) { return (veci)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
-ULFAST_INLINE vecu widen_words(const uint16_t* p) { return (vecu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+ULFAST_INLINE veci widen_bytes(const uint8_t* p) {
+  return (veci)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+ULFAST_INLINE vecu widen_words(const uint16_t* p) {
+  return (vecu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+}
 ULFAST_INLINE void narrow_words(uint16_t* p, vecu v) {
   const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
   _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
@@ -215,8 +225,12 @@ ULFAST_INLINE void stream(float* p, vecf v) {
 #endif
 }
 
-template <class T> struct Compute { using type = float; };
-template <> struct Compute<double> { using type = double; };
+template <class T> struct Compute {
+  using type = float;
+};
+template <> struct Compute<double> {
+  using type = double;
+};
 
 }  // namespace ULFAST_LEVEL
 }  // namespace ulfast

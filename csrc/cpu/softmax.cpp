@@ -10,16 +10,15 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kBlock = 512;  // features at a time
-constexpr int kGroup = 32;       // rows at a time: group * block floats stay in the first-level cache
+constexpr int64_t kBlock = 512;                // features at a time
+constexpr int kGroup = 32;                     // rows at a time: group * block floats stay in the first-level cache
 constexpr int kClasses = kRows == 4 ? 10 : 5;  // gradient rows a register tile holds (two vectors each)
 
 double exp_(double x) { return __builtin_exp(x); }
 
 // grad[j, i] += sum_r p[r, j] * x[r, i] for K classes over all rows of the group.
 template <int K>
-ULFAST_INLINE void outer(const float* x, int64_t rows, int64_t d, const float* p, int64_t ps, float* grad,
-                         int64_t gs) {
+ULFAST_INLINE void outer(const float* x, int64_t rows, int64_t d, const float* p, int64_t ps, float* grad, int64_t gs) {
   constexpr int n = Vec<float>::size, U = 2;
   int64_t i = 0;
   for (; i + U * n <= d; i += U * n) {
@@ -55,7 +54,8 @@ ULFAST_INLINE void outer_all(const float* x, int64_t rows, int64_t d, int64_t c,
   for (; j < c; ++j) outer<1>(x, rows, d, p + j, ps, grad + j * gs, gs);
 }
 
-// Logits in p become softmax minus one-hot, times `scale`; returns the row's loss. Float64, as the loss of a row near 0 needs.
+// Logits in p become softmax minus one-hot, times `scale`; returns the row's loss. Float64, as the loss of a row near 0
+// needs.
 ULFAST_INLINE double residual(float* p, int64_t c, int64_t label, double scale, bool* correct) {
   int64_t best = 0;
   for (int64_t j = 1; j < c; ++j)
@@ -90,8 +90,7 @@ template <class T> void run(const SoftmaxStep& a, float* grad, double* result, i
       int64_t r = 0;
       for (; r + kRows <= rows; r += kRows)
         dots_all<float, kRows>(tile + r * kBlock, kBlock, a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
-      for (; r < rows; ++r)
-        dots_all<float, 1>(tile + r * kBlock, kBlock, a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
+      for (; r < rows; ++r) dots_all<float, 1>(tile + r * kBlock, kBlock, a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
     }
     for (int64_t r = 0; r < rows; ++r) {
       bool correct;

@@ -38,11 +38,21 @@ ULFAST_INLINE void dots_all(const A* x, int64_t xs, const A* b, int64_t bs, int6
     // Even tiles: 9 columns go as 5 + 4, 16 as 4 x 4, so that no tile is left nearly empty.
     const int64_t tiles = (k + kCols - 1) / kCols, now = (k + tiles - 1) / tiles;
     switch (now) {
-      case 1: dots<A, R, 1>(x, xs, b, bs, d, c, cs); break;
-      case 2: dots<A, R, 2>(x, xs, b, bs, d, c, cs); break;
-      case 3: dots<A, R, 3>(x, xs, b, bs, d, c, cs); break;
-      case 4: dots<A, R, 4>(x, xs, b, bs, d, c, cs); break;
-      default: dots<A, R, 5>(x, xs, b, bs, d, c, cs); break;
+      case 1:
+        dots<A, R, 1>(x, xs, b, bs, d, c, cs);
+        break;
+      case 2:
+        dots<A, R, 2>(x, xs, b, bs, d, c, cs);
+        break;
+      case 3:
+        dots<A, R, 3>(x, xs, b, bs, d, c, cs);
+        break;
+      case 4:
+        dots<A, R, 4>(x, xs, b, bs, d, c, cs);
+        break;
+      default:
+        dots<A, R, 5>(x, xs, b, bs, d, c, cs);
+        break;
     }
     b += now * bs, c += now, k -= now;
   }
@@ -103,8 +113,7 @@ ULFAST_INLINE void subtract(const A* x, int64_t xs, const A* b, int64_t bs, int6
 }
 
 // dst = x as floats; bytes stay in [0, 255].
-template <class T>
-ULFAST_INLINE void widen(const T* x, int64_t d, float* dst) {
+template <class T> ULFAST_INLINE void widen(const T* x, int64_t d, float* dst) {
   constexpr int n = Vec<float>::size;
   int64_t i = 0;
   for (; i + n <= d; i += n) store(dst + i, load_as(x + i));

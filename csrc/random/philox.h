@@ -38,13 +38,19 @@ ULFAST_HD void words(uint64_t seed, uint32_t stream, uint64_t item, uint32_t blo
 ULFAST_HD float uniform(uint32_t w) { return (float)(int32_t)(w >> 8) * 0x1p-24f; }
 
 ULFAST_HD int32_t bits(float x) {
-  union { float f; int32_t i; } u;
+  union {
+    float f;
+    int32_t i;
+  } u;
   u.f = x;
   return u.i;
 }
 
 ULFAST_HD float from_bits(int32_t x) {
-  union { int32_t i; float f; } u;
+  union {
+    int32_t i;
+    float f;
+  } u;
   u.i = x;
   return u.f;
 }

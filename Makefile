@@ -1,0 +1,48 @@
+# make demo | test | setup | lint | format | sanitize | cuda | bench | clean
+VENV := .venv
+PYTHON_IN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+SOURCES := pyproject.toml setup.py constraints.txt tools/setup.sh $(shell find csrc -type f)
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test setup lint format sanitize cuda bench clean
+demo: $(READY)
+	$(VENV)/bin/ulfast attack --method orthogonal
+
+test: $(READY)
+	$(PYTHON_IN) -m pytest -q -n auto --maxprocesses 8
+
+setup: $(READY)
+$(READY): $(SOURCES)
+	tools/setup.sh
+	@touch $@
+
+$(VENV)/.dev: $(READY)
+	EXTRAS=test,dev tools/setup.sh
+	@touch $@
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+	$(VENV)/bin/mypy ulfast
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+# The operators' tests once more, on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(READY)
+	tools/sanitize.sh
+
+# Compiles every CUDA file for every default architecture and says what spills; needs nvcc, no GPU.
+cuda: $(READY)
+	tools/compile_cuda.sh
+
+bench: $(READY)
+	$(PYTHON_IN) benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info ulfast/*.so
