@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import ops
 from .basis import Basis
+from .data.dataset import Dataset
+from .data.loader import as_tensor
 from .errors import InputError
-
-if TYPE_CHECKING:
-    from .data import Dataset
 
 # Rows at a time where a data set is copied to a device or read once more: a few MB of CIFAR, 150 MB at 224 px.
 CHUNK = 1024
@@ -99,17 +97,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _on_device(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images and labels as tensors; on the CPU they are views, also of a memory map."""
-    images, labels = dataset.images, dataset.labels
-    if not images.flags.writeable:
-        # torch warns about read-only memory that it could write to; no operator here writes to its images.
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensor = torch.from_numpy(images)
-    else:
-        tensor = torch.from_numpy(images)
-    return tensor.to(device), torch.as_tensor(labels).to(device)
+    return as_tensor(dataset.images).to(device), as_tensor(dataset.labels).to(device)
 
 
 def _start(init: str, classes: int, d: int, seed: int) -> Tensor:

@@ -1,0 +1,128 @@
+"""`Dataset`: images, labels and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+# Bytes hashed or scanned at a time, so that a memory-mapped set never comes into memory whole.
+CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with labels, in memory or memory-mapped.
+
+    Attributes:
+        images: (n, H, W, C) uint8, C-contiguous.
+        labels: (n,) int64 in [0, number of classes).
+        classes: a name for each class.
+        name: what it is called in reports ("cifar10", a folder's name).
+        split: "train" or "test".
+        manifest: for a poisoned set the method, its parameters, the seed and the source; {} for raw data.
+
+    Raises:
+        InputError: arrays that do not fit together, or labels out of range.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    name: str = ""
+    split: str = "train"
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"data set {self.name!r}" if self.name else "the data set"
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise InputError(f"{where}: images must be (n, H, W, C) uint8, got {self.images.shape} {self.images.dtype}")
+        if self.images.shape[3] not in (1, 3):
+            raise InputError(f"{where}: images must have 1 or 3 channels, got {self.images.shape[3]}")
+        if self.labels.shape != (len(self.images),):
+            raise InputError(f"{where}: {len(self.images)} images but labels of shape {self.labels.shape}")
+        if self.labels.dtype != np.int64:
+            object.__setattr__(self, "labels", self.labels.astype(np.int64))
+        if len(self.labels):
+            low, high = int(self.labels.min()), int(self.labels.max())
+            if low < 0 or high >= len(self.classes):
+                bad = int(np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))[0])
+                raise InputError(
+                    f"{where}: label {int(self.labels[bad])} of image {bad} is out of range:"
+                    f" {len(self.classes)} classes, so labels go from 0 to {len(self.classes) - 1}"
+                )
+        if not self.images.flags.c_contiguous:
+            object.__setattr__(self, "images", np.ascontiguousarray(self.images))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        height, width, channels = self.image_shape
+        poison = f", poisoned by {self.manifest['method']}" if self.manifest.get("method") else ""
+        return (
+            f"Dataset({self.name or 'unnamed'} {self.split}: {len(self):,} images of"
+            f" {height} x {width} x {channels}, {self.num_classes} classes{poison})"
+        )
+
+    def subset(self, indices: np.ndarray) -> Dataset:
+        """The images at `indices`, in that order (a copy)."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def balanced(self, limit: int, seed: int = 0) -> Dataset:
+        """A class-balanced subset of `limit` images drawn by `seed`, in the original order.
+
+        Classes that have too few images give all of them; the others share the rest.
+
+        Raises:
+            InputError: a limit below the number of classes.
+        """
+        if limit >= len(self):
+            return self
+        return self.subset(balanced_indices(self.labels, self.num_classes, limit, seed))
+
+    def checksum(self) -> str:
+        """SHA-256 over shape, images and labels."""
+        digest = hashlib.sha256(str(self.images.shape).encode())
+        for begin, stop in chunks(self.images):
+            digest.update(np.ascontiguousarray(self.images[begin:stop]))
+        digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()
+
+
+def chunks(images: np.ndarray, size: int = CHUNK_BYTES) -> list[tuple[int, int]]:
+    """[begin, stop) ranges of images of about `size` bytes each."""
+    rows = max(1, size // max(1, int(np.prod(images.shape[1:])) * images.itemsize))
+    return [(begin, min(begin + rows, len(images))) for begin in range(0, len(images), rows)]
+
+
+def balanced_indices(labels: np.ndarray, num_classes: int, limit: int, seed: int) -> np.ndarray:
+    """Sorted indices of `limit` images, as many from each class as it has and the others need."""
+    if limit < num_classes:
+        raise InputError(f"a limit of {limit} is less than one image for each of {num_classes} classes: give more")
+    generator = np.random.Generator(np.random.Philox(seed))
+    members = [generator.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
+    take = [0] * num_classes
+    left = min(limit, len(labels))
+    while left:
+        open_classes = [c for c in range(num_classes) if take[c] < len(members[c])]
+        share, extra = divmod(left, len(open_classes))
+        for position, c in enumerate(open_classes):
+            more = min(share + (position < extra), len(members[c]) - take[c])
+            take[c] += more
+            left -= more
+    return np.sort(np.concatenate([rows[:count] for rows, count in zip(members, take, strict=True)]))

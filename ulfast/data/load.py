@@ -1,0 +1,112 @@
+"""`load_dataset`: whatever the user points at, as a `Dataset`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from . import names
+from .dataset import Dataset
+from .readers import READERS
+from .readers.imagefolder import centre_square
+
+
+def load_dataset(
+    source: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    format: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    resize: int | None = None,
+    test_data: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Callable[..., None] | None = None,
+) -> Dataset:
+    """Read a data set from a folder, a file or a name.
+
+    Args:
+        source: a folder that ulfast wrote, an image folder, a CIFAR folder (python or binary), SVHN's .mat files,
+            an .npz file, or a name (`sample`, `cifar10`, `cifar100`, `svhn`). A path that exists is taken as a path.
+        split: "train" or "test".
+        format: forces a reader (see `ulfast ls`) instead of detecting it.
+        limit: a class-balanced subset of that many training images, drawn by `seed`.
+        resize: side in pixels: the shorter side is scaled to it and the centre square taken.
+        test_data: where the test split comes from, if not from `source`.
+        cache: folder for downloads (default: ULFAST_CACHE, or ~/.cache/ulfast).
+        progress: called as ``progress(stage, done, total, ...)`` during long reads.
+
+    Returns:
+        Dataset with uint8 images (n, H, W, C) and int64 labels (n,).
+
+    Raises:
+        InputError: nothing there, nothing readable in it, or images that do not fit together.
+    """
+    if split not in ("train", "test"):
+        raise InputError(f"split must be 'train' or 'test', got {split!r}")
+    if resize is not None and resize < 8:
+        raise InputError(f"--resize {resize} is too small: images need at least 8 pixels a side")
+    apart = split == "test" and test_data is not None
+    source = test_data if apart and test_data is not None else source
+    dataset = _read(source, split, format, resize, cache, progress, sole=apart)
+    if not len(dataset):
+        raise InputError(f"{source} has no {split} images: choose another data set")
+    if resize is not None and dataset.image_shape[:2] != (resize, resize):
+        images = np.stack([centre_square(image, resize) for image in dataset.images])
+        dataset = replace(dataset, images=images)
+    if min(dataset.image_shape[:2]) < 8:
+        height, width, _ = dataset.image_shape
+        raise InputError(f"{source}: images of {width} x {height} are too small, 8 pixels a side is the least")
+    if split == "train":
+        counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
+        if dataset.num_classes < 2:
+            raise InputError(f"{source} has one class only: at least two are needed")
+        if not counts.all():
+            empty = dataset.classes[int(np.flatnonzero(counts == 0)[0])]
+            raise InputError(f"{source}: class {empty!r} has no image: add some or renumber the labels")
+        if limit is not None:
+            dataset = dataset.balanced(limit, seed)
+    return dataset
+
+
+def _read(
+    source: str | os.PathLike[str],
+    split: str,
+    format: str | None,
+    resize: int | None,
+    cache: str | os.PathLike[str] | None,
+    progress: Callable[..., None] | None,
+    *,
+    sole: bool,
+) -> Dataset:
+    if format is not None and format not in READERS:
+        raise InputError(f"unknown format {format!r}{nearest(format, READERS)}: known are {', '.join(READERS)}")
+    path = Path(source)
+    if not path.exists():
+        if names.canonical(str(source)):
+            return names.read(str(source), split, cache=cache, progress=progress)
+        raise InputError(
+            f"there is no file, folder or data set {str(source)!r}{nearest(str(source), names.NAMES)}:"
+            f" the names are {', '.join(names.NAMES)}"
+        )
+    if path.is_dir() and not any(path.iterdir()):
+        raise InputError(f"{path} is empty: point at a data set")
+    if format is None:
+        format = next((name for name, reader in READERS.items() if reader.detect(path)), None)
+        if format is None:
+            raise InputError(
+                f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
+            )
+    return READERS[format].read(path, split, sole=sole, resize=resize, progress=progress)
+
+
+def nearest(name: str, known: object) -> str:
+    """``" (did you mean 'x'?)"``, or nothing."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=1)  # type: ignore[call-overload]
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,150 @@
+"""`MemoryLoader`: batches from an array in memory or on disk, by one pass of the `ingest` kernel a batch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from .dataset import Dataset, chunks
+
+# Item numbers of one epoch's augmentation draws start at epoch << EPOCH_BITS: room for a trillion images.
+EPOCH_BITS = 40
+# Share of a GPU's free memory that the stored images may take; larger sets are sent batch by batch.
+DEVICE_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What happens to a training image, drawn anew an epoch from (seed, epoch, image number) alone.
+
+    Attributes:
+        crop_padding: pixels of black border before a random crop of the original size; 0 for none.
+        flip: mirror left-right with probability 1/2.
+    """
+
+    crop_padding: int = 4
+    flip: bool = True
+
+    def draw(self, n: int, seed: int, epoch: int) -> tuple[Tensor | None, Tensor | None]:
+        """Shifts (n, 2) int32 and flips (n,) bool of all n images in one epoch."""
+        u = ops.philox_uniform(seed, ops.philox.STREAM_AUGMENT, epoch << EPOCH_BITS, n, 4)
+        span = 2 * self.crop_padding + 1
+        shift = (u[:, :2] * span).to(torch.int32) - self.crop_padding if self.crop_padding else None
+        return shift, u[:, 2] < 0.5 if self.flip else None
+
+
+def channel_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, in units of [0, 1]; exact, in constant memory."""
+    channels = dataset.image_shape[2]
+    counts = np.zeros((channels, 256))
+    for begin, stop in chunks(dataset.images):
+        flat = dataset.images[begin:stop].reshape(-1, channels)
+        for c in range(channels):
+            counts[c] += np.bincount(flat[:, c], minlength=256)
+    levels = np.arange(256) / 255
+    total = counts.sum(axis=1)
+    mean = counts @ levels / total
+    variance = counts @ levels**2 / total - mean**2
+    return tuple(mean.tolist()), tuple(np.sqrt(np.maximum(variance, 0)).clip(1e-3).tolist())
+
+
+class MemoryLoader:
+    """Iterable of batches ``(x, y)``: x (b, C, H, W) normalised and channels_last, y (b,) int64.
+
+    The projection, the augmentation and the normalisation are one kernel call on the gathered uint8 rows, so nothing
+    else touches the pixels. Draws depend on (seed, epoch, image number), not on batch size or order.
+
+    Args:
+        dataset: its images may be memory-mapped.
+        batch_size: images a batch.
+        basis: (k, H*W*C) orthonormal rows to project away before the augmentation, or None.
+        mean, std: C values in units of [0, 1]; None: statistics of the data set.
+        dtype: torch.float32, bfloat16 or float16.
+        augment: None for none.
+        shuffle: a new order each epoch, from (seed, epoch).
+        drop_last: leave a short last batch out.
+        device: where batches are made. On a GPU the stored images are kept there if they fit.
+
+    Example:
+        >>> for x, y in MemoryLoader(dataset, 128, basis=basis.rows, augment=Augment(), shuffle=True):
+        ...     loss = criterion(model(x), y)
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        basis: Tensor | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        dtype: torch.dtype = torch.float32,
+        augment: Augment | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if mean is None or std is None:
+            mean, std = channel_statistics(dataset)
+        self.dataset, self.batch_size = dataset, batch_size
+        self.augment, self.shuffle, self.seed, self.drop_last = augment, shuffle, seed, drop_last
+        self.dtype, self.device = dtype, torch.device(device)
+        self.mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device)
+        self.std = torch.as_tensor(std, dtype=torch.float32, device=self.device)
+        self.basis = None if basis is None else basis.to(self.device, torch.float32)
+        self.epoch = 0
+        self._images = as_tensor(dataset.images)
+        self._labels = as_tensor(dataset.labels)
+        if self.device.type == "cuda":
+            self._labels = self._labels.to(self.device)
+            if self._images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
+                self._images = self._images.to(self.device)
+
+    @property
+    def images_per_epoch(self) -> int:
+        n = len(self.dataset)
+        return n - n % self.batch_size if self.drop_last else n
+
+    def __len__(self) -> int:
+        return math.ceil(self.images_per_epoch / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order and the augmentation of the next pass."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self.dataset)
+        order = torch.arange(n)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % (1 << 63))
+            order = torch.randperm(n, generator=generator)
+        shift, flip = self.augment.draw(n, self.seed, self.epoch) if self.augment else (None, None)
+        for begin in range(0, self.images_per_epoch, self.batch_size):
+            index = order[begin : min(begin + self.batch_size, n)]
+            picked = None if shift is None else shift[index].to(self.device)
+            mirrored = None if flip is None else flip[index].to(self.device)
+            images: Tensor = self._images
+            rows: Tensor | None = index.to(self.device)
+            if images.device.type != self.device.type:
+                images, rows = images[index].to(self.device, non_blocking=True), None
+            x = ops.ingest(
+                images, self.basis, self.mean, self.std, dtype=self.dtype, index=rows, shift=picked, flip=mirrored
+            )
+            yield x, self._labels[index.to(self._labels.device)]
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A view of the array. Read-only memory is fine: no operator here writes to its images."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

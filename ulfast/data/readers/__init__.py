@@ -1,0 +1,31 @@
+"""Readers of data sets on disk. A new one is one file and one line in `READERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..dataset import Dataset
+from . import arrays, cifar, folder, imagefolder
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one layout is recognised and read. `read(path, split, sole=, resize=, progress=)`: `sole` asks for whatever
+    split there is, for data given as --test-data."""
+
+    detect: Callable[[Path], bool]
+    read: Callable[..., Dataset]
+    summary: str
+
+
+# In the order of detection: the most particular first.
+READERS: dict[str, Reader] = {
+    "ulfast": Reader(folder.detect, folder.read, "a folder that ulfast wrote"),
+    "cifar-python": Reader(cifar.detect_python, cifar.read_python, "CIFAR-10/100, python version"),
+    "cifar-binary": Reader(cifar.detect_binary, cifar.read_binary, "CIFAR-10/100, binary version"),
+    "svhn": Reader(arrays.detect_svhn, arrays.read_svhn, "SVHN cropped digits (.mat)"),
+    "npz": Reader(arrays.detect_npz, arrays.read_npz, "numpy archive with images and labels"),
+    "imagefolder": Reader(imagefolder.detect, imagefolder.read, "train/CLASS/*.jpg, test/ or val/ beside it"),
+}

@@ -1,0 +1,116 @@
+"""`.npz` files and SVHN's `.mat` files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import InputError
+from ..dataset import Dataset
+
+IMAGE_KEYS, LABEL_KEYS = ("images", "x"), ("labels", "y")
+
+
+def detect_npz(path: Path) -> bool:
+    return path.is_file() and path.suffix == ".npz"
+
+
+def detect_svhn(path: Path) -> bool:
+    return any((path / f"{split}_32x32.mat").is_file() for split in ("train", "test"))
+
+
+def read_npz(
+    path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None
+) -> Dataset:
+    """Arrays `images` (or `x`) and `labels` (or `y`), or `x_train`, `y_train`, `x_test`, `y_test`; `classes` optional.
+
+    Images are (n, H, W, C), (n, C, H, W) or (n, H, W), uint8 or floats in [0, 1]; labels (n,), (n, 1) or one-hot.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            suffixes = [f"_{split}"] + ([""] if split == "train" or sole else []) + (["_train"] if sole else [])
+            image_key = _pick(file.files, IMAGE_KEYS, suffixes)
+            label_key = _pick(file.files, LABEL_KEYS, suffixes)
+            if image_key is None or label_key is None:
+                want = f"`images` and `labels` (or `x` and `y`{'' if split == 'train' else ', with _test'})"
+                raise InputError(f"{path} has no {split} arrays {want}: it has {', '.join(file.files) or 'nothing'}")
+            images, labels = file[image_key], file[label_key]
+            classes = tuple(str(name) for name in file["classes"]) if "classes" in file.files else ()
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as arrays ({error}): save it with numpy.savez") from None
+    labels = class_numbers(labels, f"{path}, {label_key}")
+    if not classes:
+        classes = tuple(str(c) for c in range(int(labels.max(initial=0)) + 1))
+    return Dataset(pixels(images, f"{path}, {image_key}"), labels, classes, path.stem, split)
+
+
+def _pick(names: list[str], stems: tuple[str, ...], suffixes: list[str]) -> str | None:
+    return next((stem + suffix for suffix in suffixes for stem in stems if stem + suffix in names), None)
+
+
+def pixels(images: np.ndarray, where: str) -> np.ndarray:
+    """Images of any accepted layout as (n, H, W, C) uint8.
+
+    Raises:
+        InputError: not images, not finite, or floats outside [0, 1].
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4:
+        raise InputError(f"{where}: images must have 3 or 4 dimensions, got shape {images.shape}")
+    if images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.dtype == np.uint8:
+        return np.ascontiguousarray(images)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise InputError(f"{where}: images must be uint8, or floats in [0, 1], got {images.dtype}")
+    out = np.empty(images.shape, np.uint8)
+    for i in range(0, len(images), 1024):
+        block = images[i : i + 1024]
+        if not np.isfinite(block).all():
+            bad = i + int(np.flatnonzero(~np.isfinite(block).all(axis=(1, 2, 3)))[0])
+            raise InputError(f"{where}: image {bad} has NaN or infinite pixels: repair or leave it out")
+        if block.min() < 0 or block.max() > 1:
+            raise InputError(
+                f"{where}: floats must lie in [0, 1], images {i} to {i + len(block) - 1} reach from"
+                f" {block.min():.3g} to {block.max():.3g}: undo the normalisation, or save uint8"
+            )
+        out[i : i + 1024] = np.rint(block.astype(np.float32) * 255)
+    return out
+
+
+def class_numbers(labels: np.ndarray, where: str) -> np.ndarray:
+    """(n,), (n, 1) or one-hot (n, c) as (n,) int64."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    elif labels.ndim == 2:
+        if not ((labels == 0) | (labels == 1)).all() or not (labels.sum(axis=1) == 1).all():
+            raise InputError(f"{where}: two-dimensional labels must be one-hot")
+        labels = labels.argmax(axis=1)
+    if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or (labels == np.rint(labels)).all()):
+        raise InputError(f"{where}: labels must be whole numbers, one an image, got {labels.dtype} {labels.shape}")
+    return labels.astype(np.int64)
+
+
+def read_svhn(
+    path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None
+) -> Dataset:
+    """`train_32x32.mat` and `test_32x32.mat` of SVHN's cropped digits; its label 10 is the digit 0."""
+    from scipy.io import loadmat
+
+    file = path / f"{split}_32x32.mat"
+    if not file.is_file():
+        raise InputError(f"{file} is missing: get it with `ulfast data get svhn`")
+    try:
+        content = loadmat(file, variable_names=["X", "y"])
+        images, labels = content["X"], content["y"].ravel().astype(np.int64) % 10
+    except Exception as error:  # scipy raises many kinds for a damaged file
+        raise InputError(f"{file} cannot be read ({error}): get it again") from None
+    return Dataset(
+        pixels(np.moveaxis(images, 3, 0), str(file)), labels, tuple(str(c) for c in range(10)), path.name, split
+    )
