@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..names import nearest
 from . import names
 from .dataset import Dataset
 from .readers import READERS
@@ -105,8 +105,3 @@ def _read(
             )
     return READERS[format].read(path, split, sole=sole, resize=resize, progress=progress)
 
-
-def nearest(name: str, known: object) -> str:
-    """``" (did you mean 'x'?)"``, or nothing."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1)  # type: ignore[call-overload]
-    return f" (did you mean {close[0]!r}?)" if close else ""

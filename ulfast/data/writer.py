@@ -52,6 +52,10 @@ class SplitWriter:
         self._digest.update(block.data)
         self._labels.append(np.asarray(labels, dtype=np.int64))
 
+    def set_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replaces the manifest, for what is known only after the last image."""
+        self._about["manifest"] = manifest
+
     def close(self) -> None:
         labels = np.concatenate(self._labels) if self._labels else np.zeros(0, np.int64)
         self._file.seek(0)

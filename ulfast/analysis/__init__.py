@@ -1,0 +1,1 @@
+"""Measuring poisons: perturbation statistics."""

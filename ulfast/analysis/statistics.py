@@ -1,0 +1,62 @@
+"""How large a perturbation is: L0, L2, L-infinity, PSNR, share of clipped pixels; streamed, in constant memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+class PerturbationStatistics:
+    """Adds up over batches of clean and poisoned uint8 images, after rounding and clipping.
+
+    L0 counts pixel positions (all channels together), L2 and L-infinity are in units of [0, 1].
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sum = {"l0": 0.0, "l2": 0.0, "linf": 0.0}
+        self._max = {"l0": 0.0, "l2": 0.0, "linf": 0.0}
+        self._squares = 0.0
+        self._values = 0
+        self._extreme = 0
+        self._changed = 0
+
+    def add(self, clean: np.ndarray, poisoned: np.ndarray, chosen: np.ndarray | None = None) -> None:
+        """(b, H, W, C) uint8 each; `chosen` (b,) bool tells which of them were poisoned at all."""
+        if chosen is not None:
+            clean, poisoned = clean[chosen], poisoned[chosen]
+        if not len(clean):
+            return
+        changed = clean != poisoned
+        # |difference| of two uint8 fits uint8; its squares are summed exactly in float64 by way of a histogram-free dot.
+        size = np.maximum(clean, poisoned) - np.minimum(clean, poisoned)
+        flat = size.reshape(len(size), -1).astype(np.float32)
+        squares = np.einsum("nd,nd->n", flat, flat).astype(np.float64)
+        rows = {
+            "l0": changed.any(axis=3).sum(axis=(1, 2)).astype(np.float64),
+            "l2": np.sqrt(squares) / 255,
+            "linf": flat.max(axis=1) / 255,
+        }
+        for key, row in rows.items():
+            self._sum[key] += float(row.sum())
+            self._max[key] = max(self._max[key], float(row.max()))
+        self._squares += float(squares.sum())
+        self._values += clean.size
+        self._changed += int(changed.sum())
+        self._extreme += int((changed & ((poisoned == 0) | (poisoned == 255))).sum())
+        self.images += len(clean)
+
+    def summary(self) -> dict[str, Any]:
+        """Mean and largest norms, PSNR in dB, and the share of changed values that ended at 0 or 255."""
+        if not self.images:
+            return {"images": 0}
+        mse = self._squares / self._values / 255**2
+        return {
+            "images": self.images,
+            **{f"{key}_mean": value / self.images for key, value in self._sum.items()},
+            **{f"{key}_max": value for key, value in self._max.items()},
+            "psnr_db": -10 * math.log10(mse) if mse else None,
+            "clipped_share": self._extreme / self._changed if self._changed else 0.0,
+        }

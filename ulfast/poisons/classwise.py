@@ -1,0 +1,87 @@
+"""`regions-4`, `regions-16`, `cwrandom` and `swrandom`: noise that needs no more than a draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..data.dataset import Dataset
+from ..data.loader import as_tensor
+from .base import Perturb, Poison, parameter
+
+EPS = 8 / 255
+
+
+def add_by_class(delta: Tensor) -> Perturb:
+    """Adds row `label` of delta (c, H, W, C), rounding to nearest."""
+
+    def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return ops.apply_perturbation(as_tensor(images), delta, index=torch.from_numpy(labels)).numpy()
+
+    return perturb
+
+
+@dataclass(frozen=True)
+class Regions(Poison):
+    """Class-wise blocks of constant colour, every channel value + eps or - eps."""
+
+    summary = "class-wise blocks of constant colour"
+    source = "Sandoval-Segura et al., Poisons that are Learned Faster are More Effective, CVPR workshops 2022"
+
+    blocks: int = parameter(4, "blocks along a side: 2 gives regions-4, 4 gives regions-16", at_least=1)
+    eps: float = parameter(EPS, "L-infinity bound, pixels in [0, 1]", at_least=0)
+
+    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+        height, width, channels = dataset.image_shape
+        b = self.blocks
+        u = ops.philox_uniform(seed, ops.philox.STREAM_REGIONS, 0, dataset.num_classes, b * b * channels)
+        signs = torch.where(u < 0.5, -1.0, 1.0).view(-1, b, b, channels)
+        rows, columns = torch.arange(height) * b // height, torch.arange(width) * b // width
+        return add_by_class((self.eps * signs)[:, rows][:, :, columns].contiguous())
+
+
+@dataclass(frozen=True)
+class ClassWiseRandom(Poison):
+    """One draw of uniform noise in [-eps, eps] for each class."""
+
+    summary = "class-wise uniform noise"
+    source = "Huang et al., Unlearnable Examples, ICLR 2021 (baseline)"
+    aliases = ("cw-random", "random-classwise")
+
+    eps: float = parameter(EPS, "L-infinity bound, pixels in [0, 1]", at_least=0)
+
+    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+        d = int(np.prod(dataset.image_shape))
+        u = ops.philox_uniform(seed, ops.philox.STREAM_CWRANDOM, 0, dataset.num_classes, d)
+        return add_by_class(((u * 2 - 1) * self.eps).view(-1, *dataset.image_shape))
+
+
+@dataclass(frozen=True)
+class SampleWiseRandom(Poison):
+    """A draw of uniform noise in [-eps, eps] for each image: a control, which does not poison."""
+
+    summary = "sample-wise uniform noise (control: does not poison)"
+    source = "Huang et al., Unlearnable Examples, ICLR 2021 (baseline)"
+    aliases = ("sw-random", "random-samplewise")
+
+    eps: float = parameter(EPS, "L-infinity bound, pixels in [0, 1]", at_least=0)
+
+    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+        return add_by_image(
+            lambda first, n, d: (ops.philox_uniform(seed, ops.philox.STREAM_SWRANDOM, first, n, d) * 2 - 1) * self.eps
+        )
+
+
+def add_by_image(draw: Callable[[int, int, int], Tensor]) -> Perturb:
+    """Adds row i of draw(first, n, d) to image first + i, rounding to nearest."""
+
+    def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        delta = draw(first, len(images), int(np.prod(images.shape[1:]))).view(images.shape)
+        return ops.apply_perturbation(as_tensor(images), delta).numpy()
+
+    return perturb

@@ -1,0 +1,29 @@
+"""The poisons by name. A new one is a file here and a line below."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from ..names import nearest, resolve
+from .base import Poison
+from .classwise import ClassWiseRandom, Regions, SampleWiseRandom
+from .lsp import LSP
+
+POISONS: dict[str, Poison] = {
+    "lsp": LSP(),
+    "regions-4": Regions(blocks=2),
+    "regions-16": Regions(blocks=4),
+    "cwrandom": ClassWiseRandom(),
+    "swrandom": SampleWiseRandom(),
+}
+
+
+def get_poison(name: str) -> tuple[str, Poison]:
+    """The registered name and the poison for a name or alias.
+
+    Raises:
+        InputError: an unknown name; the message suggests the nearest.
+    """
+    key = resolve(name, POISONS)
+    if key is None:
+        raise InputError(f"unknown poison {name!r}{nearest(name, POISONS)}: known are {', '.join(POISONS)}")
+    return key, POISONS[key]

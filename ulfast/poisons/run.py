@@ -1,0 +1,133 @@
+"""`poison`: a clean data set in, a poisoned one out, in memory or streamed to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import ops
+from ..analysis.statistics import PerturbationStatistics
+from ..data.dataset import Dataset, chunks
+from ..data.writer import SplitWriter
+from ..errors import InputError
+from ..version import __version__
+from .base import with_parameters
+from .registry import get_poison
+
+# Clean images that go through a generator at a time: large enough to fill the threads, small enough for their float32
+# noise to stay near the caches.
+CHUNK_BYTES = 3 << 20
+
+
+class Poisoning:
+    """A poison bound to a data set: iterate over it once for (begin, stop, poisoned images).
+
+    Args as for `poison`. `manifest()` is complete after the pass.
+    """
+
+    def __init__(
+        self, dataset: Dataset, method: str, *, seed: int = 0, rate: float = 1.0, **parameters: Any
+    ) -> None:
+        if not 0 <= rate <= 1:
+            raise InputError(f"rate must be between 0 and 1, got {rate:g}")
+        if dataset.num_classes < 2:
+            raise InputError("a poison needs at least two classes")
+        self.name, plain = get_poison(method)
+        given = {key: value for key, value in parameters.items() if value is not None}
+        self.poison = with_parameters(plain, self.name, given)
+        self.dataset, self.seed, self.rate = dataset, seed, rate
+        self.statistics = PerturbationStatistics()
+
+    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        perturb = self.poison.prepare(self.dataset, self.seed)
+        chosen = rate_mask(self.dataset, self.rate, self.seed)
+        for begin, stop in chunks(self.dataset.images, CHUNK_BYTES):
+            clean = np.ascontiguousarray(self.dataset.images[begin:stop])
+            out = perturb(begin, clean, self.dataset.labels[begin:stop])
+            if chosen is not None:
+                out = np.where(chosen[begin:stop, None, None, None], out, clean)
+            self.statistics.add(clean, out, None if chosen is None else chosen[begin:stop])
+            yield begin, stop, out
+
+    def manifest(self) -> dict[str, Any]:
+        """What was done, to what: enough to make the same bytes again."""
+        source = self.dataset
+        return {
+            "method": self.name,
+            "parameters": self.poison.resolved(source),
+            "seed": self.seed,
+            "rate": self.rate,
+            "source": {"name": source.name, "split": source.split, "images": len(source), "sha256": source.checksum()},
+            "statistics": self.statistics.summary(),
+            "ulfast": __version__,
+        }
+
+
+def rate_mask(dataset: Dataset, rate: float, seed: int) -> np.ndarray | None:
+    """Which images are poisoned: the same share of every class, and a larger rate contains a smaller one."""
+    if rate >= 1:
+        return None
+    draw = ops.philox_uniform(seed, ops.philox.STREAM_RATE, 0, len(dataset), 1)[:, 0].numpy()
+    chosen = np.zeros(len(dataset), dtype=bool)
+    for c in range(dataset.num_classes):
+        rows = np.flatnonzero(dataset.labels == c)
+        chosen[rows[np.argsort(draw[rows], kind="stable")[: round(rate * len(rows))]]] = True
+    return chosen
+
+
+def poison(
+    dataset: Dataset,
+    method: str = "lsp",
+    *,
+    seed: int = 0,
+    rate: float = 1.0,
+    progress: Callable[..., None] | None = None,
+    **parameters: Any,
+) -> Dataset:
+    """Make a data set unlearnable.
+
+    Args:
+        dataset: clean images.
+        method: name or alias of a poison (`ulfast ls` lists them).
+        seed: image i's perturbation depends on (seed, method, i, its label) alone.
+        rate: share of each class that is poisoned.
+        progress: called as ``progress("poison", done, total)``.
+        parameters: of the method, for example ``eps=0.5``.
+
+    Returns:
+        Dataset with the same labels; its manifest says what was done and holds the perturbation's statistics.
+
+    Raises:
+        InputError: unknown method or parameter, or a value out of bounds.
+
+    Example:
+        >>> poisoned = ulfast.poison(ulfast.load_dataset("sample"), "lsp", seed=0)
+    """
+    work = Poisoning(dataset, method, seed=seed, rate=rate, **parameters)
+    images = np.empty_like(dataset.images, subok=False)
+    for begin, stop, block in work:
+        images[begin:stop] = block
+        if progress:
+            progress("poison", stop, len(dataset))
+    return replace(dataset, images=images, manifest=work.manifest())
+
+
+def perturbation(clean: Dataset, poisoned: Dataset) -> torch.Tensor:
+    """What was added, (n, H, W, C) float32 in units of [0, 1], after rounding and clipping."""
+    if clean.images.shape != poisoned.images.shape:
+        raise InputError(f"the two data sets differ in shape: {clean.images.shape} and {poisoned.images.shape}")
+    difference = poisoned.images.astype(np.int16) - clean.images
+    return torch.from_numpy(difference).float() / 255
+
+
+def write_poisoned(work: Poisoning, split: SplitWriter, progress: Callable[..., None] | None = None) -> None:
+    """Streams a poisoned set to disk in memory that does not grow with it."""
+    for begin, stop, block in work:
+        split.append(block, work.dataset.labels[begin:stop])
+        if progress:
+            progress("poison", stop, len(work.dataset))
+    split.set_manifest(work.manifest())
