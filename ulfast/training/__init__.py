@@ -1,0 +1,7 @@
+"""Training: networks, recipes, the loop, checkpoints."""
+
+from .loop import TrainResult, evaluate, train
+from .models import MODELS, build_model
+from .recipes import RECIPES, Recipe, get_recipe
+
+__all__ = ["MODELS", "RECIPES", "Recipe", "TrainResult", "build_model", "evaluate", "get_recipe", "train"]

@@ -1,0 +1,44 @@
+"""Checkpoints that hold everything a run needs to go on: written atomically, read without running code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..files import atomic_file
+
+
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`state` is JSON-like: epoch, history, what the run was asked to do."""
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as part:
+        torch.save(content, part)
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> dict[str, Any]:
+    """Puts a checkpoint back and returns its state.
+
+    Raises:
+        InputError: the file is damaged, or belongs to a run with other settings.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = content["state"]
+        different = [key for key, value in identity.items() if state["identity"].get(key) != value]
+        if not different:
+            model.load_state_dict(content["model"])
+            optimizer.load_state_dict(content["optimizer"])
+    except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"{path} is not a checkpoint of this run ({reason}): say --overwrite to start anew") from None
+    if different:
+        raise InputError(
+            f"{path} belongs to a run with another {', '.join(different)}: give the same settings, or --overwrite"
+        )
+    return state

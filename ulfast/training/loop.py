@@ -1,0 +1,182 @@
+"""The training loop: one kernel call a batch for the data, nothing waits for the device inside an epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import devices
+from ..data.loader import MemoryLoader
+from ..errors import InputError
+from . import checkpoint
+from .mixing import BatchHook
+from .recipes import Recipe
+
+REPORT_EVERY = 0.2  # seconds between two progress reports
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gave. Accuracies are shares from 0 to 1.
+
+    `history` has a row an epoch: epoch, lr, train_loss, train_accuracy (of the batches as they came, augmented),
+    test_loss, test_accuracy, seconds, images_per_second.
+    """
+
+    history: list[dict[str, float]]
+    seconds: float
+    images_per_second: float
+
+    @property
+    def train_accuracy(self) -> float:
+        return self.history[-1]["train_accuracy"]
+
+    @property
+    def test_accuracy(self) -> float:
+        return self.history[-1]["test_accuracy"]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum 0.9. Biases and normalisation weights are not decayed by AdamW."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def train(
+    model: nn.Module,
+    loader: MemoryLoader,
+    test_loader: MemoryLoader,
+    recipe: Recipe,
+    *,
+    hooks: Sequence[BatchHook] = (),
+    seed: int = 0,
+    folder: Path | None = None,
+    resume: bool = False,
+    identity: dict[str, Any] | None = None,
+    keep_checkpoints: bool = False,
+    stage: str = "train",
+    progress: Callable[..., None] | None = None,
+) -> TrainResult:
+    """Train `model` in place.
+
+    Args:
+        loader, test_loader: batches on the device of training.
+        recipe: optimizer, schedule, epochs.
+        hooks: applied to every training batch, in order.
+        seed: of everything random in the loop; each epoch starts from (seed, epoch), so that a resumed run equals an
+            uninterrupted one.
+        folder: where `last.pt` (and with `keep_checkpoints` an `epoch-NNN.pt` each, the random start being number 0)
+            is written after every epoch; None writes nothing.
+        resume: go on from `last.pt` where there is one.
+        identity: settings that a checkpoint must share.
+        progress: called as ``progress(stage, epochs done, epochs, loss=, accuracy=, images_per_second=)``.
+
+    Raises:
+        InputError: the loss is no longer finite, or the checkpoint belongs to another run.
+    """
+    device = loader.device
+    model.to(device)
+    half = devices.fast_half(device) if recipe.half else None
+    optimizer = make_optimizer(model, recipe)
+    settings = {"recipe": asdict(recipe), "seed": seed, **(identity or {})}
+    history: list[dict[str, float]] = []
+    if folder and resume and (folder / "last.pt").is_file():
+        history = checkpoint.load(folder / "last.pt", model, optimizer, settings)["history"]
+    elif folder and keep_checkpoints:
+        checkpoint.save(folder / "epoch-000.pt", model, optimizer, {"identity": settings, "history": []})
+    for epoch in range(len(history), recipe.epochs):
+        torch.manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
+        start = time.perf_counter()
+        row = _epoch(model, loader, recipe, optimizer, hooks, half, epoch, stage, progress)
+        devices.synchronize(device)
+        seconds = time.perf_counter() - start
+        if not math.isfinite(row["train_loss"]):
+            raise InputError(
+                f"the training loss is {row['train_loss']} in epoch {epoch + 1}: the data or the learning rate"
+                f" {recipe.lr:g} of recipe {recipe.name} do not fit this network; try another recipe"
+            )
+        test_loss, test_accuracy = evaluate(model, test_loader, half)
+        row |= {"test_loss": test_loss, "test_accuracy": test_accuracy, "seconds": seconds}
+        row["images_per_second"] = loader.images_per_epoch / seconds
+        history.append(row)
+        if folder:
+            state = {"identity": settings, "history": history}
+            checkpoint.save(folder / "last.pt", model, optimizer, state)
+            if keep_checkpoints:
+                checkpoint.save(folder / f"epoch-{epoch + 1:03d}.pt", model, optimizer, state)
+        if progress:
+            progress(stage, epoch + 1, recipe.epochs, loss=row["train_loss"], accuracy=test_accuracy,
+                     images_per_second=row["images_per_second"])  # fmt: skip
+    seconds = sum(row["seconds"] for row in history)
+    return TrainResult(history, seconds, loader.images_per_epoch * len(history) / max(seconds, 1e-9))
+
+
+def _epoch(
+    model: nn.Module,
+    loader: MemoryLoader,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    hooks: Sequence[BatchHook],
+    half: torch.dtype | None,
+    epoch: int,
+    stage: str,
+    progress: Callable[..., None] | None,
+) -> dict[str, float]:
+    model.train()
+    loader.set_epoch(epoch)
+    device = loader.device
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device)
+    seen, lr, steps = 0, 0.0, len(loader)
+    begun = said = time.perf_counter()
+    for i, (x, y) in enumerate(loader):
+        labels = y
+        for hook in hooks:
+            x, y = hook(x, y)
+        lr = recipe.rate(epoch * steps + i, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast(device.type, dtype=half, enabled=half is not None):
+            out = model(x)
+            loss = nn.functional.cross_entropy(out, y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.detach() * len(labels)
+        correct += (out.detach().argmax(1) == labels).sum()
+        seen += len(labels)
+        now = time.perf_counter()
+        if progress and now - said > REPORT_EVERY:
+            said = now
+            progress(stage, epoch + (i + 1) / steps, recipe.epochs, images_per_second=seen / (now - begun))
+    return {
+        "epoch": epoch + 1,
+        "lr": lr,
+        "train_loss": float(loss_sum) / seen,
+        "train_accuracy": float(correct) / seen,
+    }
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: MemoryLoader, half: torch.dtype | None = None) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (0 to 1) over a loader, in evaluation mode."""
+    model.eval()
+    loss = torch.zeros((), device=loader.device)
+    correct = torch.zeros((), device=loader.device)
+    for x, y in loader:
+        with torch.autocast(loader.device.type, dtype=half, enabled=half is not None):
+            out = model(x)
+        loss += nn.functional.cross_entropy(out.float(), y, reduction="sum")
+        correct += (out.argmax(1) == y).sum()
+    return float(loss) / loader.images_per_epoch, float(correct) / loader.images_per_epoch

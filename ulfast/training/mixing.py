@@ -1,0 +1,80 @@
+"""What a training step may do to a whole batch: CutMix, MixUp, the official recipe's strong augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+# (x (b, C, H, W), y (b,) or (b, c)) -> the same, y as class probabilities where images were mixed. Random numbers come
+# from torch's global generators, which the loop seeds at the start of every epoch.
+BatchHook = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _soft(y: Tensor, classes: int) -> Tensor:
+    return nn.functional.one_hot(y, classes).float() if y.dim() == 1 else y
+
+
+def _beta(a: float) -> float:
+    return float(torch.distributions.Beta(a, a).sample()) if a > 0 else 1.0
+
+
+def cutmix(classes: int, probability: float = 0.5, beta: float = 1.0) -> BatchHook:
+    """A rectangle of every image comes from another of the batch; labels mix by area (Yun et al., ICCV 2019)."""
+
+    def hook(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if float(torch.rand(())) >= probability:
+            return x, y
+        keep = _beta(beta)
+        height, width = x.shape[2:]
+        cut = (1 - keep) ** 0.5
+        cy, cx = int(torch.randint(height, ())), int(torch.randint(width, ()))
+        top, bottom = (max(0, min(height, cy + s * int(height * cut) // 2)) for s in (-1, 1))
+        left, right = (max(0, min(width, cx + s * int(width * cut) // 2)) for s in (-1, 1))
+        order = torch.randperm(len(x)).to(x.device)
+        mixed = x.clone()
+        mixed[:, :, top:bottom, left:right] = x[order, :, top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (height * width)
+        target = _soft(y, classes)
+        return mixed, share * target + (1 - share) * target[order]
+
+    return hook
+
+
+def mixup(classes: int, alpha: float = 1.0) -> BatchHook:
+    """Every image and its label are blended with another's (Zhang et al., ICLR 2018)."""
+
+    def hook(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        keep = _beta(alpha)
+        order = torch.randperm(len(x)).to(x.device)
+        target = _soft(y, classes)
+        return keep * x + (1 - keep) * x[order], keep * target + (1 - keep) * target[order]
+
+    return hook
+
+
+def strong_augmentation(image_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> BatchHook:
+    """Rotation 10, shear 10, scale 0.8 to 1.2, colour jitter 0.2, crop with padding 4, flip, normalise.
+
+    Source: the official code of Sandoval-Segura et al., NeurIPS 2023.
+    """
+    try:
+        import kornia.augmentation as K
+    except ImportError:
+        raise InputError("the recipe `paper` needs kornia: pip install 'ulfast[paper]', or take paper-plain") from None
+    height, width, channels = image_shape
+    steps: list[nn.Module] = [K.RandomAffine(10.0, scale=(0.8, 1.2), shear=(-10.0, 10.0), p=1.0)]
+    if channels == 3:
+        steps.append(K.ColorJitter(0.2, 0.2, 0.2, 0.0, p=1.0))
+    steps += [K.RandomCrop((height, width), padding=4, p=1.0), K.RandomHorizontalFlip(p=0.5)]
+    steps.append(K.Normalize(torch.tensor(list(mean)), torch.tensor(list(std))))
+    pipeline = K.AugmentationSequential(*steps, data_keys=["input"])
+
+    def hook(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return pipeline(x).contiguous(memory_format=torch.channels_last), y
+
+    return hook

@@ -1,0 +1,85 @@
+"""How to train: `quick` (minutes on two cores), `paper` and `paper-plain` (the published schedule)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..data.loader import Augment
+from ..errors import InputError
+from ..names import nearest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that training needs beside network and data.
+
+    Attributes:
+        optimizer: "adamw" or "sgd" (momentum 0.9).
+        lr: largest learning rate.
+        schedule: "one-cycle" (linear warm-up, then cosine to zero) or "step" (x0.1 at half and three quarters).
+        strong: rotation, shear, scale, colour jitter, crop and flip by kornia instead of `augment`.
+        cutmix: probability of CutMix for a batch.
+        half: use `devices.fast_half` where there is one.
+    """
+
+    name: str
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+    schedule: str
+    augment: Augment | None = field(default_factory=Augment)
+    strong: bool = False
+    cutmix: float = 0.0
+    half: bool = True
+    warmup: float = 0.2
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step."""
+        at = (step + 0.5) / (self.epochs * steps_per_epoch)
+        if self.schedule == "step":
+            return self.lr * (1.0 if at < 0.5 else 0.1 if at < 0.75 else 0.01)
+        if at < self.warmup:
+            return self.lr * at / self.warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (at - self.warmup) / (1 - self.warmup)))
+
+
+def _quick(model: str, n: int) -> Recipe:
+    epochs = 20 if n <= 5_000 else 12 if n <= 20_000 else 8
+    small = n < 2_000  # few steps an epoch: smaller batches, and passes until there are a few hundred
+    batch = 32 if small else 128
+    if small:
+        epochs = min(100, max(epochs, math.ceil(400 / max(1, n // batch))))
+    if model == "cnn":
+        return Recipe("quick", epochs, batch, "adamw", 3e-3, 0.05, "one-cycle", Augment(crop_padding=0, flip=True))
+    epochs = max(epochs, 12)
+    return Recipe("quick", epochs, batch, "sgd", 0.1, 5e-4, "one-cycle", Augment(crop_padding=4, flip=True))
+
+
+def _paper(model: str, n: int) -> Recipe:
+    return Recipe("paper", 50, 128, "sgd", 0.1, 1e-4, "step", None, strong=True, cutmix=0.5, half=False)
+
+
+def _paper_plain(model: str, n: int) -> Recipe:
+    return Recipe("paper-plain", 50, 128, "sgd", 0.1, 1e-4, "step", Augment(4, True), half=False)
+
+
+RECIPES: dict[str, tuple[Callable[[str, int], Recipe], str]] = {
+    "quick": (_quick, "one-cycle, few epochs, half precision where it is faster"),
+    "paper": (_paper, "50 epochs, x0.1 at half and three quarters, strong augmentation and CutMix (needs kornia)"),
+    "paper-plain": (_paper_plain, "the same schedule with crop and flip only"),
+}
+
+
+def get_recipe(name: str, model: str, n: int) -> Recipe:
+    """The recipe for a network and a number of training images.
+
+    Raises:
+        InputError: an unknown recipe.
+    """
+    if name.lower() not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}{nearest(name, RECIPES)}: known are {', '.join(RECIPES)}")
+    return RECIPES[name.lower()][0](model.lower(), n)
