@@ -1,0 +1,64 @@
+"""ulfast: make unlearnable image data sets, learn from them anyway, and measure both.
+
+Everything below is loaded at first use; importing ulfast itself imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import ExtensionError, InputError
+from .version import __version__
+
+if TYPE_CHECKING:
+    from . import ops, transforms
+    from .attacks import AttackResult, attack
+    from .basis import Basis
+    from .data import Augment, Dataset, MemoryLoader, load_dataset, write_dataset
+    from .fit import fit_basis
+    from .modules import OrthogonalProjection
+    from .ops import ingest, project, project_
+    from .poisons import poison
+
+_HOME = {
+    "ops": "ops", "project": "ops", "project_": "ops", "ingest": "ops",
+    "Basis": "basis", "fit_basis": "fit", "OrthogonalProjection": "modules", "transforms": "transforms",
+    "Dataset": "data", "load_dataset": "data", "write_dataset": "data", "MemoryLoader": "data", "Augment": "data",
+    "poison": "poisons", "attack": "attacks", "AttackResult": "attacks",
+}  # fmt: skip
+
+__all__ = [
+    "AttackResult",
+    "Augment",
+    "Basis",
+    "Dataset",
+    "ExtensionError",
+    "InputError",
+    "MemoryLoader",
+    "OrthogonalProjection",
+    "__version__",
+    "attack",
+    "fit_basis",
+    "ingest",
+    "load_dataset",
+    "ops",
+    "poison",
+    "project",
+    "project_",
+    "transforms",
+    "write_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ulfast' has no attribute {name!r}")
+    module = importlib.import_module(f".{_HOME[name]}", __name__)
+    value = module if _HOME[name] == name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

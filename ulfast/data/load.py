@@ -104,4 +104,3 @@ def _read(
                 f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
             )
     return READERS[format].read(path, split, sole=sole, resize=resize, progress=progress)
-

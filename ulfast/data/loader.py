@@ -133,14 +133,16 @@ class MemoryLoader:
             index = order[begin : min(begin + self.batch_size, n)]
             picked = None if shift is None else shift[index].to(self.device)
             mirrored = None if flip is None else flip[index].to(self.device)
-            images: Tensor = self._images
-            rows: Tensor | None = index.to(self.device)
-            if images.device.type != self.device.type:
-                images, rows = images[index].to(self.device, non_blocking=True), None
-            x = ops.ingest(
-                images, self.basis, self.mean, self.std, dtype=self.dtype, index=rows, shift=picked, flip=mirrored
-            )
+            x = self._batch(index, picked, mirrored)
             yield x, self._labels[index.to(self._labels.device)]
+
+    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None) -> Tensor:
+        """(b, C, H, W) of the images at `index`."""
+        images: Tensor = self._images
+        rows: Tensor | None = index.to(self.device)
+        if images.device.type != self.device.type:
+            images, rows = images[index].to(self.device, non_blocking=True), None
+        return ops.ingest(images, self.basis, self.mean, self.std, dtype=self.dtype, index=rows, shift=shift, flip=flip)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

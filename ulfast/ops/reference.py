@@ -48,11 +48,22 @@ def ingest(
     flip: Tensor | None = None,  # (n,) bool: mirror left-right after the shift
 ) -> Tensor:  # (n, C, H, W) out_dtype, channels_last
     """uint8 NHWC -> [0, 1] -> project -> shift (zeros outside) -> flip -> normalise -> channels_last."""
-    x = images if index is None else images[index]
-    n, h, w, _ = x.shape
-    x = unit(x)
+    x = unit(images if index is None else images[index])
     if basis is not None:
         x = project(x, basis)
+    return augment(x, mean, std, dtype, shift, flip)
+
+
+def augment(
+    x: Tensor,  # (n, H, W, C) float
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    shift: Tensor | None = None,
+    flip: Tensor | None = None,
+) -> Tensor:  # (n, C, H, W) dtype, channels_last
+    """The second half of `ingest`: shift (zeros outside) -> flip -> normalise -> channels_last."""
+    n, h, w, _ = x.shape
     if shift is not None:
         dy, dx = shift[:, 0].long(), shift[:, 1].long()
         ys = torch.arange(h, device=x.device)[None, :] + dy[:, None]

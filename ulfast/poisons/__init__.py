@@ -1,7 +1,7 @@
 """Poisons: methods that make images unlearnable."""
 
-from .base import Poison, parameter
+from .base import Poison
 from .registry import POISONS, get_poison
 from .run import Poisoning, perturbation, poison, write_poisoned
 
-__all__ = ["POISONS", "Poison", "Poisoning", "get_poison", "parameter", "perturbation", "poison", "write_poisoned"]
+__all__ = ["POISONS", "Poison", "Poisoning", "get_poison", "perturbation", "poison", "write_poisoned"]

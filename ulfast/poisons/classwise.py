@@ -12,7 +12,8 @@ from torch import Tensor
 from .. import ops
 from ..data.dataset import Dataset
 from ..data.loader import as_tensor
-from .base import Perturb, Poison, parameter
+from ..parameters import parameter
+from .base import Perturb, Poison
 
 EPS = 8 / 255
 

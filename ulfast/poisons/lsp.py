@@ -13,7 +13,8 @@ from torch import Tensor
 from .. import ops
 from ..data.dataset import Dataset
 from ..data.loader import as_tensor
-from .base import Perturb, Poison, parameter
+from ..parameters import parameter
+from .base import Perturb, Poison
 
 CLASS_SEPARATION = 10.0
 # Item numbers of the class-wise draws, far from each other: vertices (and their repeats), mixing matrices.
@@ -33,7 +34,9 @@ class LSP(Poison):
     source = "Yu et al., Availability Attacks Create Shortcuts, KDD 2022"
     aliases = ("linearly-separable", "synthetic")
 
-    eps: float | None = parameter(None, "L2 norm of each image's noise, pixels in [0, 1] (default 6/255 * sqrt(d))", at_least=0)
+    eps: float | None = parameter(
+        None, "L2 norm of each image's noise, pixels in [0, 1] (default 6/255 * sqrt(d))", at_least=0
+    )
     patch: int | None = parameter(None, "side of a patch in pixels (default 8 at 32 px, 32 at 224 px)", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:

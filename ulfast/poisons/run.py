@@ -14,8 +14,8 @@ from ..analysis.statistics import PerturbationStatistics
 from ..data.dataset import Dataset, chunks
 from ..data.writer import SplitWriter
 from ..errors import InputError
+from ..parameters import with_parameters
 from ..version import __version__
-from .base import with_parameters
 from .registry import get_poison
 
 # Clean images that go through a generator at a time: large enough to fill the threads, small enough for their float32
@@ -29,9 +29,7 @@ class Poisoning:
     Args as for `poison`. `manifest()` is complete after the pass.
     """
 
-    def __init__(
-        self, dataset: Dataset, method: str, *, seed: int = 0, rate: float = 1.0, **parameters: Any
-    ) -> None:
+    def __init__(self, dataset: Dataset, method: str, *, seed: int = 0, rate: float = 1.0, **parameters: Any) -> None:
         if not 0 <= rate <= 1:
             raise InputError(f"rate must be between 0 and 1, got {rate:g}")
         if dataset.num_classes < 2:

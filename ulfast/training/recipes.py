@@ -48,7 +48,7 @@ class Recipe:
 
 
 def _quick(model: str, n: int) -> Recipe:
-    epochs = 20 if n <= 5_000 else 12 if n <= 20_000 else 8
+    epochs = 14 if n <= 5_000 else 10 if n <= 20_000 else 7
     small = n < 2_000  # few steps an epoch: smaller batches, and passes until there are a few hundred
     batch = 32 if small else 128
     if small:

@@ -1,0 +1,65 @@
+"""What an attack is: something that changes the plan of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..basis import Basis
+from ..data.dataset import Dataset
+from ..training.mixing import BatchHook
+from ..training.recipes import Recipe
+
+
+@dataclass
+class Plan:
+    """A training about to happen. Attacks change it in turn; then it is carried out.
+
+    Attributes:
+        train: the data the attacker has.
+        test: clean test images.
+        recipe: how to train.
+        project: (k, d) rows that every training image loses, or None.
+        project_test: whether test images lose them too.
+        hooks: applied to every training batch, in order.
+        basis: what was fitted, for pictures and files.
+        notes: facts for the result (fit accuracy, chosen settings).
+        seconds: of the steps before training, by name.
+    """
+
+    train: Dataset
+    test: Dataset
+    recipe: Recipe
+    project: Tensor | None = None
+    project_test: bool = False
+    hooks: list[BatchHook] = field(default_factory=list)
+    basis: Basis | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an attack may need to know beside the plan."""
+
+    seed: int
+    device: torch.device
+    progress: Callable[..., None] | None = None
+    basis: Basis | None = None  # fitted before: by an interrupted run, or given by the user
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Base of all attacks. A subclass is a frozen dataclass whose fields are its parameters."""
+
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    aliases: ClassVar[tuple[str, ...]] = ()
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        """Changes the plan."""
+        raise TypeError(f"{type(self).__name__} does not say what to do")

@@ -1,0 +1,18 @@
+"""`none`: standard training, the measure of every other attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .base import Attack, Context, Plan
+
+
+@dataclass(frozen=True)
+class NoAttack(Attack):
+    """Train on the images as they are."""
+
+    summary = "standard training"
+    aliases = ("standard", "clean")
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        return None

@@ -1,0 +1,33 @@
+"""The attacks by name. A new one is a file here and a line below."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from ..names import nearest, resolve
+from .base import Attack
+from .none import NoAttack
+from .orthogonal import OrthogonalProjection
+
+ATTACKS: dict[str, Attack] = {
+    "none": NoAttack(),
+    "orthogonal": OrthogonalProjection(),
+}
+
+
+def get_attack(name: str) -> tuple[str, list[Attack]]:
+    """The canonical name and the attacks for a name, an alias, or several joined with ``+``, in order.
+
+    Raises:
+        InputError: an unknown name (the message suggests the nearest), or a combination that makes no sense.
+    """
+    keys = []
+    for part in name.split("+"):
+        key = resolve(part.strip(), ATTACKS)
+        if key is None:
+            raise InputError(f"unknown attack {part!r}{nearest(part, ATTACKS)}: known are {', '.join(ATTACKS)}")
+        if key in keys:
+            raise InputError(f"attack {name!r} names {key} twice: once is enough")
+        keys.append(key)
+    if len(keys) > 1 and "none" in keys:
+        raise InputError(f"attack {name!r} joins `none` with others: leave it out")
+    return "+".join(keys), [ATTACKS[key] for key in keys]

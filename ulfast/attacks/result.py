@@ -1,0 +1,87 @@
+"""What an attack gave."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..basis import Basis
+from ..errors import InputError
+from ..files import atomic_file, write_json
+
+
+@dataclass
+class AttackResult:
+    """Accuracies are shares from 0 to 1, on clean test images unless `config` says otherwise.
+
+    Attributes:
+        method, poison, model, recipe, seed: what was run; poison is "" where the data does not say.
+        train_accuracy: of the last epoch's batches as they came (augmented, projected).
+        test_accuracy: of the network trained by the attack.
+        baselines: test accuracy of the same network trained on the `clean` and the `poisoned` images, where run.
+        history: a row an epoch; `baseline_history` the same for the baselines.
+        seconds: `fit`, `project`, `train`.
+        images_per_second: of the training.
+        notes: what the attack found out (rank of the basis, accuracy of the linear fit).
+        basis: what was projected away, or None.
+    """
+
+    method: str
+    poison: str
+    model: str
+    recipe: str
+    seed: int
+    train_accuracy: float
+    test_accuracy: float
+    baselines: dict[str, float]
+    history: list[dict[str, float]]
+    seconds: dict[str, float]
+    images_per_second: float
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    baseline_history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    basis: Basis | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the basis, ready for JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "basis"}
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """`result.json`, `history.csv` (all trainings) and `basis.safetensors`, the JSON last."""
+        folder = Path(folder)
+        if self.basis is not None:
+            self.basis.save(folder / "basis.safetensors")
+        trainings = {**self.baseline_history, "attack": self.history}
+        with atomic_file(folder / "history.csv") as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["training", *self.history[0]])
+            writer.writeheader()
+            for name, rows in trainings.items():
+                writer.writerows({"training": name, **row} for row in rows)
+        write_json(folder / "result.json", self.to_dict())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> AttackResult:
+        """Reads what `save` wrote, without the basis.
+
+        Raises:
+            InputError: there is no finished result in the folder.
+        """
+        import json
+
+        path = Path(folder) / "result.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
+        except FileNotFoundError:
+            raise InputError(f"{folder} holds no result: run `ulfast attack --out {folder}`") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} is not a result of ulfast ({error})") from None
+
+
+def recipe_dict(recipe: Any) -> dict[str, Any]:
+    """A recipe as JSON."""
+    return asdict(recipe)
