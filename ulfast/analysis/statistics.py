@@ -30,7 +30,7 @@ class PerturbationStatistics:
         if not len(clean):
             return
         changed = clean != poisoned
-        # |difference| of two uint8 fits uint8; its squares are summed exactly in float64 by way of a histogram-free dot.
+        # |difference| of two uint8 fits uint8, and its squares are small whole numbers.
         size = np.maximum(clean, poisoned) - np.minimum(clean, poisoned)
         flat = size.reshape(len(size), -1).astype(np.float32)
         squares = np.einsum("nd,nd->n", flat, flat).astype(np.float64)

@@ -191,9 +191,7 @@ def _open(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -
             import shutil
 
             if not (folder / "config.json").is_file() and any(folder.iterdir()):
-                raise InputError(
-                    f"{folder} is not a run of ulfast, --overwrite does not touch it: choose another --out"
-                )
+                raise InputError(f"{folder} is no run of ulfast, --overwrite does not touch it: choose another --out")
             shutil.rmtree(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

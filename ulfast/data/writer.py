@@ -52,11 +52,19 @@ class SplitWriter:
         self._digest.update(block.data)
         self._labels.append(np.asarray(labels, dtype=np.int64))
 
+    def append_all(self, dataset: Dataset) -> None:
+        """Adds a whole data set, a piece at a time."""
+        for begin, stop in chunks(dataset.images):
+            self.append(dataset.images[begin:stop], dataset.labels[begin:stop])
+
     def set_manifest(self, manifest: dict[str, Any]) -> None:
         """Replaces the manifest, for what is known only after the last image."""
         self._about["manifest"] = manifest
 
     def close(self) -> None:
+        """Completes the split; called by the writer, or before it to read the split back."""
+        if self._file.closed:
+            return
         labels = np.concatenate(self._labels) if self._labels else np.zeros(0, np.int64)
         self._file.seek(0)
         self._header(len(labels))
@@ -155,5 +163,4 @@ def write_dataset(
             split = writer.split(
                 name, dataset.image_shape, dataset.classes, source=dataset.name, manifest=dataset.manifest
             )
-            for begin, stop in chunks(dataset.images):
-                split.append(dataset.images[begin:stop], dataset.labels[begin:stop])
+            split.append_all(dataset)

@@ -1,0 +1,106 @@
+"""`ulfast attack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import InputError
+from .common import Output, data_options, free_folder, settings, verb
+
+
+@verb("attack")
+@click.option("--method", "-m", default="orthogonal", show_default=True,
+              help="An attack, or several joined with + (see `ulfast ls`).")  # fmt: skip
+@data_options
+@click.option("--model", default="cnn", show_default=True, help="cnn, resnet18, resnet18-WIDTH or timm:NAME.")
+@click.option("--recipe", default="quick", show_default=True, help="quick, paper or paper-plain.")
+@click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the run (default: a new one in runs/).")
+@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
+@click.option("--compare", is_flag=True, help="Also train without an attack.")
+@click.option("--clean", metavar="PATH|NAME", help="Clean training images to compare with.")
+@click.option("--init", type=click.Choice(["zero", "torch"]), help="Start of the linear fit; torch is the paper's.")
+@click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000).")
+@click.option("--fit-epochs", type=click.IntRange(1), help="Passes of the fit instead (20 is the paper's).")
+@click.option("--basis", type=click.Path(path_type=Path), help="A basis made by `ulfast fit`, instead of fitting.")
+@click.option("--project-test", is_flag=True, default=None, help="Project the test images too.")
+@click.option("--materialize", is_flag=True, help="Write the projected set and train from there.")
+@click.option("--keep-checkpoints", is_flag=True, help="Keep every epoch's network, not only the last.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
+@click.option("--dry-run", is_flag=True, help="Check everything, train nothing.")
+def command(
+    output: Output, method: str, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
+    resize: int | None, model: str, recipe: str, epochs: int | None, out: Path | None, overwrite: bool, resume: bool,
+    compare: bool, clean: str | None, init: str | None, fit_steps: int | None, fit_epochs: int | None,
+    basis: Path | None, project_test: bool | None, materialize: bool, keep_checkpoints: bool, pairs: tuple[str, ...],
+    dry_run: bool, seed: int, device: str,
+) -> None:  # fmt: skip
+    """Train a network on poisoned images by a method and measure it on clean test images.
+
+    Without --data: the embedded sample of CIFAR-10, poisoned with lsp, and both baselines.
+
+    \b
+    ulfast attack --method orthogonal
+    ulfast attack --method orthogonal --data poisoned/ --out runs/lsp-orthogonal --compare
+    ulfast attack --method orthogonal --init torch --fit-epochs 20 --recipe paper --data poisoned/
+    """
+    from ..attacks import AttackResult, attack, get_attack
+    from ..basis import Basis
+    from ..data import load_dataset
+    from ..devices import resolve_device
+    from ..files import check_free
+    from ..report import pictures, tables
+    from ..training import build_model, get_recipe
+
+    name, _ = get_attack(method)
+    resolve_device(device)
+    if resume and out is None:
+        raise InputError("which run goes on? Give --resume with its --out FOLDER")
+    if resume and out is not None and not out.is_dir():
+        raise InputError(f"there is no run {out} to resume: leave --resume out")
+    folder = out or free_folder(f"runs/{_stem(data)}-{name}")
+    if not resume:
+        check_free(folder, overwrite)
+    options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
+    train = test = clean_set = None
+    if data is not None:
+        train = load_dataset(data, limit=limit, seed=seed, **options)
+        test = load_dataset(data, split="test", test_data=test_data, **options)
+    elif test_data or resize or format_:
+        raise InputError("--test-data, --resize and --format need --data")
+    if clean is not None:
+        if train is None:
+            raise InputError("--clean needs --data: the embedded sample brings its own baselines")
+        clean_set = load_dataset(clean, limit=limit, seed=seed, resize=resize, progress=output.bars)
+    chosen = get_recipe(recipe, model, len(train) if train is not None else limit or 5000)
+    if dry_run:
+        shape, classes = (train.image_shape, train.num_classes) if train is not None else ((32, 32, 3), 10)
+        network = build_model(model, num_classes=classes, image_shape=shape)
+        plan = {"method": name, "model": model, "recipe": recipe, "epochs": epochs or chosen.epochs, "seed": seed,
+                "images": len(train) if train is not None else limit or 5000, "out": str(folder),
+                "weights": sum(p.numel() for p in network.parameters()), "dry_run": True}  # fmt: skip
+        output.result(plan)
+        output.say(", ".join(f"{key} {value}" for key, value in plan.items() if key != "dry_run"))
+        return
+    result: AttackResult = attack(
+        train, test=test, method=name, model=model, recipe=recipe, seed=seed, device=device, out=folder,
+        resume=resume, overwrite=overwrite, compare=clean_set if clean_set is not None else compare,
+        basis=Basis.load(basis) if basis else None, materialize=materialize, epochs=epochs,
+        limit=limit if train is None else None, keep_checkpoints=keep_checkpoints, progress=output.bars,
+        init=init, fit_steps=fit_steps, fit_epochs=fit_epochs, project_test=project_test, **settings(pairs),
+    )  # fmt: skip
+    classes = train.classes if train is not None else load_dataset("sample").classes
+    figure = folder / "attack.png"
+    pictures.save(pictures.attack_figure(result, classes), figure)
+    output.result({**result.to_dict(), "out": str(folder), "figure": str(figure)})
+    output.show(tables.attack_table(result))
+    output.say(f"figure:  {figure}")
+    output.say(f"results: {folder / 'result.json'}")
+
+
+def _stem(data: str | None) -> str:
+    return "sample-lsp" if data is None else Path(data).name or "data"

@@ -1,0 +1,231 @@
+"""Options and habits that all verbs share: --json, --quiet, --config, progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import click
+
+from ..errors import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Config(click.Option):
+    """`--config FILE.yaml`: defaults for the verb's options, below flags."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ["--config"], type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
+            callback=_read_config, metavar="FILE.yaml", help="Defaults for these options; flags win.",
+        )  # fmt: skip
+
+
+def _read_config(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no configuration file {path}: check --config") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())[:120]}): repair it") from None
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold `option: value` lines, it holds a {type(content).__name__}")
+    known = {p.name for p in context.command.params if p.name and p.expose_value}
+    known |= {p.name for p in context.command.params if p.name in ("json", "quiet")}
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, [k for k in known if k], n=1)
+            hint = f" (did you mean {close[0].replace('_', '-')!r}?)" if close else ""
+            raise InputError(f"{path}: {context.command.name} has no option {key!r}{hint}")
+        values[name] = value
+    context.default_map = {**(context.default_map or {}), **values}
+
+
+class Bars:
+    """Draws progress on stderr with rate and time left; a library's `progress` callable."""
+
+    TITLES: ClassVar[dict[str, str]] = {
+        "clean": "train on clean", "poisoned": "train on poisoned", "attack": "train with the attack",
+        "fit": "linear fit", "npm": "npm pack",
+    }  # fmt: skip
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._progress: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._last: dict[str, float] = {}
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, stage: str, done: float, total: float, **info: Any) -> None:
+        if self._quiet:
+            return
+        if not sys.stderr.isatty():
+            self._line(stage, done, total, info)
+            return
+        if self._progress is None:
+            self._start()
+        if stage not in self._tasks:
+            title = self.TITLES.get(stage, stage)
+            self._tasks[stage] = self._progress.add_task(title, total=total or None, rate="")
+        self._progress.update(self._tasks[stage], completed=done, total=total or None, rate=_rate(info, done, self))
+
+    def _start(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description:<22}"), BarColumn(28), TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[rate]}", style="dim"),
+            console=Console(stderr=True),
+        )  # fmt: skip
+        self._progress.start()
+
+    def _line(self, stage: str, done: float, total: float, info: dict[str, Any]) -> None:
+        """Without a terminal: one line at the end of a stage, and every 15 seconds."""
+        now = time.monotonic()
+        begun = self._last.setdefault(stage, now)
+        if done < total and now - begun < 15:
+            return
+        self._last[stage] = now
+        share = f"{100 * done / total:.0f} %" if total else ""
+        click.echo(f"{self.TITLES.get(stage, stage)}: {share} {_rate(info, done, self)}".rstrip(), err=True)
+
+
+def _rate(info: dict[str, Any], done: float, bars: Bars) -> str:
+    parts = []
+    if info.get("unit") == "B":
+        parts.append(f"{done / 1e6:.0f} MB")
+    if "images_per_second" in info:
+        parts.append(f"{info['images_per_second']:,.0f} images/s")
+    if "loss" in info:
+        parts.append(f"loss {info['loss']:.3f}")
+    if "accuracy" in info:
+        parts.append(f"accuracy {100 * info['accuracy']:.1f} %")
+    return ", ".join(parts)
+
+
+@dataclass
+class Output:
+    """Where a verb's words go: results to stdout, remarks to stderr, or one JSON object and nothing else."""
+
+    json: bool = False
+    quiet: bool = False
+    bars: Bars = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bars = Bars(self.quiet or self.json)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The JSON object, where it was asked for."""
+        if self.json:
+            click.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+    def say(self, text: str) -> None:
+        """A line of the result."""
+        if not self.json:
+            click.echo(text)
+
+    def remark(self, text: str) -> None:
+        """A line beside the result."""
+        if not (self.json or self.quiet):
+            click.echo(text, err=True)
+
+    def show(self, renderable: Any) -> None:
+        """A table of rich."""
+        if not self.json:
+            from rich.console import Console
+
+            Console(file=sys.stdout, highlight=False).print(renderable)
+
+
+def verb(name: str, *, seed: bool = True, device: bool = True, **attributes: Any) -> Callable[[F], click.Command]:
+    """A click command with the options every verb has; the function gets an `Output` first."""
+
+    def decorate(function: F) -> click.Command:
+        @functools.wraps(function)
+        def run(json: bool, quiet: bool, debug: bool, **options: Any) -> Any:
+            output = Output(json, quiet)
+            from ..environment import keep_freed_memory
+
+            keep_freed_memory()
+            with output.bars:
+                return function(output, **options)
+
+        command = click.command(name, **attributes)(run)
+        if seed:
+            command.params.append(click.Option(["--seed"], type=int, default=0, show_default=True,
+                                               help="Of everything random."))  # fmt: skip
+        if device:
+            command.params.append(click.Option(["--device"], default="auto", show_default=True, metavar="auto|cpu|cuda",
+                                               help="Where to compute."))  # fmt: skip
+        command.params += [
+            Config(),
+            click.Option(["--json"], is_flag=True, help="One JSON object on stdout, nothing else."),
+            click.Option(["--quiet", "-q"], is_flag=True, help="No progress, no remarks."),
+            click.Option(["--debug"], is_flag=True, help="Tracebacks instead of one line."),
+        ]
+        return command
+
+    return decorate
+
+
+def data_options(function: F) -> F:
+    """--data and how to read it."""
+    for option in reversed([
+        click.option("--data", metavar="PATH|NAME", help="Folder, .npz file, or sample, cifar10, cifar100, svhn."),
+        click.option("--test-data", metavar="PATH", help="Where the clean test images are, if not beside the others."),
+        click.option("--format", "format_", metavar="KIND", help="Read --data as this kind (see `ulfast ls`)."),
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images."),
+        click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square."),
+    ]):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`--set key=value` pairs; values are read as YAML scalars."""
+    import yaml
+
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set takes KEY=VALUE, got {pair!r}")
+        values[key.strip().replace("-", "_")] = yaml.safe_load(text)
+    return values
+
+
+def existing(folder: Path) -> bool:
+    """Whether a folder is there and holds something."""
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def free_folder(stem: str) -> Path:
+    """`stem`, or `stem-2`, `stem-3`, ... where that exists."""
+    path, number = Path(stem), 1
+    while existing(path):
+        number += 1
+        path = Path(f"{stem}-{number}")
+    return path

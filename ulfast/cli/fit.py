@@ -1,0 +1,61 @@
+"""`ulfast fit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import InputError
+from .common import Output, data_options, verb
+
+
+@verb("fit")
+@data_options
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="File for the basis, FILE.safetensors.")
+@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--init", type=click.Choice(["zero", "torch"]), default="zero", show_default=True,
+              help="Start of the weights; torch is the paper's random default.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(1), help="SGD steps (default 1,000).")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the data instead (20 is the paper's).")
+@click.option("--lr", type=float, default=0.1, show_default=True, help="First learning rate.")
+def command(
+    output: Output, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
+    resize: int | None, out: Path | None, overwrite: bool, init: str, steps: int | None, epochs: int | None,
+    lr: float, seed: int, device: str,
+) -> None:  # fmt: skip
+    """Fit the linear model whose weights the projection removes, and save their orthonormal basis and a picture.
+
+    \b
+    ulfast fit --data poisoned/ --out basis.safetensors
+    ulfast fit --data poisoned/ --init torch --epochs 20 --out paper.safetensors
+    """
+    from ..data import load_dataset
+    from ..devices import resolve_device
+    from ..files import check_free
+    from ..fit import fit_basis
+    from ..report import pictures
+
+    if data is None:
+        raise InputError("which images? Give --data PATH or a name")
+    if out is None:
+        raise InputError("where to? Give --out FILE.safetensors")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: give a file name, for example {out / 'basis.safetensors'}")
+    check_free(out, overwrite)
+    where = resolve_device(device)
+    train = load_dataset(data, format=format_, limit=limit, seed=seed, resize=resize, progress=output.bars)
+    basis = fit_basis(train, steps=steps, epochs=epochs, lr=lr, init=init, seed=seed, device=where,
+                      progress=output.bars)  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    basis.save(out)
+    picture = out.with_suffix(".png")
+    pictures.save(pictures.basis_figure(basis, train.classes), picture)
+    output.result({**basis.metadata, "out": str(out), "figure": str(picture)})
+    output.say(
+        f"rank {basis.rank}, train accuracy {100 * basis.metadata['train_accuracy']:.1f} %,"
+        f" {basis.metadata['seconds']:.1f} s: {out}"
+    )
+    if basis.rank < train.num_classes - 1:
+        output.remark(f"the weights of {train.num_classes} classes span only {basis.rank} directions")
+    output.say(f"picture: {picture}")

@@ -1,0 +1,98 @@
+"""The group of verbs, and how errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from ..errors import InputError
+from ..version import __version__
+
+# verb -> (module, what `ulfast --help` says)
+VERBS = {
+    "poison": ("poison", "Make a data set unlearnable."),
+    "fit": ("fit", "Fit the linear model whose weights the projection removes."),
+    "attack": ("attack", "Learn from poisoned data and measure it on clean test images."),
+    "data": ("data", "Get data sets by name."),
+    "ls": ("ls", "List poisons, attacks, models, recipes and data sets."),
+    "doctor": ("doctor", "Check the installation, with a real run of every kernel."),
+}
+DONE, OUR_FAULT, INPUT_WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+class Verbs(click.Group):
+    """Loads a verb's module when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f".{VERBS[cmd_name][0]}", __package__).command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in VERBS:
+            from ..names import nearest
+
+            raise click.UsageError(f"no verb {args[0]!r}{nearest(args[0], VERBS)}: known are {', '.join(VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "-V", "--version", prog_name="ulfast")
+def group() -> None:
+    """Make unlearnable image data sets, learn from them anyway, and measure both.
+
+    \b
+    ulfast attack --method orthogonal                     on the embedded sample, offline
+    ulfast poison --method lsp --data cifar10 --out poisoned/
+    ulfast attack --method orthogonal --data poisoned/ --out runs/mine
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits with 0 (done), 2 (wrong input), 1 (our fault) or 130 (interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments or os.environ.get("ULFAST_DEBUG") == "1"
+    # libgomp's threads otherwise spin between two kernels and take the cores from everything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        code = group.main(arguments, prog_name="ulfast", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else DONE)
+    except (InputError, click.ClickException) as error:
+        if debug:
+            raise
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        where = getattr(error, "ctx", None)
+        hint = f" (try `{where.command_path} --help`)" if where is not None else ""
+        complain(f"{' '.join(message.split())}{hint}")
+        sys.exit(INPUT_WRONG)
+    except (KeyboardInterrupt, click.Abort):
+        complain("interrupted; finished epochs are kept: the same command with --resume goes on from there"
+                 if "attack" in arguments else "interrupted; nothing was written")  # fmt: skip
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # `ulfast ls | head`: the reader is gone, which is no fault of anybody's.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(DONE)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        complain(f"internal error, {type(error).__name__}: {text[:300]}; run again with --debug for the traceback")
+        sys.exit(OUR_FAULT)
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    click.echo(f"{click.style('ulfast:', fg='red', bold=True)} {text}", err=True)

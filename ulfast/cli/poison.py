@@ -1,0 +1,98 @@
+"""`ulfast poison`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import InputError
+from .common import Output, data_options, settings, verb
+
+
+@verb("poison", device=False)
+@click.option("--method", "-m", default="lsp", show_default=True, help="A poison (see `ulfast ls`).")
+@data_options
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--rate", type=float, default=1.0, show_default=True, help="Share of each class that is poisoned.")
+@click.option("--eps", type=float, help="Size of the perturbation, pixels in [0, 1] (default: as published).")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
+@click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
+def command(
+    output: Output, method: str, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
+    resize: int | None, out: Path | None, overwrite: bool, rate: float, eps: float | None, pairs: tuple[str, ...],
+    dry_run: bool, seed: int,
+) -> None:  # fmt: skip
+    """Make a data set unlearnable: poisoned training images, clean test images, and a picture of both.
+
+    \b
+    ulfast poison --method lsp --data cifar10 --out poisoned/
+    ulfast poison --method regions-16 --data my_photos/ --resize 224 --rate 0.5 --out half/
+    """
+    from ..data import DatasetWriter, load_dataset
+    from ..files import check_free
+    from ..poisons import Poisoning, get_poison, write_poisoned
+    from ..report import pictures
+
+    name, _ = get_poison(method)
+    if data is None:
+        raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
+    if out is None and not dry_run:
+        raise InputError("where to? Give --out FOLDER")
+    if out is not None:
+        check_free(out, overwrite)
+    options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
+    train = load_dataset(data, limit=limit, seed=seed, **options)
+    test = _test_split(data, test_data, options)
+    work = Poisoning(train, name, seed=seed, rate=rate, eps=eps, **settings(pairs))
+    summary: dict[str, Any] = {
+        "method": name, "parameters": work.poison.resolved(train), "seed": seed, "rate": rate, "data": str(data),
+        "images": len(train), "test_images": len(test) if test is not None else 0,
+    }  # fmt: skip
+    if dry_run or out is None:
+        output.result({**summary, "dry_run": True})
+        output.say(f"would poison {len(train):,} images of {train.name} with {name}: {summary['parameters']}")
+        return
+    with DatasetWriter(out, overwrite=overwrite) as writer:
+        split = writer.split("train", train.image_shape, train.classes, source=train.name)
+        write_poisoned(work, split, output.bars)
+        if test is not None:
+            clean = writer.split("test", test.image_shape, test.classes, source=test.name)
+            clean.append_all(test)
+        split.close()
+        poisoned = load_dataset(writer.folder / "train")
+        figure = pictures.comparison_figure(train, poisoned, seed=seed, title=f"{name} on {train.name}")
+        pictures.save(figure, writer.folder / "poison.png")
+        statistics = work.statistics.summary()
+    output.result({**summary, "out": str(out), "figure": str(out / "poison.png"), "statistics": statistics})
+    output.say(
+        f"{len(train):,} training images poisoned with {name}"
+        + (f" (rate {rate:g})" if rate < 1 else "")
+        + (f", {len(test):,} clean test images" if test is not None else "")
+        + f": {out}"
+    )
+    if statistics["images"]:
+        output.say(
+            f"L2 {statistics['l2_mean']:.3f} (largest {statistics['l2_max']:.3f}), L-infinity"
+            f" {255 * statistics['linf_max']:.0f}/255, L0 {statistics['l0_mean']:.0f} px,"
+            f" PSNR {statistics['psnr_db']:.1f} dB" if statistics["psnr_db"] else "nothing changed"
+        )  # fmt: skip
+    output.say(f"picture: {out / 'poison.png'}")
+    if test is None:
+        output.remark("no test images were found: give `ulfast attack` some with --test-data")
+
+
+def _test_split(data: str, test_data: str | None, options: dict[str, Any]) -> Any:
+    """The clean test images, or None where the source has none and none were named."""
+    from ..data import load_dataset
+
+    if test_data is not None:
+        return load_dataset(data, split="test", test_data=test_data, **options)
+    try:
+        return load_dataset(data, split="test", **options)
+    except InputError as error:
+        if "--test-data" in str(error) or "has no test" in str(error):
+            return None
+        raise

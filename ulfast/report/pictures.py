@@ -1,0 +1,132 @@
+"""Figures with matplotlib, without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..attacks.result import AttackResult
+    from ..basis import Basis
+    from ..data.dataset import Dataset
+
+# Distinct in print, in gray and for the colour-blind (Okabe and Ito).
+COLOURS = {"clean": "#009E73", "poisoned": "#D55E00", "attack": "#0072B2"}
+STYLES = {"clean": "--", "poisoned": ":", "attack": "-"}
+MAX_COLUMNS = 10
+STYLE = {
+    "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": "#666666", "axes.labelcolor": "#333333", "xtick.color": "#333333", "ytick.color": "#333333",
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
+}  # fmt: skip
+
+
+def _figure(width: float, height: float) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def save(figure: Any, path: Path, dpi: int = 150) -> None:
+    """Writes a PNG (or what the suffix says), atomically."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE), atomic_file(path) as part:
+        figure.savefig(part, dpi=dpi, format=path.suffix.lstrip(".") or "png")
+
+
+def _show(axis: Any, image: np.ndarray) -> None:
+    picture = image.squeeze(-1) if image.shape[-1] == 1 else image
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
+    """Test accuracy by epoch for every training, and below it what the linear model learned of each class."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        pictures = result.basis.images() if result.basis is not None else None
+        count = 0 if pictures is None else min(len(pictures), MAX_COLUMNS)
+        figure = _figure(7.2, 3.0 + (1.15 if count else 0))
+        upper, lower = figure.subfigures(2, 1, height_ratios=[3, 1.15]) if count else (figure, None)
+        axis = upper.subplots()
+        labels = {"clean": "clean images", "poisoned": f"poisoned ({result.poison or 'as given'})",
+                  "attack": f"poisoned, {result.method}"}  # fmt: skip
+        for name, rows in {**result.baseline_history, "attack": result.history}.items():
+            accuracy = [100 * row["test_accuracy"] for row in rows]
+            epochs = [row["epoch"] for row in rows]
+            axis.plot(epochs, accuracy, STYLES[name], color=COLOURS[name], lw=2, label=labels[name])
+            axis.annotate(f" {accuracy[-1]:.1f}", (epochs[-1], accuracy[-1]), color=COLOURS[name], va="center",
+                          fontweight="bold", annotation_clip=False)  # fmt: skip
+        axis.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(0, None), xlim=(1, None))
+        axis.grid(axis="y", color="#e6e6e6")
+        axis.set_axisbelow(True)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_title(f"{result.model} on clean test images")
+        axis.legend(loc="lower right")
+        if lower is not None and pictures is not None:
+            lower.suptitle("what the linear model learned, and the projection removes", x=0.01, ha="left", fontsize=10,
+                           fontweight="bold")  # fmt: skip
+            for c, panel in enumerate(np.atleast_1d(lower.subplots(1, count))):
+                _show(panel, pictures[c])
+                panel.set_xlabel(classes[c] if len(pictures) == len(classes) else str(c), fontsize=7)
+    return figure
+
+
+def comparison_figure(clean: Dataset, poisoned: Dataset, *, seed: int = 0, title: str = "") -> Figure:
+    """Rows clean, perturbation (rescaled to the largest value shown), poisoned; a column a class."""
+    import matplotlib
+
+    rng = np.random.default_rng(seed)
+    columns = min(clean.num_classes, MAX_COLUMNS)
+    changed = [np.flatnonzero(clean.labels == c) for c in range(columns)]
+    picks = []
+    for rows in changed:
+        touched = [i for i in rows[:200] if (clean.images[i] != poisoned.images[i]).any()]
+        picks.append(int(rng.choice(touched or rows)))
+    before, after = clean.images[picks], poisoned.images[picks]
+    difference = after.astype(np.float32) - before
+    peak = max(float(np.abs(difference).max()), 1.0)
+    shown = 0.5 + 0.5 * difference / peak
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(0.85 * columns + 1.1, 3.1)
+        axes = np.atleast_2d(figure.subplots(3, columns, squeeze=False))
+        names = ("clean", f"perturbation\n(\u00b1{peak:.0f} levels)", "poisoned")
+        for row, (name, images) in enumerate(zip(names, (before, shown, after), strict=True)):
+            for column in range(columns):
+                _show(axes[row, column], images[column])
+            axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for column in range(columns):
+            axes[0, column].set_title(clean.classes[column][:12], fontsize=8, loc="center", fontweight="normal")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def basis_figure(basis: Basis, classes: tuple[str, ...]) -> Figure:
+    """The learned weights of each class as pictures, ten a row."""
+    import matplotlib
+
+    pictures = basis.images()[:100]
+    rows = -(-len(pictures) // MAX_COLUMNS)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(0.85 * min(len(pictures), MAX_COLUMNS) + 0.3, 1.05 * rows + 0.35)
+        axes = figure.subplots(rows, min(len(pictures), MAX_COLUMNS), squeeze=False).ravel()
+        for axis in axes[len(pictures) :]:
+            axis.set_axis_off()
+        for c, picture in enumerate(pictures):
+            _show(axes[c], picture)
+            axes[c].set_xlabel(classes[c] if len(pictures) <= len(classes) else str(c), fontsize=7)
+        figure.suptitle(f"linear weights, rank {basis.rank}", x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
