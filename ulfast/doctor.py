@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -53,8 +53,11 @@ def examine() -> dict[str, Any]:
     else:
         add("gpu", None, "none that torch can use")
     for name, use in OPTIONAL.items():
-        found = importlib.util.find_spec(name) is not None
-        add(name, True if found else None, f"for {use}" if found else f"not installed ({use})")
+        try:
+            importlib.import_module(name)
+            add(name, True, f"for {use}")
+        except ImportError as error:
+            add(name, None, f"not usable ({error}); {use}")
     return {"ok": all(check["ok"] is not False for check in checks), "checks": checks}
 
 

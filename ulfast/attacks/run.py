@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import environment
 from ..basis import Basis
 from ..data.dataset import Dataset
@@ -20,7 +22,7 @@ from ..errors import InputError
 from ..files import check_free, write_json, writing
 from ..parameters import with_parameters
 from ..poisons import poison
-from ..training import TrainResult, build_model, get_recipe, mixing, train
+from ..training import Recipe, TrainResult, build_model, get_recipe, mixing, train
 from .base import Attack, Context, Plan
 from .registry import get_attack
 from .result import AttackResult
@@ -106,6 +108,7 @@ def attack(
         "data": {"name": train_set.name, "images": len(train_set), "image_shape": list(train_set.image_shape),
                  "classes": train_set.num_classes, "test_images": len(test_set), "manifest": train_set.manifest},
     }  # fmt: skip
+    _rehearse(model, train_set, chosen)
     if folder is not None:
         _open(folder, config, resume, overwrite)
     runner = _Runner(model, seed, where, folder, resume, keep_checkpoints, progress)
@@ -183,6 +186,14 @@ def _load(
     return train_set, test, clean_set
 
 
+def _rehearse(model: str, data: Dataset, recipe: Recipe) -> None:
+    """Meets a wrong model name or a missing package before anything is written; on the meta device it costs nothing."""
+    with torch.device("meta"):
+        build_model(model, num_classes=data.num_classes, image_shape=data.image_shape)
+    if recipe.strong:
+        mixing.strong_augmentation(data.image_shape, (0.5,) * data.image_shape[2], (0.5,) * data.image_shape[2])
+
+
 def _open(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Makes the run's folder and writes the configuration into it."""
     if not resume:
@@ -218,7 +229,7 @@ class _Runner:
         if recipe.strong:
             hooks.insert(0, mixing.strong_augmentation(data.image_shape, mean, std))
             shown_mean, shown_std = (0.0,) * len(mean), (1.0,) * len(std)
-        dtype = (fast_half(self.device) if recipe.half and not recipe.strong else None) or _float32()
+        dtype = (fast_half(self.device) if recipe.half and not recipe.strong else None) or torch.float32
         if materialize and plan.project is not None and self.folder is not None:
             from ..data.projected import ProjectedLoader, write_projected
 
@@ -247,9 +258,3 @@ class _Runner:
             folder=self.folder / "checkpoints" / stage if self.folder else None, resume=self.resume, identity=identity,
             keep_checkpoints=self.keep and stage == "attack", stage=stage, progress=self.progress,
         )  # fmt: skip
-
-
-def _float32() -> Any:
-    import torch
-
-    return torch.float32

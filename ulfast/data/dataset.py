@@ -116,13 +116,10 @@ def balanced_indices(labels: np.ndarray, num_classes: int, limit: int, seed: int
         raise InputError(f"a limit of {limit} is less than one image for each of {num_classes} classes: give more")
     generator = np.random.Generator(np.random.Philox(seed))
     members = [generator.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
-    take = [0] * num_classes
-    left = min(limit, len(labels))
-    while left:
-        open_classes = [c for c in range(num_classes) if take[c] < len(members[c])]
-        share, extra = divmod(left, len(open_classes))
-        for position, c in enumerate(open_classes):
-            more = min(share + (position < extra), len(members[c]) - take[c])
-            take[c] += more
-            left -= more
+    sizes = np.array([len(rows) for rows in members])
+    limit = min(limit, len(labels))
+    # The largest level that all classes can be filled to; what is left goes, one each, to the first that have more.
+    level = max(k for k in range(int(sizes.max()) + 1) if np.minimum(sizes, k).sum() <= limit)
+    take = np.minimum(sizes, level)
+    take[np.flatnonzero(sizes > level)[: limit - int(take.sum())]] += 1
     return np.sort(np.concatenate([rows[:count] for rows, count in zip(members, take, strict=True)]))

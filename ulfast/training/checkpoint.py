@@ -34,8 +34,16 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identit
         if not different:
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except (
+        RuntimeError,
+        LookupError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(f"{path} is not a checkpoint of this run ({reason}): say --overwrite to start anew") from None
     if different:
         raise InputError(

@@ -119,8 +119,8 @@ def _builder(name: str) -> Builder:
 def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     try:
         import timm
-    except ImportError:
-        raise InputError(f"timm:{name} needs timm: pip install 'ulfast[timm]'") from None
+    except ImportError as error:
+        raise InputError(f"timm:{name} needs timm ({error}): pip install 'ulfast[timm]'") from None
     if name not in timm.list_models():
         close = nearest(name, timm.list_models())
         raise InputError(f"timm has no model {name!r}{close}: timm.list_models() names them all")

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ulfast.data import Augment, MemoryLoader, channel_statistics, load_dataset, write_dataset
+from ulfast.data.projected import ProjectedLoader, write_projected
+from ulfast.ops import reference
+
+
+def gather(loader):
+    batches = list(loader)
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def test_plain_batches_are_the_normalised_images(make_dataset):
+    data = make_dataset(50)
+    loader = MemoryLoader(data, 16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    assert len(loader) == 4
+    x, y = gather(loader)
+    want = (torch.from_numpy(data.images) / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.3, 0.4])
+    torch.testing.assert_close(x, want.permute(0, 3, 1, 2))
+    assert next(iter(loader))[0].is_contiguous(memory_format=torch.channels_last)
+    assert y.tolist() == data.labels.tolist()
+
+
+def test_statistics_are_exact(make_dataset):
+    data = make_dataset(50)
+    mean, std = channel_statistics(data)
+    pixels = data.images.reshape(-1, 3) / 255
+    np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(0), rtol=1e-10)
+    x, _ = gather(MemoryLoader(data, 50))
+    assert x.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (x.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    padding=st.integers(0, 5), flip=st.booleans(), channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 100), batch=st.integers(1, 40), rank=st.integers(0, 4),
+)  # fmt: skip
+def test_augmentation_equals_its_plain_form(padding, flip, channels, seed, epoch, batch, rank):
+    from conftest import tiny
+
+    data = tiny(37, 11, channels)
+    d = 11 * 11 * channels
+    basis = torch.linalg.qr(torch.randn(d, 4, generator=torch.Generator().manual_seed(1)))[0].T[:rank].contiguous()
+    augment = Augment(padding, flip)
+    options = {"basis": basis if rank else None, "augment": augment, "shuffle": True, "seed": seed}
+    loader = MemoryLoader(data, batch, mean=(0.5,) * channels, std=(0.25,) * channels, **options)
+    loader.set_epoch(epoch)
+    x, y = gather(loader)
+    shift, flipped = augment.draw(37, seed, epoch)
+    order = torch.randperm(37, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63)))
+    half = torch.full((channels,), 0.5)
+    want = reference.ingest(
+        torch.from_numpy(data.images), basis if rank else None, half, half / 2, torch.float32,
+        shift=shift, flip=flipped,
+    )  # fmt: skip
+    torch.testing.assert_close(x, want[order], atol=2e-5, rtol=1e-5)
+    assert y.tolist() == data.labels[order.numpy()].tolist()
+    if padding:
+        assert -padding <= int(shift.min())
+        assert int(shift.max()) <= padding
+
+
+def test_draws_cover_their_range_evenly():
+    shift, flip = Augment(2, True).draw(20_000, 3, 5)
+    counts = torch.bincount((shift[:, 0] + 2).long(), minlength=5)
+    assert (counts / 20_000 - 0.2).abs().max() < 0.02
+    assert abs(float(flip.float().mean()) - 0.5) < 0.02
+    again, _ = Augment(2, True).draw(20_000, 3, 6)
+    assert not torch.equal(shift, again)
+
+
+def test_epochs_and_seeds_differ_and_repeat(make_dataset):
+    data = make_dataset(50)
+
+    def one(seed, epoch):
+        loader = MemoryLoader(data, 16, augment=Augment(), shuffle=True, seed=seed)
+        loader.set_epoch(epoch)
+        return gather(loader)[0]
+
+    assert torch.equal(one(1, 2), one(1, 2))
+    assert not torch.equal(one(1, 2), one(1, 3))
+    assert not torch.equal(one(1, 2), one(2, 2))
+
+
+def test_drop_last_and_dtype(make_dataset):
+    loader = MemoryLoader(make_dataset(50), 16, drop_last=True, dtype=torch.bfloat16)
+    x, y = gather(loader)
+    assert (len(loader), loader.images_per_epoch, len(y)) == (3, 48, 48)
+    assert x.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="batch_size"):
+        MemoryLoader(make_dataset(50), 0)
+
+
+def test_a_memory_mapped_set_gives_the_same(tmp_path, make_dataset):
+    data = make_dataset(50)
+    write_dataset(tmp_path / "out", data)
+    mapped = load_dataset(tmp_path / "out")
+    options = {"augment": Augment(), "shuffle": True, "seed": 4}
+    assert torch.equal(gather(MemoryLoader(data, 7, **options))[0], gather(MemoryLoader(mapped, 7, **options))[0])
+
+
+def test_leaving_early_leaves_nothing_running(make_dataset):
+    import threading
+
+    before = threading.active_count()
+    for _ in range(20):
+        for _ in MemoryLoader(make_dataset(50), 4, shuffle=True):
+            break
+    assert threading.active_count() == before
+
+
+def test_a_projected_set_on_disk_trains_alike(tmp_path, make_dataset):
+    data = make_dataset(50)
+    basis = torch.linalg.qr(torch.randn(432, 3, generator=torch.Generator().manual_seed(1)))[0].T.contiguous()
+    write_projected(tmp_path / "p", data, basis)
+    options = {"augment": Augment(), "shuffle": True, "seed": 4, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    there = gather(ProjectedLoader(tmp_path / "p", data, 7, **options))[0]
+    direct = gather(MemoryLoader(data, 7, basis=basis, **options))[0]
+    torch.testing.assert_close(there, direct, atol=0.005, rtol=0)
+    assert np.load(tmp_path / "p" / "images.npy").dtype == np.float16
