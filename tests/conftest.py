@@ -20,7 +20,7 @@ def tiny(
     return Dataset(images.astype(np.uint8), labels, tuple(f"class{c}" for c in range(classes)), "tiny", split)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_dataset():
     return tiny
 
