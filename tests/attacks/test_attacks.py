@@ -107,7 +107,7 @@ def test_materialize_trains_from_the_written_set(tmp_path, data):
 
 
 def test_a_given_basis_is_used_and_checked(data):
-    clean, poisoned, test = data
+    _, poisoned, test = data
     basis = ulfast.fit_basis(poisoned, steps=50)
     result = ulfast.attack(poisoned, test=test, basis=basis, limit=300, **OPTIONS | {"epochs": 1})
     assert result.basis is basis
@@ -155,7 +155,7 @@ def test_wrong_input(data, change, message):
 
 
 def test_data_that_does_not_fit(data):
-    _, poisoned, test = data
+    _, poisoned, _ = data
     with pytest.raises(InputError, match="give the clean test images"):
         ulfast.attack(poisoned)
     with pytest.raises(InputError, match="training and test images differ"):

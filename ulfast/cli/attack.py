@@ -78,8 +78,8 @@ def command(
         clean_set = load_dataset(clean, limit=limit, seed=seed, resize=resize, progress=output.bars)
     chosen = get_recipe(recipe, model, len(train) if train is not None else limit or 5000)
     if dry_run:
-        shape, classes = (train.image_shape, train.num_classes) if train is not None else ((32, 32, 3), 10)
-        network = build_model(model, num_classes=classes, image_shape=shape)
+        shape, count = (train.image_shape, train.num_classes) if train is not None else ((32, 32, 3), 10)
+        network = build_model(model, num_classes=count, image_shape=shape)
         plan = {"method": name, "model": model, "recipe": recipe, "epochs": epochs or chosen.epochs, "seed": seed,
                 "images": len(train) if train is not None else limit or 5000, "out": str(folder),
                 "weights": sum(p.numel() for p in network.parameters()), "dry_run": True}  # fmt: skip
@@ -93,9 +93,9 @@ def command(
         limit=limit if train is None else None, keep_checkpoints=keep_checkpoints, progress=output.bars,
         init=init, fit_steps=fit_steps, fit_epochs=fit_epochs, project_test=project_test, **settings(pairs),
     )  # fmt: skip
-    classes = train.classes if train is not None else load_dataset("sample").classes
+    names = train.classes if train is not None else load_dataset("sample").classes
     figure = folder / "attack.png"
-    pictures.save(pictures.attack_figure(result, classes), figure)
+    pictures.save(pictures.attack_figure(result, names), figure)
     output.result({**result.to_dict(), "out": str(folder), "figure": str(figure)})
     output.show(tables.attack_table(result))
     output.say(f"figure:  {figure}")

@@ -99,8 +99,8 @@ class Dataset:
         """SHA-256 over shape, images and labels."""
         digest = hashlib.sha256(str(self.images.shape).encode())
         for begin, stop in chunks(self.images):
-            digest.update(np.ascontiguousarray(self.images[begin:stop]))
-        digest.update(np.ascontiguousarray(self.labels))
+            digest.update(np.ascontiguousarray(self.images[begin:stop]).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLOURS = {"clean": "#009E73", "poisoned": "#D55E00", "attack": "#0072B2"}
 STYLES = {"clean": "--", "poisoned": ":", "attack": "-"}
 MAX_COLUMNS = 10
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "#666666", "axes.labelcolor": "#333333", "xtick.color": "#333333", "ytick.color": "#333333",
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,

@@ -12,6 +12,9 @@ from torch import nn
 from ..errors import InputError
 from ..files import atomic_file
 
+# What torch.load and load_state_dict raise for files cut short, overwritten or of another program.
+DAMAGED = (RuntimeError, LookupError, EOFError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
+
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """`state` is JSON-like: epoch, history, what the run was asked to do."""

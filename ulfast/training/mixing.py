@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ def strong_augmentation(image_shape: tuple[int, int, int], mean: Sequence[float]
     except ImportError:
         raise InputError("the recipe `paper` needs kornia: pip install 'ulfast[paper]', or take paper-plain") from None
     height, width, channels = image_shape
-    steps: list[nn.Module] = [K.RandomAffine(10.0, scale=(0.8, 1.2), shear=(-10.0, 10.0), p=1.0)]
+    steps: list[Any] = [K.RandomAffine(10.0, scale=(0.8, 1.2), shear=(-10.0, 10.0), p=1.0)]
     if channels == 3:
         steps.append(K.ColorJitter(0.2, 0.2, 0.2, 0.0, p=1.0))
     steps += [K.RandomCrop((height, width), padding=4, p=1.0), K.RandomHorizontalFlip(p=0.5)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.
     if name not in timm.list_models():
         close = nearest(name, timm.list_models())
         raise InputError(f"timm has no model {name!r}{close}: timm.list_models() names them all")
-    options = {"pretrained": False, "num_classes": num_classes, "in_chans": image_shape[2]}
+    options: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": image_shape[2]}
     try:
         return timm.create_model(name, img_size=image_shape[:2], **options)
     except TypeError:  # most convolutional networks take any size and no such argument

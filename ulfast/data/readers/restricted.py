@@ -32,7 +32,7 @@ class _Dtype:
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else "="
         order = order.decode("ascii", "replace") if isinstance(order, bytes) else order
         if order in ("<", ">"):
-            self.value = self.value.newbyteorder(order)
+            self.value = self.value.newbyteorder(order)  # type: ignore[arg-type]
 
 
 class _Array:
@@ -56,7 +56,7 @@ def _build(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         raise pickle.UnpicklingError("an array of objects")
     if not (isinstance(shape, tuple) and all(isinstance(s, int) and s >= 0 for s in shape)):
         raise pickle.UnpicklingError("an array without a shape")
-    flat = np.frombuffer(raw, dtype.value)
+    flat = np.frombuffer(raw, dtype.value)  # type: ignore[arg-type]
     if flat.size != math.prod(shape):
         raise pickle.UnpicklingError("an array shorter than its shape says")
     return flat.reshape(shape, order="F" if order == "F" else "C")
