@@ -87,12 +87,13 @@ PYBIND11_MODULE(_C, m) {
       nogil);
   m.def(
       "perturb_lsp",
-      [](uintptr_t labels, uintptr_t centroids, uintptr_t mixing, uintptr_t scratch, uintptr_t out, int64_t seed,
-         int64_t first, int64_t n, int64_t classes, int64_t h, int64_t w, int64_t channels, int64_t patch, double norm,
-         int threads) {
+      [](uintptr_t labels, uintptr_t centroids, uintptr_t mixing, uintptr_t scratch, uintptr_t images,
+         uintptr_t out, int64_t seed, int64_t first, int64_t n, int64_t classes, int64_t h, int64_t w,
+         int64_t channels, int64_t patch, double norm, bool truncate, int threads) {
         return cpu::perturb_lsp(
             {ptr<const int64_t>(labels), ptr<const float>(centroids), ptr<const float>(mixing), ptr<float>(scratch),
-             ptr<float>(out), seed, first, n, classes, h, w, channels, patch, (float)norm},
+             ptr<const uint8_t>(images), ptr<void>(out), seed, first, n, classes, h, w, channels, patch, (float)norm,
+             truncate},
             threads);
       },
       nogil);

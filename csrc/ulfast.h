@@ -68,10 +68,12 @@ struct Lsp {
   const int64_t* labels;   // (n)
   const float* centroids;  // (c, m), m = ceil(h/patch) * ceil(w/patch) * channels
   const float* mixing;     // (c, m, m)
-  float* scratch;          // (threads, 2*m + 64)
-  float* out;              // (n, h, w, channels)
+  float* scratch;          // (threads, 2*m + w*channels)
+  const uint8_t* images;   // (n, h, w, channels): the result is the poisoned image; null: the perturbation itself
+  void* out;               // (n, h, w, channels) uint8 or float
   int64_t seed, first, n, classes, h, w, channels, patch;
   float norm;
+  bool truncate;
 };
 
 namespace cpu {

@@ -152,7 +152,7 @@ int64_t softmax_regression_step(const SoftmaxStep& a, int threads) {
   a.result[0] = loss / n, a.result[1] = correct;
   if (update && pieces) {
     const float scale = (float)(a.lr / n);
-    share(a.c * a.d, 1 << 14, threads, [&](int, int64_t b, int64_t e) { t->softmax_update(a, pieces, scale, b, e); });
+    share(a.c * a.d, 1 << 17, threads, [&](int, int64_t b, int64_t e) { t->softmax_update(a, pieces, scale, b, e); });
   }
   return kIndexOk;
 }
@@ -181,7 +181,7 @@ int64_t perturb_lsp(const Lsp& a, int threads) {
   const Table* t = current;
   const int64_t m = ((a.h + a.patch - 1) / a.patch) * ((a.w + a.patch - 1) / a.patch) * a.channels;
   share(a.n, least(a.h * a.w * a.channels + m * m), threads,
-        [&](int p, int64_t b, int64_t e) { t->lsp(a, a.scratch + p * 2 * m, b, e); });
+        [&](int p, int64_t b, int64_t e) { t->lsp(a, a.scratch + p * (2 * m + a.w * a.channels), b, e); });
   return kIndexOk;
 }
 

@@ -1,11 +1,11 @@
 // Philox numbers, and the LSP perturbations made from them. Compiled without contraction: equal bytes at every level.
 //
 // philox_normal: about 60 integer and 45 float operations a pair; bound by arithmetic, not by the 4 bytes written.
-// perturb_lsp: 2 m^2 multiply-adds and m normals an image (m = 48 for CIFAR), then 4 d bytes written: the writing
-// bounds it.
+// perturb_lsp: m^2 multiply-adds and m normals an image (m = 48 for CIFAR), then 2 d bytes read and written where the
+// perturbation goes straight onto the stored image, 4 d where it is asked for itself.
 #include "../random/philox.h"
 
-#include "simd.h"
+#include "pixels.h"
 #include "table.h"
 
 namespace ulfast {
@@ -73,6 +73,7 @@ void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
   const int64_t gw = (a.w + a.patch - 1) / a.patch, gh = (a.h + a.patch - 1) / a.patch, m = gh * gw * a.channels;
   float* z = scratch;
   float* latent = scratch + m;
+  float* row = latent + m;
   for (int64_t i = begin; i < end; ++i) {
     numbers<true>(a.seed, philox::kStreamLsp, a.first + i, m, z);
     const float* mixing = a.mixing + a.labels[i] * m * m;
@@ -80,9 +81,9 @@ void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
     for (int64_t j = 0; j < m; ++j) latent[j] = 0;
     for (int64_t t = 0; t < m; ++t) {
       const float zt = z[t];
-      const float* __restrict__ row = mixing + t * m;
+      const float* __restrict__ factor = mixing + t * m;
       float* __restrict__ sum = latent;
-      for (int64_t j = 0; j < m; ++j) sum[j] += zt * row[j];
+      for (int64_t j = 0; j < m; ++j) sum[j] += zt * factor[j];
     }
     double square = 0;  // of the image: every latent value counts once for each pixel it covers
     for (int64_t y = 0; y < gh; ++y) {
@@ -99,17 +100,23 @@ void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
     const double length = __builtin_sqrt(square);
     const float scale = (float)(a.norm / (length > 1e-12 ? length : 1e-12));
     for (int64_t j = 0; j < m; ++j) latent[j] *= scale;
-    float* out = a.out + i * a.h * a.w * a.channels;
     const int64_t line = a.w * a.channels;
     for (int64_t y = 0; y < a.h; ++y) {
-      float* __restrict__ to = out + y * line;
-      if (y % a.patch) {  // the same as the line above
-        __builtin_memcpy(to, to - line, line * sizeof(float));
-        continue;
+      if (y % a.patch == 0) {
+        const float* from = latent + y / a.patch * gw * a.channels;
+        for (int64_t x = 0; x < a.w; x += a.patch, from += a.channels) {
+          const int64_t stop = (x + a.patch < a.w ? x + a.patch : a.w) * a.channels;
+          for (int64_t t = x * a.channels; t < stop; t += a.channels)
+            for (int64_t c = 0; c < a.channels; ++c) row[t + c] = from[c];
+        }
       }
-      const float* from = latent + y / a.patch * gw * a.channels;
-      for (int64_t x = 0; x < a.w; ++x)
-        for (int64_t c = 0; c < a.channels; ++c) to[x * a.channels + c] = from[x / a.patch * a.channels + c];
+      const int64_t at = (i * a.h + y) * line;
+      if (!a.images)
+        __builtin_memcpy(static_cast<float*>(a.out) + at, row, line * sizeof(float));
+      else if (a.truncate)
+        pixel_row<true>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line);
+      else
+        pixel_row<false>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line);
     }
   }
 }

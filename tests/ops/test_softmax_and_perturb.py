@@ -154,6 +154,21 @@ def test_lsp_bytes_are_pinned(level, threads):
         assert digest == "92e4bc90ab1deb23c8f8f17b284381777ad508379b8100370272bef6eaf88f62"
 
 
+@pytest.mark.parametrize(("size", "patch"), [((32, 32, 3), 8), ((17, 11, 1), 4), ((9, 33, 3), 32)])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_lsp_straight_onto_images_equals_two_steps(level, size, patch, truncate):
+    m = -(-size[0] // patch) * -(-size[1] // patch) * size[2]
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    centroids, mixing = torch.randn(3, m), torch.rand(3, m, m)
+    images = torch.randint(0, 256, (5, *size), dtype=torch.uint8)
+    options = {"seed": 5, "first": 3, "size": size, "patch": patch, "norm": 1.3}
+    delta = ops.perturb_lsp(labels, centroids, mixing, **options)
+    want = ops.apply_perturbation(images, delta, truncate=truncate)
+    assert torch.equal(ops.perturb_lsp(labels, centroids, mixing, **options, images=images, truncate=truncate), want)
+    with pytest.raises(ValueError, match="images must be"):
+        ops.perturb_lsp(labels, centroids, mixing, **options, images=images[:4])
+
+
 def test_lsp_errors():
     centroids, mixing, labels = torch.zeros(2, 3), torch.zeros(2, 3, 3), torch.tensor([0, 2])
     with pytest.raises(IndexError, match=r"labels\[1\] is 2"):

@@ -142,6 +142,8 @@ def perturb_lsp(
     size: tuple[int, int, int],
     patch: int,
     norm: float,
+    images: Tensor | None = None,
+    truncate: bool = False,
 ) -> Tensor:
     """Linearly separable perturbations: one Gaussian cluster a class, each latent value blown up to a patch.
 
@@ -152,10 +154,12 @@ def perturb_lsp(
         size: (H, W, C) of the images.
         patch: side of the square that shares one latent value.
         norm: L2 norm of each image's perturbation, in units of [0, 1].
+        images: (n, H, W, C) uint8 to add it to, in the same pass.
+        truncate: with images, round towards zero as in `apply_perturbation`.
 
     Returns:
-        (n, H, W, C) float32 in units of [0, 1].
+        (n, H, W, C): the perturbation, float32 in units of [0, 1], or the poisoned images, uint8.
 
     Source: Yu et al., "Availability Attacks Create Shortcuts", KDD 2022.
     """
-    return _ops.perturb_lsp(labels, centroids, mixing, seed, first, *size, patch, norm)
+    return _ops.perturb_lsp(labels, centroids, mixing, seed, first, *size, patch, norm, images, truncate)

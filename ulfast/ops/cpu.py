@@ -273,6 +273,8 @@ def perturb_lsp(
     channels: int,
     patch: int,
     norm: float,
+    images: Tensor | None = None,
+    truncate: bool = False,
 ) -> Tensor:
     op = "perturb_lsp"
     _cpu(op, labels=labels, centroids=centroids, mixing=mixing)
@@ -288,11 +290,19 @@ def perturb_lsp(
     assert checked is not None
     labels, centroids, mixing = checked, centroids.float().contiguous(), mixing.float().contiguous()
     n, threads = labels.shape[0], torch.get_num_threads()
-    scratch = torch.empty(threads, 2 * m)
-    out = _result((n, height, width, channels), torch.float32)
+    scratch = torch.empty(threads, 2 * m + width * channels)
+    if images is not None:
+        _cpu(op, images=images)
+        if images.dtype != torch.uint8 or images.shape != (n, height, width, channels):
+            raise ValueError(
+                f"{op}: images must be {(n, height, width, channels)} uint8, got {tuple(images.shape)} {images.dtype}"
+            )
+        images = images.contiguous()
+    out = _result((n, height, width, channels), torch.float32 if images is None else torch.uint8)
     bad = _extension.load().perturb_lsp(
-        labels.data_ptr(), centroids.data_ptr(), mixing.data_ptr(), scratch.data_ptr(), out.data_ptr(), _signed(seed),
-        first, n, classes, height, width, channels, patch, norm, threads,
+        labels.data_ptr(), centroids.data_ptr(), mixing.data_ptr(), scratch.data_ptr(),
+        0 if images is None else images.data_ptr(), out.data_ptr(), _signed(seed), first, n, classes, height, width,
+        channels, patch, norm, truncate, threads,
     )  # fmt: skip
     if bad >= 0:
         raise IndexError(f"{op}: labels[{bad}] is {int(labels[bad])}, outside [0, {classes})")

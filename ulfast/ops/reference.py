@@ -130,7 +130,9 @@ def perturb_lsp(
     channels: int,
     patch: int,
     norm: float,  # L2 norm of every image's perturbation, in units of [0, 1]
-) -> Tensor:  # (n, height, width, channels) float32
+    images: Tensor | None = None,  # (n, height, width, channels) uint8: add to these
+    truncate: bool = False,
+) -> Tensor:  # (n, height, width, channels) float32, or uint8 with images
     """Linearly separable perturbations (Yu et al., KDD 2022): a Gaussian cluster a class, blown up to patches."""
     n, m = labels.shape[0], centroids.shape[1]
     gh, gw = math.ceil(height / patch), math.ceil(width / patch)
@@ -139,4 +141,5 @@ def perturb_lsp(
     grid = latent.reshape(n, gh, gw, channels)
     delta = grid.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, :height, :width]
     scale = norm / delta.flatten(1).double().norm(dim=1).clamp_min(1e-12)
-    return (delta * scale.float()[:, None, None, None]).contiguous()
+    delta = (delta * scale.float()[:, None, None, None]).contiguous()
+    return delta if images is None else apply_perturbation(images, delta, None, truncate)

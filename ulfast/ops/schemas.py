@@ -39,7 +39,8 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "perturb_lsp(Tensor labels, Tensor centroids, Tensor mixing, int seed, int first,"
-    " int height, int width, int channels, int patch, float norm) -> Tensor",
+    " int height, int width, int channels, int patch, float norm,"
+    " Tensor? images=None, bool truncate=False) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -92,8 +93,9 @@ def _(seed, stream, first, n, d, *, device=None):
 
 
 @torch.library.register_fake("ulfast::perturb_lsp", lib=LIBRARY)
-def _(labels, centroids, mixing, seed, first, height, width, channels, patch, norm):
-    return centroids.new_empty((labels.shape[0], height, width, channels))
+def _(labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images=None, truncate=False):
+    dtype = torch.float32 if images is None else torch.uint8
+    return centroids.new_empty((labels.shape[0], height, width, channels), dtype=dtype)
 
 
 # --- derivatives ---------------------------------------------------------------------------------------------

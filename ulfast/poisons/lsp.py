@@ -55,11 +55,10 @@ class LSP(Poison):
         mixing = (uniform * 2 - 1).view(-1, features, features)
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            delta = ops.perturb_lsp(
-                torch.from_numpy(labels), centroids, mixing,
-                seed=seed, first=first, size=dataset.image_shape, patch=patch, norm=values["eps"],
-            )  # fmt: skip
-            return ops.apply_perturbation(as_tensor(images), delta, truncate=True).numpy()
+            return ops.perturb_lsp(
+                torch.from_numpy(labels), centroids, mixing, seed=seed, first=first, size=dataset.image_shape,
+                patch=patch, norm=values["eps"], images=as_tensor(images), truncate=True,
+            ).numpy()  # fmt: skip
 
         return perturb
 

@@ -51,15 +51,21 @@ def _show(axis: Any, image: np.ndarray) -> None:
         spine.set_visible(False)
 
 
+def _two(figure: Any) -> Any:
+    """A large upper and a small lower part."""
+    return figure.subfigures(2, 1, height_ratios=[3, 1.15])
+
+
 def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
     """Test accuracy by epoch for every training, and below it what the linear model learned of each class."""
     import matplotlib
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(STYLE):
         pictures = result.basis.images() if result.basis is not None else None
         count = 0 if pictures is None else min(len(pictures), MAX_COLUMNS)
         figure = _figure(7.2, 3.0 + (1.15 if count else 0))
-        upper, lower = figure.subfigures(2, 1, height_ratios=[3, 1.15]) if count else (figure, None)
+        upper, lower = _two(figure) if count else (figure, None)
         axis = upper.subplots()
         labels = {"clean": "clean images", "poisoned": f"poisoned ({result.poison or 'as given'})",
                   "attack": f"poisoned, {result.method}"}  # fmt: skip
@@ -72,7 +78,7 @@ def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
         axis.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(0, None), xlim=(1, None))
         axis.grid(axis="y", color="#e6e6e6")
         axis.set_axisbelow(True)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(f"{result.model} on clean test images")
         axis.legend(loc="lower right")
         if lower is not None and pictures is not None:
