@@ -32,6 +32,7 @@ KERNELS = {
     "random": EXACT,
     "level": "",
 }
+CUDA_ARCHITECTURES = "75,80,86,89,90"
 LEVELS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"v3": "-march=x86-64-v3", "v4": "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-maybe-uninitialized"}
@@ -53,6 +54,39 @@ def compiler() -> str:
     raise SystemExit(
         "ulfast: no C++ compiler was found. Install one (Debian, Ubuntu: apt-get install g++) or set CXX, then repeat."
     )
+
+
+def want_cuda() -> bool:
+    """ULFAST_CUDA, or whether there is an nvcc."""
+    asked = os.environ.get("ULFAST_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(f"ulfast: ULFAST_CUDA must be 0 or 1, got {asked!r}")
+    found = shutil.which("nvcc") is not None
+    if asked == "1" and not found:
+        raise SystemExit(
+            "ulfast: ULFAST_CUDA=1, but there is no nvcc on the PATH. Install the CUDA toolkit, then repeat."
+        )
+    return found if asked == "" else asked == "1"
+
+
+def nvcc_root() -> Path:
+    """The toolkit's folder, from the real place of nvcc."""
+    done = subprocess.run(["nvcc", "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
+    for line in done.stderr.splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.removeprefix("#$ TOP=").strip()).resolve()
+    return Path(str(shutil.which("nvcc"))).resolve().parent.parent
+
+
+def cuda_rule() -> list[str]:
+    """Machine code for every architecture asked for, and PTX of the last for those to come. No contraction: the
+    perturbations must have the same bytes as on the CPU."""
+    names = [a.strip().replace(".", "") for a in os.environ.get("ULFAST_CUDA_ARCHS", CUDA_ARCHITECTURES).split(",")]
+    codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in names]
+    codes.append(f"-gencode arch=compute_{names[-1]},code=compute_{names[-1]}")
+    flags = f"-O3 -std=c++17 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden {' '.join(codes)}"
+    command = f"nvcc {flags} -ccbin {shlex.quote(compiler().split()[0])} -MD -MF $out.d -c $in -o $out"
+    return ["rule cuda", f"  command = {command}", "  depfile = $out.d", "  deps = gcc", "  description = $out"]
 
 
 class NinjaBuild(build_ext):
@@ -79,9 +113,6 @@ class NinjaBuild(build_ext):
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = $out",
-            "rule link",
-            f"  command = $cxx -shared $in -o $out {link}",
-            "  description = $out",
         ]
         objects = []
 
@@ -89,11 +120,19 @@ class NinjaBuild(build_ext):
             objects.append(name)
             lines.extend([f"build {name}: compile {escape(ROOT / 'csrc' / source)}", f"  flags = {flags}"])
 
-        compile_("bindings.cpp", "bindings.o", include)
+        cuda = sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if want_cuda() else []
+        compile_("bindings.cpp", "bindings.o", include + (" -DULFAST_CUDA" if cuda else ""))
         compile_("cpu/dispatch.cpp", "dispatch.o", "")
         for level, march in LEVELS.items():
             for kernel, flags in KERNELS.items():
                 compile_(f"cpu/{kernel}.cpp", f"{kernel}.{level}.o", f"-DULFAST_LEVEL={level} {march} {flags}".strip())
+        if cuda:
+            lines += cuda_rule()
+            for source in cuda:
+                objects.append(f"{source.stem}.cuda.o")
+                lines.append(f"build {objects[-1]}: cuda {escape(source)}")
+            link += f" -L{nvcc_root()}/lib64 -lcudart_static -ldl -lrt -lpthread"
+        lines += ["rule link", f"  command = $cxx -shared $in -o $out {link}", "  description = $out"]
         lines.append(f"build {escape(target)}: link {' '.join(objects)}")
         (build / "build.ninja").write_text("\n".join(lines) + "\n")
         command = [ninja_program(), "-C", str(build)] + (["-v"] if self.verbose and self.verbose > 1 else [])

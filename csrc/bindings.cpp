@@ -1,6 +1,7 @@
 // pybind11: addresses in, nothing owned, the GIL released. ulfast/ops/cpu.py checks every argument first.
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
 #include <string>
 
 #include "ulfast.h"
@@ -20,6 +21,29 @@ py::list levels() {
   return out;
 }
 
+#ifdef ULFAST_CUDA
+void launched(const char* problem) {
+  if (problem) throw std::runtime_error(std::string("ulfast: a CUDA kernel could not be launched: ") + problem);
+}
+
+void add_cuda(py::module_ m) {
+  m.def("apply_perturbation", [](uintptr_t images, uintptr_t delta, uintptr_t index, uintptr_t out, int64_t n,
+                                 int64_t d, int64_t rows, bool truncate, uintptr_t stream) {
+    launched(cuda::apply_perturbation({ptr<const uint8_t>(images), ptr<const float>(delta), ptr<const int64_t>(index),
+                                       ptr<uint8_t>(out), n, d, rows, truncate},
+                                      ptr<void>(stream)));
+  });
+  m.def("philox_uniform",
+        [](uintptr_t out, int64_t seed, int64_t stream_id, int64_t first, int64_t n, int64_t d, uintptr_t stream) {
+          launched(cuda::philox_uniform({ptr<float>(out), seed, stream_id, first, n, d}, ptr<void>(stream)));
+        });
+  m.def("philox_normal",
+        [](uintptr_t out, int64_t seed, int64_t stream_id, int64_t first, int64_t n, int64_t d, uintptr_t stream) {
+          launched(cuda::philox_normal({ptr<float>(out), seed, stream_id, first, n, d}, ptr<void>(stream)));
+        });
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -32,6 +56,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_level", [](const std::string& name) { return cpu::set_level(name.c_str()); });
   m.attr("compiler") = __VERSION__;
 
+#ifdef ULFAST_CUDA
+  add_cuda(m.def_submodule("cuda", "Kernels for NVIDIA GPUs."));
+#endif
   m.def("advise_huge_pages", [](uintptr_t p, int64_t bytes) { cpu::advise_huge_pages(ptr<void>(p), bytes); }, nogil);
   m.def(
       "project",
@@ -87,14 +114,13 @@ PYBIND11_MODULE(_C, m) {
       nogil);
   m.def(
       "perturb_lsp",
-      [](uintptr_t labels, uintptr_t centroids, uintptr_t mixing, uintptr_t scratch, uintptr_t images,
-         uintptr_t out, int64_t seed, int64_t first, int64_t n, int64_t classes, int64_t h, int64_t w,
-         int64_t channels, int64_t patch, double norm, bool truncate, int threads) {
-        return cpu::perturb_lsp(
-            {ptr<const int64_t>(labels), ptr<const float>(centroids), ptr<const float>(mixing), ptr<float>(scratch),
-             ptr<const uint8_t>(images), ptr<void>(out), seed, first, n, classes, h, w, channels, patch, (float)norm,
-             truncate},
-            threads);
+      [](uintptr_t labels, uintptr_t centroids, uintptr_t mixing, uintptr_t scratch, uintptr_t images, uintptr_t out,
+         int64_t seed, int64_t first, int64_t n, int64_t classes, int64_t h, int64_t w, int64_t channels, int64_t patch,
+         double norm, bool truncate, int threads) {
+        return cpu::perturb_lsp({ptr<const int64_t>(labels), ptr<const float>(centroids), ptr<const float>(mixing),
+                                 ptr<float>(scratch), ptr<const uint8_t>(images), ptr<void>(out), seed, first, n,
+                                 classes, h, w, channels, patch, (float)norm, truncate},
+                                threads);
       },
       nogil);
 }

@@ -98,4 +98,13 @@ const char* level();
 bool set_level(const char* name);  // false: unknown, or this processor lacks it
 
 }  // namespace cpu
+
+// The same on a GPU, on the given cudaStream_t of the current device. They return null, or what the launch said.
+namespace cuda {
+
+const char* apply_perturbation(const Apply& a, void* stream);
+const char* philox_uniform(const Philox& a, void* stream);
+const char* philox_normal(const Philox& a, void* stream);
+
+}  // namespace cuda
 }  // namespace ulfast

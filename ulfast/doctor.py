@@ -75,7 +75,11 @@ def _extension(add: Callable[[str, bool | None, str], None]) -> None:
         for name, usable in about["cpu_levels"].items()
     )
     add("cpu levels", True, levels)
-    add("cuda kernels", True if about["cuda"] else None, "built" if about["cuda"] else "not built")
+    add(
+        "cuda kernels",
+        True if about["cuda"] else None,
+        "built, used with ULFAST_CUDA_KERNELS=1" if about["cuda"] else "not built",
+    )
     before = about["cpu_level"]
     for level, usable in about["cpu_levels"].items():
         if not usable:
@@ -170,8 +174,7 @@ def _check_lsp() -> float:
         ops.philox_uniform(1, 2, 0, 4, 12) * 20 - 10,
         ops.philox_uniform(1, 2, 4, 4, 144).view(4, 12, 12),
     )
-    values = {"seed": 5, "first": 2}
-    got = ops.perturb_lsp(labels, centroids, mixing, **values, size=(8, 8, 3), patch=4, norm=1.0)
+    got = ops.perturb_lsp(labels, centroids, mixing, seed=5, first=2, size=(8, 8, 3), patch=4, norm=1.0)
     want = reference.perturb_lsp(labels, centroids, mixing, 5, 2, 8, 8, 3, 4, 1.0)
     return float((got - want).abs().max())
 

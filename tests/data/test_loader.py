@@ -43,10 +43,8 @@ def test_statistics_are_exact(make_dataset):
     padding=st.integers(0, 5), flip=st.booleans(), channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**40),
     epoch=st.integers(0, 100), batch=st.integers(1, 40), rank=st.integers(0, 4),
 )  # fmt: skip
-def test_augmentation_equals_its_plain_form(padding, flip, channels, seed, epoch, batch, rank):
-    from conftest import tiny
-
-    data = tiny(37, 11, channels)
+def test_augmentation_equals_its_plain_form(make_dataset, padding, flip, channels, seed, epoch, batch, rank):
+    data = make_dataset(37, 11, channels)
     d = 11 * 11 * channels
     basis = torch.linalg.qr(torch.randn(d, 4, generator=torch.Generator().manual_seed(1)))[0].T[:rank].contiguous()
     augment = Augment(padding, flip)

@@ -40,3 +40,8 @@ def test_a_missing_extension_says_what_to_do(monkeypatch):
             _extension.load()
     finally:
         _extension.load.cache_clear()
+
+
+@pytest.mark.skipif("ULFAST_SANITIZED" not in os.environ, reason="for the sanitised build")
+def test_the_sanitised_kernels_are_the_ones_under_test():
+    assert "sanitize" in _extension.describe()["path"]

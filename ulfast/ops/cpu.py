@@ -252,13 +252,17 @@ def _philox(name: str, seed: int, stream: int, first: int, n: int, d: int) -> Te
 
 def philox_uniform(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | None = None) -> Tensor:
     if device is not None and device.type != "cpu":
-        return reference.philox_uniform(seed, stream, first, n, d, device=device)
+        from .cuda import philox
+
+        return philox("uniform", seed, stream, first, n, d, device)
     return _philox("uniform", seed, stream, first, n, d)
 
 
 def philox_normal(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | None = None) -> Tensor:
     if device is not None and device.type != "cpu":
-        return reference.philox_normal(seed, stream, first, n, d, device=device)
+        from .cuda import philox
+
+        return philox("normal", seed, stream, first, n, d, device)
     return _philox("normal", seed, stream, first, n, d)
 
 

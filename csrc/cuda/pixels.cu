@@ -1,0 +1,61 @@
+// apply_perturbation on CUDA: clamp(images + 255 * delta[index]) to uint8.
+//
+// Bytes: n d (1 + 4 + 1), bound by memory. Four pixels a thread: 4-byte and 16-byte accesses. Compiled with
+// --fmad=false, so that it rounds as the CPU does. Not yet run on a GPU.
+#include "launch.cuh"
+
+namespace ulfast {
+namespace cuda {
+
+namespace {
+
+template <bool Truncate> __device__ __forceinline__ uint8_t pixel(uint8_t x, float delta) {
+  float v = (float)x + 255.0f * delta;
+  v = v > 0.0f ? v : 0.0f;  // NaN becomes 0
+  v = v < 255.0f ? v : 255.0f;
+  return (uint8_t)(int)(Truncate ? v : rintf(v));
+}
+
+template <bool Truncate> __global__ void four(Apply a) {
+  const int64_t quads = a.d / 4, total = a.n * quads, step = (int64_t)gridDim.x * blockDim.x;
+  for (int64_t t = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; t < total; t += step) {
+    const int64_t row = t / quads, i = (t - row * quads) * 4;
+    const int64_t from = a.index ? a.index[row] : row;
+    const uchar4 x = *reinterpret_cast<const uchar4*>(a.images + row * a.d + i);
+    uchar4 y = x;
+    if (from >= 0 && from < a.m) {  // a row that does not exist leaves the image as it is, and reads nothing
+      const float4 e = *reinterpret_cast<const float4*>(a.delta + from * a.d + i);
+      y = make_uchar4(pixel<Truncate>(x.x, e.x), pixel<Truncate>(x.y, e.y), pixel<Truncate>(x.z, e.z),
+                      pixel<Truncate>(x.w, e.w));
+    }
+    *reinterpret_cast<uchar4*>(a.out + row * a.d + i) = y;
+  }
+}
+
+template <bool Truncate> __global__ void one(Apply a) {
+  const int64_t total = a.n * a.d, step = (int64_t)gridDim.x * blockDim.x;
+  for (int64_t t = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; t < total; t += step) {
+    const int64_t row = t / a.d, from = a.index ? a.index[row] : row;
+    const bool there = from >= 0 && from < a.m;
+    a.out[t] = there ? pixel<Truncate>(a.images[t], a.delta[from * a.d + t - row * a.d]) : a.images[t];
+  }
+}
+
+bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+}  // namespace
+
+const char* apply_perturbation(const Apply& a, void* stream) {
+  if (a.n == 0 || a.d == 0) return nullptr;
+  const auto s = static_cast<cudaStream_t>(stream);
+  const bool wide = a.d % 4 == 0 && aligned(a.images, 4) && aligned(a.out, 4) && aligned(a.delta, 16);
+  const unsigned grid = blocks(wide ? a.n * (a.d / 4) : a.n * a.d);
+  if (wide)
+    a.truncate ? four<true><<<grid, kThreads, 0, s>>>(a) : four<false><<<grid, kThreads, 0, s>>>(a);
+  else
+    a.truncate ? one<true><<<grid, kThreads, 0, s>>>(a) : one<false><<<grid, kThreads, 0, s>>>(a);
+  return status();
+}
+
+}  // namespace cuda
+}  // namespace ulfast
