@@ -30,6 +30,7 @@ KERNELS = {
     "softmax": "-ffp-contract=fast",
     "pixels": EXACT,
     "random": EXACT,
+    "ar": EXACT,
     "level": "",
 }
 CUDA_ARCHITECTURES = "75,80,86,89,90"

@@ -123,4 +123,16 @@ PYBIND11_MODULE(_C, m) {
                                 threads);
       },
       nogil);
+  m.def(
+      "perturb_ar",
+      [](uintptr_t labels, uintptr_t coefficients, uintptr_t scratch, uintptr_t images, uintptr_t out, int64_t seed,
+         int64_t first, int64_t n, int64_t classes, int64_t h, int64_t w, int64_t channels, double norm, int kind,
+         bool truncate, int threads) {
+        return cpu::perturb_ar({ptr<const int64_t>(labels), ptr<const float>(coefficients), ptr<float>(scratch),
+                                ptr<const uint8_t>(images), ptr<void>(out), seed, first, n, classes, h, w, channels,
+                                (float)norm, kind, truncate},
+                               threads);
+      },
+      nogil);
+  m.def("ar_scratch", &ar_scratch);
 }

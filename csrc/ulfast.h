@@ -76,6 +76,23 @@ struct Lsp {
   bool truncate;
 };
 
+struct Ar {
+  const int64_t* labels;      // (n)
+  const float* coefficients;  // (c, channels, 3, 3); the last of each window is not read
+  float* scratch;             // (threads, ar_scratch)
+  const uint8_t* images;      // (n, h, w, channels): the result is the poisoned image; null: the perturbation itself
+  void* out;                  // (n, h, w, channels) uint8 or float
+  int64_t seed, first, n, classes, h, w, channels;
+  float norm;
+  int kind;  // of the norm: 0 leaves the noise as it comes, 1 is L2, 2 is L-infinity
+  bool truncate;
+};
+
+// Floats of scratch a thread needs for perturb_ar.
+constexpr int64_t ar_scratch(int64_t h, int64_t w, int64_t channels) {
+  return channels * (16 * ((h + 4) * (w + 4) + w) + 2 * (h + w + 6));
+}
+
 namespace cpu {
 
 void project(const Project& a, int threads);
@@ -85,6 +102,7 @@ int64_t apply_perturbation(const Apply& a, int threads);
 void philox_uniform(const Philox& a, int threads);
 void philox_normal(const Philox& a, int threads);
 int64_t perturb_lsp(const Lsp& a, int threads);
+int64_t perturb_ar(const Ar& a, int threads);
 
 // Asks the system to back fresh memory with large pages, before it is first touched: a result of tens of megabytes
 // otherwise spends more time in page faults than in the kernel. A hint: nothing happens where it is not known.

@@ -185,5 +185,16 @@ int64_t perturb_lsp(const Lsp& a, int threads) {
   return kIndexOk;
 }
 
+int64_t perturb_ar(const Ar& a, int threads) {
+  const int64_t bad = first_outside(a.labels, a.n, a.classes);
+  if (bad != kIndexOk) return bad;
+  const Table* t = current;
+  const int64_t scratch = ar_scratch(a.h, a.w, a.channels);
+  // Sixteen images at a time share the lanes; pieces are whole groups, so that few lanes stay empty.
+  share((a.n + 15) / 16, 1, threads,
+        [&](int p, int64_t b, int64_t e) { t->ar(a, a.scratch + p * scratch, b * 16, e * 16 < a.n ? e * 16 : a.n); });
+  return kIndexOk;
+}
+
 }  // namespace cpu
 }  // namespace ulfast

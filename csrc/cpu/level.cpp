@@ -17,7 +17,8 @@ const Table table = {ULFAST_STRING(ULFAST_LEVEL),
                      apply,
                      philox_uniform,
                      philox_normal,
-                     lsp};
+                     lsp,
+                     ar};
 
 }  // namespace ULFAST_LEVEL
 }  // namespace ulfast

@@ -18,6 +18,7 @@ struct Table {
   void (*philox_uniform)(const Philox& a, int64_t begin, int64_t end);
   void (*philox_normal)(const Philox& a, int64_t begin, int64_t end);
   void (*lsp)(const Lsp& a, float* scratch, int64_t begin, int64_t end);
+  void (*ar)(const Ar& a, float* scratch, int64_t begin, int64_t end);
 };
 
 #if defined(ULFAST_LEVEL)
@@ -30,6 +31,7 @@ void apply(const Apply& a, int64_t begin, int64_t end);
 void philox_uniform(const Philox& a, int64_t begin, int64_t end);
 void philox_normal(const Philox& a, int64_t begin, int64_t end);
 void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end);
+void ar(const Ar& a, float* scratch, int64_t begin, int64_t end);
 }  // namespace ULFAST_LEVEL
 #endif
 

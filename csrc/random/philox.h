@@ -18,6 +18,7 @@ namespace philox {
 
 // One stream a use (the list stands in ulfast/ops/philox.py).
 constexpr uint32_t kStreamLsp = 1;
+constexpr uint32_t kStreamAr = 3;
 
 // Four words of block `block` of item `item`.
 ULFAST_HD void words(uint64_t seed, uint32_t stream, uint64_t item, uint32_t block, uint32_t out[4]) {

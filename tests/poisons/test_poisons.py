@@ -25,7 +25,8 @@ def test_every_method_on_every_shape(make_dataset, method, size, channels, class
     assert got.manifest["method"] == method
     assert got.manifest["source"]["sha256"] == clean.checksum()
     assert got.checksum() == poison(clean, method, seed=3).checksum()
-    assert got.checksum() != poison(clean, method, seed=4).checksum()
+    if method != "ops":  # which draws nothing
+        assert got.checksum() != poison(clean, method, seed=4).checksum()
 
 
 @pytest.mark.parametrize("method", list(POISONS))

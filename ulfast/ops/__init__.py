@@ -12,6 +12,7 @@ from . import cpu, cuda, philox, schemas  # noqa: F401  (importing them register
 __all__ = [
     "apply_perturbation",
     "ingest",
+    "perturb_ar",
     "perturb_lsp",
     "philox",
     "philox_normal",
@@ -163,3 +164,34 @@ def perturb_lsp(
     Source: Yu et al., "Availability Attacks Create Shortcuts", KDD 2022.
     """
     return _ops.perturb_lsp(labels, centroids, mixing, seed, first, *size, patch, norm, images, truncate)
+
+
+def perturb_ar(
+    labels: Tensor,
+    coefficients: Tensor,
+    *,
+    seed: int,
+    first: int,
+    size: tuple[int, int],
+    norm: float = 1.0,
+    kind: str = "l2",
+    images: Tensor | None = None,
+    truncate: bool = False,
+) -> Tensor:
+    """Autoregressive perturbations: every value is the weighted sum of the eight before it in its 3 x 3 window.
+
+    Args:
+        labels: (n,) int64; row i is image number ``first + i`` of the data set.
+        coefficients: (c, channels, 3, 3) float32: a class's window for each channel, the bottom-right entry unused.
+        size: (H, W) of the images.
+        norm: of each image's perturbation, in units of [0, 1].
+        kind: of the norm: "l2", "linf", or "none" for the noise as it comes.
+        images: (n, H, W, channels) uint8 to add it to, in the same pass.
+        truncate: with images, round towards zero instead of to nearest.
+
+    Returns:
+        (n, H, W, channels): the perturbation, float32, or the poisoned images, uint8.
+
+    Source: Sandoval-Segura et al., "Autoregressive Perturbations for Data Poisoning", NeurIPS 2022.
+    """
+    return _ops.perturb_ar(labels, coefficients, seed, first, *size, norm, kind, images, truncate)

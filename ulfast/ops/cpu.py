@@ -313,9 +313,54 @@ def perturb_lsp(
     return out
 
 
+AR_NORMS = {"none": 0, "l2": 1, "linf": 2}
+
+
+def perturb_ar(
+    labels: Tensor,
+    coefficients: Tensor,
+    seed: int,
+    first: int,
+    height: int,
+    width: int,
+    norm: float,
+    kind: str,
+    images: Tensor | None = None,
+    truncate: bool = False,
+) -> Tensor:
+    op = "perturb_ar"
+    _cpu(op, labels=labels, coefficients=coefficients, images=images)
+    if kind not in AR_NORMS:
+        raise ValueError(f"{op}: kind must be one of {', '.join(AR_NORMS)}, got {kind!r}")
+    if coefficients.dim() != 4 or coefficients.shape[2:] != (3, 3):
+        raise ValueError(f"{op}: coefficients must be (c, channels, 3, 3), got {tuple(coefficients.shape)}")
+    if min(height, width) < 1:
+        raise ValueError(f"{op}: the size must be positive, got {(height, width)}")
+    checked = _index(op, "labels", labels)
+    assert checked is not None
+    classes, channels = coefficients.shape[:2]
+    labels, coefficients, n = checked, coefficients.float().contiguous(), checked.shape[0]
+    shape = (n, height, width, channels)
+    if images is not None:
+        if images.dtype != torch.uint8 or images.shape != shape:
+            raise ValueError(f"{op}: images must be {shape} uint8, got {tuple(images.shape)} {images.dtype}")
+        images = images.contiguous()
+    library, threads = _extension.load(), torch.get_num_threads()
+    scratch = torch.empty(threads, library.ar_scratch(height, width, channels))
+    out = _result(shape, torch.float32 if images is None else torch.uint8)
+    bad = library.perturb_ar(
+        labels.data_ptr(), coefficients.data_ptr(), scratch.data_ptr(), _address(images), out.data_ptr(),
+        _signed(seed), first, n, classes, height, width, channels, norm, AR_NORMS[kind], truncate, threads,
+    )  # fmt: skip
+    if bad >= 0:
+        raise IndexError(f"{op}: labels[{bad}] is {int(labels[bad])}, outside [0, {classes})")
+    return out
+
+
 # The twins serve every device without kernels of its own. Factory operators have no tensor to dispatch on.
 _DISPATCHED = (
     "project", "project_out", "project_", "ingest", "softmax_regression_step", "apply_perturbation", "perturb_lsp",
+    "perturb_ar",
 )  # fmt: skip
 for _name in _DISPATCHED:
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")

@@ -143,3 +143,40 @@ def perturb_lsp(
     scale = norm / delta.flatten(1).double().norm(dim=1).clamp_min(1e-12)
     delta = (delta * scale.float()[:, None, None, None]).contiguous()
     return delta if images is None else apply_perturbation(images, delta, None, truncate)
+
+
+def perturb_ar(
+    labels: Tensor,  # (n,) int64
+    coefficients: Tensor,  # (c, channels, 3, 3) float32, the last of each window unused
+    seed: int,
+    first: int,  # image index of row 0
+    height: int,
+    width: int,
+    norm: float,
+    kind: str,  # "l2", "linf", or "none" for the noise as it comes
+    images: Tensor | None = None,
+    truncate: bool = False,
+) -> Tensor:  # (n, height, width, channels) float32, or uint8 with images
+    """Autoregressive noise (Sandoval-Segura et al., NeurIPS 2022): every value is its window's weighted sum."""
+    n, channels = labels.shape[0], coefficients.shape[1]
+    h, w = height + 4, width + 4
+    each = 2 * w + 2 * (h - 2)
+    z = philox_normal(seed, philox.STREAM_AR, first, n, channels * each, device=labels.device).view(n, channels, each)
+    x = z.new_zeros(n, channels, h, w)
+    x[:, :, :2] = z[:, :, : 2 * w].reshape(n, channels, 2, w)
+    x[:, :, 2:, :2] = z[:, :, 2 * w :].reshape(n, channels, h - 2, 2)
+    window = coefficients[labels].reshape(n, channels, 9)
+    for i in range(2, h):
+        for j in range(2, w):
+            before = x[:, :, i - 2 : i + 1, j - 2 : j + 1].reshape(n, channels, 9)
+            s = window[..., 0] * before[..., 0]
+            for t in range(1, 8):
+                s = s + window[..., t] * before[..., t]
+            x[:, :, i, j] = s
+    delta = x[:, :, 4:, 4:].permute(0, 2, 3, 1).contiguous()
+    flat = delta.flatten(1).double()
+    if kind != "none":
+        size = flat.norm(dim=1) if kind == "l2" else flat.abs().amax(1)
+        single = torch.tensor(norm, dtype=torch.float32).double()
+        delta = delta * (single.to(size.device) / size.clamp_min(1e-12)).float()[:, None, None, None]
+    return delta if images is None else apply_perturbation(images, delta, None, truncate)

@@ -43,6 +43,11 @@ LIBRARY.define(
     " Tensor? images=None, bool truncate=False) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+LIBRARY.define(
+    "perturb_ar(Tensor labels, Tensor coefficients, int seed, int first, int height, int width, float norm, str kind,"
+    " Tensor? images=None, bool truncate=False) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 
 # --- shape rules ---------------------------------------------------------------------------------------------
@@ -96,6 +101,12 @@ def _(seed, stream, first, n, d, *, device=None):
 def _(labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images=None, truncate=False):
     dtype = torch.float32 if images is None else torch.uint8
     return centroids.new_empty((labels.shape[0], height, width, channels), dtype=dtype)
+
+
+@torch.library.register_fake("ulfast::perturb_ar", lib=LIBRARY)
+def _(labels, coefficients, seed, first, height, width, norm, kind, images=None, truncate=False):
+    dtype = torch.float32 if images is None else torch.uint8
+    return coefficients.new_empty((labels.shape[0], height, width, coefficients.shape[1]), dtype=dtype)
 
 
 # --- derivatives ---------------------------------------------------------------------------------------------

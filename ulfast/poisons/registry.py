@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from ..errors import InputError
 from ..names import nearest, resolve
+from .ar import AR
 from .base import Poison
 from .classwise import ClassWiseRandom, Regions, SampleWiseRandom
+from .convolution import ConvolutionPoison
 from .lsp import LSP
+from .ops import OnePixelShortcut
 
 POISONS: dict[str, Poison] = {
     "lsp": LSP(),
+    "ops": OnePixelShortcut(),
+    "ar": AR(),
     "regions-4": Regions(blocks=2),
     "regions-16": Regions(blocks=4),
     "cwrandom": ClassWiseRandom(),
     "swrandom": SampleWiseRandom(),
+    "cuda": ConvolutionPoison(),
 }
 
 

@@ -1,0 +1,62 @@
+"""`cuda`: every image of a class convolved with the class's own blurring filter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import ops
+from ..data.dataset import Dataset
+from ..data.loader import as_tensor
+from ..parameters import parameter
+from .base import Perturb, Poison
+
+LARGE = 96  # from this size on the filters published for ImageNet
+
+
+@dataclass(frozen=True)
+class ConvolutionPoison(Poison):
+    """Multiplicative, class-wise: a filter of U(0, blur) weights with one random entry 1, the same for all channels;
+    the result is divided by its largest value and clipped.
+    """
+
+    summary = "class-wise convolution"
+    source = "Sadasivan et al., CUDA: Convolution-based Unlearnable Datasets, CVPR 2023"
+    aliases = ("convolution",)
+
+    blur: float | None = parameter(None, "largest weight (default 0.3, from 96 px on 0.06)", at_least=0)
+    size: int | None = parameter(None, "side of the filter (default 3, from 96 px on 9)", at_least=1)
+
+    def resolved(self, dataset: Dataset) -> dict[str, Any]:
+        large = min(dataset.image_shape[:2]) >= LARGE
+        return {
+            "blur": (0.06 if large else 0.3) if self.blur is None else self.blur,
+            "size": (9 if large else 3) if self.size is None else self.size,
+        }
+
+    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+        values = self.resolved(dataset)
+        side, channels = values["size"], dataset.image_shape[2]
+        u = ops.philox_uniform(seed, ops.philox.STREAM_CUDA, 0, dataset.num_classes, side * side + 1)
+        kernels = u[:, :-1] * values["blur"]
+        one = (u[:, -1] * side * side).long().clamp_max(side * side - 1)
+        kernels[torch.arange(len(kernels)), one] = 1.0
+        kernels = kernels.view(-1, 1, side, side)
+
+        def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            x = as_tensor(images).permute(0, 3, 1, 2).float() / 255
+            out = torch.empty_like(x)
+            for c in np.unique(labels):
+                rows = torch.from_numpy(np.flatnonzero(labels == c))
+                some = x[rows]
+                planes = torch.nn.functional.conv2d(some.flatten(0, 1)[:, None], kernels[c : c + 1], padding="same")
+                out[rows] = planes.view(some.shape)
+            # An all-black image has no largest value to divide by, and stays black.
+            out /= out.flatten(1).amax(1).clamp_min(1e-12)[:, None, None, None]
+            out = out.clamp_(0, 1).mul_(255).to(torch.uint8)  # truncated, as published
+            return out.permute(0, 2, 3, 1).reshape(-1, *images.shape[1:3], channels).contiguous().numpy()
+
+        return perturb
