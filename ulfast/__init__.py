@@ -25,6 +25,7 @@ _HOME = {
     "ops": "ops", "project": "ops", "project_": "ops", "ingest": "ops",
     "Basis": "basis", "fit_basis": "fit", "OrthogonalProjection": "modules", "transforms": "transforms",
     "Dataset": "data", "load_dataset": "data", "write_dataset": "data", "MemoryLoader": "data", "Augment": "data",
+    "PatchBasis": "patches", "PatchProjection": "patches", "fit_patches": "patches",
     "poison": "poisons", "attack": "attacks", "AttackResult": "attacks",
 }  # fmt: skip
 

@@ -19,9 +19,7 @@ LEVELS = [name for name, supported in _extension.load().cpu_levels() if supporte
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize(
-    ("size", "channels", "n"), [((9, 13), 3, 37), ((8, 8), 1, 16), ((33, 5), 2, 3), ((8, 8), 3, 0)]
-)
+@pytest.mark.parametrize(("size", "channels", "n"), SHAPES)
 @pytest.mark.parametrize("kind", ["none", "l2", "linf"])
 def test_ar_kernel_equals_its_twin_bit_for_bit(level, size, channels, n, kind):
     windows = torch.randn(4, channels, 3, 3, generator=torch.Generator().manual_seed(1)) * 0.3

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..basis import Basis
 from ..data.dataset import Dataset
+from ..patches import PatchBasis
 from ..training.mixing import BatchHook
 from ..training.recipes import Recipe
 
@@ -24,6 +25,7 @@ class Plan:
         test: clean test images.
         recipe: how to train.
         project: (k, d) rows that every training image loses, or None.
+        patches: what every training image loses of its patches, after that.
         project_test: whether test images lose them too.
         hooks: applied to every training batch, in order.
         basis: what was fitted, for pictures and files.
@@ -35,6 +37,7 @@ class Plan:
     test: Dataset
     recipe: Recipe
     project: Tensor | None = None
+    patches: PatchBasis | None = None
     project_test: bool = False
     hooks: list[BatchHook] = field(default_factory=list)
     basis: Basis | None = None

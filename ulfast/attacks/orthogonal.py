@@ -40,6 +40,6 @@ class OrthogonalProjection(Attack):
                 f"the basis is for images of shape {basis.image_shape}, the data has {plan.train.image_shape}:"
                 " fit one to this data"
             )
-        plan.seconds["fit"] = time.perf_counter() - start
+        plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
         plan.project, plan.project_test, plan.basis = basis.rows, self.project_test, basis
         plan.notes |= {"rank": basis.rank, "fit_accuracy": basis.metadata.get("train_accuracy")}

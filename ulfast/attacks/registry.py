@@ -7,11 +7,16 @@ from ..names import nearest, resolve
 from .base import Attack
 from .none import NoAttack
 from .orthogonal import OrthogonalProjection
+from .patch import OrthogonalPatch
 
 ATTACKS: dict[str, Attack] = {
     "none": NoAttack(),
     "orthogonal": OrthogonalProjection(),
+    "orthogonal-patch": OrthogonalPatch(),
 }
+
+# Names for combinations.
+JOINED = {"orthogonal-full": "orthogonal+orthogonal-patch", "full": "orthogonal+orthogonal-patch"}
 
 
 def get_attack(name: str) -> tuple[str, list[Attack]]:
@@ -20,8 +25,8 @@ def get_attack(name: str) -> tuple[str, list[Attack]]:
     Raises:
         InputError: an unknown name (the message suggests the nearest), or a combination that makes no sense.
     """
-    keys = []
-    for part in name.split("+"):
+    keys: list[str] = []
+    for part in JOINED.get(name.lower(), name).split("+"):
         key = resolve(part.strip(), ATTACKS)
         if key is None:
             raise InputError(f"unknown attack {part!r}{nearest(part, ATTACKS)}: known are {', '.join(ATTACKS)}")

@@ -16,11 +16,12 @@ from .. import environment
 from ..basis import Basis
 from ..data.dataset import Dataset
 from ..data.load import load_dataset
-from ..data.loader import MemoryLoader, channel_statistics
+from ..data.loader import FilteredLoader, MemoryLoader, channel_statistics
 from ..devices import fast_half, resolve_device
 from ..errors import InputError
 from ..files import check_free, write_json, writing
 from ..parameters import with_parameters
+from ..patches import PatchProjection
 from ..poisons import poison
 from ..training import Recipe, TrainResult, build_model, get_recipe, mixing, train
 from .base import Attack, Context, Plan
@@ -230,16 +231,23 @@ class _Runner:
             hooks.insert(0, mixing.strong_augmentation(data.image_shape, mean, std))
             shown_mean, shown_std = (0.0,) * len(mean), (1.0,) * len(std)
         dtype = (fast_half(self.device) if recipe.half and not recipe.strong else None) or torch.float32
-        if materialize and plan.project is not None and self.folder is not None:
+        patches = PatchProjection(plan.patches).to(self.device) if plan.patches and plan.patches.rank else None
+        if materialize and (plan.project is not None or patches) and self.folder is not None:
             from ..data.projected import ProjectedLoader, write_projected
 
             start = time.perf_counter()
             target = self.folder / "projected"
-            write_projected(target, data, plan.project, progress=self.progress)
+            write_projected(target, data, plan.project, transform=patches and patches.cpu(), progress=self.progress)
             plan.seconds["project"] = time.perf_counter() - start
             loader: MemoryLoader = ProjectedLoader(
                 target, data, recipe.batch_size, mean=shown_mean, std=shown_std, dtype=dtype, augment=recipe.augment,
                 shuffle=True, seed=self.seed, drop_last=len(data) >= recipe.batch_size, device=self.device,
+            )  # fmt: skip
+        elif patches:
+            loader = FilteredLoader(
+                data, recipe.batch_size, transform=patches, basis=plan.project,
+                mean=shown_mean, std=shown_std, dtype=dtype, augment=recipe.augment, shuffle=True, seed=self.seed,
+                drop_last=len(data) >= recipe.batch_size, device=self.device,
             )  # fmt: skip
         else:
             loader = MemoryLoader(

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops import reference
 from .dataset import Dataset, chunks
 
 # Item numbers of one epoch's augmentation draws start at epoch << EPOCH_BITS: room for a trillion images.
 EPOCH_BITS = 40
 # Share of a GPU's free memory that the stored images may take; larger sets are sent batch by batch.
 DEVICE_SHARE = 0.5
+# Filtered images are kept in memory up to this size, and made this many at a time.
+KEEP_BYTES, FILTER_BATCH = 4 << 30, 512
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,44 @@ class MemoryLoader:
         if images.device.type != self.device.type:
             images, rows = images[index].to(self.device, non_blocking=True), None
         return ops.ingest(images, self.basis, self.mean, self.std, dtype=self.dtype, index=rows, shift=shift, flip=flip)
+
+
+class FilteredLoader(MemoryLoader):
+    """`MemoryLoader` with a function on float images between the projection and the augmentation.
+
+    The function runs once an image and its results are kept in float16 where they take less than `KEEP_BYTES`; for
+    larger sets it runs in every pass.
+
+    Args:
+        transform: (b, C, H, W) float32 in [0, 1], projected, not yet shifted -> the same.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, *, transform: Callable[[Tensor], Tensor], **options: Any
+    ) -> None:
+        super().__init__(dataset, batch_size, **options)
+        self._transform = transform
+        self._kept: Tensor | None = None
+        if 2 * dataset.images.size < KEEP_BYTES:
+            kept = torch.empty(dataset.images.shape, dtype=torch.float16)
+            for begin in range(0, len(dataset), FILTER_BATCH):
+                index = torch.arange(begin, min(begin + FILTER_BATCH, len(dataset)))
+                kept[index] = self._filtered(index).to("cpu", torch.float16)
+            self._kept = kept
+
+    def _filtered(self, index: Tensor) -> Tensor:
+        """(b, H, W, C) float32 of the images at `index`, projected and transformed."""
+        x = ops.project(self._images[index.to(self._images.device)].to(self.device), self._rows())
+        with torch.no_grad():
+            return self._transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _rows(self) -> Tensor:
+        size = self.dataset.images[0].size
+        return torch.empty(0, size, device=self.device) if self.basis is None else self.basis
+
+    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None) -> Tensor:
+        x = self._filtered(index) if self._kept is None else self._kept[index].to(self.device).float()
+        return reference.augment(x, self.mean, self.std, self.dtype, shift, flip)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

@@ -25,18 +25,28 @@ FORMAT = "ulfast-projected-1"
 
 
 def write_projected(
-    path: Path, dataset: Dataset, basis: Tensor, *, progress: Callable[..., None] | None = None
+    path: Path,
+    dataset: Dataset,
+    basis: Tensor | None,
+    *,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> None:
     """Writes ``x - (x B^T) B`` of every image, streaming; replaces `path`.
 
     Args:
-        basis: (k, H*W*C) orthonormal rows.
+        basis: (k, H*W*C) orthonormal rows, or None.
+        transform: (b, C, H, W) float32 -> the same, after the projection.
     """
-    basis = basis.cpu()
+    basis = torch.empty(0, int(np.prod(dataset.image_shape))) if basis is None else basis.cpu()
     with atomic_folder(path, overwrite=True) as folder:
         out = np.lib.format.open_memmap(folder / "images.npy", "w+", np.float16, dataset.images.shape)
         for begin, stop in chunks(dataset.images, 16 << 20):
-            out[begin:stop] = ops.project(as_tensor(dataset.images[begin:stop]), basis).to(torch.float16).numpy()
+            x = ops.project(as_tensor(dataset.images[begin:stop]), basis)
+            if transform is not None:
+                with torch.no_grad():
+                    x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            out[begin:stop] = x.to(torch.float16).numpy()
             if progress:
                 progress("project", stop, len(dataset))
         out.flush()
