@@ -26,6 +26,7 @@ _HOME = {
     "Basis": "basis", "fit_basis": "fit", "OrthogonalProjection": "modules", "transforms": "transforms",
     "Dataset": "data", "load_dataset": "data", "write_dataset": "data", "MemoryLoader": "data", "Augment": "data",
     "PatchBasis": "patches", "PatchProjection": "patches", "fit_patches": "patches",
+    "diagnose": "analysis", "Diagnosis": "analysis",
     "poison": "poisons", "attack": "attacks", "AttackResult": "attacks",
 }  # fmt: skip
 

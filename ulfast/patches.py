@@ -45,6 +45,7 @@ class PatchBasis:
         synthesis: (r, C, K, K) float32: what each of them puts into a patch, U^T C^(1/2). Their product is a
             projector: analysis @ synthesis.T = I.
         spectrum: (K * K * C,) float64, largest first.
+        directions: (K * K * C, C, K, K) float32: all of them as they look in a patch, C^(1/2) U.
         image_shape: (H, W, C).
         metadata: how it was fitted (JSON-able).
     """
@@ -52,6 +53,7 @@ class PatchBasis:
     analysis: Tensor
     synthesis: Tensor
     spectrum: Tensor
+    directions: Tensor
     image_shape: tuple[int, int, int]
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -156,8 +158,8 @@ def fit_patches(
         "images": len(indices), "source": dataset.name, "seed": seed, "seconds": time.perf_counter() - start,
     }  # fmt: skip
     return PatchBasis(
-        (u.T @ whiten).float().reshape(shape), (u.T @ colour).float().reshape(shape), values, dataset.image_shape,
-        metadata,
+        (u.T @ whiten).float().reshape(shape), (u.T @ colour).float().reshape(shape), values,
+        (directions.T @ colour).float().reshape(d, *shape[1:]), dataset.image_shape, metadata,
     )  # fmt: skip
 
 

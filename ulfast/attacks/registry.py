@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import InputError
 from ..names import nearest, resolve
+from .auto import Auto
 from .base import Attack
 from .none import NoAttack
 from .orthogonal import OrthogonalProjection
@@ -13,6 +14,7 @@ ATTACKS: dict[str, Attack] = {
     "none": NoAttack(),
     "orthogonal": OrthogonalProjection(),
     "orthogonal-patch": OrthogonalPatch(),
+    "auto": Auto(),
 }
 
 # Names for combinations.
@@ -33,6 +35,7 @@ def get_attack(name: str) -> tuple[str, list[Attack]]:
         if key in keys:
             raise InputError(f"attack {name!r} names {key} twice: once is enough")
         keys.append(key)
-    if len(keys) > 1 and "none" in keys:
-        raise InputError(f"attack {name!r} joins `none` with others: leave it out")
+    alone = [key for key in keys if key in ("none", "auto")]
+    if len(keys) > 1 and alone:
+        raise InputError(f"attack {name!r} joins `{alone[0]}` with others: leave it out")
     return "+".join(keys), [ATTACKS[key] for key in keys]

@@ -17,6 +17,7 @@ VERBS = {
     "poison": ("poison", "Make a data set unlearnable."),
     "fit": ("fit", "Fit the linear model whose weights the projection removes."),
     "attack": ("attack", "Learn from poisoned data and measure it on clean test images."),
+    "diagnose": ("diagnose", "Tell whether a data set is poisoned, and which attack to try."),
     "data": ("data", "Get data sets by name."),
     "ls": ("ls", "List poisons, attacks, models, recipes and data sets."),
     "doctor": ("doctor", "Check the installation, with a real run of every kernel."),

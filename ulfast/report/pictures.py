@@ -12,6 +12,7 @@ from ..files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..analysis.diagnosis import Diagnosis
     from ..attacks.result import AttackResult
     from ..basis import Basis
     from ..data.dataset import Dataset
@@ -51,9 +52,9 @@ def _show(axis: Any, image: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def _two(figure: Any) -> Any:
-    """A large upper and a small lower part."""
-    return figure.subfigures(2, 1, height_ratios=[3, 1.15])
+def _stacked(figure: Any, *heights: float) -> Any:
+    """Parts of a figure, one below the other."""
+    return figure.subfigures(len(heights), 1, height_ratios=heights)
 
 
 def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
@@ -65,7 +66,7 @@ def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
         pictures = result.basis.images() if result.basis is not None else None
         count = 0 if pictures is None else min(len(pictures), MAX_COLUMNS)
         figure = _figure(7.2, 3.0 + (1.15 if count else 0))
-        upper, lower = _two(figure) if count else (figure, None)
+        upper, lower = _stacked(figure, 3, 1.15) if count else (figure, None)
         axis = upper.subplots()
         labels = {"clean": "clean images", "poisoned": f"poisoned ({result.poison or 'as given'})",
                   "attack": f"poisoned, {result.method}"}  # fmt: skip
@@ -135,4 +136,32 @@ def basis_figure(basis: Basis, classes: tuple[str, ...]) -> Figure:
             _show(axes[c], picture)
             axes[c].set_xlabel(classes[c] if len(pictures) <= len(classes) else str(c), fontsize=7)
         figure.suptitle(f"linear weights, rank {basis.rank}", x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def diagnosis_figure(diagnosis: Diagnosis, classes: tuple[str, ...]) -> Figure:
+    """The patch spectrum with its thresholds, what the linear model learned, and the leading patch directions."""
+    import matplotlib
+
+    from ..patches import PRESENT
+
+    weights = diagnosis.basis.images()[:MAX_COLUMNS]
+    leading = diagnosis.patches.directions[:MAX_COLUMNS].permute(0, 2, 3, 1).numpy()
+    leading = 0.5 + 0.5 * leading / np.maximum(np.abs(leading).max(axis=(1, 2, 3), keepdims=True), 1e-12)
+    rows = (("linear weights of each class", weights), ("patch directions that differ most between classes", leading))
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(7.2, 5.2)
+        upper, *lower = _stacked(figure, 2.6, 1.2, 1.2)
+        axis = upper.subplots()
+        values = diagnosis.patches.spectrum[:100].numpy()
+        axis.bar(np.arange(1, len(values) + 1), values, color=np.where(values > PRESENT, "#D55E00", "#0072B2"))
+        axis.axhline(PRESENT, color="#D55E00", ls=":", lw=1.5)
+        axis.text(len(values), PRESENT, "poisoned from here ", color="#D55E00", ha="right", va="bottom", fontsize=8)
+        axis.set(xlabel="direction", ylabel="eigenvalue", xlim=(0, len(values) + 1), ylim=(0, None))
+        axis.set_title(f"{diagnosis.verdict}: how much the classes' patch statistics differ")
+        for part, (title, images) in zip(lower, rows, strict=True):
+            part.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
+            for c, panel in enumerate(np.atleast_1d(part.subplots(1, len(images)))):
+                _show(panel, images[c])
+                panel.set_xlabel(classes[c][:12] if images is weights and c < len(classes) else f"{c + 1}", fontsize=7)
     return figure

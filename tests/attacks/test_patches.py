@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import ulfast
+from ulfast import InputError
+from ulfast.analysis.diagnosis import CONSTANT, LINEAR, PATCHES, Evidence, conclude, constant_pixel, diagnose
+from ulfast.data import load_dataset
+from ulfast.data.loader import Augment, FilteredLoader
+from ulfast.patches import PatchProjection, covariances, fit_patches, spectrum
+from ulfast.report import pictures
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return load_dataset("sample", limit=1500)
+
+
+@pytest.fixture(scope="module")
+def poisoned(clean):
+    return ulfast.poison(clean, "ar", seed=1)
+
+
+def test_covariances_equal_numpys(make_dataset):
+    data = make_dataset(20, 12)
+    got = covariances(data, 3, np.arange(20))
+    for c in range(3):
+        x = torch.from_numpy(data.images[data.labels == c]).permute(0, 3, 1, 2).double() / 255
+        patches = F.unfold(x, 3).transpose(1, 2).reshape(-1, 27).numpy()
+        np.testing.assert_allclose(got[c].numpy(), np.cov(patches, rowvar=False, bias=True), atol=1e-5)
+
+
+def test_the_spectrum_finds_planted_directions():
+    """One class with a doubled variance along one direction: 0.9, the square of what differs, summed over classes."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    base = a @ a.T + torch.eye(12)
+    direction = torch.randn(12, generator=generator, dtype=torch.float64)
+    by_class = base.repeat(10, 1, 1)
+    by_class[3] += 5 * torch.outer(direction, direction)
+    values, directions, whiten, colour = spectrum(by_class)
+    assert float(values[0]) > 10 * float(values[1].clamp_min(1e-9))
+    assert torch.allclose(whiten @ colour, torch.eye(12, dtype=torch.float64), atol=1e-6)
+    planted = whiten @ direction
+    assert float((directions[:, 0] @ planted / planted.norm()).abs()) > 0.999
+
+
+def test_the_rule_removes_from_ar_and_leaves_clean_data_alone(clean, poisoned):
+    there, none = fit_patches(poisoned), fit_patches(clean)
+    assert there.metadata["largest"] > 40
+    assert 20 < there.rank < 80
+    assert none.metadata["largest"] < PATCHES[0]
+    assert none.rank == 0
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(PatchProjection(none)(x), x)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (9, 20), (7, 7), (13, 40)])
+def test_the_projection_is_the_mean_over_covering_patches(poisoned, size):
+    basis = fit_patches(poisoned, rank=15)
+    x = torch.rand(3, 3, *size)
+    a, s = basis.analysis.flatten(1), basis.synthesis.flatten(1)
+    assert (a @ s.T - torch.eye(15)).abs().max() < 1e-5
+    patches = F.unfold(x, 7)
+    kept = patches - s.T @ (a @ patches)
+    want = F.fold(kept, size, 7) / F.fold(torch.ones_like(patches), size, 7)
+    torch.testing.assert_close(PatchProjection(basis)(x), want, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="sides of at least 7"):
+        PatchProjection(basis)(x[..., :5])
+
+
+def test_it_takes_more_from_the_noise_than_from_the_image(clean, poisoned):
+    projection = PatchProjection(fit_patches(poisoned))
+    image, both = (torch.from_numpy(d.images).permute(0, 3, 1, 2).float() / 255 for d in (clean, poisoned))
+    noise = both - image
+    left = projection(noise).norm() / noise.norm()
+    kept = (projection(image) - image).norm() / image.norm()
+    # What tells the classes apart is a small part of the noise and a far smaller one of the image.
+    assert float(left) < 0.9
+    assert float(kept) < 0.03
+
+
+def test_state_dict_and_gradient(poisoned):
+    basis = fit_patches(poisoned, rank=4, patch=3)
+    layer = PatchProjection(basis)
+    assert set(layer.state_dict()) == {"analysis", "synthesis"}
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer.double(), x)
+
+
+def test_errors(poisoned):
+    with pytest.raises(InputError, match="a patch of 40 px does not fit"):
+        fit_patches(poisoned, patch=40)
+    with pytest.raises(InputError, match="27 directions, 28 were asked for"):
+        fit_patches(poisoned, patch=3, rank=28)
+
+
+def test_kept_and_fresh_batches_agree(poisoned, monkeypatch):
+    small = poisoned.balanced(100)
+    options = {"transform": PatchProjection(fit_patches(poisoned, rank=10)), "mean": (0.5,) * 3, "std": (0.2,) * 3,
+               "augment": Augment(), "seed": 3, "shuffle": True}  # fmt: skip
+    kept = FilteredLoader(small, 32, **options)
+    monkeypatch.setattr("ulfast.data.loader.KEEP_BYTES", 0)
+    fresh = FilteredLoader(small, 32, **options)
+    for (x, y), (u, v) in zip(kept, fresh, strict=True):
+        torch.testing.assert_close(x, u, atol=0.005, rtol=0)
+        assert torch.equal(y, v)
+
+
+@pytest.mark.parametrize("method", ["orthogonal-patch", "orthogonal-full", "auto"])
+def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
+    small = poisoned.balanced(400)
+    out = tmp_path / "run"
+    result = ulfast.attack(small, test=small, method=method, epochs=1, out=out, materialize=True)
+    assert result.notes["patch_rank"] > 10
+    if method == "orthogonal-full":
+        assert result.method == "orthogonal+orthogonal-patch"
+        assert result.notes["rank"] == 9
+    if method == "auto":
+        assert result.notes["diagnosis"]["suggested_attack"] == "orthogonal-patch"
+    assert np.load(out / "projected" / "images.npy").shape == (400, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "verdict", "attack"),
+    [
+        (None, "clean", "none"),
+        ("swrandom", "clean", "none"),
+        ("lsp", "poisoned", "orthogonal"),
+        ("regions-16", "poisoned", "orthogonal"),
+        ("ops", "poisoned", "orthogonal"),
+        ("ar", "poisoned", "orthogonal-patch"),
+    ],
+)
+def test_diagnosis(tmp_path, clean, method, verdict, attack):
+    data = clean if method is None else ulfast.poison(clean, method)
+    found = diagnose(data)
+    assert (found.verdict, found.suggested_attack) == (verdict, attack), found.to_dict()
+    if method in (None, "ar"):
+        pictures.save(pictures.diagnosis_figure(found, clean.classes), tmp_path / "d.png")
+        assert (tmp_path / "d.png").stat().st_size > 10_000
+
+
+def test_constant_pixels_are_found_where_they_are(clean):
+    images = clean.images.copy()
+    images[clean.labels == 4, 5, 9] = (255, 0, 255)
+    share, where, name = constant_pixel(ulfast.Dataset(images, clean.labels, clean.classes))
+    assert share == pytest.approx(1.0, abs=0.01)
+    assert (where, name) == ((5, 9), "deer")
+    images[:, 5, 9] = 0  # the same in every class: no trace of a class-wise poison
+    assert constant_pixel(ulfast.Dataset(images, clean.labels, clean.classes))[0] < CONSTANT[0]
+
+
+def test_conclusions():
+    def evidence(linear, patches, constant):
+        values = ((linear, LINEAR), (patches, PATCHES), (constant, CONSTANT))
+        return tuple(Evidence("", value, *bounds, "") for value, bounds in values)
+
+    assert conclude(evidence(0.4, 8, 0.0)) == ("clean", "none")
+    assert conclude(evidence(0.47, 8, 0.0)) == ("unknown", "orthogonal-full")
+    assert conclude(evidence(0.4, 15, 0.0)) == ("unknown", "orthogonal-full")
+    assert conclude(evidence(0.9, 8, 0.0)) == ("poisoned", "orthogonal")
+    assert conclude(evidence(0.4, 80, 0.0)) == ("poisoned", "orthogonal-patch")
+    assert conclude(evidence(0.9, 80, 0.0)) == ("poisoned", "orthogonal-full")
+    assert conclude(evidence(0.9, 80, 1.0)) == ("poisoned", "orthogonal")

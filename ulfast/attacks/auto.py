@@ -1,0 +1,27 @@
+"""`auto`: diagnose the data, then do what the diagnosis suggests."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from ..analysis.diagnosis import diagnose
+from .base import Attack, Context, Plan
+
+
+@dataclass(frozen=True)
+class Auto(Attack):
+    """Looks for traces of poison and applies the suggested attack; `notes` of the result say which, and why."""
+
+    summary = "diagnose, then the suggested attack"
+    source = "ulfast, docs/diagnose.md"
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        from .registry import get_attack
+
+        start = time.perf_counter()
+        found = diagnose(plan.train, seed=context.seed, progress=context.progress)
+        plan.seconds["diagnose"] = time.perf_counter() - start
+        plan.notes |= {"diagnosis": found.to_dict()}
+        for step in get_attack(found.suggested_attack)[1]:
+            step.apply(plan, context)
