@@ -24,10 +24,12 @@ from .base import Perturb, Poison
 BATCH = 512  # candidate windows tried at a time
 SIGNALS = 3  # signals a candidate must keep finite and small
 LARGEST_NORM = 50.0  # of a three-channel 32 x 32 signal
-# Filter response of an earlier process to the new one's signals, below which the two are too alike.
+# Filter response of an earlier process to the new one's signals, scaled to norm 1 as they will be used, below which the
+# two are too alike: at 32 px.
 RESPONSE, RESPONSE_MANY = 10.0, 3.0
 MANY_CLASSES = 100
 GIVE_UP = 2_000  # batches
+SCREEN = 32  # side of the signals that candidates are tried on first, and told apart on
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ def find_coefficients(classes: int, seed: int = 0, size: tuple[int, int] = (32, 
 @lru_cache(maxsize=8)
 def _find(classes: int, seed: int, size: tuple[int, int], channels: int) -> Tensor:
     kept = torch.empty(0, channels, 3, 3)
+    # A sum over pixels of a signal of norm 1 grows with the root of their number.
     enough = RESPONSE_MANY if classes >= MANY_CLASSES else RESPONSE
+    screen = (min(size[0], SCREEN), min(size[1], SCREEN))
+    enough *= math.sqrt(screen[0] * screen[1] * channels / 3072)
     pool = torch.empty(0, 3, 3)
     drawn = 0
     while len(kept) < classes:
@@ -115,7 +120,8 @@ def _find(classes: int, seed: int, size: tuple[int, int], channels: int) -> Tens
             pool = torch.cat([pool, _stable(seed, drawn, size, channels)])
             drawn += 1
         process, pool = pool[None, :channels], pool[channels:]
-        signals = _signals(process, size, seed=drawn * 7919 + len(pool))
+        signals = _signals(process, screen, seed=drawn * 7919 + len(pool))
+        signals /= signals.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
         if not len(kept) or bool((response(signals, kept).amin(0) >= enough).all()):
             kept = torch.cat([kept, process])
     return kept
@@ -134,11 +140,14 @@ def _stable(seed: int, batch: int, size: tuple[int, int], channels: int) -> Tens
     windows = torch.zeros(BATCH, 9)
     windows[:, :8] = z / z.sum(1, keepdim=True)
     windows = windows.view(BATCH, 1, 3, 3)
-    norms = _signals(windows, size, seed).double().flatten(1).norm(dim=1).view(BATCH, SIGNALS)
-    # The published limit is for 32 x 32 x 3; a single channel has its share of the squares.
-    limit = LARGEST_NORM * math.sqrt(size[0] * size[1] / 3072)
-    good = torch.isfinite(norms).all(1) & (norms.amax(1) <= limit)
-    return windows[good, 0]
+    # The published limit is for 32 x 32 x 3; a single channel has its share of the squares. Most candidates already
+    # grow beyond it on a small signal, so only what passes there is tried at full size.
+    for tried in dict.fromkeys([(min(size[0], SCREEN), min(size[1], SCREEN)), size]):
+        if len(windows):
+            norms = _signals(windows, tried, seed).double().flatten(1).norm(dim=1).view(-1, SIGNALS)
+            limit = LARGEST_NORM * math.sqrt(tried[0] * tried[1] / 3072)
+            windows = windows[torch.isfinite(norms).all(1) & (norms.amax(1) <= limit)]
+    return windows[:, 0]
 
 
 def save_coefficients(windows: Tensor, path: Path) -> None:
