@@ -13,12 +13,14 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from . import ops, transforms
+    from .analysis.diagnosis import Diagnosis, diagnose
     from .attacks import AttackResult, attack
     from .basis import Basis
     from .data import Augment, Dataset, MemoryLoader, load_dataset, write_dataset
     from .fit import fit_basis
     from .modules import OrthogonalProjection
     from .ops import ingest, project, project_
+    from .patches import PatchBasis, PatchProjection, fit_patches
     from .poisons import poison
 
 _HOME = {
@@ -35,13 +37,18 @@ __all__ = [
     "Augment",
     "Basis",
     "Dataset",
+    "Diagnosis",
     "ExtensionError",
     "InputError",
     "MemoryLoader",
     "OrthogonalProjection",
+    "PatchBasis",
+    "PatchProjection",
     "__version__",
     "attack",
+    "diagnose",
     "fit_basis",
+    "fit_patches",
     "ingest",
     "load_dataset",
     "ops",

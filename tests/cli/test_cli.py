@@ -58,6 +58,19 @@ def test_poison_fit_attack(ulfast, small):
     assert json.loads(out)["out"] == "runs/p-none"
 
 
+def test_diagnose(ulfast):
+    code, out, err = ulfast("poison", "--data", "sample", "--limit", 600, "--method", "ops", "--out", "p")
+    assert code == 0, err
+    code, out, err = ulfast("diagnose", "p", "--out", "d.png")
+    assert code == 0, err
+    assert "poisoned" in out
+    assert "ulfast attack --data p --method orthogonal" in out
+    assert Path("d.png").exists()
+    code, out, _ = ulfast("diagnose", "p", "--json")
+    found = json.loads(out)
+    assert (found["verdict"], found["suggested_attack"], len(found["evidence"])) == ("poisoned", "orthogonal", 3)
+
+
 def test_without_data_the_sample_is_poisoned(ulfast):
     code, out, err = ulfast("attack", "--limit", 200, "--epochs", 1, "--fit-steps", 20, "--json")
     assert (code, err) == (0, "")
@@ -142,7 +155,7 @@ def bad_image(folder: Path) -> None:
         (["poison", "--data", "empty", "--out", "p"], "is empty"),
         (["poison", "--data", "images", "--out", "p"], "b.png cannot be read"),
         (["poison", "--data", "small", "--out", "small"], "--overwrite"),
-        (["poison", "--data", "small", "--out", "p", "--method", "lps"], "did you mean 'lsp'"),
+        (["poison", "--data", "small", "--out", "p", "--method", "lspp"], "did you mean 'lsp'"),
         (["poison", "--data", "small", "--out", "p", "--set", "x=1"], "it takes eps, patch"),
         (["poison", "--data", "small", "--out", "p", "--set", "x"], "KEY=VALUE"),
         (["poison", "--data", "small", "--out", "p", "--rate", "2"], "between 0 and 1"),
@@ -161,6 +174,8 @@ def bad_image(folder: Path) -> None:
         (["attack", "--data", "small", "--limit", "2"], "less than one image"),
         (["fit", "--data", "small", "--out", "small"], "is a folder"),
         (["fit", "--data", "small"], "--out"),
+        (["diagnose"], "Give a path"),
+        (["diagnose", "small", "--out", "a.txt"], "must end in .png"),
         (["data", "get", "mnist"], "known are"),
         (["attak"], "did you mean 'attack'"),
         (["attack", "--epochs", "0"], "epochs"),
