@@ -29,6 +29,7 @@ KERNELS = {
     "ingest": "-ffp-contract=fast",
     "softmax": "-ffp-contract=fast",
     "pixels": EXACT,
+    "pgd": EXACT,
     "random": EXACT,
     "ar": EXACT,
     "level": "",

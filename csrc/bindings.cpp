@@ -33,6 +33,12 @@ void add_cuda(py::module_ m) {
                                        ptr<uint8_t>(out), n, d, rows, truncate},
                                       ptr<void>(stream)));
   });
+  m.def("pgd_step", [](uintptr_t x, uintptr_t grad, uintptr_t start, int64_t n, int64_t d, double alpha, double eps,
+                       int norm, bool clamp, uintptr_t stream) {
+    launched(cuda::pgd_step({ptr<float>(x), ptr<const float>(grad), ptr<const float>(start), n, d, (float)alpha,
+                             (float)eps, norm, clamp},
+                            ptr<void>(stream)));
+  });
   m.def("philox_uniform",
         [](uintptr_t out, int64_t seed, int64_t stream_id, int64_t first, int64_t n, int64_t d, uintptr_t stream) {
           launched(cuda::philox_uniform({ptr<float>(out), seed, stream_id, first, n, d}, ptr<void>(stream)));
@@ -98,6 +104,15 @@ PYBIND11_MODULE(_C, m) {
         return cpu::apply_perturbation({ptr<const uint8_t>(images), ptr<const float>(delta), ptr<const int64_t>(index),
                                         ptr<uint8_t>(out), n, d, rows, truncate},
                                        threads);
+      },
+      nogil);
+  m.def(
+      "pgd_step",
+      [](uintptr_t x, uintptr_t grad, uintptr_t start, int64_t n, int64_t d, double alpha, double eps, int norm,
+         bool clamp, int threads) {
+        cpu::pgd_step({ptr<float>(x), ptr<const float>(grad), ptr<const float>(start), n, d, (float)alpha, (float)eps,
+                       norm, clamp},
+                      threads);
       },
       nogil);
   m.def(

@@ -59,6 +59,16 @@ struct Apply {
   bool truncate;
 };
 
+struct PgdStep {
+  float* x;            // (n, d), stepped in place
+  const float* grad;   // (n, d)
+  const float* start;  // (n, d): the middle of the ball
+  int64_t n, d;
+  float alpha, eps;
+  int norm;    // 1 is L2, 2 is L-infinity, as for perturb_ar
+  bool clamp;  // keep the result in [0, 1]
+};
+
 struct Philox {
   float* out;  // (n, d)
   int64_t seed, stream, first, n, d;
@@ -99,6 +109,7 @@ void project(const Project& a, int threads);
 int64_t ingest(const Ingest& a, int threads);
 int64_t softmax_regression_step(const SoftmaxStep& a, int threads);
 int64_t apply_perturbation(const Apply& a, int threads);
+void pgd_step(const PgdStep& a, int threads);
 void philox_uniform(const Philox& a, int threads);
 void philox_normal(const Philox& a, int threads);
 int64_t perturb_lsp(const Lsp& a, int threads);
@@ -121,6 +132,7 @@ bool set_level(const char* name);  // false: unknown, or this processor lacks it
 namespace cuda {
 
 const char* apply_perturbation(const Apply& a, void* stream);
+const char* pgd_step(const PgdStep& a, void* stream);
 const char* philox_uniform(const Philox& a, void* stream);
 const char* philox_normal(const Philox& a, void* stream);
 

@@ -158,6 +158,26 @@ def _check_apply() -> float:
     return float((got.to(torch.int16) - want.to(torch.int16)).abs().max())
 
 
+def _check_pgd() -> float:
+    import torch
+
+    from . import ops
+    from .ops import reference
+
+    images, basis, _ = _data()
+    start = images[:4] / 255
+    gradient = basis[:4].reshape(start.shape).contiguous()
+    worst = 0.0
+    for norm, eps in (("linf", 8 / 255), ("l2", 0.2)):
+        ours, twin = start.clone(), start.clone()
+        for _ in range(3):
+            ops.pgd_step(ours, gradient, start, alpha=0.02, eps=eps, norm=norm)
+            reference.pgd_step(twin, gradient, start, 0.02, eps, norm)
+        worst = max(worst, float((ours - twin).abs().max()))
+    assert torch.isfinite(ours).all()
+    return worst
+
+
 def _check_philox() -> float:
     from . import ops
     from .ops import reference
@@ -184,6 +204,7 @@ KERNEL_CHECKS: dict[str, Callable[[], float]] = {
     "ingest": _check_ingest,
     "softmax_regression_step": _check_softmax,
     "apply_perturbation": _check_apply,
+    "pgd_step": _check_pgd,
     "philox_normal": _check_philox,
     "perturb_lsp": _check_lsp,
 }

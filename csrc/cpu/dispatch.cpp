@@ -165,6 +165,11 @@ int64_t apply_perturbation(const Apply& a, int threads) {
   return kIndexOk;
 }
 
+void pgd_step(const PgdStep& a, int threads) {
+  const Table* t = current;
+  share(a.n, least(a.d), threads, [&](int, int64_t b, int64_t e) { t->pgd(a, b, e); });
+}
+
 void philox_uniform(const Philox& a, int threads) {
   const Table* t = current;
   share(a.n, least(a.d * 8), threads, [&](int, int64_t b, int64_t e) { t->philox_uniform(a, b, e); });

@@ -15,6 +15,7 @@ struct Table {
   // weight[begin, end) -= scale * sum over threads of grad
   void (*softmax_update)(const SoftmaxStep& a, int threads, float scale, int64_t begin, int64_t end);
   void (*apply)(const Apply& a, int64_t begin, int64_t end);
+  void (*pgd)(const PgdStep& a, int64_t begin, int64_t end);
   void (*philox_uniform)(const Philox& a, int64_t begin, int64_t end);
   void (*philox_normal)(const Philox& a, int64_t begin, int64_t end);
   void (*lsp)(const Lsp& a, float* scratch, int64_t begin, int64_t end);
@@ -28,6 +29,7 @@ void ingest(const Ingest& a, int64_t begin, int64_t end);
 void softmax_gradient(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end);
 void softmax_update(const SoftmaxStep& a, int threads, float scale, int64_t begin, int64_t end);
 void apply(const Apply& a, int64_t begin, int64_t end);
+void pgd(const PgdStep& a, int64_t begin, int64_t end);
 void philox_uniform(const Philox& a, int64_t begin, int64_t end);
 void philox_normal(const Philox& a, int64_t begin, int64_t end);
 void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end);

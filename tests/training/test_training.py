@@ -11,6 +11,7 @@ from ulfast import InputError
 from ulfast.data import Augment, MemoryLoader
 from ulfast.training import RECIPES, Recipe, build_model, evaluate, get_recipe, mixing, train
 
+STEP = mixing.Step(nn.Identity(), 0, torch.zeros(1), torch.ones(1))
 FAST = Recipe("test", 3, 16, "adamw", 3e-3, 0.0, "one-cycle", Augment(2, True))
 
 
@@ -170,16 +171,16 @@ def test_cutmix_and_mixup_keep_the_books():
     y = torch.arange(8)
     for seed in range(20):
         torch.manual_seed(seed)
-        mixed, target = mixing.cutmix(8, probability=1.0)(x, y)
+        mixed, target = mixing.cutmix(8, probability=1.0)(x, y, STEP)
         torch.testing.assert_close(target.sum(1), torch.ones(8))
         # The share of an image's own pixels is its own label's probability.
         own = (mixed == x).float().mean((1, 2, 3))
         order = target.argsort(1, descending=True)
         torch.testing.assert_close(target[y, y], torch.where(target[y, y] == 1, torch.ones(8), own))
         assert order.shape == (8, 8)
-        blended, soft = mixing.mixup(8)(x, y)
+        blended, soft = mixing.mixup(8)(x, y, STEP)
         torch.testing.assert_close(blended.mean((1, 2, 3)), soft @ torch.arange(8.0), atol=1e-4, rtol=1e-4)
-    assert mixing.cutmix(8, probability=0.0)(x, y)[1] is y
+    assert mixing.cutmix(8, probability=0.0)(x, y, STEP)[1] is y
 
 
 def test_strong_augmentation_of_the_official_recipe(make_dataset):
@@ -187,9 +188,9 @@ def test_strong_augmentation_of_the_official_recipe(make_dataset):
     hook = mixing.strong_augmentation((12, 12, 3), (0.5,) * 3, (0.25,) * 3)
     x = torch.rand(6, 3, 12, 12)
     torch.manual_seed(1)
-    a, y = hook(x, torch.arange(6))
+    a, y = hook(x, torch.arange(6), STEP)
     torch.manual_seed(1)
-    b, _ = hook(x, torch.arange(6))
+    b, _ = hook(x, torch.arange(6), STEP)
     assert torch.equal(a, b)
     assert a.shape == x.shape
     assert not torch.allclose(a, (x - 0.5) / 0.25)

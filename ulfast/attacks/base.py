@@ -14,6 +14,11 @@ from ..data.dataset import Dataset
 from ..patches import PatchBasis
 from ..training.mixing import BatchHook
 from ..training.recipes import Recipe
+from ..training.refit import Refit
+
+# Where in the course of things an attack works: on the stored images, on their projection, on training batches, on the
+# search for the hardest of them, on the trained network. Attacks that are joined are carried out in this order.
+IMAGES, PROJECTION, BATCHES, SEARCH, NETWORK = range(5)
 
 
 @dataclass
@@ -24,10 +29,12 @@ class Plan:
         train: the data the attacker has.
         test: clean test images.
         recipe: how to train.
-        project: (k, d) rows that every training image loses, or None.
+        project: (k, d) rows that every training image loses, (c, r, d) rows of each image's class, or None.
         patches: what every training image loses of its patches, after that.
         project_test: whether test images lose them too.
         hooks: applied to every training batch, in order.
+        select: clean images by whose accuracy the best epoch is chosen, or None for the last epoch.
+        refits: what happens to the trained network, in order.
         basis: what was fitted, for pictures and files.
         notes: facts for the result (fit accuracy, chosen settings).
         seconds: of the steps before training, by name.
@@ -40,6 +47,8 @@ class Plan:
     patches: PatchBasis | None = None
     project_test: bool = False
     hooks: list[BatchHook] = field(default_factory=list)
+    select: Dataset | None = None
+    refits: list[Refit] = field(default_factory=list)
     basis: Basis | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -53,12 +62,20 @@ class Context:
     device: torch.device
     progress: Callable[..., None] | None = None
     basis: Basis | None = None  # fitted before: by an interrupted run, or given by the user
+    clean: Dataset | None = None  # clean training images, for methods that need some
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Base of all attacks. A subclass is a frozen dataclass whose fields are its parameters."""
+    """Base of all attacks. A subclass is a frozen dataclass whose fields are its parameters.
 
+    Class variables: `stage`, where it works; `excludes`, the names it cannot be joined with, and the rest of a
+    sentence that says why; `needs_clean`, whether it takes some clean images.
+    """
+
+    stage: ClassVar[int] = PROJECTION
+    excludes: ClassVar[dict[str, str]] = {}
+    needs_clean: ClassVar[bool] = False
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     aliases: ClassVar[tuple[str, ...]] = ()

@@ -5,15 +5,32 @@ from __future__ import annotations
 from ..errors import InputError
 from ..names import nearest, resolve
 from .auto import Auto
-from .base import Attack
+from .base import IMAGES, Attack
+from .clean import DeepFeatureReweighting, EarlyStop, FineTune, LinearProbe
+from .mix import CutMix, Cutout, MixUp
 from .none import NoAttack
 from .orthogonal import OrthogonalProjection
 from .patch import OrthogonalPatch
+from .search import AdversarialTraining, UEraser
+from .squeeze import JPEG, BitDepth, GaussianBlur, Gray
 
 ATTACKS: dict[str, Attack] = {
     "none": NoAttack(),
     "orthogonal": OrthogonalProjection(),
     "orthogonal-patch": OrthogonalPatch(),
+    "iss-gray": Gray(),
+    "iss-jpeg": JPEG(),
+    "iss-bdr": BitDepth(),
+    "gaussian": GaussianBlur(),
+    "cutout": Cutout(),
+    "mixup": MixUp(),
+    "cutmix": CutMix(),
+    "adversarial": AdversarialTraining(),
+    "ueraser": UEraser(),
+    "early-stop": EarlyStop(),
+    "finetune": FineTune(),
+    "linear-probe": LinearProbe(),
+    "dfr": DeepFeatureReweighting(),
     "auto": Auto(),
 }
 
@@ -22,7 +39,9 @@ JOINED = {"orthogonal-full": "orthogonal+orthogonal-patch", "full": "orthogonal+
 
 
 def get_attack(name: str) -> tuple[str, list[Attack]]:
-    """The canonical name and the attacks for a name, an alias, or several joined with ``+``, in order.
+    """The canonical name and the attacks for a name, an alias, or several joined with ``+``.
+
+    They come in the order in which they work: on stored images, on the projection, on batches, on the trained network.
 
     Raises:
         InputError: an unknown name (the message suggests the nearest), or a combination that makes no sense.
@@ -35,7 +54,20 @@ def get_attack(name: str) -> tuple[str, list[Attack]]:
         if key in keys:
             raise InputError(f"attack {name!r} names {key} twice: once is enough")
         keys.append(key)
+    stages = [ATTACKS[key].stage for key in keys]
+    for late, key in enumerate(keys):
+        before = [other for other, stage in zip(keys[:late], stages, strict=False) if stage > IMAGES]
+        if stages[late] == IMAGES and before:
+            rest = "+".join([key, *(k for k in keys if k != key)])
+            raise InputError(
+                f"attack {name!r}: {key} changes stored bytes, which a projected or augmented image no longer is:"
+                f" write {rest}"
+            )
+        for other in keys:
+            if other in ATTACKS[key].excludes:
+                raise InputError(f"attack {name!r}: {key} and {other} {ATTACKS[key].excludes[other]}")
     alone = [key for key in keys if key in ("none", "auto")]
     if len(keys) > 1 and alone:
         raise InputError(f"attack {name!r} joins `{alone[0]}` with others: leave it out")
+    keys.sort(key=lambda key: ATTACKS[key].stage)  # stable: the order within a stage is the user's
     return "+".join(keys), [ATTACKS[key] for key in keys]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,20 +15,18 @@ from .. import environment
 from ..basis import Basis
 from ..data.dataset import Dataset
 from ..data.load import load_dataset
-from ..data.loader import FilteredLoader, MemoryLoader, channel_statistics
 from ..devices import fast_half, resolve_device
 from ..errors import InputError
 from ..files import check_free, write_json, writing
 from ..parameters import with_parameters
-from ..patches import PatchProjection
 from ..poisons import poison
-from ..training import Recipe, TrainResult, build_model, get_recipe, mixing, train
+from ..training import Recipe, TrainResult, build_model, get_recipe, mixing
 from .base import Attack, Context, Plan
 from .registry import get_attack
 from .result import AttackResult
+from .runner import Runner
 
 Progress = Callable[..., None]
-EVALUATION_BATCH = 500
 DEFAULT_DATA, DEFAULT_POISON = "sample", "lsp"
 
 
@@ -46,6 +43,7 @@ def attack(
     resume: bool = False,
     overwrite: bool = False,
     compare: Dataset | bool = False,
+    clean: Dataset | None = None,
     basis: Basis | None = None,
     materialize: bool = False,
     epochs: int | None = None,
@@ -68,6 +66,7 @@ def attack(
         resume: go on with an interrupted run in `out`.
         overwrite: replace what is in `out`.
         compare: also train on the data without an attack (True), and on these clean images (a Dataset).
+        clean: clean training images for the methods that need some (default: those of `compare`).
         basis: a basis fitted before, instead of fitting one.
         materialize: write the projected training set (float16) to `out/projected` and train from there.
         epochs: instead of the recipe's.
@@ -88,7 +87,11 @@ def attack(
     name, steps = get_attack(method)
     steps = _configure(name, steps, parameters)
     where = resolve_device(device)
-    train_set, test_set, clean = _load(data, test, compare, limit, seed, progress)
+    train_set, test_set, baseline = _load(data, test, compare, limit, seed, progress)
+    clean = clean or baseline
+    for step in steps:
+        if step.needs_clean and clean is None:
+            raise InputError(f"{name} needs some clean training images: give --clean PATH|NAME")
     if test_set.image_shape != train_set.image_shape or test_set.num_classes != train_set.num_classes:
         raise InputError(
             f"training and test images differ: {train_set.image_shape} with {train_set.num_classes} classes,"
@@ -112,11 +115,11 @@ def attack(
     _rehearse(model, train_set, chosen)
     if folder is not None:
         _open(folder, config, resume, overwrite)
-    runner = _Runner(model, seed, where, folder, resume, keep_checkpoints, progress)
+    runner = Runner(model, seed, where, folder, resume, keep_checkpoints, progress)
 
     baselines: dict[str, TrainResult] = {}
-    if clean is not None:
-        baselines["clean"] = runner.run("clean", Plan(clean, test_set, chosen))
+    if baseline is not None:
+        baselines["clean"] = runner.run("clean", Plan(baseline, test_set, chosen))
     if name != "none" and (compare is not False or data is None):
         baselines["poisoned"] = runner.run("poisoned", Plan(train_set, test_set, chosen))
 
@@ -124,7 +127,7 @@ def attack(
     fitted = folder / "basis.safetensors" if folder is not None else None
     if basis is None and resume and fitted is not None and fitted.is_file():
         basis = Basis.load(fitted)
-    context = Context(seed, where, progress, basis)
+    context = Context(seed, where, progress, basis, clean)
     for step in steps:
         step.apply(plan, context)
     if fitted is not None and plan.basis is not None:
@@ -208,61 +211,3 @@ def _open(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config)
-
-
-class _Runner:
-    """Carries out the trainings of one attack: the same network, start and order each time."""
-
-    def __init__(
-        self, model: str, seed: int, device: Any, folder: Path | None, resume: bool, keep: bool,
-        progress: Progress | None,
-    ) -> None:  # fmt: skip
-        self.model, self.seed, self.device, self.folder = model, seed, device, folder
-        self.resume, self.keep, self.progress = resume, keep, progress
-
-    def run(self, stage: str, plan: Plan, materialize: bool = False) -> TrainResult:
-        recipe, data = plan.recipe, plan.train
-        mean, std = channel_statistics(data)
-        hooks = list(plan.hooks)
-        if recipe.cutmix:
-            hooks.append(mixing.cutmix(data.num_classes, recipe.cutmix))
-        shown_mean, shown_std = mean, std
-        if recipe.strong:
-            hooks.insert(0, mixing.strong_augmentation(data.image_shape, mean, std))
-            shown_mean, shown_std = (0.0,) * len(mean), (1.0,) * len(std)
-        dtype = (fast_half(self.device) if recipe.half and not recipe.strong else None) or torch.float32
-        patches = PatchProjection(plan.patches).to(self.device) if plan.patches and plan.patches.rank else None
-        if materialize and (plan.project is not None or patches) and self.folder is not None:
-            from ..data.projected import ProjectedLoader, write_projected
-
-            start = time.perf_counter()
-            target = self.folder / "projected"
-            write_projected(target, data, plan.project, transform=patches and patches.cpu(), progress=self.progress)
-            plan.seconds["project"] = time.perf_counter() - start
-            loader: MemoryLoader = ProjectedLoader(
-                target, data, recipe.batch_size, mean=shown_mean, std=shown_std, dtype=dtype, augment=recipe.augment,
-                shuffle=True, seed=self.seed, drop_last=len(data) >= recipe.batch_size, device=self.device,
-            )  # fmt: skip
-        elif patches:
-            loader = FilteredLoader(
-                data, recipe.batch_size, transform=patches, basis=plan.project,
-                mean=shown_mean, std=shown_std, dtype=dtype, augment=recipe.augment, shuffle=True, seed=self.seed,
-                drop_last=len(data) >= recipe.batch_size, device=self.device,
-            )  # fmt: skip
-        else:
-            loader = MemoryLoader(
-                data, recipe.batch_size, basis=plan.project, mean=shown_mean, std=shown_std, dtype=dtype,
-                augment=recipe.augment, shuffle=True, seed=self.seed, drop_last=len(data) >= recipe.batch_size,
-                device=self.device,
-            )  # fmt: skip
-        test_loader = MemoryLoader(
-            plan.test, EVALUATION_BATCH, basis=plan.project if plan.project_test else None, mean=mean, std=std,
-            dtype=dtype, device=self.device,
-        )  # fmt: skip
-        network = build_model(self.model, num_classes=data.num_classes, image_shape=data.image_shape, seed=self.seed)
-        identity = {"model": self.model, "stage": stage, "images": len(data), "method": data.manifest.get("method", "")}
-        return train(
-            network, loader, test_loader, recipe, hooks=hooks, seed=self.seed,
-            folder=self.folder / "checkpoints" / stage if self.folder else None, resume=self.resume, identity=identity,
-            keep_checkpoints=self.keep and stage == "attack", stage=stage, progress=self.progress,
-        )  # fmt: skip

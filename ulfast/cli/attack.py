@@ -22,7 +22,9 @@ from .common import Output, data_options, free_folder, settings, verb
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @click.option("--compare", is_flag=True, help="Also train without an attack.")
-@click.option("--clean", metavar="PATH|NAME", help="Clean training images to compare with.")
+@click.option(
+    "--clean", metavar="PATH|NAME", help="Clean training images: to compare with, or for the methods that need some."
+)
 @click.option("--init", type=click.Choice(["zero", "torch"]), help="Start of the linear fit; torch is the paper's.")
 @click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000).")
 @click.option("--fit-epochs", type=click.IntRange(1), help="Passes of the fit instead (20 is the paper's).")
@@ -56,7 +58,7 @@ def command(
     from ..report import pictures, tables
     from ..training import build_model, get_recipe
 
-    name, _ = get_attack(method)
+    name, steps = get_attack(method)
     resolve_device(device)
     if resume and out is None:
         raise InputError("which run goes on? Give --resume with its --out FOLDER")
@@ -76,6 +78,8 @@ def command(
         if train is None:
             raise InputError("--clean needs --data: the embedded sample brings its own baselines")
         clean_set = load_dataset(clean, limit=limit, seed=seed, resize=resize, progress=output.bars)
+    # Methods that need clean images take these; a training on all of them is then asked for with --compare.
+    baseline = clean_set if compare or not any(step.needs_clean for step in steps) else None
     chosen = get_recipe(recipe, model, len(train) if train is not None else limit or 5000)
     if dry_run:
         shape, count = (train.image_shape, train.num_classes) if train is not None else ((32, 32, 3), 10)
@@ -88,8 +92,8 @@ def command(
         return
     result: AttackResult = attack(
         train, test=test, method=name, model=model, recipe=recipe, seed=seed, device=device, out=folder,
-        resume=resume, overwrite=overwrite, compare=clean_set if clean_set is not None else compare,
-        basis=Basis.load(basis) if basis else None, materialize=materialize, epochs=epochs,
+        resume=resume, overwrite=overwrite, compare=baseline if baseline is not None else compare,
+        clean=clean_set, basis=Basis.load(basis) if basis else None, materialize=materialize, epochs=epochs,
         limit=limit if train is None else None, keep_checkpoints=keep_checkpoints, progress=output.bars,
         init=init, fit_steps=fit_steps, fit_epochs=fit_epochs, project_test=project_test, **settings(pairs),
     )  # fmt: skip

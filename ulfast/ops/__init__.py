@@ -14,6 +14,7 @@ __all__ = [
     "ingest",
     "perturb_ar",
     "perturb_lsp",
+    "pgd_step",
     "philox",
     "philox_normal",
     "philox_uniform",
@@ -121,6 +122,31 @@ def apply_perturbation(images: Tensor, delta: Tensor, *, index: Tensor | None = 
         truncate: round towards zero, as LSP and other published files were made, instead of to nearest.
     """
     return _ops.apply_perturbation(images, delta, index, truncate)
+
+
+def pgd_step(
+    x: Tensor, grad: Tensor, start: Tensor, *, alpha: float, eps: float, norm: str = "linf", clamp: bool = True
+) -> Tensor:
+    """A step of projected gradient ascent, in place; returns `x`.
+
+    ``x = clamp(start + clamp(x + alpha * grad.sign() - start, -eps, eps), 0, 1)`` for "linf"; for "l2" the step is
+    ``alpha * grad / |grad|`` and the difference to `start` is scaled down to a norm of `eps`, image by image.
+
+    Args:
+        x: (n, ...) float32, pixels in [0, 1].
+        grad: like x; a negative `alpha` descends.
+        start: like x: the unperturbed images.
+        alpha, eps: step and bound, pixels in [0, 1].
+        norm: "linf" or "l2".
+        clamp: keep the result in [0, 1].
+
+    Raises:
+        TypeError, ValueError: other dtypes, shapes, devices or norms.
+
+    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+    """
+    _ops.pgd_step(x, grad, start, alpha, eps, norm, clamp)
+    return x
 
 
 def philox_uniform(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | str = "cpu") -> Tensor:

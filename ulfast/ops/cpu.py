@@ -235,6 +235,50 @@ def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = Non
     return out
 
 
+PGD_NORMS = {"l2": 1, "linf": 2}
+
+
+def dense_layout(x: Tensor) -> torch.memory_format | None:
+    """The memory format in which the values of every row lie side by side, or None."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return None
+
+
+def check_pgd_step(x: Tensor, grad: Tensor, start: Tensor, eps: float, norm: str) -> None:
+    """Raises for arguments that `pgd_step` cannot take."""
+    if norm not in PGD_NORMS:
+        raise ValueError(f"pgd_step: norm must be one of {', '.join(PGD_NORMS)}, got {norm!r}")
+    if eps < 0:
+        raise ValueError(f"pgd_step: eps must not be negative, got {eps:g}")
+    for name, t in (("x", x), ("grad", grad), ("start", start)):
+        if t.dtype != torch.float32:
+            raise TypeError(f"pgd_step: {name} must be float32, got {t.dtype}")
+        if t.shape != x.shape or t.dim() < 1:
+            raise ValueError(f"pgd_step: {name} must be (n, ...) like x {tuple(x.shape)}, got {tuple(t.shape)}")
+        if t.device != x.device:
+            raise ValueError(f"pgd_step: {name} must be on {x.device} like x, got {t.device}")
+
+
+def pgd_step(
+    x: Tensor, grad: Tensor, start: Tensor, alpha: float, eps: float, norm: str, clamp: bool = True
+) -> None:  # fmt: skip
+    check_pgd_step(x, grad, start, eps, norm)
+    layout = dense_layout(x)
+    if layout is None:
+        stepped = x.contiguous()
+        pgd_step(stepped, grad, start, alpha, eps, norm, clamp)
+        x.copy_(stepped)
+        return
+    grad, start = grad.contiguous(memory_format=layout), start.contiguous(memory_format=layout)
+    _extension.load().pgd_step(
+        x.data_ptr(), grad.data_ptr(), start.data_ptr(), x.shape[0], math.prod(x.shape[1:]), alpha, eps,
+        PGD_NORMS[norm], clamp, torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def _signed(seed: int) -> int:
     """A 64-bit pattern as the signed number that the binding takes."""
     seed &= (1 << 64) - 1
@@ -359,8 +403,8 @@ def perturb_ar(
 
 # The twins serve every device without kernels of its own. Factory operators have no tensor to dispatch on.
 _DISPATCHED = (
-    "project", "project_out", "project_", "ingest", "softmax_regression_step", "apply_perturbation", "perturb_lsp",
-    "perturb_ar",
+    "project", "project_out", "project_", "ingest", "softmax_regression_step", "apply_perturbation", "pgd_step",
+    "perturb_lsp", "perturb_ar",
 )  # fmt: skip
 for _name in _DISPATCHED:
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _extension, reference
-from .cpu import _signed
+from .cpu import PGD_NORMS, _signed, check_pgd_step, dense_layout
 from .schemas import LIBRARY
 
 
@@ -44,6 +44,22 @@ def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = Non
     return out
 
 
+def pgd_step(
+    x: Tensor, grad: Tensor, start: Tensor, alpha: float, eps: float, norm: str, clamp: bool = True
+) -> None:  # fmt: skip
+    check_pgd_step(x, grad, start, eps, norm)
+    layout = dense_layout(x)
+    if not enabled() or layout is None:
+        return reference.pgd_step(x, grad, start, alpha, eps, norm, clamp)
+    grad, start = grad.contiguous(memory_format=layout), start.contiguous(memory_format=layout)
+    with torch.cuda.device(x.device):
+        _extension.load().cuda.pgd_step(
+            x.data_ptr(), grad.data_ptr(), start.data_ptr(), x.shape[0], math.prod(x.shape[1:]), alpha, eps,
+            PGD_NORMS[norm], clamp, _stream(x.device),
+        )  # fmt: skip
+    return None
+
+
 def philox(name: str, seed: int, stream: int, first: int, n: int, d: int, device: torch.device) -> Tensor:
     """`philox_uniform` or `philox_normal` on a device that is not the CPU."""
     if device.type != "cuda" or not enabled():
@@ -57,3 +73,4 @@ def philox(name: str, seed: int, stream: int, first: int, n: int, d: int, device
 
 
 LIBRARY.impl("apply_perturbation", apply_perturbation, "CUDA")
+LIBRARY.impl("pgd_step", pgd_step, "CUDA")

@@ -109,6 +109,30 @@ def apply_perturbation(
     return (x.floor() if truncate else x.round()).to(torch.uint8)
 
 
+def pgd_step(
+    x: Tensor,  # (n, ...) float32, stepped in place
+    grad: Tensor,
+    start: Tensor,  # the middle of the ball
+    alpha: float,
+    eps: float,
+    norm: str,  # "linf" or "l2", of each row
+    clamp: bool = True,
+) -> None:
+    """``x = clamp(start + P(x + alpha * direction(grad) - start), 0, 1)``, P the projection onto the ball of eps."""
+    if norm == "linf":
+        delta = (x + alpha * grad.sign() - start).clamp(-eps, eps)
+    else:
+
+        def size(t: Tensor) -> Tensor:
+            norms = torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64).clamp_min(1e-12)
+            return norms.view(-1, *[1] * (t.dim() - 1))
+
+        delta = x + (alpha / size(grad)).float() * grad - start
+        delta = delta * (eps / size(delta)).clamp(max=1.0).float()
+    stepped = start + delta
+    x.copy_(stepped.clamp(0, 1) if clamp else stepped)
+
+
 def philox_uniform(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | None = None) -> Tensor:
     """(n, d) float32 in [0, 1) on a grid of 2**-24; row i depends on (seed, stream, first + i) alone."""
     return philox.uniform(philox.words(seed, stream, first, n, d, device or "cpu"))

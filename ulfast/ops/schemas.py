@@ -30,6 +30,10 @@ LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
+    "pgd_step(Tensor(a!) x, Tensor grad, Tensor start, float alpha, float eps, str norm, bool clamp=True) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
     "philox_uniform(int seed, int stream, int first, int n, int d, *, Device? device=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -85,6 +89,12 @@ def _(x, labels, weight, lr, index=None):
 @torch.library.register_fake("ulfast::apply_perturbation", lib=LIBRARY)
 def _(images, delta, index=None, truncate=False):
     return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+
+
+@torch.library.register_fake("ulfast::pgd_step", lib=LIBRARY)
+def _(x, grad, start, alpha, eps, norm, clamp=True) -> None:
+    torch._check(grad.shape == x.shape, lambda: f"pgd_step: grad must be {tuple(x.shape)}, got {tuple(grad.shape)}")
+    torch._check(start.shape == x.shape, lambda: f"pgd_step: start must be {tuple(x.shape)}, got {tuple(start.shape)}")
 
 
 @torch.library.register_fake("ulfast::philox_uniform", lib=LIBRARY)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import atomic_file
@@ -24,6 +24,29 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
         torch.save(content, part)
 
 
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """A network's `state_dict` alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as part:
+        torch.save({"model": weights}, part)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The network's `state_dict` of any checkpoint.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        return weights
+    except FileNotFoundError:
+        raise InputError(f"there is no checkpoint {path}: make it with `ulfast attack --keep-checkpoints`") from None
+    except DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"{path} is not a checkpoint of ulfast ({reason}): make it anew") from None
+
+
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> dict[str, Any]:
     """Puts a checkpoint back and returns its state.
 
@@ -37,15 +60,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identit
         if not different:
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
-    except (
-        RuntimeError,
-        LookupError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ) as error:
+    except DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(f"{path} is not a checkpoint of this run ({reason}): say --overwrite to start anew") from None
     if different:

@@ -16,7 +16,7 @@ from .. import devices
 from ..data.loader import MemoryLoader
 from ..errors import InputError
 from . import checkpoint
-from .mixing import BatchHook
+from .mixing import BatchHook, Step
 from .recipes import Recipe
 
 REPORT_EVERY = 0.2  # seconds between two progress reports
@@ -24,23 +24,35 @@ REPORT_EVERY = 0.2  # seconds between two progress reports
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training gave. Accuracies are shares from 0 to 1.
+    """What a training gave. Accuracies are shares from 0 to 1, of the chosen epoch; `refitted` is the test accuracy
+    after a refit, where there was one.
 
     `history` has a row an epoch: epoch, lr, train_loss, train_accuracy (of the batches as they came, augmented),
-    test_loss, test_accuracy, seconds, images_per_second.
+    test_loss, test_accuracy, seconds, images_per_second, and select_accuracy where an epoch was to be chosen.
     """
 
     history: list[dict[str, float]]
     seconds: float
     images_per_second: float
+    refitted: float | None = None
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """The row of the epoch whose weights the model has: the last, or the best on the selection images."""
+        return best_epoch(self.history) if "select_accuracy" in self.history[-1] else self.history[-1]
 
     @property
     def train_accuracy(self) -> float:
-        return self.history[-1]["train_accuracy"]
+        return self.chosen["train_accuracy"]
 
     @property
     def test_accuracy(self) -> float:
-        return self.history[-1]["test_accuracy"]
+        return self.chosen["test_accuracy"] if self.refitted is None else self.refitted
+
+
+def best_epoch(history: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The first row with the highest accuracy on the selection images."""
+    return max(history, key=lambda row: row["select_accuracy"])
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -60,6 +72,8 @@ def train(
     recipe: Recipe,
     *,
     hooks: Sequence[BatchHook] = (),
+    select: MemoryLoader | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     seed: int = 0,
     folder: Path | None = None,
     resume: bool = False,
@@ -74,6 +88,8 @@ def train(
         loader, test_loader: batches on the device of training.
         recipe: optimizer, schedule, epochs.
         hooks: applied to every training batch, in order.
+        select: batches by whose accuracy the best epoch is chosen; `model` ends with that epoch's weights.
+        normalisation: mean and std that batches have after the first hook (default: the loader's).
         seed: of everything random in the loop; each epoch starts from (seed, epoch), so that a resumed run equals an
             uninterrupted one.
         folder: where `last.pt` (and with `keep_checkpoints` an `epoch-NNN.pt` each, the random start being number 0)
@@ -90,15 +106,20 @@ def train(
     half = devices.fast_half(device) if recipe.half else None
     optimizer = make_optimizer(model, recipe)
     settings = {"recipe": asdict(recipe), "seed": seed, **(identity or {})}
+    mean, std = normalisation or (loader.mean, loader.std)
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in (mean, std))
     history: list[dict[str, float]] = []
+    best: dict[str, torch.Tensor] = {}
     if folder and resume and (folder / "last.pt").is_file():
         history = checkpoint.load(folder / "last.pt", model, optimizer, settings)["history"]
     elif folder and keep_checkpoints:
         checkpoint.save(folder / "epoch-000.pt", model, optimizer, {"identity": settings, "history": []})
+    if history and select is not None and folder:
+        best = checkpoint.load_weights(folder / "best.pt")
     for epoch in range(len(history), recipe.epochs):
         torch.manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
         start = time.perf_counter()
-        row = _epoch(model, loader, recipe, optimizer, hooks, half, epoch, stage, progress)
+        row = _epoch(model, loader, recipe, optimizer, hooks, Step(model, epoch, mean, std, half), stage, progress)
         devices.synchronize(device)
         seconds = time.perf_counter() - start
         if not math.isfinite(row["train_loss"]):
@@ -109,7 +130,13 @@ def train(
         test_loss, test_accuracy = evaluate(model, test_loader, half)
         row |= {"test_loss": test_loss, "test_accuracy": test_accuracy, "seconds": seconds}
         row["images_per_second"] = loader.images_per_epoch / seconds
+        if select is not None:
+            row["select_accuracy"] = evaluate(model, select, half)[1]
         history.append(row)
+        if select is not None and best_epoch(history) is row:
+            best = {name: value.clone() for name, value in model.state_dict().items()}
+            if folder:
+                checkpoint.save_weights(folder / "best.pt", best)
         if folder:
             state = {"identity": settings, "history": history}
             checkpoint.save(folder / "last.pt", model, optimizer, state)
@@ -118,6 +145,8 @@ def train(
         if progress:
             progress(stage, epoch + 1, recipe.epochs, loss=row["train_loss"], accuracy=test_accuracy,
                      images_per_second=row["images_per_second"])  # fmt: skip
+    if best:
+        model.load_state_dict(best)
     seconds = sum(row["seconds"] for row in history)
     return TrainResult(history, seconds, loader.images_per_epoch * len(history) / max(seconds, 1e-9))
 
@@ -128,12 +157,12 @@ def _epoch(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
     hooks: Sequence[BatchHook],
-    half: torch.dtype | None,
-    epoch: int,
+    step: Step,
     stage: str,
     progress: Callable[..., None] | None,
 ) -> dict[str, float]:
     model.train()
+    epoch, half = step.epoch, step.half
     loader.set_epoch(epoch)
     device = loader.device
     loss_sum = torch.zeros((), device=device)
@@ -143,7 +172,7 @@ def _epoch(
     for i, (x, y) in enumerate(loader):
         labels = y
         for hook in hooks:
-            x, y = hook(x, y)
+            x, y = hook(x, y, step)
         lr = recipe.rate(epoch * steps + i, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -1,8 +1,9 @@
-"""What a training step may do to a whole batch: CutMix, MixUp, the official recipe's strong augmentation."""
+"""What a training step may do to a whole batch: Cutout, MixUp, CutMix, the official recipe's strong augmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,9 +11,37 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-# (x (b, C, H, W), y (b,) or (b, c)) -> the same, y as class probabilities where images were mixed. Random numbers come
-# from torch's global generators, which the loop seeds at the start of every epoch.
-BatchHook = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class Step:
+    """What a hook may need to know of the training.
+
+    Attributes:
+        model: the network as it is at this step.
+        epoch: from 0.
+        mean, std: (C,) float32 of the normalisation that the batch has gone through.
+        half: dtype of autocast, or None.
+    """
+
+    model: nn.Module
+    epoch: int
+    mean: Tensor
+    std: Tensor
+    half: torch.dtype | None = None
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """A normalised batch in units of [0, 1], float32."""
+        return x.float() * self.std[:, None, None] + self.mean[:, None, None]
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Pixels in [0, 1] as the network takes them, channels_last."""
+        x = (x - self.mean[:, None, None]) / self.std[:, None, None]
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+# (x (b, C, H, W) normalised, y (b,) or (b, c), step) -> the same, y as class probabilities where images were mixed.
+# Random numbers come from torch's global generators, which the loop seeds at the start of every epoch.
+BatchHook = Callable[[Tensor, Tensor, Step], tuple[Tensor, Tensor]]
 
 
 def _soft(y: Tensor, classes: int) -> Tensor:
@@ -26,7 +55,7 @@ def _beta(a: float) -> float:
 def cutmix(classes: int, probability: float = 0.5, beta: float = 1.0) -> BatchHook:
     """A rectangle of every image comes from another of the batch; labels mix by area (Yun et al., ICCV 2019)."""
 
-    def hook(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         if float(torch.rand(())) >= probability:
             return x, y
         keep = _beta(beta)
@@ -45,10 +74,28 @@ def cutmix(classes: int, probability: float = 0.5, beta: float = 1.0) -> BatchHo
     return hook
 
 
+def cutout(length: int) -> BatchHook:
+    """A square of `length` pixels a side goes black at a place drawn for each image; it may reach over the border
+    (DeVries and Taylor, 2017).
+    """
+
+    def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        n, _, height, width = x.shape
+        top = (torch.randint(height, (n, 1)) - length // 2).to(x.device)
+        left = (torch.randint(width, (n, 1)) - length // 2).to(x.device)
+        rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+        inside = ((rows >= top) & (rows < top + length))[:, None, :, None]
+        inside = inside & ((columns >= left) & (columns < left + length))[:, None, None, :]
+        black = (-step.mean / step.std).to(x.dtype)[:, None, None]
+        return torch.where(inside, black, x), y
+
+    return hook
+
+
 def mixup(classes: int, alpha: float = 1.0) -> BatchHook:
     """Every image and its label are blended with another's (Zhang et al., ICLR 2018)."""
 
-    def hook(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         keep = _beta(alpha)
         order = torch.randperm(len(x)).to(x.device)
         target = _soft(y, classes)
@@ -74,7 +121,7 @@ def strong_augmentation(image_shape: tuple[int, int, int], mean: Sequence[float]
     steps.append(K.Normalize(torch.tensor(list(mean)), torch.tensor(list(std))))
     pipeline = K.AugmentationSequential(*steps, data_keys=["input"])
 
-    def hook(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return pipeline(x).contiguous(memory_format=torch.channels_last), y
 

@@ -1,0 +1,102 @@
+"""`early-stop`, `finetune`, `linear-probe` and `dfr`: what a few clean images are good for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..data.dataset import Dataset
+from ..errors import InputError
+from ..parameters import parameter
+from ..training import refit
+from .base import NETWORK, Attack, Context, Plan
+
+MOST, SHARE = 5000, 0.1  # clean images taken by default: this many, but no more than this share of what is given
+ONE_HEAD = "both refit the last layer: choose one"
+
+
+@dataclass(frozen=True)
+class NeedsClean(Attack):
+    """Base of the four: draws its clean images, class-balanced, by the seed."""
+
+    stage: ClassVar[int] = NETWORK
+    needs_clean: ClassVar[bool] = True
+
+    clean_images: int | None = parameter(None, "clean training images to use (default 5,000, a tenth at most)",
+                                         at_least=1)  # fmt: skip
+
+    def trusted(self, plan: Plan, context: Context) -> Dataset:
+        if context.clean is None:
+            raise InputError("this method needs some clean training images: give --clean PATH|NAME")
+        if context.clean.image_shape != plan.train.image_shape or context.clean.num_classes != plan.train.num_classes:
+            raise InputError(
+                f"the clean images {context.clean.image_shape} in {context.clean.num_classes} classes do not fit the"
+                f" data, {plan.train.image_shape} in {plan.train.num_classes}: give other --clean images"
+            )
+        count = self.clean_images or max(context.clean.num_classes, min(MOST, int(SHARE * len(context.clean))))
+        return context.clean.balanced(count, context.seed)
+
+
+@dataclass(frozen=True)
+class EarlyStop(NeedsClean):
+    """Keep the epoch that does best on the clean images."""
+
+    summary = "the epoch that does best on some clean images"
+    source = "Sandoval-Segura et al., Autoregressive Perturbations, NeurIPS 2022 (appendix), and common practice"
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        plan.select = self.trusted(plan, context)
+
+
+@dataclass(frozen=True)
+class FineTune(NeedsClean):
+    """Train on, all layers, on the clean images."""
+
+    summary = "after training, all layers on some clean images"
+    source = "Sandoval-Segura et al., NeurIPS 2023, section 4.2 (discussion)"
+    aliases = ("fine-tune",)
+
+    finetune_epochs: int = parameter(10, "passes over the clean images", at_least=1)
+    finetune_lr: float = parameter(0.01, "largest learning rate", at_least=0)
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        plan.refits.append(refit.finetune(self.trusted(plan, context), self.finetune_epochs, self.finetune_lr))
+
+
+@dataclass(frozen=True)
+class LinearProbe(NeedsClean):
+    """Train the last linear layer anew, by SGD, on the features of the clean images."""
+
+    summary = "after training, the last layer anew by SGD on some clean images"
+    source = "Sandoval-Segura et al., NeurIPS 2023, section 4.2 (discussion)"
+    excludes: ClassVar[dict[str, str]] = {"dfr": ONE_HEAD}
+
+    probe_epochs: int = parameter(20, "passes over the features", at_least=1)
+    probe_lr: float = parameter(0.1, "learning rate", at_least=0)
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        plan.refits.append(
+            refit.replace_head(
+                self.trusted(plan, context), refit.probe, "linear-probe", lr=self.probe_lr, epochs=self.probe_epochs
+            )
+        )
+
+
+@dataclass(frozen=True)
+class DeepFeatureReweighting(NeedsClean):
+    """Refit the last linear layer by LBFGS on the features of the clean images."""
+
+    summary = "after training, the last layer anew by LBFGS on some clean images"
+    source = "Kirichenko et al., ICLR 2023; Sandoval-Segura et al., NeurIPS 2023, section 4.2"
+    aliases = ("deep-feature-reweighting",)
+    excludes: ClassVar[dict[str, str]] = {"linear-probe": ONE_HEAD}
+
+    dfr_passes: int = parameter(15, "passes over the features, in batches of 1,024", at_least=1)
+    dfr_lr: float = parameter(0.5, "learning rate of LBFGS", at_least=0)
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        plan.refits.append(
+            refit.replace_head(
+                self.trusted(plan, context), refit.reweight, "dfr", lr=self.dfr_lr, passes=self.dfr_passes
+            )
+        )

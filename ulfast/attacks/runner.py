@@ -1,0 +1,101 @@
+"""Carrying out the trainings of one attack: the same network, start and order each time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.dataset import Dataset
+from ..data.loader import Augment, FilteredLoader, MemoryLoader, channel_statistics
+from ..devices import fast_half
+from ..patches import PatchProjection
+from ..training import TrainResult, build_model, mixing, train
+from ..training.refit import Trained
+from .base import Plan
+
+EVALUATION_BATCH = 500
+
+
+class Runner:
+    """Trains a network by a plan, as often as it is asked.
+
+    Args:
+        model, seed, device: of every training.
+        folder: of the run, or None to write nothing.
+        resume: go on from checkpoints in it.
+        keep: keep every epoch's network of the attack itself.
+    """
+
+    def __init__(
+        self, model: str, seed: int, device: torch.device, folder: Path | None, resume: bool, keep: bool,
+        progress: Callable[..., None] | None,
+    ) -> None:  # fmt: skip
+        self.model, self.seed, self.device, self.folder = model, seed, device, folder
+        self.resume, self.keep, self.progress = resume, keep, progress
+
+    def run(self, stage: str, plan: Plan, materialize: bool = False) -> TrainResult:
+        """Trains, then refits what the plan says; `plan.notes` gets what the refits report."""
+        recipe, data = plan.recipe, plan.train
+        mean, std = channel_statistics(data)
+        hooks = [mixing.cutmix(data.num_classes, recipe.cutmix)] if recipe.cutmix else []
+        hooks += plan.hooks
+        if recipe.strong:
+            hooks.insert(0, mixing.strong_augmentation(data.image_shape, mean, std))
+        half = fast_half(self.device) if recipe.half else None
+        dtype = (None if recipe.strong else half) or torch.float32
+
+        def test_like(
+            dataset: Dataset, batch_size: int, *, augment: Augment | None = None, shuffle: bool = False
+        ) -> MemoryLoader:
+            return MemoryLoader(
+                dataset, batch_size, basis=plan.project if plan.project_test else None, mean=mean, std=std,
+                dtype=dtype, augment=augment, shuffle=shuffle, seed=self.seed, device=self.device,
+            )  # fmt: skip
+
+        test_loader = test_like(plan.test, EVALUATION_BATCH)
+        network = build_model(self.model, num_classes=data.num_classes, image_shape=data.image_shape, seed=self.seed)
+        identity = {"model": self.model, "stage": stage, "images": len(data), "method": data.manifest.get("method", "")}
+        result = train(
+            network, self._loader(plan, mean, std, dtype, materialize), test_loader, recipe, hooks=hooks,
+            select=test_like(plan.select, EVALUATION_BATCH) if plan.select is not None else None,
+            normalisation=(mean, std), seed=self.seed,
+            folder=self.folder / "checkpoints" / stage if self.folder else None,
+            resume=self.resume, identity=identity, keep_checkpoints=self.keep and stage == "attack", stage=stage,
+            progress=self.progress,
+        )  # fmt: skip
+        if plan.select is not None:
+            plan.notes["early-stop"] = {"epoch": result.chosen["epoch"], "images": len(plan.select)}
+        for refit in plan.refits:
+            note = refit(Trained(network, test_like, test_loader, half, self.seed, self.progress))
+            plan.notes[note["refit"]] = note
+            result = replace(result, refitted=note["test_accuracy"])
+        return result
+
+    def _loader(
+        self, plan: Plan, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, materialize: bool
+    ) -> MemoryLoader:
+        """Training batches: projected on the way, or written projected first."""
+        recipe, data = plan.recipe, plan.train
+        if recipe.strong:  # its hook normalises
+            mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+        options: dict[str, Any] = {
+            "mean": mean, "std": std, "dtype": dtype, "augment": recipe.augment, "shuffle": True, "seed": self.seed,
+            "drop_last": len(data) >= recipe.batch_size, "device": self.device,
+        }  # fmt: skip
+        patches = PatchProjection(plan.patches).to(self.device) if plan.patches and plan.patches.rank else None
+        if materialize and (plan.project is not None or patches) and self.folder is not None:
+            from ..data.projected import ProjectedLoader, write_projected
+
+            start = time.perf_counter()
+            target = self.folder / "projected"
+            write_projected(target, data, plan.project, transform=patches and patches.cpu(), progress=self.progress)
+            plan.seconds["project"] = plan.seconds.get("project", 0.0) + time.perf_counter() - start
+            return ProjectedLoader(target, data, recipe.batch_size, **options)
+        if patches:
+            return FilteredLoader(data, recipe.batch_size, transform=patches, basis=plan.project, **options)
+        return MemoryLoader(data, recipe.batch_size, basis=plan.project, **options)

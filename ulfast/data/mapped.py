@@ -1,0 +1,45 @@
+"""A data set with every image changed once, before anything else sees it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from .dataset import Dataset, chunks
+
+# Sets above this size go to an unnamed temporary file instead of memory; images are handed out this many bytes at a
+# time.
+MEMORY_BYTES, CHUNK_BYTES = 4 << 30, 1 << 20
+
+ImageMap = Callable[[np.ndarray], np.ndarray]
+
+
+def map_images(dataset: Dataset, function: ImageMap, progress: Callable[..., None] | None = None) -> Dataset:
+    """A copy of a data set whose images went through `function`, in torch's number of threads.
+
+    Args:
+        function: (b, H, W, C) uint8 -> the same shape, uint8, each image by itself. Called from several threads.
+        progress: called as ``progress("images", done, total)``.
+    """
+    shape = dataset.images.shape
+    if dataset.images.size > MEMORY_BYTES:
+        with tempfile.TemporaryFile() as file:  # the mapping keeps the file until it goes itself
+            out: np.ndarray = np.memmap(file, np.uint8, "w+", shape=shape)
+    else:
+        out = np.empty(shape, np.uint8)
+    pieces = chunks(dataset.images, CHUNK_BYTES)
+
+    def work(piece: tuple[int, int]) -> int:
+        out[piece[0] : piece[1]] = function(np.ascontiguousarray(dataset.images[piece[0] : piece[1]]))
+        return piece[1]
+
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        for done in pool.map(work, pieces):
+            if progress:
+                progress("images", done, len(dataset))
+    return replace(dataset, images=out)

@@ -1,0 +1,95 @@
+"""Hooks that look for the hardest version of every training image: PGD, and the worst of several augmentations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import InputError
+from .mixing import BatchHook, Step
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, so that a search leaves the running statistics alone."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _loss(x: Tensor, y: Tensor, step: Step, reduction: str) -> Tensor:
+    with torch.autocast(x.device.type, dtype=step.half, enabled=step.half is not None):
+        out = step.model(step.normalised(x))
+    return nn.functional.cross_entropy(out.float(), y, reduction=reduction)
+
+
+def pgd(eps: float, steps: int, alpha: float, norm: str, clamp: bool = True) -> BatchHook:
+    """Projected gradient ascent on the loss, from a random start in the ball (Madry et al., ICLR 2018).
+
+    Args:
+        eps, alpha: bound and step, pixels in [0, 1].
+        norm: "linf" or "l2", of each image.
+        clamp: keep the images in [0, 1]. Projected images are outside of it before the search.
+    """
+
+    def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        original = step.pixels(x).contiguous(memory_format=torch.channels_last)
+        delta = torch.empty_like(original).uniform_(-1, 1)
+        if norm == "l2":
+            delta /= delta.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
+        adversarial = original + eps * delta
+        if clamp:
+            adversarial.clamp_(0, 1)
+        with evaluation(step.model):
+            for _ in range(steps):
+                adversarial.requires_grad_()
+                (gradient,) = torch.autograd.grad(_loss(adversarial, y, step, "sum"), adversarial)
+                adversarial = adversarial.detach()
+                ops.pgd_step(adversarial, gradient, original, alpha=alpha, eps=eps, norm=norm, clamp=clamp)
+        return step.normalised(adversarial).to(x.dtype), y
+
+    return hook
+
+
+def worst_augmentation(copies: int, epochs: int) -> BatchHook:
+    """UEraser: plasma brightness and contrast, channel shuffle, TrivialAugment; of `copies` of each image the one with
+    the largest loss in the first `epochs` epochs, a single draw afterwards.
+
+    Images are brought into [0, 1] first, which kornia expects.
+
+    Source: Qin et al., Learning the Unlearnable, 2023.
+    """
+    try:
+        import kornia.augmentation as K
+    except ImportError:
+        raise InputError("ueraser needs kornia: pip install 'ulfast[paper]'") from None
+    draw = K.AugmentationSequential(
+        K.RandomPlasmaBrightness(roughness=(0.3, 0.7), intensity=(0.5, 1.0), p=0.5, keepdim=True),
+        K.RandomPlasmaContrast(roughness=(0.3, 0.7), p=0.5),
+        K.RandomChannelShuffle(p=0.5, keepdim=True),
+        K.auto.TrivialAugment(),  # type: ignore[arg-type]
+        data_keys=["input"],
+    )
+
+    @torch.no_grad()
+    def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        pixels = step.pixels(x).clamp(0, 1)
+        if step.epoch >= epochs:
+            return step.normalised(draw(pixels)).to(x.dtype), y
+        hardest, worst = torch.full((len(x),), -torch.inf, device=x.device), pixels
+        with evaluation(step.model):
+            for _ in range(copies):
+                candidate = draw(pixels)
+                loss = _loss(candidate, y, step, "none")
+                worst = torch.where((loss > hardest)[:, None, None, None], candidate, worst)
+                hardest = torch.maximum(hardest, loss)
+        return step.normalised(worst).to(x.dtype), y
+
+    return hook
