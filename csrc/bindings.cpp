@@ -35,9 +35,9 @@ void add_cuda(py::module_ m) {
   });
   m.def("pgd_step", [](uintptr_t x, uintptr_t grad, uintptr_t start, int64_t n, int64_t d, double alpha, double eps,
                        int norm, bool clamp, uintptr_t stream) {
-    launched(cuda::pgd_step({ptr<float>(x), ptr<const float>(grad), ptr<const float>(start), n, d, (float)alpha,
-                             (float)eps, norm, clamp},
-                            ptr<void>(stream)));
+    launched(cuda::pgd_step(
+        {ptr<float>(x), ptr<const float>(grad), ptr<const float>(start), n, d, (float)alpha, (float)eps, norm, clamp},
+        ptr<void>(stream)));
   });
   m.def("philox_uniform",
         [](uintptr_t out, int64_t seed, int64_t stream_id, int64_t first, int64_t n, int64_t d, uintptr_t stream) {

@@ -1,7 +1,7 @@
 // pgd_step: a sign or L2 step along the gradient, back into the ball around the start, back into [0, 1].
 //
-// Bytes: 16 n d (three reads, one write), bound by memory in one pass for L-infinity. L2 needs two norms of a row before
-// it can scale it; a row of 12 KB waits in the first-level cache meanwhile, so memory still sees one pass.
+// Bytes: 16 n d (three reads, one write), bound by memory in one pass for L-infinity. L2 needs two norms of a row
+// before it can scale it; a row of 12 KB waits in the first-level cache meanwhile, so memory still sees one pass.
 #include "table.h"
 #include "simd.h"
 
@@ -63,8 +63,9 @@ template <bool Clamp> void l2_row(const PgdStep& a, int64_t row) {
   const double size = squares(a.d, [&](int64_t i) { return load(g + i); }, [&](int64_t i) { return g[i]; });
   const float step = (float)(a.alpha / norm_of(size));
   const vecf stepv = vecf{} + step;
-  const double away = norm_of(squares(a.d, [&](int64_t i) { return load(x + i) + stepv * load(g + i) - load(s + i); },
-                                      [&](int64_t i) { return x[i] + step * g[i] - s[i]; }));
+  const double away = norm_of(squares(
+      a.d, [&](int64_t i) { return load(x + i) + stepv * load(g + i) - load(s + i); },
+      [&](int64_t i) { return x[i] + step * g[i] - s[i]; }));
   const float shrink = away > a.eps ? (float)(a.eps / away) : 1.0f;
   const vecf zero = {}, one = zero + 1.0f, shrinkv = zero + shrink;
   int64_t i = 0;

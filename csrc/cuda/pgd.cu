@@ -1,7 +1,7 @@
 // pgd_step on CUDA: a sign or L2 step along the gradient, back into the ball around the start, back into [0, 1].
 //
-// Bytes: 16 n d, bound by memory. L-infinity is elementwise. L2 takes a block a row: two norms, then the update; the row
-// (12 KB at 32 px) comes from L2 cache the second and third time. Not yet run on a GPU.
+// Bytes: 16 n d, bound by memory. L-infinity is elementwise. L2 takes a block a row: two norms, then the update; the
+// row (12 KB at 32 px) comes from L2 cache the second and third time. Not yet run on a GPU.
 #include "launch.cuh"
 
 namespace ulfast {
