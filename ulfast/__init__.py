@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from .basis import Basis
     from .data import Augment, Dataset, MemoryLoader, load_dataset, write_dataset
     from .fit import fit_basis
+    from .grid import Grid
     from .modules import OrthogonalProjection
     from .ops import ingest, project, project_
     from .patches import PatchBasis, PatchProjection, fit_patches
     from .poisons import poison
+    from .reproduce import GridResult, reproduce
 
 _HOME = {
     "ops": "ops", "project": "ops", "project_": "ops", "ingest": "ops",
@@ -30,6 +32,7 @@ _HOME = {
     "PatchBasis": "patches", "PatchProjection": "patches", "fit_patches": "patches",
     "diagnose": "analysis", "Diagnosis": "analysis",
     "poison": "poisons", "attack": "attacks", "AttackResult": "attacks",
+    "Grid": "grid", "GridResult": "reproduce", "reproduce": "reproduce",
 }  # fmt: skip
 
 __all__ = [
@@ -39,6 +42,8 @@ __all__ = [
     "Dataset",
     "Diagnosis",
     "ExtensionError",
+    "Grid",
+    "GridResult",
     "InputError",
     "MemoryLoader",
     "OrthogonalProjection",
@@ -55,6 +60,7 @@ __all__ = [
     "poison",
     "project",
     "project_",
+    "reproduce",
     "transforms",
     "write_dataset",
 ]

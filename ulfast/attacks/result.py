@@ -57,7 +57,7 @@ class AttackResult:
             self.basis.save(folder / "basis.safetensors")
         trainings = {**self.baseline_history, "attack": self.history}
         with atomic_file(folder / "history.csv") as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["training", *self.history[0]])
+            writer = csv.DictWriter(file, ["training", *self.history[-1]])
             writer.writeheader()
             for name, rows in trainings.items():
                 writer.writerows({"training": name, **row} for row in rows)

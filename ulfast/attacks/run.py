@@ -49,6 +49,7 @@ def attack(
     epochs: int | None = None,
     limit: int | None = None,
     keep_checkpoints: bool = False,
+    evaluate_every: int = 1,
     progress: Progress | None = None,
     **parameters: Any,
 ) -> AttackResult:
@@ -72,6 +73,7 @@ def attack(
         epochs: instead of the recipe's.
         limit: class-balanced subset of the training images.
         keep_checkpoints: keep every epoch's network in `out`, not only the last.
+        evaluate_every: epochs between two looks at the test images; the last epoch always has one.
         progress: called as ``progress(stage, done, total, **numbers)``.
         parameters: of the method, for example ``init="torch", fit_epochs=20, project_test=True``.
 
@@ -85,7 +87,7 @@ def attack(
         >>> ulfast.attack(ulfast.poison(train, "lsp"), test=test, method="orthogonal").test_accuracy
     """
     name, steps = get_attack(method)
-    steps = _configure(name, steps, parameters)
+    steps = configure(name, steps, parameters)
     where = resolve_device(device)
     train_set, test_set, baseline = _load(data, test, compare, limit, seed, progress)
     clean = clean or baseline
@@ -102,6 +104,8 @@ def attack(
         if epochs < 1:
             raise InputError(f"epochs must be at least 1, got {epochs}")
         chosen = replace(chosen, epochs=epochs)
+    if evaluate_every < 1:
+        raise InputError(f"evaluate_every must be at least 1, got {evaluate_every}")
     folder = Path(out) if out is not None else None
     if materialize and folder is None:
         raise InputError("materialize needs a folder for the projected set: give --out")
@@ -115,7 +119,7 @@ def attack(
     _rehearse(model, train_set, chosen)
     if folder is not None:
         _open(folder, config, resume, overwrite)
-    runner = Runner(model, seed, where, folder, resume, keep_checkpoints, progress)
+    runner = Runner(model, seed, where, folder, resume, keep_checkpoints, evaluate_every, progress)
 
     baselines: dict[str, TrainResult] = {}
     if baseline is not None:
@@ -150,8 +154,12 @@ def attack(
     return done
 
 
-def _configure(name: str, steps: Sequence[Attack], parameters: dict[str, Any]) -> list[Attack]:
-    """Hands every parameter to the attacks of a combination that have it."""
+def configure(name: str, steps: Sequence[Attack], parameters: dict[str, Any]) -> list[Attack]:
+    """Hands every parameter to the attacks of a combination that have it.
+
+    Raises:
+        InputError: a parameter that none of them has, or a value out of bounds.
+    """
     given = {key: value for key, value in parameters.items() if value is not None}
     known = {f.name for step in steps for f in dataclasses.fields(step)}
     for key in given:

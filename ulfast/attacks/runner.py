@@ -29,14 +29,15 @@ class Runner:
         folder: of the run, or None to write nothing.
         resume: go on from checkpoints in it.
         keep: keep every epoch's network of the attack itself.
+        evaluate_every: epochs between two looks at the test images.
     """
 
     def __init__(
         self, model: str, seed: int, device: torch.device, folder: Path | None, resume: bool, keep: bool,
-        progress: Callable[..., None] | None,
+        evaluate_every: int, progress: Callable[..., None] | None,
     ) -> None:  # fmt: skip
         self.model, self.seed, self.device, self.folder = model, seed, device, folder
-        self.resume, self.keep, self.progress = resume, keep, progress
+        self.resume, self.keep, self.evaluate_every, self.progress = resume, keep, evaluate_every, progress
 
     def run(self, stage: str, plan: Plan, materialize: bool = False) -> TrainResult:
         """Trains, then refits what the plan says; `plan.notes` gets what the refits report."""
@@ -65,7 +66,8 @@ class Runner:
             select=test_like(plan.select, EVALUATION_BATCH) if plan.select is not None else None,
             normalisation=(mean, std), seed=self.seed,
             folder=self.folder / "checkpoints" / stage if self.folder else None,
-            resume=self.resume, identity=identity, keep_checkpoints=self.keep and stage == "attack", stage=stage,
+            resume=self.resume, identity=identity, keep_checkpoints=self.keep and stage == "attack",
+            evaluate_every=self.evaluate_every, stage=stage,
             progress=self.progress,
         )  # fmt: skip
         if plan.select is not None:

@@ -71,8 +71,8 @@ def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
         labels = {"clean": "clean images", "poisoned": f"poisoned ({result.poison or 'as given'})",
                   "attack": f"poisoned, {result.method}"}  # fmt: skip
         for name, rows in {**result.baseline_history, "attack": result.history}.items():
-            accuracy = [100 * row["test_accuracy"] for row in rows]
-            epochs = [row["epoch"] for row in rows]
+            seen = [row for row in rows if "test_accuracy" in row]
+            accuracy, epochs = [100 * row["test_accuracy"] for row in seen], [row["epoch"] for row in seen]
             axis.plot(epochs, accuracy, STYLES[name], color=COLOURS[name], lw=2, label=labels[name])
             axis.annotate(f" {accuracy[-1]:.1f}", (epochs[-1], accuracy[-1]), color=COLOURS[name], va="center",
                           fontweight="bold", annotation_clip=False)  # fmt: skip

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..attacks.result import AttackResult
+    from ..reproduce import GridResult, Row
 
 
 def percent(share: float | None) -> str:
@@ -40,3 +41,32 @@ def attack_table(result: AttackResult) -> Table:
 def _train_accuracy(result: AttackResult, key: str) -> float | None:
     rows = result.baseline_history.get(key)
     return rows[-1]["train_accuracy"] if rows else None
+
+
+def accuracy(row: Row | None) -> str:
+    """A cell of a grid as "61.7" or "61.7 ± 0.4"."""
+    if row is None:
+        return "-"
+    spread = f" ± {100 * row.std:.1f}" if row.std is not None else ""
+    return f"{100 * row.mean:.1f}{spread}"
+
+
+def grid_table(result: GridResult, model: str) -> Table:
+    """Poisons x attacks, test accuracy in percent."""
+    from rich import box
+    from rich.table import Table
+
+    grid = result.grid
+    size = f", {grid.limit:,} images" if grid.limit else ""
+    seeds = f", {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else ""
+    table = Table(
+        title=f"{grid.name}: test accuracy in %, {model}{size}, recipe {grid.recipe}{seeds}",
+        box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
+    )  # fmt: skip
+    table.add_column("poison")
+    for attack in grid.attacks:
+        table.add_column(attack.label, justify="right")
+    for poison in grid.poisons:
+        cells = [accuracy(result.row(poison.label, attack.label, model)) for attack in grid.attacks]
+        table.add_row(poison.label, *cells)
+    return table

@@ -28,7 +28,8 @@ class TrainResult:
     after a refit, where there was one.
 
     `history` has a row an epoch: epoch, lr, train_loss, train_accuracy (of the batches as they came, augmented),
-    test_loss, test_accuracy, seconds, images_per_second, and select_accuracy where an epoch was to be chosen.
+    test_loss and test_accuracy (where the epoch had an evaluation), seconds, images_per_second, and select_accuracy
+    where an epoch was to be chosen.
     """
 
     history: list[dict[str, float]]
@@ -79,6 +80,7 @@ def train(
     resume: bool = False,
     identity: dict[str, Any] | None = None,
     keep_checkpoints: bool = False,
+    evaluate_every: int = 1,
     stage: str = "train",
     progress: Callable[..., None] | None = None,
 ) -> TrainResult:
@@ -96,6 +98,7 @@ def train(
             is written after every epoch; None writes nothing.
         resume: go on from `last.pt` where there is one.
         identity: settings that a checkpoint must share.
+        evaluate_every: epochs between two looks at the test images; the last epoch always has one.
         progress: called as ``progress(stage, epochs done, epochs, loss=, accuracy=, images_per_second=)``.
 
     Raises:
@@ -127,8 +130,9 @@ def train(
                 f"the training loss is {row['train_loss']} in epoch {epoch + 1}: the data or the learning rate"
                 f" {recipe.lr:g} of recipe {recipe.name} do not fit this network; try another recipe"
             )
-        test_loss, test_accuracy = evaluate(model, test_loader, half)
-        row |= {"test_loss": test_loss, "test_accuracy": test_accuracy, "seconds": seconds}
+        if (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs or select is not None:
+            row["test_loss"], row["test_accuracy"] = evaluate(model, test_loader, half)
+        row["seconds"] = seconds
         row["images_per_second"] = loader.images_per_epoch / seconds
         if select is not None:
             row["select_accuracy"] = evaluate(model, select, half)[1]
@@ -143,7 +147,8 @@ def train(
             if keep_checkpoints:
                 checkpoint.save(folder / f"epoch-{epoch + 1:03d}.pt", model, optimizer, state)
         if progress:
-            progress(stage, epoch + 1, recipe.epochs, loss=row["train_loss"], accuracy=test_accuracy,
+            seen = {"accuracy": row["test_accuracy"]} if "test_accuracy" in row else {}
+            progress(stage, epoch + 1, recipe.epochs, loss=row["train_loss"], **seen,
                      images_per_second=row["images_per_second"])  # fmt: skip
     if best:
         model.load_state_dict(best)

@@ -1,0 +1,60 @@
+"""`ulfast reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import InputError
+from .common import Output, verb
+
+
+@verb("reproduce", seed=False)
+@click.argument("grid", required=False)
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the grid (default: runs/NAME).")
+@click.option("--jobs", "-j", type=click.IntRange(1), default=1, show_default=True,
+              help="Cells at a time, each in a process with its share of the threads.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Make cells of other settings anew.")
+@click.option("--list", "list_", is_flag=True, help="The grids that come with the package.")
+@click.option("--dry-run", is_flag=True, help="Check everything, list the cells, train nothing.")
+def command(
+    output: Output, grid: str | None, out: Path | None, jobs: int, overwrite: bool, list_: bool, dry_run: bool,
+    device: str,
+) -> None:  # fmt: skip
+    """Train poisons x attacks x models x seeds and print the table. Again: only what is missing.
+
+    \b
+    ulfast reproduce demo
+    ulfast reproduce cifar10-10k --jobs 2 --out runs/mine
+    ulfast reproduce my_grid.yaml --dry-run
+    """
+    from ..grid import SHIPPED, Grid, shipped_grids
+    from ..report import tables
+    from ..reproduce import reproduce
+
+    if list_:
+        output.result({"grids": {name: str(SHIPPED / f"{name}.yaml") for name in shipped_grids()}})
+        for name in shipped_grids():
+            comment = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+            output.say(f"{name:<12}  {comment}")
+        return
+    if grid is None:
+        raise InputError("which grid? Give a YAML file or a name (see `ulfast reproduce --list`)")
+    asked = Grid.load(grid)
+    folder = out or Path("runs") / asked.name
+    if dry_run:
+        cells = [cell.path for cell in asked.cells()]
+        output.result({"name": asked.name, "cells": cells, "out": str(folder), "dry_run": True})
+        for cell in cells:
+            done = (folder / cell / "result.json").is_file()
+            output.say(f"{'done' if done else 'to do'}  {folder / cell}")
+        return
+    result = reproduce(asked, folder, jobs=jobs, device=device, overwrite=overwrite, progress=output.bars)
+    output.result(result.to_dict())
+    for model in asked.models:
+        output.show(tables.grid_table(result, model))
+    output.say(f"results: {folder / 'summary.json'}; as a page: ulfast report {folder}")
+    if result.failed:
+        where, problem = next(iter(result.failed.items()))
+        raise InputError(f"{len(result.failed)} of {len(asked.cells())} cells could not be run; {where}: {problem}")
