@@ -22,6 +22,7 @@ from ..parameters import with_parameters
 from ..poisons import poison
 from ..training import Recipe, TrainResult, build_model, get_recipe, mixing
 from .base import Attack, Context, Plan
+from .examples import examples
 from .registry import get_attack
 from .result import AttackResult
 from .runner import Runner
@@ -106,13 +107,14 @@ def attack(
         chosen = replace(chosen, epochs=epochs)
     if evaluate_every < 1:
         raise InputError(f"evaluate_every must be at least 1, got {evaluate_every}")
+    half = fast_half(where) if chosen.half else None
     folder = Path(out) if out is not None else None
     if materialize and folder is None:
         raise InputError("materialize needs a folder for the projected set: give --out")
     config = {
         "method": name, "parameters": {type(s).__name__: asdict(s) for s in steps if dataclasses.fields(s)},
         "model": model, "recipe": asdict(chosen), "seed": seed, "device": str(where), "limit": limit,
-        "half": str(fast_half(where)).removeprefix("torch.") if chosen.half else None,
+        "half": str(half).removeprefix("torch.") if half else None,
         "data": {"name": train_set.name, "images": len(train_set), "image_shape": list(train_set.image_shape),
                  "classes": train_set.num_classes, "test_images": len(test_set), "manifest": train_set.manifest},
     }  # fmt: skip
@@ -136,6 +138,9 @@ def attack(
         step.apply(plan, context)
     if fitted is not None and plan.basis is not None:
         plan.basis.save(fitted)
+    if folder is not None:
+        with writing(folder):
+            examples(train_set, clean, plan).save(folder / "examples.npz")
     result = runner.run("attack", plan, materialize)
     manifest = train_set.manifest
     done = AttackResult(

@@ -33,13 +33,14 @@ from .common import Output, data_options, free_folder, settings, verb
 @click.option("--materialize", is_flag=True, help="Write the projected set and train from there.")
 @click.option("--keep-checkpoints", is_flag=True, help="Keep every epoch's network, not only the last.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write the result as a page, FILE.html.")
 @click.option("--dry-run", is_flag=True, help="Check everything, train nothing.")
 def command(
     output: Output, method: str, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
     resize: int | None, model: str, recipe: str, epochs: int | None, out: Path | None, overwrite: bool, resume: bool,
     compare: bool, clean: str | None, init: str | None, fit_steps: int | None, fit_epochs: int | None,
     basis: Path | None, project_test: bool | None, materialize: bool, keep_checkpoints: bool, pairs: tuple[str, ...],
-    dry_run: bool, seed: int, device: str,
+    report: Path | None, dry_run: bool, seed: int, device: str,
 ) -> None:  # fmt: skip
     """Train a network on poisoned images by a method and measure it on clean test images.
 
@@ -47,7 +48,7 @@ def command(
 
     \b
     ulfast attack --method orthogonal
-    ulfast attack --method orthogonal --data poisoned/ --out runs/lsp-orthogonal --compare
+    ulfast attack --method orthogonal --data poisoned/ --clean cifar10 --compare --report answer.html
     ulfast attack --method orthogonal --init torch --fit-epochs 20 --recipe paper --data poisoned/
     """
     from ..attacks import AttackResult, attack, get_attack
@@ -55,10 +56,13 @@ def command(
     from ..data import load_dataset
     from ..devices import resolve_device
     from ..files import check_free
-    from ..report import pictures, tables
+    from ..report import page, pictures, tables
+    from ..report.collect import collect
     from ..training import build_model, get_recipe
 
     name, steps = get_attack(method)
+    if report is not None and report.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--report {report} must end in .html")
     resolve_device(device)
     if resume and out is None:
         raise InputError("which run goes on? Give --resume with its --out FOLDER")
@@ -100,10 +104,17 @@ def command(
     names = train.classes if train is not None else load_dataset("sample").classes
     figure = folder / "attack.png"
     pictures.save(pictures.attack_figure(result, names), figure)
-    output.result({**result.to_dict(), "out": str(folder), "figure": str(figure)})
+    pages = {}
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        page.write(collect([folder]), report)
+        pages = {"report": str(report)}
+    output.result({**result.to_dict(), "out": str(folder), "figure": str(figure), **pages})
     output.show(tables.attack_table(result))
     output.say(f"figure:  {figure}")
     output.say(f"results: {folder / 'result.json'}")
+    if report is not None:
+        output.say(f"page:    {report}")
 
 
 def _stem(data: str | None) -> str:

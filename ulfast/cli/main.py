@@ -18,6 +18,7 @@ VERBS = {
     "fit": ("fit", "Fit the linear model whose weights the projection removes."),
     "attack": ("attack", "Learn from poisoned data and measure it on clean test images."),
     "reproduce": ("reproduce", "Train a table of poisons x attacks, resumable."),
+    "report": ("report", "Show runs and grids as one self-contained page."),
     "diagnose": ("diagnose", "Tell whether a data set is poisoned, and which attack to try."),
     "data": ("data", "Get data sets by name."),
     "ls": ("ls", "List poisons, attacks, models, recipes and data sets."),

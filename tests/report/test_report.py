@@ -1,0 +1,313 @@
+"""`reproduce` and `report`: grids, resumption, the table in every format, the page in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+import ulfast
+from ulfast import InputError
+from ulfast.attacks.examples import Examples
+from ulfast.cli.main import group
+from ulfast.grid import SHIPPED, Grid, shipped_grids
+from ulfast.report import page, text
+from ulfast.report.collect import Verdict, collect
+from ulfast.reproduce import GridResult, reproduce
+
+GRID = {
+    "name": "tiny", "data": "sample", "limit": 200, "epochs": 2, "seeds": [0, 1],
+    "poisons": ["clean", {"name": "strong", "method": "lsp", "eps": 3.0}],
+    "attacks": ["none", "orthogonal", {"name": "jpeg-50", "method": "iss-jpeg", "quality": 50}],
+}  # fmt: skip
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid") / "tiny"
+    return reproduce(Grid.of(GRID), folder)
+
+
+def test_a_grid_trains_every_cell(done):
+    assert len(done.rows) == 6
+    assert not done.missing
+    assert not done.failed
+    row = done.row("strong", "orthogonal")
+    assert row.seeds == [0, 1]
+    results = [json.loads((done.folder / f / "result.json").read_text()) for f in row.folders]
+    assert row.mean == pytest.approx(np.mean([r["test_accuracy"] for r in results]))
+    assert row.std == pytest.approx(np.std([r["test_accuracy"] for r in results], ddof=1))
+    assert [r["config"]["data"]["manifest"]["seed"] for r in results] == [0, 1]
+    assert {r["config"]["data"]["images"] for r in results} == {200}
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert summary["rows"] == json.loads(json.dumps([r.to_dict() for r in done.rows]))
+    assert GridResult.load(done.folder).rows == done.rows
+
+
+def test_what_is_done_is_kept_and_what_is_missing_is_made(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done.folder, folder)
+    lost = folder / done.row("clean", "none").folders[0]
+    (lost / "result.json").unlink()
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}
+    assert [str(lost.relative_to(folder))] == GridResult.load(folder).missing
+    again = reproduce(Grid.of(GRID), folder)
+    assert again.row("clean", "none").mean == done.row("clean", "none").mean  # resumed from its checkpoint
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+def test_other_settings_are_not_mixed_in(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done.folder, folder)
+    with pytest.raises(InputError, match="another epochs"):
+        reproduce(Grid.of({**GRID, "epochs": 3}), folder)
+    small = {**GRID, "epochs": 1, "seeds": [0], "attacks": ["none"]}
+    again = reproduce(Grid.of(small), folder, overwrite=True)
+    assert json.loads((folder / again.rows[0].folders[0] / "config.json").read_text())["recipe"]["epochs"] == 1
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        reproduce(Grid.of(GRID), other)
+
+
+def test_jobs_give_the_same_results(tmp_path):
+    """To the last digit where the number of threads is the same."""
+    small = Grid.of({**GRID, "attacks": ["none", "orthogonal"], "seeds": [0]})
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one, two = (reproduce(small, tmp_path / str(jobs), jobs=jobs) for jobs in (1, 2))
+    finally:
+        torch.set_num_threads(before)
+    assert [(r.poison, r.attack, r.mean) for r in one.rows] == [(r.poison, r.attack, r.mean) for r in two.rows]
+
+
+def test_a_killed_grid_goes_on(tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({**GRID, "epochs": 30, "seeds": [0], "attacks": ["none"]}))
+    command = [sys.executable, "-m", "ulfast", "reproduce", str(grid), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / "out").rglob("last.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    time.sleep(2.5)  # the workers notice that they are alone
+    result = reproduce(Grid.load(grid), tmp_path / "out")
+    assert not result.missing
+    assert all(len(json.loads(p.read_text())["history"]) == 30 for p in (tmp_path / "out").rglob("result.json"))
+
+
+def test_a_cell_that_cannot_run_does_not_stop_the_others(tmp_path, monkeypatch):
+    module = sys.modules[reproduce.__module__]  # `ulfast.reproduce` is the function
+    plain = module.attack
+
+    def attack(train, **options):
+        if options["method"] == "orthogonal":
+            raise InputError("no luck")
+        return plain(train, **options)
+
+    monkeypatch.setattr(module, "attack", attack)
+    result = reproduce(
+        Grid.of({**GRID, "seeds": [0], "poisons": ["clean"], "attacks": ["none", "orthogonal"]}), tmp_path / "g"
+    )
+    assert result.failed == {"cells/clean/orthogonal/cnn-seed0": "no luck"}
+    assert [r.attack for r in result.rows] == ["none"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"poisons": ["lspp"]}, "did you mean 'lsp'"),
+        ({"attacks": ["orthogonl"]}, "did you mean 'orthogonal'"),
+        ({"attacks": [{"method": "orthogonal", "qality": 3}]}, "no parameter 'qality'"),
+        ({"attacks": [{"method": "iss-jpeg", "quality": 0}]}, "at least 1"),
+        ({"models": ["resnt18"]}, "did you mean"),
+        ({"recipe": "quik"}, "did you mean 'quick'"),
+        ({"seeds": ["a"]}, "seeds must be a list of int"),
+        ({"epochs": 0}, "epochs must be a whole number"),
+        ({"data": "nowhere"}, "no data set 'nowhere'"),
+        ({"sedes": [1]}, "did you mean 'seeds'"),
+        ({"poisons": []}, "`poisons` is missing"),
+        ({"poisons": ["lsp", {"method": "lsp", "eps": 2.0}]}, "'lsp' is there twice"),
+        ({"poisons": [{"name": "../x", "method": "lsp"}]}, "cannot name a folder"),
+        ({"poisons": [{"method": "clean", "eps": 1.0}]}, "clean data takes no parameters"),
+        ({"published": "us"}, "no published table"),
+    ],
+)
+def test_a_wrong_grid_is_refused_before_anything_is_trained(change, message):
+    with pytest.raises(InputError, match=message):
+        Grid.of({**GRID, **change})
+
+
+def test_shipped_grids_can_be_run():
+    assert shipped_grids() == ["cifar10", "cifar10-10k", "demo", "imagenet100"]
+    for name in shipped_grids():
+        content = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
+        grid = Grid.of({**content, "data": "sample"})
+        assert len(grid.cells()) == len(grid.poisons) * len(grid.attacks) * len(grid.seeds)
+        assert len({cell.path for cell in grid.cells()}) == len(grid.cells())
+    with pytest.raises(InputError, match="did you mean 'demo'"):
+        Grid.load("demoo")
+
+
+def test_examples_show_what_was_trained_on(done):
+    found = Examples.load(done.folder / "cells/strong/orthogonal/cnn-seed0/examples.npz")
+    assert found.clean.shape == found.given.shape == found.learned.shape == (10, 32, 32, 3)
+    assert not np.array_equal(found.clean, found.given)
+    clean = ulfast.load_dataset("sample", limit=200)
+    assert np.array_equal(found.clean[3], clean.images[np.flatnonzero(clean.labels == 3)[0]])
+    assert found.classes == clean.classes
+
+
+def test_tables_in_every_format(done):
+    (table,) = collect([done.folder])
+    assert (table.poisons, table.attacks) == (["clean", "strong"], ["none", "orthogonal", "jpeg-50"])
+    row = done.row("strong", "jpeg-50")
+    shown = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
+    md = text.markdown([table])
+    assert f"| strong | {md.split('| strong | ')[1].split(chr(10))[0]}" in md
+    assert shown in md
+    lines = text.as_csv([table]).splitlines()
+    assert len(lines) == 1 + 12
+    assert len(set(map(len, (line.split(",") for line in lines[1:])))) <= 2  # a title may hold a comma
+    tex = text.latex([table])
+    assert tex.count(r"\\") == 3
+    assert shown.replace("±", r"$\pm$") in tex
+    assert r"jpeg-50" in tex
+    assert text._tex("a_b & 5%") == r"a\_b \& 5\%"
+
+
+def test_verdicts():
+    def sentence(none, clean, **attacks):
+        return Verdict("p", none, clean, attacks).sentence().replace("\u00a0", " ")
+
+    assert "does not poison this network" in sentence(0.60, 0.62, orthogonal=0.6)
+    assert "undoes 90 % of the loss (67.0 %): it does not survive orthogonal" in sentence(0.4, 0.7, orthogonal=0.67)
+    survives = sentence(0.2, 0.7, **{"orthogonal": 0.25, "iss-jpeg": 0.65})
+    assert "undoes 10 % of the loss (25.0 %): it survives orthogonal" in survives
+    assert "Best of those tried: iss-jpeg, 90 % (65.0 %)" in survives
+    assert "partly survives" in sentence(0.2, 0.7, orthogonal=0.5)
+    assert "undoes nothing" in sentence(0.2, 0.7, orthogonal=0.1)
+    assert "cannot be said" in sentence(0.2, None, orthogonal=0.5)
+    assert "No attack was tried" in sentence(0.2, 0.7)
+
+
+def test_single_runs_join_into_one_table(tmp_path):
+    clean = ulfast.load_dataset("sample", limit=200)
+    poisoned, test = ulfast.poison(clean, "lsp", eps=3.0), ulfast.load_dataset("sample", split="test")
+    for method in ("orthogonal", "iss-gray"):
+        ulfast.attack(poisoned, test=test, method=method, compare=clean, epochs=1, out=tmp_path / method)
+    (table,) = collect([tmp_path / "orthogonal", tmp_path / "iss-gray"])
+    assert (table.poisons, table.attacks) == (["clean", "lsp"], ["none", "orthogonal", "iss-gray"])
+    assert len(table.values["clean", "none"].entries) == 1
+    assert table.verdicts()[0].clean == table.values["clean", "none"].mean
+    with pytest.raises(InputError, match="holds no result"):
+        collect([tmp_path])
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.sources: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if "id" in given:
+            self.ids.append(given["id"])
+        if "src" in given:
+            self.sources.append(given["src"])
+        if "href" in given:
+            self.targets.append(given["href"])
+
+
+def test_the_page_needs_nothing_beside_it(done, tmp_path):
+    source = page.render(collect([done.folder]), title="<b>mine & yours")
+    assert "&lt;b&gt;mine &amp; yours" in source
+    found = Page(source)
+    assert len(found.ids) == len(set(found.ids))
+    assert all(s.startswith("data:image/") for s in found.sources)
+    for target in found.targets:
+        assert target.startswith("data:") or target[1:] in found.ids, target
+    assert not re.search(r"(https?:)?//(?!www\.w3\.org)[a-z]", re.sub(r"base64,[\w+/=]+", "", source.split("<pre>")[0]))
+    kinds = re.findall(r"<figcaption>(.*?)</figcaption>", source)
+    assert {"clean", "poisoned", "after orthogonal", "orthogonal: taken away", "after jpeg-50"} <= set(kinds)
+
+
+def test_the_command_line(done, tmp_path):
+    def run(*words):
+        return CliRunner().invoke(group, list(map(str, words)), catch_exceptions=False)
+
+    out = tmp_path / "page.html"
+    said = json.loads(run("report", done.folder, "--out", out, "--json").output)
+    assert said["out"] == str(out)
+    assert said["verdicts"][0]["poison"] == "strong"
+    assert out.stat().st_size > 10_000
+    assert run("report", done.folder, "--markdown").output.startswith("**sample, 200 images")
+    assert run("report", done.folder, "--csv").output.startswith("data,model")
+    listed = json.loads(run("reproduce", "--list", "--json").output)["grids"]
+    assert set(listed) == set(shipped_grids())
+    dry = json.loads(run("reproduce", "demo", "--dry-run", "--json").output)
+    assert len(dry["cells"]) == 25
+    with pytest.raises(InputError, match=r"must end in \.html"):
+        run("report", done.folder, "--out", tmp_path / "page.pdf")
+    with pytest.raises(InputError, match="which runs"):
+        run("report")
+    with pytest.raises(InputError, match="which grid"):
+        run("reproduce")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_in_a_browser(done, tmp_path):
+    """It loads without a word on the console, sorts by its address, opens the run that is linked."""
+    file = tmp_path / "page.html"
+    page.write(collect([done.folder]), file)
+
+    def load(fragment=""):
+        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                   f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom",
+                   f"{Path(file).as_uri()}{fragment}"]  # fmt: skip
+        got = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert "CONSOLE" not in got.stderr, [line for line in got.stderr.splitlines() if "CONSOLE" in line]
+        return got.stdout
+
+    def order(dom, name):
+        body = dom.split(f'data-name="{name}"')[1].split("<tbody>")[1].split("</tbody>")[0]
+        return [
+            float(v)
+            for v in re.findall(r"<tr[^>]*>.*?(?:data-value=\"[^\"]*\".*?){3}data-value=\"([\d.]+)\"", body, re.S)
+        ]
+
+    assert "</html>" in load()
+    rising = order(load("#sort=table-0-runs:3:asc"), "table-0-runs")
+    assert len(rising) == 12
+    assert rising == sorted(rising)
+    assert order(load("#sort=table-0-runs:3:desc"), "table-0-runs") == rising[::-1]
+    dom = load("#cell-strong-orthogonal-cnn-0-attack-all")
+    assert re.search(r'<details id="cell-strong-orthogonal-cnn-0-attack-all" open', dom)
+    shot = tmp_path / "shot.png"
+    subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                    f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,1200", f"--screenshot={shot}",
+                    Path(file).as_uri()], capture_output=True, timeout=120)  # fmt: skip
+    from PIL import Image
+
+    picture = np.asarray(Image.open(shot).convert("RGB"))
+    assert picture.std() > 20  # something is drawn
