@@ -69,21 +69,22 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "project",
       [](uintptr_t x, uintptr_t basis, uintptr_t coef, uintptr_t out, int64_t n, int64_t d, int64_t k, int64_t x_stride,
-         int dtype, int threads) {
-        cpu::project({ptr<const void>(x), ptr<const void>(basis), ptr<void>(coef), ptr<void>(out), n, d, k, x_stride,
-                      static_cast<DType>(dtype)},
-                     threads);
+         int dtype, uintptr_t labels, uintptr_t order, int64_t classes, int threads) {
+        return cpu::project(
+            {ptr<const void>(x), ptr<const void>(basis), ptr<void>(coef), ptr<void>(out), n, d, k, x_stride,
+             static_cast<DType>(dtype), ptr<const int64_t>(labels), ptr<int64_t>(order), classes},
+            threads);
       },
       nogil);
   m.def(
       "ingest",
       [](uintptr_t images, uintptr_t basis, uintptr_t mean, uintptr_t std, uintptr_t index, uintptr_t shift,
          uintptr_t flip, uintptr_t coef, uintptr_t out, int64_t images_n, int64_t n, int64_t h, int64_t w, int64_t c,
-         int64_t k, int dtype, int threads) {
+         int64_t k, int dtype, uintptr_t labels, int64_t classes, int threads) {
         return cpu::ingest(
             {ptr<const uint8_t>(images), ptr<const float>(basis), ptr<const float>(mean), ptr<const float>(std),
              ptr<const int64_t>(index), ptr<const int32_t>(shift), ptr<const uint8_t>(flip), ptr<float>(coef),
-             ptr<void>(out), images_n, n, h, w, c, k, static_cast<DType>(dtype)},
+             ptr<void>(out), images_n, n, h, w, c, k, static_cast<DType>(dtype), ptr<const int64_t>(labels), classes},
             threads);
       },
       nogil);

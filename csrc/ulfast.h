@@ -16,16 +16,19 @@ constexpr int64_t kIndexOk = -1;
 
 struct Project {
   const void* x;      // (n, d), rows `x_stride` apart
-  const void* basis;  // (k, d) float32, or float64 where x is float64
+  const void* basis;  // (k, d) float32, or float64 where x is float64; (classes, k, d) with labels
   void* coef;         // (n, k) scratch in the basis's dtype
   void* out;          // (n, d); x's dtype, float32 for u8
   int64_t n, d, k, x_stride;
-  DType dtype;  // of x
+  DType dtype;            // of x
+  const int64_t* labels;  // (n), or null: one basis for all rows
+  int64_t* order;         // (n + classes) scratch with labels, else null
+  int64_t classes;
 };
 
 struct Ingest {
   const uint8_t* images;  // (N, h, w, c)
-  const float* basis;     // (k, h*w*c), or null with k = 0
+  const float* basis;     // (k, h*w*c), or null with k = 0; (classes, k, h*w*c) with labels
   const float* mean;      // (c)
   const float* std;       // (c)
   const int64_t* index;   // (n) rows of images, or null
@@ -34,7 +37,9 @@ struct Ingest {
   float* coef;            // (n, k) scratch
   void* out;              // (n, h, w, c)
   int64_t images_n, n, h, w, c, k;
-  DType out_dtype;  // f32, f16 or bf16
+  DType out_dtype;        // f32, f16 or bf16
+  const int64_t* labels;  // (n) of the results, or null: one basis for all
+  int64_t classes;
 };
 
 struct SoftmaxStep {
@@ -105,7 +110,7 @@ constexpr int64_t ar_scratch(int64_t h, int64_t w, int64_t channels) {
 
 namespace cpu {
 
-void project(const Project& a, int threads);
+int64_t project(const Project& a, int threads);
 int64_t ingest(const Ingest& a, int threads);
 int64_t softmax_regression_step(const SoftmaxStep& a, int threads);
 int64_t apply_perturbation(const Apply& a, int threads);

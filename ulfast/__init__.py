@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from .fit import fit_basis
     from .grid import Grid
     from .modules import OrthogonalProjection
-    from .ops import ingest, project, project_
+    from .ops import ingest, project, project_, project_classwise
     from .patches import PatchBasis, PatchProjection, fit_patches
     from .poisons import poison
     from .reproduce import GridResult, reproduce
 
 _HOME = {
-    "ops": "ops", "project": "ops", "project_": "ops", "ingest": "ops",
+    "ops": "ops", "project": "ops", "project_": "ops", "project_classwise": "ops",
+    "ingest": "ops",
     "Basis": "basis", "fit_basis": "fit", "OrthogonalProjection": "modules", "transforms": "transforms",
     "Dataset": "data", "load_dataset": "data", "write_dataset": "data", "MemoryLoader": "data", "Augment": "data",
     "PatchBasis": "patches", "PatchProjection": "patches", "fit_patches": "patches",
@@ -60,6 +61,7 @@ __all__ = [
     "poison",
     "project",
     "project_",
+    "project_classwise",
     "reproduce",
     "transforms",
     "write_dataset",

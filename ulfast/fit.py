@@ -27,6 +27,7 @@ def fit_basis(
     lr: float = 0.1,
     init: str = "zero",
     epochs: int | None = None,
+    rank: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     progress: Callable[..., None] | None = None,
@@ -45,6 +46,8 @@ def fit_basis(
         batch_size: default 256, or the paper's 1,024 when epochs are counted.
         lr: first learning rate.
         init: "zero", or "torch" for `torch.nn.Linear`'s default.
+        rank: directions to return. Fewer than the weights span: the leading ones. More: further rounds, each fitted to
+            what the rounds before have left of the images.
         seed: draws the order and the random start.
         device: "auto", "cpu", "cuda" or a torch.device.
         progress: called as ``progress("fit", done, total, loss=..., accuracy=...)``.
@@ -67,26 +70,62 @@ def fit_basis(
     start = time.perf_counter()
     target = _device(device)
     images, labels = _on_device(dataset, target)
-    n, classes, d = len(labels), dataset.num_classes, math.prod(dataset.image_shape)
+    n, d = len(labels), math.prod(dataset.image_shape)
+    if rank is not None and not 1 <= rank <= d:
+        raise InputError(f"rank must be between 1 and {d}, got {rank}")
     batch_size = min(batch_size, n)
     total = steps or (1000 if epochs is None else epochs * math.ceil(n / batch_size))
-    weight = _start(init, classes, d, seed).to(target)
-    loss = math.nan
-    for step, index in enumerate(_batches(n, batch_size, total, seed, drop_last=epochs is None)):
+    metadata = {
+        "fit": "sgd", "init": init, "steps": total, "epochs": epochs, "batch_size": batch_size, "lr": lr,
+        "seed": seed, "images": n, "source": dataset.name,
+    }  # fmt: skip
+    bases: list[Basis] = []
+    while not bases or (rank is not None and sum(b.rank for b in bases) < rank):
+        taken = torch.cat([b.rows for b in bases]).to(target) if bases else None
+        weight = _start(init, dataset.num_classes, d, seed + len(bases)).to(target)
+        batches = _batches(n, batch_size, total, seed + len(bases), drop_last=epochs is None)
+        _descend(images, labels, weight, batches, total, lr, taken, progress)
+        loss, accuracy = _evaluate(images, labels, weight)
+        if not math.isfinite(loss):
+            raise InputError(f"the linear fit diverged at lr {lr}: give a smaller learning rate")
+        facts = {"train_accuracy": accuracy, "loss": loss, "seconds": time.perf_counter() - start}
+        found = Basis.from_weights(weight.cpu(), dataset.image_shape, metadata | facts)
+        if bases and not found.rank:
+            break  # nothing linear is left
+        bases.append(found)
+    return bases[0] if rank is None else _joined(bases, rank)
+
+
+def _joined(bases: list[Basis], rank: int) -> Basis:
+    """The first `rank` directions of several rounds, orthonormal; weights and accuracy of the first round."""
+    rows = torch.cat([b.rows for b in bases])[:rank]
+    rows = torch.linalg.qr(rows.double().T)[0].T.float().contiguous()
+    metadata = {**bases[0].metadata, "rank": len(rows), "rounds": len(bases),
+                "round_accuracy": [b.metadata["train_accuracy"] for b in bases]}  # fmt: skip
+    basis = Basis(rows, bases[0].image_shape, bases[0].weights, metadata)
+    metadata["orthogonality_error"] = basis.orthogonality_error
+    return basis
+
+
+def _descend(
+    images: Tensor, labels: Tensor, weight: Tensor, batches: Iterator[Tensor], total: int, lr: float,
+    taken: Tensor | None, progress: Callable[..., None] | None,
+) -> None:  # fmt: skip
+    """SGD on `weight` in place.
+
+    With `taken` (k, d): on the images without those directions. The images stay as they are; projecting the weights
+    gives the same logits and, as the projector is symmetric, the same steps.
+    """
+    if taken is not None:
+        ops.project_(weight, taken)
+    for step, index in enumerate(batches):
         rate = lr * (1.0 if step < total / 2 else 0.1 if step < 0.75 * total else 0.01)
-        state = ops.softmax_regression_step(images, labels, weight, rate, index=index.to(target))
+        state = ops.softmax_regression_step(images, labels, weight, rate, index=index.to(images.device))
+        if taken is not None:
+            ops.project_(weight, taken)
         if progress and (step % 20 == 19 or step + 1 == total):
             loss, correct = state.tolist()
             progress("fit", step + 1, total, loss=loss, accuracy=correct / len(index))
-    loss, accuracy = _evaluate(images, labels, weight)
-    if not math.isfinite(loss):
-        raise InputError(f"the linear fit diverged at lr {lr}: give a smaller learning rate")
-    metadata = {
-        "fit": "sgd", "init": init, "steps": total, "epochs": epochs, "batch_size": batch_size, "lr": lr,
-        "seed": seed, "train_accuracy": accuracy, "loss": loss, "seconds": time.perf_counter() - start,
-        "images": n, "source": dataset.name,
-    }  # fmt: skip
-    return Basis.from_weights(weight.cpu(), dataset.image_shape, metadata)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -81,6 +81,19 @@ int64_t first_outside(const int64_t* index, int64_t n, int64_t limit) {
   return kIndexOk;
 }
 
+// Row numbers in the order of their labels, a counting sort: order (n), behind it the classes' next places.
+void sort_by_label(const Project& a) {
+  int64_t* place = a.order + a.n;
+  for (int64_t c = 0; c < a.classes; ++c) place[c] = 0;
+  for (int64_t i = 0; i < a.n; ++i) ++place[a.labels[i]];
+  for (int64_t c = 0, sum = 0; c < a.classes; ++c) {
+    const int64_t count = place[c];
+    place[c] = sum;
+    sum += count;
+  }
+  for (int64_t i = 0; i < a.n; ++i) a.order[place[a.labels[i]]++] = i;
+}
+
 // Below this much work a second thread costs more than it brings.
 constexpr int64_t kWork = 1 << 16;
 int64_t least(int64_t work_a_row) { return work_a_row >= kWork ? 1 : kWork / (work_a_row > 0 ? work_a_row : 1) + 1; }
@@ -110,14 +123,22 @@ void advise_huge_pages(void* begin, int64_t bytes) {
 #endif
 }
 
-void project(const Project& a, int threads) {
+int64_t project(const Project& a, int threads) {
   const Table* t = current;
+  if (a.labels) {
+    const int64_t bad = first_outside(a.labels, a.n, a.classes);
+    if (bad != kIndexOk) return bad;
+    sort_by_label(a);
+  }
   share(a.n, least(a.d * (a.k + 1)), threads, [&](int, int64_t b, int64_t e) { t->project(a, b, e); });
+  return kIndexOk;
 }
 
 int64_t ingest(const Ingest& a, int threads) {
   const int64_t bad = first_outside(a.index, a.n, a.images_n);
   if (bad != kIndexOk) return bad;
+  const int64_t strange = first_outside(a.labels, a.n, a.classes);
+  if (strange != kIndexOk) return a.n + strange;  // told from a bad index
   const Table* t = current;
   share(a.n, least(a.h * a.w * a.c * (a.k + 2)), threads, [&](int, int64_t b, int64_t e) { t->ingest(a, b, e); });
   return kIndexOk;

@@ -62,13 +62,16 @@ template <class O, int R> void images(const Ingest& a, const Line& line, int64_t
   for (int r = 0; r < R; ++r) x[r] = a.images + (a.index ? a.index[first + r] : first + r) * d;
   float tile[R * kTile], wide[kWide];
   O spare[kWide + 4];
+  const float* basis = a.basis + (a.labels ? a.labels[first] * a.k * d : 0);
+  const auto source = strided<R>((const float*)tile, kTile);
+  const auto target = strided<R>((float*)tile, kTile);
   float* coef = a.coef + first * a.k;
   if (a.k) {
     for (int64_t i = 0; i < R * a.k; ++i) coef[i] = 0;
     for (int64_t i = 0; i < d; i += kTile) {
       const int64_t m = d - i < kTile ? d - i : kTile;
       for (int r = 0; r < R; ++r) widen(x[r] + i, m, tile + r * kTile);
-      dots_all<float, R>(tile, kTile, a.basis + i, d, m, a.k, coef, a.k);
+      dots_all(source, basis + i, d, m, a.k, coef, a.k);
     }
     for (int64_t i = 0; i < R * a.k; ++i) coef[i] *= kUnit;
   }
@@ -78,7 +81,7 @@ template <class O, int R> void images(const Ingest& a, const Line& line, int64_t
     const int64_t some = a.h - y < lines ? a.h - y : lines, m = some * wc, i = y * wc;
     if (wc <= kTile) {
       for (int r = 0; r < R; ++r) widen(x[r] + i, m, tile + r * kTile);
-      if (a.k) subtract<float, float, R, true, false>(tile, kTile, a.basis + i, d, m, a.k, coef, a.k, tile, kTile);
+      if (a.k) subtract<float, float, R, true, false>(source, basis + i, d, m, a.k, coef, a.k, target);
     }
     for (int r = 0; r < R; ++r) {
       const int64_t at = first + r, dy = a.shift ? a.shift[2 * at] : 0, dx = a.shift ? a.shift[2 * at + 1] : 0;
@@ -86,7 +89,9 @@ template <class O, int R> void images(const Ingest& a, const Line& line, int64_t
       const float* rows = tile + r * kTile;
       if (wc > kTile) {
         widen(x[r] + i, m, wide);
-        if (a.k) subtract<float, float, 1, true, false>(wide, m, a.basis + i, d, m, a.k, coef + r * a.k, a.k, wide, m);
+        if (a.k)
+          subtract<float, float, 1, true, false>(strided<1>((const float*)wide, m), basis + i, d, m, a.k,
+                                                 coef + r * a.k, a.k, strided<1>((float*)wide, m));
         rows = wide;
       }
       O* out = static_cast<O*>(a.out) + at * d;
@@ -113,7 +118,8 @@ template <class O> void run(const Ingest& a, int64_t begin, int64_t end) {
     line.bias[i] = (float)(-a.mean[i % a.c] * s);
   }
   int64_t i = begin;
-  for (; i + kRows <= end; i += kRows) images<O, kRows>(a, line, i);
+  // Images of a group share their basis, so class-wise ones go alone.
+  for (; !a.labels && i + kRows <= end; i += kRows) images<O, kRows>(a, line, i);
   for (; i < end; ++i) images<O, 1>(a, line, i);
 }
 

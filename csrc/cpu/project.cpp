@@ -1,9 +1,10 @@
-// project: out = x - (x B^T) B, one pass over x.
+// project: out = x - (x B^T) B, one pass over x; project_classwise: the same with the basis of each row's label.
 //
 // Bytes (float32): 8 n d. Flops: 4 n d k. Bound: the larger of bytes / copy bandwidth and flops / multiply-add rate;
 // at k = 10 both are near on a two-core AVX-512 machine. Rows go in groups that stay in the second-level cache between
 // the products and the update; d is cut into blocks so that the block of the basis stays in the first level and is
-// fetched once a group, not once a row.
+// fetched once a group, not once a row. Class-wise, rows are visited in the order of their labels, so that a group
+// shares its basis there too; the caller sorts nothing.
 #include "table.h"
 #include "tiles.h"
 
@@ -22,37 +23,42 @@ template <class T> constexpr bool kByte = sizeof(T) == 1;
 template <class T, int R> struct Stage {
   using A = typename Compute<T>::type;
   A tile[R * kBlock];
-  const A* rows(const T* x, int64_t xs, int64_t d) {
-    for (int r = 0; r < R; ++r) widen(x + r * xs, d, tile + r * kBlock);
-    return tile;
+  Rows<const A*, R> rows(const Rows<const T*, R>& x, int64_t d) {
+    for (int r = 0; r < R; ++r) widen(x.row[r], d, tile + r * kBlock);
+    return strided<R>((const A*)tile, kBlock);
   }
-  int64_t stride(int64_t) const { return kBlock; }
 };
 template <int R> struct Stage<float, R> {
-  const float* rows(const float* x, int64_t, int64_t) { return x; }
-  int64_t stride(int64_t xs) const { return xs; }
+  Rows<const float*, R> rows(const Rows<const float*, R>& x, int64_t) { return x; }
 };
 template <int R> struct Stage<double, R> {
-  const double* rows(const double* x, int64_t, int64_t) { return x; }
-  int64_t stride(int64_t xs) const { return xs; }
+  Rows<const double*, R> rows(const Rows<const double*, R>& x, int64_t) { return x; }
 };
 
+// Features [i, i + d) of the R rows at a position: their products with the basis, or the update by them.
 template <class T, class O, int R, bool Stream>
-ULFAST_INLINE void block(const Project& a, int64_t row, int64_t i, int64_t d, bool update) {
+ULFAST_INLINE void block(const Project& a, const typename Compute<T>::type* basis, int64_t at, int64_t i, int64_t d,
+                         bool update) {
   using A = typename Compute<T>::type;
+  Rows<const T*, R> x;
+  Rows<O*, R> out;
+  for (int r = 0; r < R; ++r) {
+    const int64_t row = a.order ? a.order[at + r] : at + r;
+    x.row[r] = static_cast<const T*>(a.x) + row * a.x_stride + i;
+    out.row[r] = static_cast<O*>(a.out) + row * a.d + i;
+  }
   Stage<T, R> stage;
-  const T* x = static_cast<const T*>(a.x) + row * a.x_stride + i;
-  const A* rows = stage.rows(x, a.x_stride, d);
-  const A* basis = static_cast<const A*>(a.basis) + i;
-  A* coef = static_cast<A*>(a.coef) + row * a.k;
+  const auto rows = stage.rows(x, d);
+  A* coef = static_cast<A*>(a.coef) + at * a.k;
   if (update)
-    subtract<A, O, R, kByte<T>, Stream>(rows, stage.stride(a.x_stride), basis, a.d, d, a.k, coef, a.k,
-                                        static_cast<O*>(a.out) + row * a.d + i, a.d);
+    subtract<A, O, R, kByte<T>, Stream>(rows, basis + i, a.d, d, a.k, coef, a.k, out);
   else
-    dots_all<A, R>(rows, stage.stride(a.x_stride), basis, a.d, d, a.k, coef, a.k);
+    dots_all(rows, basis + i, a.d, d, a.k, coef, a.k);
 }
 
-template <class T, class O, bool Stream> void run(const Project& a, int64_t begin, int64_t end) {
+// Positions [begin, end), all by the same basis.
+template <class T, class O, bool Stream>
+void run(const Project& a, const typename Compute<T>::type* basis, int64_t begin, int64_t end) {
   using A = typename Compute<T>::type;
   const int64_t fit = kGroupBytes / (a.d * (int64_t)sizeof(T));
   // Many rows share one fetch of a basis that no cache near the core can hold.
@@ -65,13 +71,27 @@ template <class T, class O, bool Stream> void run(const Project& a, int64_t begi
     for (int update = 0; update < 2; ++update) {
       for (int64_t i = 0; i < a.d; i += even) {
         const int64_t d = a.d - i < even ? a.d - i : even;
-        int64_t row = g;
-        for (; row + kRows <= stop; row += kRows) block<T, O, kRows, Stream>(a, row, i, d, update);
-        for (; row < stop; ++row) block<T, O, 1, Stream>(a, row, i, d, update);
+        int64_t at = g;
+        for (; at + kRows <= stop; at += kRows) block<T, O, kRows, Stream>(a, basis, at, i, d, update);
+        for (; at < stop; ++at) block<T, O, 1, Stream>(a, basis, at, i, d, update);
       }
       if (kByte<T> && !update)
         for (int64_t i = g * a.k; i < stop * a.k; ++i) coef[i] *= (A)kUnit;
     }
+  }
+}
+
+// The whole range by one basis, or run after run of the same label.
+template <class T, class O, bool Stream> void run(const Project& a, int64_t begin, int64_t end) {
+  using A = typename Compute<T>::type;
+  const A* bases = static_cast<const A*>(a.basis);
+  if (!a.labels) return run<T, O, Stream>(a, bases, begin, end);
+  while (begin < end) {
+    const int64_t label = a.labels[a.order[begin]];
+    int64_t stop = begin + 1;
+    while (stop < end && a.labels[a.order[stop]] == label) ++stop;
+    run<T, O, Stream>(a, bases + label * a.k * a.d, begin, stop);
+    begin = stop;
   }
 }
 

@@ -89,8 +89,9 @@ template <class T> void run(const SoftmaxStep& a, float* grad, double* result, i
       for (int64_t r = 0; r < rows; ++r) widen(x[r] + i, d, tile + r * kBlock);
       int64_t r = 0;
       for (; r + kRows <= rows; r += kRows)
-        dots_all<float, kRows>(tile + r * kBlock, kBlock, a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
-      for (; r < rows; ++r) dots_all<float, 1>(tile + r * kBlock, kBlock, a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
+        dots_all(strided<kRows>((const float*)tile + r * kBlock, kBlock), a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
+      for (; r < rows; ++r)
+        dots_all(strided<1>((const float*)tile + r * kBlock, kBlock), a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
     }
     for (int64_t r = 0; r < rows; ++r) {
       bool correct;

@@ -9,16 +9,26 @@ namespace ULFAST_LEVEL {
 // Basis rows a tile of products holds: kRows * kCols accumulators, kRows + 1 operands, in 32 or 16 registers.
 constexpr int kCols = 5;
 
+// Rows that may lie anywhere: the class-wise projection takes them out of order.
+template <class P, int R> struct Rows {
+  P row[R];
+};
+template <int R, class P> ULFAST_INLINE Rows<P, R> strided(P first, int64_t stride) {
+  Rows<P, R> rows;
+  for (int r = 0; r < R; ++r) rows.row[r] = first + r * stride;
+  return rows;
+}
+
 // c[r, j] += sum_i x[r, i] * b[j, i] for R rows and K columns.
 template <class A, int R, int K>
-ULFAST_INLINE void dots(const A* x, int64_t xs, const A* b, int64_t bs, int64_t d, A* c, int64_t cs) {
+ULFAST_INLINE void dots(const Rows<const A*, R>& x, const A* b, int64_t bs, int64_t d, A* c, int64_t cs) {
   using V = typename Vec<A>::type;
   constexpr int n = Vec<A>::size;
   V acc[R][K] = {};
   int64_t i = 0;
   for (; i + n <= d; i += n) {
     V xv[R];
-    for (int r = 0; r < R; ++r) xv[r] = load(x + r * xs + i);
+    for (int r = 0; r < R; ++r) xv[r] = load(x.row[r] + i);
     for (int j = 0; j < K; ++j) {
       const V bv = load(b + j * bs + i);
       for (int r = 0; r < R; ++r) acc[r][j] += xv[r] * bv;
@@ -27,31 +37,31 @@ ULFAST_INLINE void dots(const A* x, int64_t xs, const A* b, int64_t bs, int64_t 
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < K; ++j) {
       A s = sum(acc[r][j]);
-      for (int64_t t = i; t < d; ++t) s += x[r * xs + t] * b[j * bs + t];
+      for (int64_t t = i; t < d; ++t) s += x.row[r][t] * b[j * bs + t];
       c[r * cs + j] += s;
     }
 }
 
-template <class A, int R>
-ULFAST_INLINE void dots_all(const A* x, int64_t xs, const A* b, int64_t bs, int64_t d, int64_t k, A* c, int64_t cs) {
+template <class A, int R> ULFAST_INLINE void dots_all(const Rows<const A*, R>& x, const A* b, int64_t bs, int64_t d,
+                                                      int64_t k, A* c, int64_t cs) {
   while (k > 0) {
     // Even tiles: 9 columns go as 5 + 4, 16 as 4 x 4, so that no tile is left nearly empty.
     const int64_t tiles = (k + kCols - 1) / kCols, now = (k + tiles - 1) / tiles;
     switch (now) {
       case 1:
-        dots<A, R, 1>(x, xs, b, bs, d, c, cs);
+        dots<A, R, 1>(x, b, bs, d, c, cs);
         break;
       case 2:
-        dots<A, R, 2>(x, xs, b, bs, d, c, cs);
+        dots<A, R, 2>(x, b, bs, d, c, cs);
         break;
       case 3:
-        dots<A, R, 3>(x, xs, b, bs, d, c, cs);
+        dots<A, R, 3>(x, b, bs, d, c, cs);
         break;
       case 4:
-        dots<A, R, 4>(x, xs, b, bs, d, c, cs);
+        dots<A, R, 4>(x, b, bs, d, c, cs);
         break;
       default:
-        dots<A, R, 5>(x, xs, b, bs, d, c, cs);
+        dots<A, R, 5>(x, b, bs, d, c, cs);
         break;
     }
     b += now * bs, c += now, k -= now;
@@ -77,8 +87,8 @@ constexpr float kUnitRest = (float)(1.0 / 255.0 - (double)kUnit);
 // memory, so that any k goes through in one pass with the sums in registers. The sum is taken first: it is small, and
 // subtracting its terms one by one would round each time at the size of x.
 template <class A, class O, int R, bool Bytes, bool Stream>
-ULFAST_INLINE void subtract(const A* x, int64_t xs, const A* b, int64_t bs, int64_t d, int64_t k, const A* c,
-                            int64_t cs, O* out, int64_t os) {
+ULFAST_INLINE void subtract(const Rows<const A*, R>& x, const A* b, int64_t bs, int64_t d, int64_t k, const A* c,
+                            int64_t cs, const Rows<O*, R>& out) {
   using V = typename Vec<A>::type;
   constexpr int n = Vec<A>::size, U = 4;
   int64_t i = 0;
@@ -94,21 +104,21 @@ ULFAST_INLINE void subtract(const A* x, int64_t xs, const A* b, int64_t bs, int6
     }
     for (int r = 0; r < R; ++r)
       for (int u = 0; u < U; ++u) {
-        const V xv = load(x + r * xs + i + u * n);
+        const V xv = load(x.row[r] + i + u * n);
         const V v = Bytes ? xv * (A)kUnit - (acc[r][u] - xv * (A)kUnitRest) : xv - acc[r][u];
-        Put<O, Stream>::vector(out + r * os + i + u * n, v);
+        Put<O, Stream>::vector(out.row[r] + i + u * n, v);
       }
   }
   for (; i < d; ++i)
     for (int r = 0; r < R; ++r) {
       A s = 0;
       for (int64_t j = 0; j < k; ++j) s += c[r * cs + j] * b[j * bs + i];
-      const A xv = x[r * xs + i];
+      const A xv = x.row[r][i];
       const A v = Bytes ? xv * (A)kUnit - (s - xv * (A)kUnitRest) : xv - s;
       if constexpr (sizeof(A) == 8)
-        out[r * os + i] = v;
+        out.row[r][i] = v;
       else
-        out[r * os + i] = from_float<O>(v);
+        out.row[r][i] = from_float<O>(v);
     }
 }
 

@@ -30,6 +30,7 @@ class Plan:
         test: clean test images.
         recipe: how to train.
         project: (k, d) rows that every training image loses, (c, r, d) rows of each image's class, or None.
+        transform: (b, C, H, W) float32 pixels -> the same, of every training image after that, or None.
         patches: what every training image loses of its patches, after that.
         project_test: whether test images lose them too.
         hooks: applied to every training batch, in order.
@@ -44,6 +45,7 @@ class Plan:
     test: Dataset
     recipe: Recipe
     project: Tensor | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
     patches: PatchBasis | None = None
     project_test: bool = False
     hooks: list[BatchHook] = field(default_factory=list)

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import ops
 from ..data.dataset import Dataset
-from ..data.loader import as_tensor
+from ..data.loader import as_tensor, project_rows
 from ..errors import InputError
 from ..files import atomic_file
-from ..patches import PatchProjection
 from .base import Plan
+from .runner import filters
 
 COUNT = 10  # one of each of the first classes
 
@@ -69,12 +68,12 @@ def examples(given: Dataset, clean: Dataset | None, plan: Plan) -> Examples:
     """
     rows = [int(np.flatnonzero(given.labels == c)[0]) for c in np.unique(given.labels)[:COUNT]]
     same = clean is not None and clean.images.shape == given.images.shape and np.array_equal(clean.labels, given.labels)
-    x = torch.from_numpy(plan.train.images[rows].astype(np.float32) / 255)
-    if plan.project is not None:
-        x = ops.project(as_tensor(plan.train.images[rows]), plan.project.cpu())
-    if plan.patches is not None and plan.patches.rank:
+    labels = as_tensor(plan.train.labels[rows])
+    x = project_rows(as_tensor(plan.train.images[rows]), plan.project, labels)
+    transform = filters(plan, torch.device("cpu"))
+    if transform is not None:
         with torch.no_grad():
-            x = PatchProjection(plan.patches)(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     learned = (x.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Examples(
         np.ascontiguousarray(given.images[rows]), learned,

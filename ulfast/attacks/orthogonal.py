@@ -1,45 +1,98 @@
-"""`orthogonal`: train on what is left of the images outside the span of a linear model's weights."""
+"""`orthogonal` and `orthogonal-classwise`: train on what is left outside of what a linear model has learned."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
+
+from ..bases import FITS, fit_weights, leace
+from ..basis import Basis
 from ..errors import InputError
 from ..fit import fit_basis
 from ..parameters import parameter
 from .base import Attack, Context, Plan
 
+SOURCE = "Sandoval-Segura et al., What Can We Learn from Unlearnable Datasets?, NeurIPS 2023, section 4.4"
+
 
 @dataclass(frozen=True)
-class OrthogonalProjection(Attack):
-    """Fit a linear model to the poisoned images, project every training image onto the orthogonal complement of its
-    weights, and train on that. Test images are not projected unless `project_test` says so.
-    """
-
-    summary = "projection off a linear model's weights"
-    source = "Sandoval-Segura et al., What Can We Learn from Unlearnable Datasets?, NeurIPS 2023, section 4.4"
-    aliases = ("op", "ortho", "orthogonal-projection")
+class LinearFit(Attack):
+    """Base of the two: the linear model and its options."""
 
     init: str = parameter("zero", "start of the linear fit; torch is the paper's", choices=("zero", "torch"))
     fit_steps: int | None = parameter(None, "SGD steps of the fit (default 1,000)", at_least=1)
     fit_epochs: int | None = parameter(None, "passes of the fit, instead of steps", at_least=1)
     fit_lr: float = parameter(0.1, "learning rate of the fit", at_least=0)
+
+    def sgd(self, plan: Plan, context: Context, rank: int | None = None) -> Basis:
+        """Fitted to the images, or the one that the context brings."""
+        if context.basis is None:
+            return fit_basis(
+                plan.train, steps=self.fit_steps, epochs=self.fit_epochs, lr=self.fit_lr, init=self.init,
+                rank=rank, seed=context.seed, device=context.device, progress=context.progress,
+            )  # fmt: skip
+        if context.basis.image_shape != plan.train.image_shape:
+            raise InputError(
+                f"the basis is for images of shape {context.basis.image_shape}, the data has {plan.train.image_shape}:"
+                " fit one to this data"
+            )
+        return context.basis
+
+    def note(self, plan: Plan, basis: Basis, start: float) -> None:
+        """What the result says of the fit."""
+        plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
+        plan.basis = basis
+        plan.notes |= {"rank": basis.rank, "fit_accuracy": basis.metadata.get("train_accuracy")}
+
+
+@dataclass(frozen=True)
+class OrthogonalProjection(LinearFit):
+    """Fit a linear model to the poisoned images, project every training image onto the orthogonal complement of its
+    weights, and train on that. Test images are not projected unless `project_test` says so.
+    """
+
+    summary = "projection off a linear model's weights"
+    source = SOURCE
+    aliases = ("op", "ortho", "orthogonal-projection")
+    excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": "both project off the same fit: choose one"}
+
+    fit: str = parameter("sgd", "what gives the directions", choices=("sgd", *FITS, "leace"))
+    rank: int | None = parameter(None, "directions to take away (default: what the weights span)", at_least=1)
     project_test: bool = parameter(False, "project the test images too")
 
     def apply(self, plan: Plan, context: Context) -> None:
         start = time.perf_counter()
-        basis = context.basis
-        if basis is None:
-            basis = fit_basis(
-                plan.train, steps=self.fit_steps, epochs=self.fit_epochs, lr=self.fit_lr, init=self.init,
-                seed=context.seed, device=context.device, progress=context.progress,
+        if self.fit == "leace":
+            if self.rank is not None or self.project_test:
+                raise InputError("fit leace takes neither --rank nor --project-test: leave them out")
+            plan.transform, basis = leace(plan.train)
+        else:
+            sgd = self.fit == "sgd" or context.basis is not None
+            basis = self.sgd(plan, context, self.rank) if sgd else fit_weights(
+                plan.train, self.fit, self.rank, context.seed
             )  # fmt: skip
-        elif basis.image_shape != plan.train.image_shape:
-            raise InputError(
-                f"the basis is for images of shape {basis.image_shape}, the data has {plan.train.image_shape}:"
-                " fit one to this data"
-            )
-        plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
-        plan.project, plan.project_test, plan.basis = basis.rows, self.project_test, basis
-        plan.notes |= {"rank": basis.rank, "fit_accuracy": basis.metadata.get("train_accuracy")}
+            plan.project, plan.project_test = basis.rows, self.project_test
+        self.note(plan, basis, start)
+
+
+@dataclass(frozen=True)
+class ClassWiseProjection(LinearFit):
+    """Project every training image off its own class's weight vector alone. The label chooses the vector, so the
+    result can carry a new mark of the label; docs/attacks.md measures it.
+    """
+
+    summary = "projection off the own class's weight vector (uses the label)"
+    source = SOURCE + " (rank-one form)"
+    aliases = ("op-classwise", "classwise")
+    excludes: ClassVar[dict[str, str]] = {"orthogonal": "both project off the same fit: choose one"}
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        start = time.perf_counter()
+        basis = self.sgd(plan, context)
+        if basis.weights is None:
+            raise InputError("this basis has no weights a class: fit one with `ulfast fit`")
+        plan.project = torch.nn.functional.normalize(basis.weights.double(), dim=1).float()[:, None].contiguous()
+        self.note(plan, basis, start)

@@ -9,7 +9,7 @@ from .base import IMAGES, Attack
 from .clean import DeepFeatureReweighting, EarlyStop, FineTune, LinearProbe
 from .mix import CutMix, Cutout, MixUp
 from .none import NoAttack
-from .orthogonal import OrthogonalProjection
+from .orthogonal import ClassWiseProjection, OrthogonalProjection
 from .patch import OrthogonalPatch
 from .search import AdversarialTraining, UEraser
 from .squeeze import JPEG, BitDepth, GaussianBlur, Gray
@@ -17,6 +17,7 @@ from .squeeze import JPEG, BitDepth, GaussianBlur, Gray
 ATTACKS: dict[str, Attack] = {
     "none": NoAttack(),
     "orthogonal": OrthogonalProjection(),
+    "orthogonal-classwise": ClassWiseProjection(),
     "orthogonal-patch": OrthogonalPatch(),
     "iss-gray": Gray(),
     "iss-jpeg": JPEG(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.dataset import Dataset
 from ..data.loader import Augment, FilteredLoader, MemoryLoader, channel_statistics
@@ -89,15 +90,32 @@ class Runner:
             "mean": mean, "std": std, "dtype": dtype, "augment": recipe.augment, "shuffle": True, "seed": self.seed,
             "drop_last": len(data) >= recipe.batch_size, "device": self.device,
         }  # fmt: skip
-        patches = PatchProjection(plan.patches).to(self.device) if plan.patches and plan.patches.rank else None
-        if materialize and (plan.project is not None or patches) and self.folder is not None:
+        transform = filters(plan, self.device)
+        if materialize and (plan.project is not None or transform) and self.folder is not None:
             from ..data.projected import ProjectedLoader, write_projected
 
             start = time.perf_counter()
             target = self.folder / "projected"
-            write_projected(target, data, plan.project, transform=patches and patches.cpu(), progress=self.progress)
+            on_cpu = filters(plan, torch.device("cpu"))
+            write_projected(target, data, plan.project, transform=on_cpu, progress=self.progress)
             plan.seconds["project"] = plan.seconds.get("project", 0.0) + time.perf_counter() - start
             return ProjectedLoader(target, data, recipe.batch_size, **options)
-        if patches:
-            return FilteredLoader(data, recipe.batch_size, transform=patches, basis=plan.project, **options)
+        if transform:
+            return FilteredLoader(data, recipe.batch_size, transform=transform, basis=plan.project, **options)
         return MemoryLoader(data, recipe.batch_size, basis=plan.project, **options)
+
+
+def filters(plan: Plan, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """What happens to float images (b, C, H, W) after the projection, or None."""
+    steps = [] if plan.transform is None else [plan.transform]
+    if plan.patches is not None and plan.patches.rank:
+        steps.append(PatchProjection(plan.patches).to(device))
+    if not steps:
+        return None
+
+    def run(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return run

@@ -28,6 +28,8 @@ from .common import Output, data_options, free_folder, settings, verb
 @click.option("--init", type=click.Choice(["zero", "torch"]), help="Start of the linear fit; torch is the paper's.")
 @click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000).")
 @click.option("--fit-epochs", type=click.IntRange(1), help="Passes of the fit instead (20 is the paper's).")
+@click.option("--fit", help="What gives the directions: sgd, lbfgs, ridge, class-mean or leace.")
+@click.option("--rank", type=click.IntRange(1), help="Directions to take away (default: what the weights span).")
 @click.option("--basis", type=click.Path(path_type=Path), help="A basis made by `ulfast fit`, instead of fitting.")
 @click.option("--project-test", is_flag=True, default=None, help="Project the test images too.")
 @click.option("--materialize", is_flag=True, help="Write the projected set and train from there.")
@@ -39,7 +41,8 @@ def command(
     output: Output, method: str, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
     resize: int | None, model: str, recipe: str, epochs: int | None, out: Path | None, overwrite: bool, resume: bool,
     compare: bool, clean: str | None, init: str | None, fit_steps: int | None, fit_epochs: int | None,
-    basis: Path | None, project_test: bool | None, materialize: bool, keep_checkpoints: bool, pairs: tuple[str, ...],
+    fit: str | None, rank: int | None, basis: Path | None, project_test: bool | None, materialize: bool,
+    keep_checkpoints: bool, pairs: tuple[str, ...],
     report: Path | None, dry_run: bool, seed: int, device: str,
 ) -> None:  # fmt: skip
     """Train a network on poisoned images by a method and measure it on clean test images.
@@ -99,7 +102,8 @@ def command(
         resume=resume, overwrite=overwrite, compare=baseline if baseline is not None else compare,
         clean=clean_set, basis=Basis.load(basis) if basis else None, materialize=materialize, epochs=epochs,
         limit=limit if train is None else None, keep_checkpoints=keep_checkpoints, progress=output.bars,
-        init=init, fit_steps=fit_steps, fit_epochs=fit_epochs, project_test=project_test, **settings(pairs),
+        init=init, fit_steps=fit_steps, fit_epochs=fit_epochs, fit=fit, rank=rank, project_test=project_test,
+        **settings(pairs),
     )  # fmt: skip
     names = train.classes if train is not None else load_dataset("sample").classes
     figure = folder / "attack.png"

@@ -68,7 +68,8 @@ class MemoryLoader:
     Args:
         dataset: its images may be memory-mapped.
         batch_size: images a batch.
-        basis: (k, H*W*C) orthonormal rows to project away before the augmentation, or None.
+        basis: (k, H*W*C) orthonormal rows to project away before the augmentation, (c, r, H*W*C) rows for each class,
+            or None.
         mean, std: C values in units of [0, 1]; None: statistics of the data set.
         dtype: torch.float32, bfloat16 or float16.
         augment: None for none.
@@ -138,7 +139,10 @@ class MemoryLoader:
             picked = None if shift is None else shift[index].to(self.device)
             mirrored = None if flip is None else flip[index].to(self.device)
             x = self._batch(index, picked, mirrored)
-            yield x, self._labels[index.to(self._labels.device)]
+            yield x, self._labels_at(index)
+
+    def _labels_at(self, index: Tensor) -> Tensor:
+        return self._labels[index.to(self._labels.device)]
 
     def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None) -> Tensor:
         """(b, C, H, W) of the images at `index`."""
@@ -146,7 +150,10 @@ class MemoryLoader:
         rows: Tensor | None = index.to(self.device)
         if images.device.type != self.device.type:
             images, rows = images[index].to(self.device, non_blocking=True), None
-        return ops.ingest(images, self.basis, self.mean, self.std, dtype=self.dtype, index=rows, shift=shift, flip=flip)
+        labels = self._labels_at(index) if self.basis is not None and self.basis.dim() == 3 else None
+        return ops.ingest(
+            images, self.basis, self.mean, self.std, dtype=self.dtype, index=rows, shift=shift, flip=flip, labels=labels
+        )
 
 
 class FilteredLoader(MemoryLoader):
@@ -174,17 +181,26 @@ class FilteredLoader(MemoryLoader):
 
     def _filtered(self, index: Tensor) -> Tensor:
         """(b, H, W, C) float32 of the images at `index`, projected and transformed."""
-        x = ops.project(self._images[index.to(self._images.device)].to(self.device), self._rows())
+        images = self._images[index.to(self._images.device)].to(self.device)
+        x = project_rows(images, self.basis, self._labels_at(index))
         with torch.no_grad():
             return self._transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def _rows(self) -> Tensor:
-        size = self.dataset.images[0].size
-        return torch.empty(0, size, device=self.device) if self.basis is None else self.basis
 
     def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None) -> Tensor:
         x = self._filtered(index) if self._kept is None else self._kept[index].to(self.device).float()
         return reference.augment(x, self.mean, self.std, self.dtype, shift, flip)
+
+
+def project_rows(images: Tensor, basis: Tensor | None, labels: Tensor) -> Tensor:
+    """Images (n, ...) uint8 as float32 in units of [0, 1], without a basis (k, d) or their classes' rows (c, r, d).
+
+    None leaves them whole.
+    """
+    if basis is None:
+        basis = torch.empty(0, images[:1].numel(), device=images.device)
+    if basis.dim() == 3:
+        return ops.project_classwise(images, basis, labels)
+    return ops.project(images, basis)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..files import atomic_folder, write_json
 from ..ops import reference
 from ..version import __version__
 from .dataset import Dataset, chunks
-from .loader import MemoryLoader, as_tensor
+from .loader import MemoryLoader, as_tensor, project_rows
 
 FORMAT = "ulfast-projected-1"
 
@@ -35,14 +34,15 @@ def write_projected(
     """Writes ``x - (x B^T) B`` of every image, streaming; replaces `path`.
 
     Args:
-        basis: (k, H*W*C) orthonormal rows, or None.
+        basis: (k, H*W*C) orthonormal rows, (c, r, H*W*C) of each class, or None.
         transform: (b, C, H, W) float32 -> the same, after the projection.
     """
-    basis = torch.empty(0, int(np.prod(dataset.image_shape))) if basis is None else basis.cpu()
+    basis = None if basis is None else basis.cpu()
+    labels, rank = as_tensor(dataset.labels), 0 if basis is None else basis.shape[-2]
     with atomic_folder(path, overwrite=True) as folder:
         out = np.lib.format.open_memmap(folder / "images.npy", "w+", np.float16, dataset.images.shape)
         for begin, stop in chunks(dataset.images, 16 << 20):
-            x = ops.project(as_tensor(dataset.images[begin:stop]), basis)
+            x = project_rows(as_tensor(dataset.images[begin:stop]), basis, labels[begin:stop])
             if transform is not None:
                 with torch.no_grad():
                     x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -52,7 +52,7 @@ def write_projected(
         out.flush()
         del out
         np.save(folder / "labels.npy", dataset.labels)
-        manifest = {"format": FORMAT, "ulfast": __version__, "classes": list(dataset.classes), "rank": len(basis),
+        manifest = {"format": FORMAT, "ulfast": __version__, "classes": list(dataset.classes), "rank": rank,
                     "name": dataset.name, "manifest": dataset.manifest}  # fmt: skip
         write_json(folder / "manifest.json", manifest)
 

@@ -20,6 +20,7 @@ __all__ = [
     "philox_uniform",
     "project",
     "project_",
+    "project_classwise",
     "softmax_regression_step",
 ]
 
@@ -59,6 +60,26 @@ def project_(x: Tensor, basis: Tensor) -> Tensor:
     return x
 
 
+def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
+    """Remove from every row of `x` its component in the span of its own class's basis.
+
+    Equivalent to ``torch.stack([x[i] - (x[i] @ B.T) @ B for i in range(n)])`` with ``B = bases[labels[i]]``.
+
+    Args:
+        x: (n, ...) as for `project`.
+        bases: (c, r, d) float; the r rows of each class orthonormal.
+        labels: (n,) int64 in [0, c), in any order.
+
+    Returns:
+        Tensor of the shape of `x`, in its dtype (float32 for uint8). Differentiable in `x` and `bases`.
+
+    Raises:
+        ValueError, TypeError: as for `project`.
+        IndexError: a label out of range, on the CPU. A GPU is not waited for: there the row becomes NaN.
+    """
+    return _ops.project_classwise(x, bases, labels)
+
+
 def ingest(
     images: Tensor,
     basis: Tensor | None,
@@ -69,6 +90,7 @@ def ingest(
     index: Tensor | None = None,
     shift: Tensor | None = None,
     flip: Tensor | None = None,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """From stored pixels to a training batch in one pass: gather, project, crop, flip, normalise, cast.
 
@@ -76,20 +98,21 @@ def ingest(
 
     Args:
         images: (N, H, W, C) uint8.
-        basis: (k, H*W*C) float32 with orthonormal rows, or None for no projection.
+        basis: (k, H*W*C) float32 with orthonormal rows, or None for no projection; (c, r, H*W*C) with labels.
         mean, std: C values in units of [0, 1].
         dtype: of the result: float32, bfloat16 or float16.
         index: (n,) int64 rows of `images` that make the batch; None takes all, in order.
         shift: (n, 2) int32 (dy, dx): ``out[y, x] = image[y + dy, x + dx]``, black (zero) outside. A crop with
             padding p is a shift drawn from [-p, p].
         flip: (n,) bool, mirror left-right after the shift.
+        labels: (n,) int64 class of each image of the batch, whose rows of a class-wise basis it loses.
 
     Returns:
         (n, C, H, W) tensor in channels_last memory format.
     """
     mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device)
     std = torch.as_tensor(std, dtype=torch.float32, device=images.device)
-    return _ops.ingest(images, basis, mean, std, dtype, index, shift, flip)
+    return _ops.ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
 
 
 def softmax_regression_step(

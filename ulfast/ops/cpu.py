@@ -108,13 +108,63 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
     basis = basis.to(compute).contiguous()
     n, k = x.shape[0], basis.shape[0]
     if k > FUSED_RANK:
-        return _project_library(x, basis, out)
+        _project_library(x, basis, out)
+        return
     x, stride = _rows(x, d)
     coef = torch.empty(n, k, dtype=compute)
-    return _extension.load().project(
-        x.data_ptr(), basis.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, k, stride, _DTYPES[x.dtype],
+    _extension.load().project(
+        x.data_ptr(), basis.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, k, stride, _DTYPES[x.dtype], 0, 0, 0,
         torch.get_num_threads(),
     )  # fmt: skip
+
+
+def check_classwise(op: str, bases: Tensor, labels: Tensor | None, n: int, d: int) -> None:
+    """Raises unless bases are (c, r, d) and there is a label for each of n rows."""
+    if bases.dim() != 3 or bases.shape[2] != d:
+        raise ValueError(f"{op}: bases must be (c, r, {d}), got {tuple(bases.shape)}")
+    if not bases.is_floating_point():
+        raise TypeError(f"{op}: bases must be floating point, got {bases.dtype}")
+    if labels is None or labels.shape != (n,) or labels.dtype != torch.int64:
+        got = "none" if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(f"{op}: labels must be ({n},) int64, got {got}")
+
+
+def _bad_label(op: str, labels: Tensor, at: int, classes: int) -> IndexError:
+    return IndexError(f"{op}: labels[{at}] is {int(labels[at])}, outside [0, {classes})")
+
+
+def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
+    op = "project_classwise"
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{op}: x must be uint8, float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"{op}: x must be (n, ...) with at least two dimensions, got shape {tuple(x.shape)}")
+    n, d = x.shape[0], math.prod(x.shape[1:])
+    check_classwise(op, bases, labels, n, d)
+    _cpu(op, x=x, bases=bases, labels=labels)
+    classes, r, _ = bases.shape
+    out = _result(x.shape, torch.float32 if x.dtype == torch.uint8 else x.dtype)
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    bases, labels = bases.to(compute).contiguous(), labels.contiguous()
+    if r > FUSED_RANK:
+        outside = ((labels < 0) | (labels >= classes)).nonzero()
+        if len(outside):
+            raise _bad_label(op, labels, int(outside[0]), classes)
+        for label in labels.unique().tolist():  # a library product a class that is there
+            rows = (labels == label).nonzero()[:, 0]
+            part = torch.empty((len(rows), *x.shape[1:]), dtype=out.dtype)
+            _project_library(x[rows], bases[label], part)
+            out[rows] = part
+        return out
+    x, stride = _rows(x, d)
+    coef, order = torch.empty(n, r, dtype=compute), torch.empty(n + classes, dtype=torch.int64)
+    bad = _extension.load().project(
+        x.data_ptr(), bases.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, r, stride, _DTYPES[x.dtype],
+        labels.data_ptr(), order.data_ptr(), classes, torch.get_num_threads(),
+    )  # fmt: skip
+    if bad >= 0:
+        raise _bad_label(op, labels, bad, classes)
+    return out
 
 
 def _project_library(x: Tensor, basis: Tensor, out: Tensor) -> None:
@@ -142,28 +192,39 @@ def ingest(
     index: Tensor | None = None,
     shift: Tensor | None = None,
     flip: Tensor | None = None,
+    labels: Tensor | None = None,
 ) -> Tensor:
     if images.dim() != 4 or images.dtype != torch.uint8:
         raise ValueError(f"ingest: images must be (N, H, W, C) uint8, got {tuple(images.shape)} {images.dtype}")
     if dtype not in _OUT:
         raise TypeError(f"ingest: dtype must be float32, bfloat16 or float16, got {dtype}")
-    _cpu("ingest", images=images, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip)
+    _cpu("ingest", images=images, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip, labels=labels)
     index = _index("ingest", "index", index)
     n_images, h, w, c = images.shape
     n = n_images if index is None else index.shape[0]
     if mean.shape != (c,) or std.shape != (c,):
         raise ValueError(f"ingest: mean and std must have {c} values, got {tuple(mean.shape)} and {tuple(std.shape)}")
-    if basis is not None and (basis.dim() != 2 or basis.shape[1] != h * w * c):
+    if basis is not None and basis.dim() == 3:
+        check_classwise("ingest", basis, labels, n, h * w * c)
+    elif basis is not None and (basis.dim() != 2 or basis.shape[1] != h * w * c):
         raise ValueError(f"ingest: basis must be (k, {h * w * c}), got {tuple(basis.shape)}")
+    elif labels is not None:
+        raise ValueError("ingest: labels belong to a class-wise basis (c, r, d)")
     if shift is not None and (shift.shape != (n, 2) or shift.dtype != torch.int32):
         raise ValueError(f"ingest: shift must be ({n}, 2) int32, got {tuple(shift.shape)} {shift.dtype}")
     if flip is not None and (flip.shape != (n,) or flip.dtype != torch.bool):
         raise ValueError(f"ingest: flip must be ({n},) bool, got {tuple(flip.shape)} {flip.dtype}")
-    k = 0 if basis is None else basis.shape[0]
+    k = 0 if basis is None else basis.shape[-2]
     if k > FUSED_RANK or w * c > INGEST_WIDTH:
-        return reference.ingest(images, basis, mean, std, dtype, index, shift, flip).contiguous(
+        x = images if index is None else images[index]
+        if basis is not None and labels is not None:
+            x = project_classwise(x, basis, labels)
+        elif basis is not None:
+            x = project(x, basis)
+        return reference.augment(reference.unit(x), mean, std, dtype, shift, flip).contiguous(
             memory_format=torch.channels_last
         )
+    labels = None if labels is None or not k else labels.contiguous()
     images = images.contiguous()
     basis = basis.float().contiguous() if k and basis is not None else None
     mean, std = mean.float().contiguous(), std.float().contiguous()
@@ -173,8 +234,11 @@ def ingest(
     out = _result((n, h, w, c), dtype)
     bad = _extension.load().ingest(
         images.data_ptr(), _address(basis), mean.data_ptr(), std.data_ptr(), _address(index), _address(shift),
-        _address(flip), coef.data_ptr(), out.data_ptr(), n_images, n, h, w, c, k, _OUT[dtype], torch.get_num_threads(),
+        _address(flip), coef.data_ptr(), out.data_ptr(), n_images, n, h, w, c, k, _OUT[dtype],
+        _address(labels), 0 if basis is None else basis.shape[0], torch.get_num_threads(),
     )  # fmt: skip
+    if bad >= n and labels is not None:
+        raise _bad_label("ingest", labels, bad - n, basis.shape[0])  # type: ignore[union-attr]
     if bad >= 0:
         raise IndexError(f"ingest: index[{bad}] is {int(index[bad])}, outside [0, {n_images})")  # type: ignore[index]
     return out.permute(0, 3, 1, 2)
@@ -403,8 +467,8 @@ def perturb_ar(
 
 # The twins serve every device without kernels of its own. Factory operators have no tensor to dispatch on.
 _DISPATCHED = (
-    "project", "project_out", "project_", "ingest", "softmax_regression_step", "apply_perturbation", "pgd_step",
-    "perturb_lsp", "perturb_ar",
+    "project", "project_out", "project_", "project_classwise", "ingest", "softmax_regression_step",
+    "apply_perturbation", "pgd_step", "perturb_lsp", "perturb_ar",
 )  # fmt: skip
 for _name in _DISPATCHED:
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")

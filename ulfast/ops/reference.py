@@ -37,20 +37,38 @@ def project_(x: Tensor, basis: Tensor) -> None:
     x.copy_(project(x, basis))
 
 
+def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
+    """`project` of every row by ``bases[label]``; x (n, ...), bases (c, r, d), labels (n,) int64.
+
+    All classes' products are taken and those of other classes set to zero, so no (n, r, d) gather is made and no device
+    is waited for. A label out of range makes its row NaN; the CPU kernel raises.
+    """
+    c, r, d = bases.shape
+    out_dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows, flat = unit(x, compute).reshape(x.shape[0], d), bases.to(compute).reshape(c * r, d)
+    own = labels[:, None] == torch.arange(c, device=labels.device)
+    coef = (rows @ flat.T).view(len(rows), c, r) * own[:, :, None]
+    out = rows - coef.view(len(rows), c * r) @ flat
+    out = torch.where(own.any(1)[:, None], out, torch.nan)
+    return out.to(out_dtype).reshape(x.shape)
+
+
 def ingest(
     images: Tensor,  # (N, H, W, C) uint8
-    basis: Tensor | None,  # (k, H*W*C)
+    basis: Tensor | None,  # (k, H*W*C), or (c, r, H*W*C) with labels
     mean: Tensor,  # (C,) float32
     std: Tensor,  # (C,) float32
     dtype: torch.dtype,
     index: Tensor | None = None,  # (n,) int64 rows of images, or None for all of them
     shift: Tensor | None = None,  # (n, 2) int32 (dy, dx): out[y, x] = image[y + dy, x + dx], zero outside
     flip: Tensor | None = None,  # (n,) bool: mirror left-right after the shift
+    labels: Tensor | None = None,  # (n,) int64: whose basis each result takes
 ) -> Tensor:  # (n, C, H, W) out_dtype, channels_last
     """uint8 NHWC -> [0, 1] -> project -> shift (zeros outside) -> flip -> normalise -> channels_last."""
     x = unit(images if index is None else images[index])
     if basis is not None:
-        x = project(x, basis)
+        x = project(x, basis) if labels is None else project_classwise(x, basis, labels)
     return augment(x, mean, std, dtype, shift, flip)
 
 

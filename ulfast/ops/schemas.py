@@ -17,8 +17,11 @@ LIBRARY.define("project(Tensor x, Tensor basis) -> Tensor", tags=(torch.Tag.pt2_
 LIBRARY.define("project_out(Tensor x, Tensor basis, Tensor(a!) out) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 LIBRARY.define("project_(Tensor(a!) x, Tensor basis) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 LIBRARY.define(
+    "project_classwise(Tensor x, Tensor bases, Tensor labels) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+LIBRARY.define(
     "ingest(Tensor images, Tensor? basis, Tensor mean, Tensor std, ScalarType dtype,"
-    " Tensor? index=None, Tensor? shift=None, Tensor? flip=None) -> Tensor",
+    " Tensor? index=None, Tensor? shift=None, Tensor? flip=None, Tensor? labels=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
@@ -74,8 +77,15 @@ def _(x: Tensor, basis: Tensor) -> None:
     torch._check(basis.dim() == 2, lambda: f"project_: basis must be (k, d), got {tuple(basis.shape)}")
 
 
+@torch.library.register_fake("ulfast::project_classwise", lib=LIBRARY)
+def _(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
+    torch._check(bases.dim() == 3, lambda: f"project_classwise: bases must be (c, r, d), got {tuple(bases.shape)}")
+    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
 @torch.library.register_fake("ulfast::ingest", lib=LIBRARY)
-def _(images, basis, mean, std, dtype, index=None, shift=None, flip=None):
+def _(images, basis, mean, std, dtype, index=None, shift=None, flip=None, labels=None):
     torch._check(images.dim() == 4, lambda: f"ingest: images must be (N, H, W, C), got {tuple(images.shape)}")
     n = images.shape[0] if index is None else index.shape[0]
     return images.new_empty((n, *images.shape[1:]), dtype=dtype).permute(0, 3, 1, 2)
@@ -151,3 +161,42 @@ def _project_vmap(info, in_dims, x: Tensor, basis: Tensor):
 
 
 torch.library.register_vmap("ulfast::project", _project_vmap, lib=LIBRARY)
+
+
+def _classwise_setup(ctx, inputs, output):
+    x, bases, labels = inputs
+    ctx.save_for_backward(x if bases.requires_grad else None, bases, labels)
+
+
+def _classwise_backward(ctx, grad: Tensor):
+    """As for `project`, class by class."""
+    x, bases, labels = ctx.saved_tensors
+    grad_x = torch.ops.ulfast.project_classwise(grad.contiguous(), bases, labels) if ctx.needs_input_grad[0] else None
+    grad_bases = None
+    if ctx.needs_input_grad[1]:
+        rows = x.reshape(x.shape[0], -1).to(bases.dtype) / (255 if x.dtype == torch.uint8 else 1)
+        g = grad.reshape(grad.shape[0], -1).to(bases.dtype)
+        parts = []
+        for c in range(bases.shape[0]):
+            mine = (labels == c).to(bases.dtype)[:, None]
+            parts.append(-((bases[c] @ (rows * mine).T) @ g + (bases[c] @ (g * mine).T) @ rows))
+        grad_bases = torch.stack(parts) if parts else torch.zeros_like(bases)
+    return grad_x, grad_bases, None
+
+
+torch.library.register_autograd(
+    "ulfast::project_classwise", _classwise_backward, setup_context=_classwise_setup, lib=LIBRARY
+)
+
+
+def _classwise_vmap(info, in_dims, x: Tensor, bases: Tensor, labels: Tensor):
+    if in_dims[1] is not None:
+        raise ValueError("project_classwise: vmap over the bases is not supported; loop over them instead")
+    size = info.batch_size
+    x = x.movedim(in_dims[0], 0) if in_dims[0] is not None else x.expand(size, *x.shape)
+    labels = labels.movedim(in_dims[2], 0) if in_dims[2] is not None else labels.expand(size, *labels.shape)
+    out = torch.ops.ulfast.project_classwise(x.reshape(-1, *x.shape[2:]), bases, labels.reshape(-1))
+    return out.reshape(x.shape), 0
+
+
+torch.library.register_vmap("ulfast::project_classwise", _classwise_vmap, lib=LIBRARY)

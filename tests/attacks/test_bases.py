@@ -1,0 +1,177 @@
+"""The ways to choose directions: what each finds, ranks below and above the weights', rounds, the class-wise form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import ulfast
+from ulfast import InputError, ops
+from ulfast.attacks import Context, Plan, get_attack
+from ulfast.bases import FITS, fit_weights, lbfgs, leace, moments, ridge
+from ulfast.data.loader import MemoryLoader, as_tensor
+from ulfast.data.projected import ProjectedLoader, write_projected
+from ulfast.parameters import with_parameters
+from ulfast.training import Recipe
+
+
+@pytest.fixture(scope="module")
+def poisoned():
+    rng = np.random.default_rng(0)
+    images = rng.integers(60, 196, (600, 8, 8, 3), dtype=np.uint8)
+    labels = rng.integers(0, 4, 600)
+    clean = ulfast.Dataset(images, labels, tuple("abcd"), "noise")
+    return ulfast.poison(clean, "regions-16", eps=24 / 255)
+
+
+def rows(dataset):
+    return torch.from_numpy(dataset.images.reshape(len(dataset), -1)).double() / 255
+
+
+def linear_accuracy(x, labels):
+    """Held out; chance is a quarter."""
+    half = len(x) // 2
+    return LogisticRegression(max_iter=500).fit(x[:half], labels[:half]).score(x[half:], labels[half:])
+
+
+@pytest.mark.parametrize("fit", ["sgd", *FITS])
+def test_every_fit_finds_the_class_perturbations(poisoned, fit):
+    basis = ulfast.fit_basis(poisoned) if fit == "sgd" else fit_weights(poisoned, fit)
+    assert basis.rank == 3
+    assert basis.orthogonality_error < 1e-6
+    assert basis.metadata["train_accuracy"] > 0.98
+    before, after = rows(poisoned), ops.project(rows(poisoned), basis.rows.double())
+    assert linear_accuracy(before, poisoned.labels) > 0.98
+    assert linear_accuracy(after, poisoned.labels) < 0.6
+
+
+def test_leace_leaves_nothing_linear(poisoned):
+    erasure, basis = leace(poisoned)
+    assert basis.rank == 3
+    x = rows(poisoned).float().view(600, 8, 8, 3).permute(0, 3, 1, 2)
+    after = erasure(x).permute(0, 2, 3, 1).reshape(600, -1)
+    onehot = torch.nn.functional.one_hot(as_tensor(poisoned.labels)).float()
+    cross = (onehot - onehot.mean(0)).T @ (after - after.mean(0)) / 600
+    assert cross.abs().max() < 1e-5  # the classes' means are equal
+    torch.testing.assert_close(erasure(erasure(x)), erasure(x), atol=1e-5, rtol=0)
+    assert linear_accuracy(after, poisoned.labels) < 0.4
+    # Erasure in the data's own metric changes the images less than the orthogonal projection on the same directions.
+    orthogonal = ops.project(rows(poisoned).float(), basis.rows)
+    assert (after - rows(poisoned)).norm() < (orthogonal - rows(poisoned)).norm()
+
+
+def test_moments_stream(poisoned, monkeypatch):
+    from ulfast import bases
+
+    x, y = rows(poisoned), as_tensor(poisoned.labels)
+    for size in (8 << 20, 2000):
+        monkeypatch.setattr(bases, "CHUNK_BYTES", size)
+        m = moments(poisoned, second=True)
+        torch.testing.assert_close(m.mean, x.mean(0))
+        torch.testing.assert_close(m.covariance.double(), x.T.cov(correction=0), atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(m.means[2], x[y == 2].mean(0))
+
+
+def test_ridge_and_lbfgs_are_what_they_say(poisoned):
+    x, y = rows(poisoned), as_tensor(poisoned.labels)
+    centred = x - x.mean(0)
+    onehot = torch.nn.functional.one_hot(y).double()
+    penalty = 1e-3 * centred.square().mean(0).mean() * len(x)
+    want = torch.linalg.solve(centred.T @ centred + penalty * torch.eye(192), centred.T @ (onehot - onehot.mean(0))).T
+    torch.testing.assert_close(ridge(poisoned)[0].double(), want, atol=2e-3, rtol=1e-2)
+    w = lbfgs(poisoned, iterations=200, decay=1e-2)[0].double().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(x @ w.T, y) + 0.5 * 1e-2 * w.square().sum()
+    (gradient,) = torch.autograd.grad(loss, w)
+    assert gradient.norm() < 1e-3  # a minimum of the stated loss
+
+
+def test_fewer_directions_are_the_leading_ones(poisoned):
+    whole, two = ulfast.fit_basis(poisoned), ulfast.fit_basis(poisoned, rank=2)
+    assert two.rank == 2
+    torch.testing.assert_close((two.rows @ whole.rows[:2].T).abs(), torch.eye(2), atol=1e-5, rtol=0)
+    assert fit_weights(poisoned, "ridge", rank=2).rank == 2
+    with pytest.raises(InputError, match="gives 3 directions"):
+        fit_weights(poisoned, "ridge", rank=5)
+
+
+def test_more_directions_come_from_rounds(poisoned):
+    seven = ulfast.fit_basis(poisoned, rank=7, steps=300)
+    assert seven.rank == 7
+    assert seven.metadata["rounds"] == 3
+    assert seven.orthogonality_error < 1e-6
+    first, second, third = seven.metadata["round_accuracy"]
+    assert first > second > third
+    # A round on projected weights is a fit to projected images: the same steps, up to rounding.
+    one = ulfast.fit_basis(poisoned, rank=3, steps=300)
+    torch.testing.assert_close(seven.rows[:3].T @ seven.rows[:3], one.rows.T @ one.rows, atol=1e-4, rtol=0)
+    left = ops.project(rows(poisoned).float(), one.rows)
+    weight = torch.zeros(4, 192)
+    from ulfast.fit import _batches
+
+    for step, index in enumerate(_batches(600, 256, 300, 1, drop_last=True)):
+        rate = 0.1 * (1.0 if step < 150 else 0.1 if step < 225 else 0.01)
+        ops.softmax_regression_step(left, as_tensor(poisoned.labels), weight, rate, index=index)
+    found = ulfast.Basis.from_weights(weight, poisoned.image_shape, {}).rows
+    torch.testing.assert_close(seven.rows[3:6].T @ seven.rows[3:6], found.T @ found, atol=1e-3, rtol=0)
+    with pytest.raises(InputError, match="between 1 and 192"):
+        ulfast.fit_basis(poisoned, rank=193)
+
+
+def plan_of(dataset, name, **parameters):
+    _, (step,) = get_attack(name)
+    plan = Plan(dataset, dataset, Recipe("test", 1, 32, "adamw", 3e-3, 0.0, "one-cycle", None))
+    with_parameters(step, name, parameters).apply(plan, Context(0, torch.device("cpu")))
+    return plan
+
+
+def test_the_classwise_form_takes_each_image_s_own_vector(tmp_path, poisoned):
+    plan = plan_of(poisoned, "orthogonal-classwise")
+    assert plan.project.shape == (4, 1, 192)
+    w = plan.basis.weights / plan.basis.weights.norm(dim=1, keepdim=True)
+    loader = MemoryLoader(poisoned, 100, basis=plan.project, mean=(0, 0, 0), std=(1, 1, 1), shuffle=True)
+    for x, y in loader:
+        flat = x.permute(0, 2, 3, 1).reshape(len(x), -1)
+        products = flat @ w.T
+        assert products[torch.arange(len(y)), y].abs().max() < 1e-4
+        assert products.abs().mean() > 0.01
+    # The new mark that the label leaves: only the right class's product is zero.
+    assert (products.abs().argmin(1) == y).float().mean() > 0.9
+    write_projected(tmp_path / "p", poisoned, plan.project)
+    stored = next(iter(ProjectedLoader(tmp_path / "p", poisoned, 100, mean=(0, 0, 0), std=(1, 1, 1))))[0]
+    direct = next(iter(MemoryLoader(poisoned, 100, basis=plan.project, mean=(0, 0, 0), std=(1, 1, 1))))[0]
+    torch.testing.assert_close(stored, direct, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("orthogonal", {"fit": "leace"}),
+        ("orthogonal", {"fit": "ridge", "rank": 2}),
+        ("orthogonal", {"rank": 5, "fit_steps": 100}),
+        ("orthogonal-classwise", {}),
+    ],
+)
+def test_they_train(tmp_path, poisoned, method, options):
+    for materialize in (False, True):
+        result = ulfast.attack(
+            poisoned, test=poisoned, method=method, model="resnet18-4", epochs=1, out=tmp_path / str(materialize),
+            materialize=materialize, **options,
+        )  # fmt: skip
+        assert np.isfinite(result.history[0]["train_loss"])
+
+
+def test_refusals(poisoned):
+    for options in ({"fit": "leace", "rank": 3}, {"fit": "leace", "project_test": True}):
+        with pytest.raises(InputError, match="leace takes neither"):
+            plan_of(poisoned, "orthogonal", **options)
+    with pytest.raises(InputError, match="must be one of sgd"):
+        plan_of(poisoned, "orthogonal", fit="magic")
+    with pytest.raises(InputError, match="choose one"):
+        get_attack("orthogonal+orthogonal-classwise")
+    big = ulfast.Dataset(np.zeros((4, 80, 80, 3), np.uint8), np.arange(4) % 2, ("a", "b"))
+    with pytest.raises(InputError, match="too large for this fit"):
+        ridge(big)
+    with pytest.raises(InputError, match="class 2 has no image"):
+        moments(ulfast.Dataset(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2, ("a", "b", "c")), second=False)

@@ -1,0 +1,195 @@
+"""Ways to choose the directions that `orthogonal` takes away, beside SGD: LBFGS, ridge, class means, LEACE.
+
+All stream over the images; `ridge` and `leace` hold a (d, d) matrix, so d is limited.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .basis import Basis
+from .data.dataset import Dataset, chunks
+from .data.loader import as_tensor
+from .errors import InputError
+
+LARGEST = 12_288  # features a (d, d) matrix is made for: 64 px in colour, 600 MB in float32
+CHUNK_BYTES = 8 << 20
+
+# Weights (c, d) and offsets (c,) of a linear classifier.
+Linear = tuple[Tensor, Tensor]
+
+
+def _rows(dataset: Dataset, begin: int, stop: int) -> Tensor:
+    return as_tensor(np.ascontiguousarray(dataset.images[begin:stop])).reshape(stop - begin, -1).float() / 255
+
+
+@dataclass
+class Moments:
+    """First and second moments of images and labels, in one pass.
+
+    `mean` (d,), `covariance` (d, d) or None, `cross` (c, d): covariance of the one-hot labels with the pixels, `shares`
+    (c,) of the classes, `means` (c, d).
+    """
+
+    mean: Tensor
+    covariance: Tensor | None
+    cross: Tensor
+    shares: Tensor
+    means: Tensor
+
+
+def moments(dataset: Dataset, second: bool) -> Moments:
+    """Streams over the images; `second` also for the covariance.
+
+    Raises:
+        InputError: images too large for a covariance, or a class without an image.
+    """
+    n, c, d = len(dataset), dataset.num_classes, int(np.prod(dataset.image_shape))
+    if second and d > LARGEST:
+        raise InputError(f"images of {d} values are too large for this fit, {LARGEST} at most: take --set fit=sgd")
+    labels = as_tensor(dataset.labels)
+    counts = torch.bincount(labels, minlength=c).double()
+    if not (counts > 0).all():
+        raise InputError(f"class {int((counts == 0).nonzero()[0])} has no image: it has no mean")
+    sums = torch.zeros(c, d, dtype=torch.float64)
+    square = torch.zeros(d, d) if second else None
+    for begin, stop in chunks(dataset.images, CHUNK_BYTES):
+        x = _rows(dataset, begin, stop)
+        sums.index_add_(0, labels[begin:stop], x.double())
+        if square is not None:
+            x -= 0.5  # keeps the sums small, and with them the rounding
+            square.addmm_(x.T, x)
+    mean = sums.sum(0) / n
+    covariance = None
+    if square is not None:
+        shifted = mean - 0.5
+        covariance = (square.double() / n - torch.outer(shifted, shifted)).float()
+    shares, means = counts / n, sums / counts[:, None]
+    return Moments(mean, covariance, shares[:, None] * (means - mean), shares, means)
+
+
+def lbfgs(dataset: Dataset, seed: int = 0, iterations: int = 100, decay: float = 1e-4) -> Linear:
+    """A linear classifier without bias, full-batch LBFGS from zero; `decay` bounds separable data."""
+    n, c, d = len(dataset), dataset.num_classes, int(np.prod(dataset.image_shape))
+    labels = as_tensor(dataset.labels)
+    weight = torch.zeros(c, d, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        """The gradient of cross-entropy is a product: no graph is needed."""
+        with torch.no_grad():
+            loss, gradient = torch.zeros(()), torch.zeros(c, d)
+            for begin, stop in chunks(dataset.images, CHUNK_BYTES):
+                x, y = _rows(dataset, begin, stop), labels[begin:stop]
+                logits = x @ weight.T
+                loss += torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+                residual = logits.softmax(1)
+                residual[torch.arange(len(y)), y] -= 1
+                gradient.addmm_(residual.T, x)
+            weight.grad = gradient / n + decay * weight
+            return loss / n + 0.5 * decay * weight.square().sum()
+
+    optimizer.step(closure)
+    return weight.detach(), torch.zeros(c)
+
+
+def ridge(dataset: Dataset, seed: int = 0, strength: float = 1e-3) -> Linear:
+    """Least squares on the one-hot labels; `strength` times the mean variance is the penalty."""
+    m = moments(dataset, second=True)
+    assert m.covariance is not None
+    penalty = strength * float(m.covariance.diagonal().mean())
+    system = m.covariance + penalty * torch.eye(len(m.covariance))
+    factor = torch.linalg.cholesky(system)
+    weights = torch.cholesky_solve(m.cross.T.float(), factor).T.contiguous()
+    return weights, m.shares.float() - weights @ m.mean.float()
+
+
+def class_mean(dataset: Dataset, seed: int = 0) -> Linear:
+    """The classes' means minus their mean; as a classifier the nearest mean."""
+    m = moments(dataset, second=False)
+    centre = m.means.mean(0)
+    weights = m.means - centre
+    return weights.float(), (-weights @ centre - 0.5 * weights.square().sum(1)).float()
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """An oblique projection: ``x - ((x - mean) @ analysis.T) @ synthesis``.
+
+    Attributes:
+        analysis, synthesis: (k, d) float32. mean: (d,) float32.
+    """
+
+    analysis: Tensor
+    synthesis: Tensor
+    mean: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (n, C, H, W) float32, from pixels in [0, 1]; the same shape."""
+        rows = x.permute(0, 2, 3, 1).reshape(len(x), -1)
+        rows = torch.addmm(rows, (rows - self.mean.to(x.device)) @ self.analysis.T.to(x.device),
+                           self.synthesis.to(x.device), alpha=-1)  # fmt: skip
+        n, c, h, w = x.shape
+        return rows.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def leace(dataset: Dataset) -> tuple[Erasure, Basis]:
+    """Least-squares concept erasure: the smallest change after which no linear model finds the classes.
+
+    Returns:
+        The erasure, and its directions as a Basis for pictures.
+
+    Source: Belrose et al., LEACE: Perfect Linear Concept Erasure in Closed Form, NeurIPS 2023.
+    """
+    start = time.perf_counter()
+    m = moments(dataset, second=True)
+    assert m.covariance is not None
+    values, vectors = torch.linalg.eigh(m.covariance)
+    kept = values > 1e-6 * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    # In whitened coordinates the classes' covariances span the directions to remove.
+    white = (m.cross.float() @ vectors) / values.sqrt()
+    _, s, directions = torch.linalg.svd(white, full_matrices=False)
+    directions = directions[s > 1e-4 * s[0]]
+    analysis = (directions / values.sqrt()) @ vectors.T
+    synthesis = (directions * values.sqrt()) @ vectors.T
+    metadata: dict[str, Any] = {"fit": "leace", "images": len(dataset), "seconds": time.perf_counter() - start}
+    basis = Basis.from_weights(synthesis, dataset.image_shape, metadata)
+    return Erasure(analysis.contiguous(), synthesis.contiguous(), m.mean.float()), basis
+
+
+FITS: dict[str, Callable[..., Linear]] = {"lbfgs": lbfgs, "ridge": ridge, "class-mean": class_mean}
+
+
+def fit_weights(dataset: Dataset, fit: str, rank: int | None = None, seed: int = 0) -> Basis:
+    """A Basis from one of `FITS`.
+
+    Args:
+        rank: the leading directions only.
+
+    Raises:
+        InputError: unknown fit, or more directions than the weights span.
+    """
+    if fit not in FITS:
+        raise InputError(f"unknown fit {fit!r}: known are sgd, {', '.join(FITS)}, leace")
+    start = time.perf_counter()
+    weights, offset = FITS[fit](dataset, seed=seed)
+    correct = 0
+    labels = as_tensor(dataset.labels)
+    for begin, stop in chunks(dataset.images, CHUNK_BYTES):
+        correct += int(((_rows(dataset, begin, stop) @ weights.T + offset).argmax(1) == labels[begin:stop]).sum())
+    metadata = {"fit": fit, "images": len(dataset), "source": dataset.name, "seed": seed,
+                "train_accuracy": correct / len(dataset)}  # fmt: skip
+    basis = Basis.from_weights(weights, dataset.image_shape, metadata | {"seconds": time.perf_counter() - start})
+    if rank is None:
+        return basis
+    if rank > basis.rank:
+        raise InputError(f"fit {fit} gives {basis.rank} directions, --rank {rank} needs rounds: take --set fit=sgd")
+    return Basis(basis.rows[:rank].contiguous(), basis.image_shape, basis.weights, {**basis.metadata, "rank": rank})
