@@ -44,7 +44,9 @@ def test_every_fit_finds_the_class_perturbations(poisoned, fit):
     assert basis.metadata["train_accuracy"] > 0.98
     before, after = rows(poisoned), ops.project(rows(poisoned), basis.rows.double())
     assert linear_accuracy(before, poisoned.labels) > 0.98
-    assert linear_accuracy(after, poisoned.labels) < 0.6
+    # The weights of least squares are the perturbations in the metric of the inverse covariance: taking them away
+    # leaves most of the perturbations in place.
+    assert (linear_accuracy(after, poisoned.labels) < 0.6) == (fit != "ridge")
 
 
 def test_leace_leaves_nothing_linear(poisoned):
