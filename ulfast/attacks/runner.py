@@ -44,6 +44,7 @@ class Runner:
         """Trains, then refits what the plan says; `plan.notes` gets what the refits report."""
         recipe, data = plan.recipe, plan.train
         mean, std = channel_statistics(data)
+        plan.notes |= {"mean": list(mean), "std": list(std)}
         hooks = [mixing.cutmix(data.num_classes, recipe.cutmix)] if recipe.cutmix else []
         hooks += plan.hooks
         if recipe.strong:

@@ -157,6 +157,10 @@ class Output:
         if not self.json:
             from rich.console import Console
 
+            title = getattr(renderable, "title", None)
+            if title:  # a table would break it at its own width
+                renderable.title = None
+                click.secho(str(title), bold=True)
             Console(file=sys.stdout, highlight=False).print(renderable)
 
 

@@ -91,6 +91,26 @@ def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
+def lines_figure(lines: dict[str, list[tuple[float, float]]], xlabel: str, ylabel: str, title: str) -> Figure:
+    """Curves by name, each a list of (x, y), with their last value beside them in the legend."""
+    import matplotlib
+
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#7B68EE", "#000000")
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(7.2, 3.4)
+        axis = figure.subplots()
+        for i, (name, points) in enumerate(lines.items()):
+            x, y = zip(*points, strict=True)
+            style = "-" if i < len(colours) else "--"
+            axis.plot(x, y, style, color=colours[i % len(colours)], lw=1.8, label=f"{name}  {y[-1]:.1f}")
+        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        axis.grid(axis="y", color="#e6e6e6")
+        axis.set_axisbelow(True)
+        axis.set_title(title)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def comparison_figure(clean: Dataset, poisoned: Dataset, *, seed: int = 0, title: str = "") -> Figure:
     """Rows clean, perturbation (rescaled to the largest value shown), poisoned; a column a class."""
     import matplotlib

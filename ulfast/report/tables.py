@@ -24,7 +24,7 @@ def attack_table(result: AttackResult) -> Table:
     data = result.config["data"]
     table = Table(
         title=f"{result.model}, {data['images']:,} images of {data['name'] or 'the data set'}, recipe {result.recipe}",
-        box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
+        box=box.SIMPLE_HEAD,
     )  # fmt: skip
     table.add_column("trained on")
     table.add_column("test accuracy", justify="right")
@@ -61,7 +61,7 @@ def grid_table(result: GridResult, model: str) -> Table:
     seeds = f", {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else ""
     table = Table(
         title=f"{grid.name}: test accuracy in %, {model}{size}, recipe {grid.recipe}{seeds}",
-        box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
+        box=box.SIMPLE_HEAD,
     )  # fmt: skip
     table.add_column("poison")
     for attack in grid.attacks:

@@ -1,0 +1,86 @@
+"""`ulfast separability`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import InputError
+from .common import Output, verb
+
+
+@verb("separability")
+@click.option("--data", default="sample", show_default=True, metavar="PATH|NAME", help="Clean training images.")
+@click.option("--poisoned", metavar="PATH", help="The same images poisoned; their difference is what is classified.")
+@click.option("--method", "-m", "methods", multiple=True, help="A poison to make and test, any number (default: all).")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images.")
+@click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
+@click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Of LBFGS.")
+@click.option("--hidden", type=click.IntRange(0), default=0, show_default=True, help="Hidden tanh layers of width 30.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="PNG of the curves.")
+def command(
+    output: Output, data: str, poisoned: str | None, methods: tuple[str, ...], limit: int | None, resize: int | None,
+    steps: int, hidden: int, out: Path | None, seed: int, device: str,
+) -> None:  # fmt: skip
+    """Train accuracy of logistic regression on perturbations alone, with that on the clean images for comparison.
+
+    \b
+    ulfast separability
+    ulfast separability --data cifar10 --limit 10000 --method lsp --method ar --out curves.png
+    ulfast separability --data cifar10 --poisoned poisoned/
+    """
+    from rich import box
+    from rich.table import Table
+
+    from ..analysis.separability import Separability, separability
+    from ..data import load_dataset
+    from ..data.loader import as_tensor
+    from ..devices import resolve_device
+    from ..poisons import POISONS, get_poison, perturbation, poison
+    from ..report import pictures
+
+    if poisoned is not None and methods:
+        raise InputError("--poisoned brings perturbations, --method makes some: give one of them")
+    names = [get_poison(name)[0] for name in methods] or list(POISONS)
+    if out is not None and out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--out {out} must end in .png, .svg or .pdf")
+    where = resolve_device(device)
+    clean = load_dataset(data, limit=limit, seed=seed, resize=resize, progress=output.bars)
+    labels, values = as_tensor(clean.labels), clean.images[0].size
+    if len(clean) < 5 * values:
+        output.remark(
+            f"{len(clean):,} images of {values:,} values: a linear model separates any noise where images are few;"
+            f" take {5 * values:,} or more"
+        )
+    options = {"steps": steps, "hidden": hidden, "seed": seed, "device": where, "progress": output.bars}
+    results: dict[str, Separability] = {
+        "clean images": separability(as_tensor(clean.images), labels, **options),  # type: ignore[arg-type]
+    }
+    if poisoned is not None:
+        given = load_dataset(poisoned, limit=limit, seed=seed, resize=resize, progress=output.bars)
+        if (given.labels != clean.labels).any():
+            raise InputError(f"{poisoned} is not {data} poisoned: its labels differ")
+        label = given.manifest.get("method") or Path(poisoned).name
+        results[label] = separability(perturbation(clean, given), labels, **options)  # type: ignore[arg-type]
+    else:
+        for name in names:
+            delta = perturbation(clean, poison(clean, name, seed=seed))
+            results[name] = separability(delta, labels, **options)  # type: ignore[arg-type]
+    output.result({"data": clean.name, "images": len(clean), "steps": steps, "hidden": hidden, "seed": seed,
+                   "results": {name: r.to_dict() for name, r in results.items()}})  # fmt: skip
+    kind = f"{hidden} hidden layer{'s' * (hidden > 1)}" if hidden else "logistic regression"
+    table = Table(title=f"{kind} on perturbations, {len(clean):,} images of {clean.name}", box=box.SIMPLE_HEAD)
+    table.add_column("perturbations of")
+    table.add_column("train accuracy", justify="right")
+    table.add_column("loss", justify="right")
+    for name, r in results.items():
+        table.add_row(name, f"{100 * r.accuracy:.1f} %", f"{r.loss:.3f}")
+    output.show(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pictures.save(pictures.lines_figure(
+            {name: [(row["evaluation"], 100 * row["accuracy"]) for row in r.curve] for name, r in results.items()},
+            "evaluation", "train accuracy, %", f"{kind} on perturbations",
+        ), out)  # fmt: skip
+        output.say(f"picture: {out}")
