@@ -1,4 +1,4 @@
-"""How large a perturbation is: L0, L2, L-infinity, PSNR, share of clipped pixels; streamed, in constant memory."""
+"""How large a perturbation is: L0, L2, L-infinity, PSNR, SSIM, clipped pixels; streamed, in constant memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
+
+from ..data.dataset import Dataset
+
+SSIM_IMAGES = 200  # a class
 
 
 class PerturbationStatistics:
@@ -60,3 +64,42 @@ class PerturbationStatistics:
             "psnr_db": -10 * math.log10(mse) if mse else None,
             "clipped_share": self._extreme / self._changed if self._changed else 0.0,
         }
+
+
+def class_statistics(clean: Dataset, poisoned: Dataset) -> dict[str, dict[str, Any]]:
+    """`PerturbationStatistics.summary` and the mean SSIM of every class and of "all".
+
+    SSIM (Wang et al., 2004, window 11) is kornia's, over up to `SSIM_IMAGES` images a class; None where kornia is not
+    installed, or images are smaller than its window.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    total = PerturbationStatistics()
+    similarities = []
+    for c, name in enumerate(clean.classes):
+        members = np.flatnonzero(clean.labels == c)
+        one = PerturbationStatistics()
+        for i in range(0, len(members), 1024):
+            a, b = clean.images[members[i : i + 1024]], poisoned.images[members[i : i + 1024]]
+            one.add(a, b)
+            total.add(a, b)
+        picked = members[np.linspace(0, len(members) - 1, min(len(members), SSIM_IMAGES)).astype(int)]
+        similarity = ssim(clean.images[picked], poisoned.images[picked]) if len(picked) else None
+        if similarity is not None:
+            similarities.append(similarity)
+        rows[name] = {**one.summary(), "ssim": similarity}
+    rows["all"] = {**total.summary(), "ssim": float(np.mean(similarities)) if similarities else None}
+    return rows
+
+
+def ssim(a: np.ndarray, b: np.ndarray, window: int = 11) -> float | None:
+    """Mean structural similarity of (n, H, W, C) uint8 images, or None without kornia or below the window's size."""
+    if min(a.shape[1:3]) < window:
+        return None
+    try:
+        from kornia.metrics import ssim as kornia_ssim
+    except ImportError:
+        return None
+    import torch
+
+    x, y = (torch.from_numpy(np.ascontiguousarray(v)).permute(0, 3, 1, 2).float() / 255 for v in (a, b))
+    return float(kornia_ssim(x, y, window).mean())

@@ -1,17 +1,19 @@
-"""`ulfast data get`."""
+"""`ulfast data get|info|import|export`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ..errors import InputError
 from .common import Output, verb
 
 
 @click.group("data")
 def command() -> None:
-    """Get data sets by name."""
+    """Get, inspect, import and export data sets."""
 
 
 @verb("get", seed=False, device=False)
@@ -32,4 +34,120 @@ def get(output: Output, name: str, cache: Path | None) -> None:
     output.say(f"{name}: {splits['train']:,} training and {splits['test']:,} test images, {where}")
 
 
-command.add_command(get)
+@verb("info", device=False)
+@click.argument("data", metavar="PATH|NAME")
+@click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
+@click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
+@click.option("--quick", is_flag=True, help="Do not look for poison.")
+def info(output: Output, data: str, format_: str | None, resize: int | None, quick: bool, seed: int) -> None:
+    """Print what a data set is: images, classes, checksum, where it came from, and whether it looks poisoned.
+
+    \b
+    ulfast data info poisoned/
+    ulfast data info cifar10 --quick
+    """
+    from ..data.inspect import describe
+
+    found = describe(data, format=format_, resize=resize, look_for_poison=not quick, seed=seed, progress=output.bars)
+    output.result(found)
+    for split, about in found["splits"].items():
+        height, width, channels = about["image_shape"]
+        output.say(f"{split}: {about['images']:,} images of {height} x {width} x {channels}, {about['dtype']},"
+                   f" {len(about['classes'])} classes")  # fmt: skip
+        counts = about["classes"]
+        least, most = min(counts.values()), max(counts.values())
+        if least == most:
+            output.say(f"  {most:,} of each class: {', '.join(list(counts)[:10])}{' ...' if len(counts) > 10 else ''}")
+        else:
+            for name, count in list(counts.items())[:20]:
+                output.say(f"  {count:>8,}  {name}")
+            if len(counts) > 20:
+                output.say(f"  ... {len(counts) - 20} more, from {least:,} to {most:,} images")
+        mean, std = (", ".join(f"{v:.3f}" for v in about[key]) for key in ("mean", "std"))
+        output.say(f"  mean {mean}; standard deviation {std}")
+        output.say(f"  sha256 {about['sha256']}")
+        if about["manifest"]:
+            made = about["manifest"]
+            parameters = ", ".join(f"{k} {v}" for k, v in (made.get("parameters") or {}).items() if v is not None)
+            output.say(f"  made by {made.get('method')} ({parameters}), seed {made.get('seed')},"
+                       f" rate {made.get('rate', 1)}, from {(made.get('source') or {}).get('name')}")  # fmt: skip
+    for warning in found["warnings"]:
+        output.say(f"warning: {warning}")
+
+
+@verb("import", seed=False, device=False)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--base", required=True, metavar="PATH|NAME", help="The clean images it was made for: order and labels.")
+@click.option("--layout", default="auto", show_default=True,
+              help="png-index, perturbation-pt, int8-pickle, ntga-npy or npy.")  # fmt: skip
+@click.option("--name", help="Of the poison, for tables (default: the file's).")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace --out.")
+def import_(
+    output: Output, source: Path, base: str, layout: str, name: str | None, out: Path | None, overwrite: bool
+) -> None:
+    """Make a data set of a published poison: its files follow a clean data set, which supplies the labels.
+
+    Nothing in the files is run. Count, order, range and size are checked against the base.
+
+    \b
+    ulfast data import TAP/ --base cifar10 --out tap/
+    ulfast data import perturbation.pt --base cifar10 --name em --out em/
+    """
+    from ..data import load_dataset, write_dataset
+    from ..files import check_free
+    from ..poisons.published import import_published
+
+    if out is None:
+        raise InputError("where to? Give --out FOLDER")
+    check_free(out, overwrite)
+    clean = load_dataset(base, progress=output.bars)
+    poisoned = import_published(source, clean, layout=layout, name=name, progress=output.bars)
+    write_dataset(out, poisoned, _test(base), overwrite=overwrite)
+    made = poisoned.manifest
+    output.result({"out": str(out), **made})
+    size = made["statistics"]
+    what = "{layout}, {kind} per {per}".format(**made["parameters"])
+    output.say(f"{len(poisoned):,} images of {made['method']} ({what}): {out}")
+    psnr = f", PSNR {size['psnr_db']:.1f} dB" if size["psnr_db"] else ""
+    output.say(f"L2 {size['l2_mean']:.3f}, L-infinity {255 * size['linf_max']:.0f}/255{psnr}")
+
+
+@verb("export", seed=False, device=False)
+@click.argument("data", metavar="PATH|NAME")
+@click.option("--layout", default="png-index", show_default=True, help="png-index, imagefolder, npz, perturbation-pt.")
+@click.option("--base", metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to make.")
+@click.option("--overwrite", is_flag=True, help="Replace --out.")
+def export(output: Output, data: str, layout: str, base: str | None, out: Path | None, overwrite: bool) -> None:
+    """Write a data set as other people's training code reads it.
+
+    \b
+    ulfast data export poisoned/ --layout imagefolder --out folders/
+    ulfast data export poisoned/ --layout perturbation-pt --base cifar10 --out perturbation.pt
+    """
+    from ..data import load_dataset
+    from ..data.export import export_dataset
+
+    if out is None:
+        raise InputError("where to? Give --out")
+    train = load_dataset(data, progress=output.bars)
+    test = _test(data) if layout in ("imagefolder", "npz") else None
+    clean = load_dataset(base, progress=output.bars) if base is not None else None
+    export_dataset(train, out, layout, test=test, base=clean, overwrite=overwrite, progress=output.bars)
+    output.result({"out": str(out), "layout": layout, "images": len(train), "test_images": len(test) if test else 0})
+    output.say(f"{len(train):,} images as {layout}: {out}")
+
+
+def _test(source: str) -> Any:
+    """The test split, or None where there is none."""
+    from ..data import load_dataset
+
+    try:
+        return load_dataset(source, split="test")
+    except InputError:
+        return None
+
+
+for _verb in (get, info, import_, export):
+    command.add_command(_verb)

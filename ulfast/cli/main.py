@@ -23,7 +23,8 @@ VERBS = {
     "separability": ("separability", "Tell classes from perturbations alone by a linear model."),
     "dfr": ("dfr", "Refit the last layer of every epoch of a run to clean images."),
     "finetune": ("finetune", "Train a run's network on a few clean images."),
-    "data": ("data", "Get data sets by name."),
+    "show": ("show", "Draw clean images, perturbations and poisoned images."),
+    "data": ("data", "Get, inspect, import and export data sets."),
     "ls": ("ls", "List poisons, attacks, models, recipes and data sets."),
     "doctor": ("doctor", "Check the installation, with a real run of every kernel."),
 }

@@ -8,6 +8,7 @@ from .ar import AR
 from .base import Poison
 from .classwise import ClassWiseRandom, Regions, SampleWiseRandom
 from .convolution import ConvolutionPoison
+from .file import FilePoison
 from .lsp import LSP
 from .ops import OnePixelShortcut
 
@@ -20,6 +21,7 @@ POISONS: dict[str, Poison] = {
     "cwrandom": ClassWiseRandom(),
     "swrandom": SampleWiseRandom(),
     "cuda": ConvolutionPoison(),
+    "file": FilePoison(),
 }
 
 

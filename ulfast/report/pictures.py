@@ -111,29 +111,35 @@ def lines_figure(lines: dict[str, list[tuple[float, float]]], xlabel: str, ylabe
     return figure
 
 
-def comparison_figure(clean: Dataset, poisoned: Dataset, *, seed: int = 0, title: str = "") -> Figure:
-    """Rows clean, perturbation (rescaled to the largest value shown), poisoned; a column a class."""
+def comparison_figure(
+    clean: Dataset, poisoned: Dataset, *, seed: int = 0, title: str = "", per_class: int = 1
+) -> Figure:
+    """Rows clean, perturbation (rescaled to the largest value shown), poisoned; a column a class. With more images a
+    class the three rows come again for each.
+    """
     import matplotlib
 
     rng = np.random.default_rng(seed)
     columns = min(clean.num_classes, MAX_COLUMNS)
-    changed = [np.flatnonzero(clean.labels == c) for c in range(columns)]
-    picks = []
-    for rows in changed:
+    picks = np.empty((per_class, columns), np.int64)
+    for c in range(columns):
+        rows = np.flatnonzero(clean.labels == c)
         touched = [i for i in rows[:200] if (clean.images[i] != poisoned.images[i]).any()]
-        picks.append(int(rng.choice(touched or rows)))
+        pool = touched if len(touched) >= per_class else rows
+        picks[:, c] = rng.choice(pool, per_class, replace=len(pool) < per_class)
     before, after = clean.images[picks], poisoned.images[picks]
     difference = after.astype(np.float32) - before
     peak = max(float(np.abs(difference).max()), 1.0)
     shown = 0.5 + 0.5 * difference / peak
+    names = ("clean", f"perturbation\n(\u00b1{peak:.0f} levels)", "poisoned")
     with matplotlib.rc_context(STYLE):
-        figure = _figure(0.85 * columns + 1.1, 3.1)
-        axes = np.atleast_2d(figure.subplots(3, columns, squeeze=False))
-        names = ("clean", f"perturbation\n(\u00b1{peak:.0f} levels)", "poisoned")
-        for row, (name, images) in enumerate(zip(names, (before, shown, after), strict=True)):
+        figure = _figure(0.85 * columns + 1.1, 0.4 + 0.9 * 3 * per_class)
+        axes = figure.subplots(3 * per_class, columns, squeeze=False)
+        for row in range(3 * per_class):
+            images = (before, shown, after)[row % 3][row // 3]
             for column in range(columns):
                 _show(axes[row, column], images[column])
-            axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+            axes[row, 0].set_ylabel(names[row % 3], rotation=0, ha="right", va="center", fontsize=8)
         for column in range(columns):
             axes[0, column].set_title(clean.classes[column][:12], fontsize=8, loc="center", fontweight="normal")
         if title:

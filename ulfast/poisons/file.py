@@ -1,0 +1,38 @@
+"""`file`: a perturbation that is given, one an image or one a class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..data.dataset import Dataset
+from ..errors import InputError
+from ..parameters import parameter
+from .base import Perturb, Poison
+from .published import apply_entries, detect_layout, read_entries
+
+
+@dataclass(frozen=True)
+class FilePoison(Poison):
+    """Adds what a file says: a .pt, .safetensors, .npy, .npz or .pkl of perturbations for this data set."""
+
+    summary = "a perturbation from a file, one an image or one a class"
+    source = "yours"
+
+    path: str | None = parameter(None, "the file: floats in [-1, 1] or int8 levels, NCHW or NHWC")
+    scale: float = parameter(1.0, "factor on the perturbation")
+
+    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+        if not self.path:
+            raise InputError("poison file needs a file: give --set path=FILE")
+        path = Path(self.path)
+        layout = detect_layout(path)
+        if layout in ("png-index", "ntga-npy"):
+            raise InputError(f"{path} holds images, not a perturbation: take `ulfast data import`")
+        entries = read_entries(path, layout, dataset)
+        if entries.kind != "perturbation":
+            raise InputError(f"{path} holds images, not a perturbation: take `ulfast data import`")
+        entries = replace(entries, values=entries.values * np.float32(self.scale))
+        return lambda first, images, labels: apply_entries(entries, images, labels, first)
