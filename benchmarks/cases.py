@@ -1,99 +1,26 @@
-"""What is measured: every case sets up its data once and names its contestants. The first one is ours."""
+"""What is measured: the operators from ulfast's own registry, and whole tasks: a linear fit, poisons, a loader.
+
+The first contestant of a case is ours. Operators race by `ulfast.profiling`; `ulfast profile` has the same ones.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from ulfast import ops
-from ulfast.ops import reference
-
-Run = Callable[[], Any]
-
-
-@dataclass
-class Case:
-    """One row of the table.
-
-    Attributes:
-        name: shown and selected by.
-        ours: name to function; the quickest counts.
-        peers: name to function.
-        bytes, flops: least traffic and arithmetic of one call, for the roof.
-        error: largest deviation of ours from float64, and the same of the plain torch expression.
-        repeats: rounds; every contestant runs once a round.
-    """
-
-    name: str
-    ours: dict[str, Run]
-    peers: dict[str, Run]
-    bytes: float = 0.0
-    flops: float = 0.0
-    error: tuple[float, float] | None = None
-    repeats: int = 15
-    goals: dict[str, float] = field(default_factory=dict)
+from ulfast.profiling import OPERATORS, Case, Shape
+from ulfast.profiling.cases import Run
 
 
-def orthonormal(k: int, d: int) -> torch.Tensor:
-    return torch.linalg.qr(torch.randn(d, k))[0].T.contiguous()
-
-
-def project(n: int, d: int, k: int, compiled: bool) -> Case:
-    x, basis = torch.rand(n, d), orthonormal(k, d)
-    out, scratch = torch.zeros(n, d), x.clone()
-
-    def eager() -> torch.Tensor:
-        return x - (x @ basis.T) @ basis
-
-    peers: dict[str, Run] = {
-        "eager": eager,
-        "addmm": lambda: torch.addmm(x, x @ basis.T, basis, alpha=-1),
-        "addmm_ in place": lambda: scratch.addmm_(scratch @ basis.T, basis, alpha=-1),
-    }
-    if compiled:
-        fast = torch.compile(lambda a, b: a - (a @ b.T) @ b)
-        peers["compile"] = lambda: fast(x, basis)
-    ours: dict[str, Run] = {
-        "project": lambda: ops.project(x, basis),
-        "project out=": lambda: ops.project(x, basis, out=out),
-        "project_ in place": lambda: ops.project_(scratch, basis),
-    }
-    few = min(n, 64)
-    exact = reference.project(x[:few].double(), basis.double())
-    error = tuple(float((f(x[:few], basis).double() - exact).abs().max()) for f in (ops.project, reference.project))
-    return Case(f"project {n} x {d}, k {k}", ours, peers, 8.0 * n * d, 4.0 * n * d * k, error,  # type: ignore[arg-type]
-                goals={"eager": 10, "best": 3})  # fmt: skip
-
-
-def ingest(n: int, size: int, k: int) -> Case:
-    d = size * size * 3
-    images = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8)
-    basis, mean, std = orthonormal(k, d), torch.rand(3), torch.rand(3) + 0.1
-    shift, flip = torch.randint(-4, 5, (n, 2), dtype=torch.int32), torch.rand(n) < 0.5
-
-    def eager() -> torch.Tensor:
-        x = images.float().div(255).flatten(1)
-        x = x - (x @ basis.T) @ basis
-        x = ((x.view(n, size, size, 3) - mean) / std).to(torch.bfloat16)
-        return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-
-    got = ops.ingest(images[:8], basis, mean, std)
-    exact = reference.unit(images[:8], torch.float64)
-    exact = (reference.project(exact, basis.double()) - mean) / std
-    error = float((got.permute(0, 2, 3, 1).double() - exact).abs().max())
-    return Case(
-        f"ingest u8 -> bf16, {n} x {size} px, k {k}",
-        {"ingest": lambda: ops.ingest(images, basis, mean, std, dtype=torch.bfloat16),
-         "with crop and flip": lambda: ops.ingest(images, basis, mean, std, dtype=torch.bfloat16, shift=shift,
-                                                  flip=flip)},
-        {"eager, no crop": eager},
-        3.0 * n * d, 4.0 * n * d * k, (error, math.nan), goals={"eager": 15},
-    )  # fmt: skip
+def operator(name: str, shape: str, dtype: torch.dtype | None, compiled: bool) -> Case:
+    """A case of the registry."""
+    entry = OPERATORS[name]
+    return entry.make(Shape.parse(shape), dtype or entry.dtypes[0], torch.device("cpu"), compiled)
 
 
 def fit(n: int, d: int, classes: int, batch: int) -> Case:
@@ -202,11 +129,18 @@ def loader(n: int) -> Case:
 def cases(compiled: bool) -> dict[str, Callable[[], Case]]:
     """Every case by its key; nothing is allocated before it is called."""
     table: dict[str, Callable[[], Case]] = {}
-    for n, d, k in [(4096, 3072, 1), (4096, 3072, 10), (4096, 3072, 16), (50000, 3072, 10), (128, 150528, 10),
-                    (4096, 3072, 100), (1024, 3072, 1000)]:  # fmt: skip
-        table[f"project-{n}x{d}-k{k}"] = lambda n=n, d=d, k=k: project(n, d, k, compiled)  # type: ignore[misc]
-    table["ingest-1024x32px-k9"] = lambda: ingest(1024, 32, 9)
-    table["ingest-64x224px-k9"] = lambda: ingest(64, 224, 9)
+    shapes = {
+        "project": ("4096x3072x1", "4096x3072x10", "4096x3072x16", "50000x3072x10", "128x150528x10", "4096x3072x100",
+                    "1024x3072x1000"),
+        "project_classwise": ("4096x3072x10", "128x150528x100"),
+        "ingest": ("1024x3072x9", "64x150528x9"),
+        "softmax_regression_step": ("1024x3072x10",),
+        "apply_perturbation": ("4096x3072x10",),
+        "pgd_step": ("1024x3072x1", "1024x3072x2"),
+    }  # fmt: skip
+    for name, sizes in shapes.items():
+        for size in sizes:
+            table[f"{name}-{size}"] = lambda n=name, s=size: operator(n, s, None, compiled)  # type: ignore[misc]
     table["fit-50000x3072-b256"] = lambda: fit(50000, 3072, 10, 256)
     table["fit-50000x3072-b1024"] = lambda: fit(50000, 3072, 10, 1024)
     table["lsp-50000"] = lambda: lsp(50000)

@@ -15,10 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning pools take the cores from the next contestant
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,54 +23,18 @@ if "ulfast" not in sys.modules and os.environ.get("ULFAST_BENCH_TREE"):
     sys.path.insert(0, os.environ["ULFAST_BENCH_TREE"])
 
 import torch  # noqa: E402
-from cases import Case, cases  # noqa: E402
+from cases import cases  # noqa: E402
 
 from ulfast import environment  # noqa: E402
+from ulfast.profiling import Row, measure, roof  # noqa: E402
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def roof() -> dict[str, float]:
-    """Copy bandwidth (bytes read plus written a second) and sgemm rate (flops a second) of this machine, now."""
-    a, b = torch.rand(12 << 20), torch.zeros(12 << 20)
-    x, y, z = torch.rand(1024, 3072), torch.rand(3072, 1024), torch.zeros(1024, 1024)
-    copy = statistics.median(seconds(lambda: b.copy_(a)) for _ in range(15))
-    product = statistics.median(seconds(lambda: torch.mm(x, y, out=z)) for _ in range(9))
-    return {"copy_bytes_per_s": 8 * a.numel() / copy, "sgemm_flops_per_s": 2 * 1024 * 1024 * 3072 / product}
-
-
-def measure(case: Case, top: dict[str, float]) -> dict[str, Any]:
-    """Medians of every contestant, and the ratios."""
-    runs = {**case.ours, **case.peers}
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(case.repeats):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ours, best = min(case.ours, key=medians.__getitem__), min(case.peers, key=medians.__getitem__)
-    bound = max(case.bytes / top["copy_bytes_per_s"], case.flops / top["sgemm_flops_per_s"])
-    spread = {name: (min(values), max(values)) for name, values in times.items()}
-    first = next(iter(case.peers))
-    return {
-        "case": case.name, "seconds": medians, "spread": spread, "ours": ours, "best_peer": best,
-        "x_best": medians[best] / medians[ours], "x_first_peer": medians[first] / medians[ours],
-        "x_roof": medians[ours] / bound if bound else None, "error": case.error, "goals": case.goals,
-        "repeats": case.repeats,
-    }  # fmt: skip
-
-
-def show(row: dict[str, Any]) -> str:
-    s = row["seconds"]
-    error = f"{row['error'][0]:.1e}" if row["error"] else ""
+def show(row: Row) -> str:
+    s, error = row.seconds, f"{row.error[0]:.1e}" if row.error else ""
+    roof_share = f"{row.x_roof:.2f}" if row.x_roof is not None else ""
     return (
-        f"| {row['case']} | {1e3 * s[row['ours']]:.2f} ({row['ours']}) | {1e3 * s[row['best_peer']]:.2f}"
-        f" ({row['best_peer']}) | {row['x_best']:.1f} | {row['x_first_peer']:.1f} | {row['x_roof']:.2f} | {error} |"
+        f"| {row.case} | {1e3 * s[row.ours]:.2f} ({row.ours}) | {1e3 * s[row.best_peer]:.2f}"
+        f" ({row.best_peer}) | {row.x_best:.1f} | {row.x_plain:.1f} | {roof_share} | {error} |"
     )
 
 
@@ -132,7 +93,9 @@ def main() -> int:
         rows.append(measure(table[name](), top))
         print(show(rows[-1]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"environment": about, "roof": top, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({"environment": about, "roof": top, "rows": [row.to_dict() for row in rows]}, indent=2) + "\n"
+        )
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from ..attacks.result import AttackResult
     from ..basis import Basis
     from ..data.dataset import Dataset
+    from ..profiling.measure import Row
 
 # Distinct in print, in gray and for the colour-blind (Okabe and Ito).
 COLOURS = {"clean": "#009E73", "poisoned": "#D55E00", "attack": "#0072B2"}
 STYLES = {"clean": "--", "poisoned": ":", "attack": "-"}
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#7B68EE", "#000000")
 MAX_COLUMNS = 10
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
@@ -91,18 +94,47 @@ def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
+def roofline_figure(rows: Sequence[Row], top: dict[str, float]) -> Figure:
+    """Arithmetic rate over arithmetic intensity of every case, under the machine's measured roof."""
+    import matplotlib
+
+    peak, bandwidth = top["sgemm_flops_per_s"] / 1e9, top["copy_bytes_per_s"] / 1e9
+    shown = [row for row in rows if row.bytes and row.flops]
+    intensity = [row.flops / row.bytes for row in shown]
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(7.2, 4.2)
+        axis = figure.subplots()
+        low, high = min([0.1, *intensity]) / 2, max([10 * peak / bandwidth, *intensity]) * 2
+        edges = np.geomspace(low, high, 200)
+        axis.plot(edges, np.minimum(peak, bandwidth * edges), color="#333333", lw=2)
+        axis.annotate(f"copy {bandwidth:.0f} GB/s", (low * 1.2, bandwidth * low * 1.2), rotation=32, fontsize=8,
+                      color="#333333", va="bottom")  # fmt: skip
+        axis.annotate(f"sgemm {peak:.0f} GFLOP/s", (high, peak), ha="right", va="bottom", fontsize=8, color="#333333")
+        for i, (row, x) in enumerate(zip(shown, intensity, strict=True)):
+            peer = row.flops / row.seconds[row.best_peer] / 1e9
+            colour = CYCLE[i % len(CYCLE)]
+            axis.plot([x, x], [peer, row.gflop_per_s], color=colour, lw=1, alpha=0.6)
+            axis.plot(x, row.gflop_per_s, "o", color=colour, label=row.case)
+            axis.plot(x, peer, "o", color=colour, mfc="white")
+        axis.set(xscale="log", yscale="log", xlabel="flops a byte", ylabel="GFLOP/s", xlim=(low, high))
+        axis.set_title("filled: ours; hollow: the best peer")
+        axis.grid(color="#eeeeee")
+        axis.set_axisbelow(True)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=7)
+    return figure
+
+
 def lines_figure(lines: dict[str, list[tuple[float, float]]], xlabel: str, ylabel: str, title: str) -> Figure:
     """Curves by name, each a list of (x, y), with their last value beside them in the legend."""
     import matplotlib
 
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#7B68EE", "#000000")
     with matplotlib.rc_context(STYLE):
         figure = _figure(7.2, 3.4)
         axis = figure.subplots()
         for i, (name, points) in enumerate(lines.items()):
             x, y = zip(*points, strict=True)
-            style = "-" if i < len(colours) else "--"
-            axis.plot(x, y, style, color=colours[i % len(colours)], lw=1.8, label=f"{name}  {y[-1]:.1f}")
+            style = "-" if i < len(CYCLE) else "--"
+            axis.plot(x, y, style, color=CYCLE[i % len(CYCLE)], lw=1.8, label=f"{name}  {y[-1]:.1f}")
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
         axis.grid(axis="y", color="#e6e6e6")
         axis.set_axisbelow(True)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..attacks.result import AttackResult
+    from ..profiling.measure import Row as Row_
     from ..reproduce import GridResult, Row
 
 
@@ -69,4 +70,25 @@ def grid_table(result: GridResult, model: str) -> Table:
     for poison in grid.poisons:
         cells = [accuracy(result.row(poison.label, attack.label, model)) for attack in grid.attacks]
         table.add_row(poison.label, *cells)
+    return table
+
+
+def profile_table(rows: list[Row_]) -> Table:
+    """Kernels against their peers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("case", no_wrap=True)
+    for column in ("ms", "±", "GB/s", "GFLOP/s", "of roof", "best peer, ms", "x best", "x plain", "error", "plain's"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        low, high = row.spread[row.ours]
+        errors = ["", ""] if row.error is None else [f"{e:.0e}" if e == e else "" for e in row.error]
+        share = "" if row.x_roof is None else f"{100 / row.x_roof:.0f} %"
+        table.add_row(
+            row.case, f"{1e3 * row.seconds[row.ours]:.2f}", f"{500 * (high - low):.2f}", f"{row.gb_per_s:.1f}",
+            f"{row.gflop_per_s:.0f}", share, f"{1e3 * row.seconds[row.best_peer]:.2f} {row.best_peer}",
+            f"{row.x_best:.1f}", f"{row.x_plain:.1f}", *errors,
+        )  # fmt: skip
     return table

@@ -1,0 +1,47 @@
+"""Every example runs, where its library is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_plain_pytorch():
+    accuracy = load("plain_pytorch").main(epochs=6, limit=2500)
+    assert accuracy["projected"] > accuracy["as it is"] + 0.08
+
+
+def test_dataloader():
+    seen, largest = load("dataloader").main(limit=300)
+    assert seen == 300
+    assert largest < 1e-4
+
+
+def test_lightning_module():
+    pytest.importorskip("lightning")
+    assert load("lightning_module").main(epochs=4, limit=2000) > 0.3
+
+
+def test_timm_style():
+    try:
+        import timm  # noqa: F401
+    except ImportError as error:
+        pytest.skip(f"timm: {error}")
+    assert 0 <= load("timm_style").main(epochs=1, limit=256, batch_size=64) <= 1
+
+
+def test_there_is_no_example_without_a_test():
+    here = Path(__file__).read_text()
+    for file in FOLDER.glob("*.py"):
+        assert f'load("{file.stem}")' in here
