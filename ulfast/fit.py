@@ -85,6 +85,10 @@ def fit_basis(
         weight = _start(init, dataset.num_classes, d, seed + len(bases)).to(target)
         batches = _batches(n, batch_size, total, seed + len(bases), drop_last=epochs is None)
         _descend(images, labels, weight, batches, total, lr, taken, progress)
+        if init == "zero":
+            # The gradient's rows sum to zero, and so do the weights, but for a thousand steps' rounding, which must not
+            # pass for a direction. Softmax does not see what all classes share.
+            weight -= weight.double().mean(0).float()
         loss, accuracy = _evaluate(images, labels, weight)
         if not math.isfinite(loss):
             raise InputError(f"the linear fit diverged at lr {lr}: give a smaller learning rate")
