@@ -14,7 +14,7 @@ from .errors import InputError
 from .names import nearest, resolve
 from .parameters import with_parameters
 from .poisons import get_poison
-from .report.published import PUBLISHED
+from .published import PUBLISHED
 from .training import build_model, get_recipe
 
 SHIPPED = Path(__file__).parent / "grids"

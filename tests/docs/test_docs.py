@@ -30,7 +30,8 @@ def test_commands_have_options_that_exist(page):
     for line in re.findall(r"^    (ulfast [^#\n]*)", page.read_text(), re.MULTILINE):
         words = line.split()
         assert words[1] in VERBS, line
-        help_text = CliRunner().invoke(group, [words[1], "--help"]).output
+        verb = words[1:3] if words[1] == "data" or words[2:3] == ["ar-search"] else words[1:2]
+        help_text = CliRunner().invoke(group, [*verb, "--help"]).output
         for option in (w for w in words if w.startswith("--")):
             assert option in help_text, line
 
@@ -40,3 +41,39 @@ def test_links_and_pictures_are_there(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+# What makes a command quick enough for a test, by verb; names that need a network become the sample.
+SHRINK = {"attack": ["--limit", "150", "--epochs", "1"]}
+
+
+@pytest.mark.parametrize("name", ["poisons", "attacks", "tables", "findings", "kernels"])
+def test_commands_run(name, tmp_path, monkeypatch):
+    """Every `ulfast ...` line of a task's page, in order, in one folder."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / f"{name}.md").read_text()
+    for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
+        Path("my_grid.yaml").write_text(block)
+    lines = re.findall(r"^    (ulfast [^#\n]*)", page, re.MULTILINE)
+    assert lines
+    for line in lines:
+        words = line.replace("cifar10", "sample").split()[1:]
+        extra = [
+            w for pair in zip(*[iter(SHRINK.get(words[0], []))] * 2, strict=True) if pair[0] not in words for w in pair
+        ]
+        result = CliRunner().invoke(group, words + extra, catch_exceptions=False)
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+def test_extending_page_runs():
+    from ulfast.attacks import ATTACKS
+    from ulfast.poisons import POISONS
+
+    names: dict[str, object] = {}
+    try:
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extend.md").read_text(), re.DOTALL):
+            exec(compile(block, "docs/extend.md", "exec"), names)
+        assert names["result"].method == "median+cutmix"
+    finally:
+        POISONS.pop("stripe", None)
+        ATTACKS.pop("median", None)

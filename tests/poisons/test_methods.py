@@ -189,3 +189,26 @@ def test_convolution_is_conv2d_with_padding(make_dataset, size):
         want = (y / y.max()).clamp(0, 1) * 255
         assert (torch.from_numpy(got.images[i]).float() - want).abs().max() <= 1.0
     assert (kernel == 1).sum() == 1
+
+
+def test_ar_search_finds_keeps_and_judges(tmp_path):
+    import json
+
+    from click.testing import CliRunner
+
+    from ulfast.cli.main import group
+
+    def said(*words):
+        return json.loads(CliRunner().invoke(group, [*map(str, words), "--json"], catch_exceptions=False).output)
+
+    file = tmp_path / "w.json"
+    found = said("poison", "ar-search", "--classes", 4, "--size", 16, "--out", file)
+    assert found["stable"]
+    assert found["own_response"] < 1e-4
+    assert found["least_response"] > 1
+    judged = said("ar-search", "--classes", 4, "--size", 16, "--check", file)
+    assert judged["least_response"] == pytest.approx(found["least_response"], rel=1e-3)
+    torch.save([torch.rand(3, 3, 3) * 9 for _ in range(4)], tmp_path / "wild.pt")  # grows without bound
+    assert not said("ar-search", "--classes", 4, "--check", tmp_path / "wild.pt")["stable"]
+    with pytest.raises(InputError, match="give --out"):
+        said("poison", "ar-search")

@@ -15,6 +15,7 @@ from ..version import __version__
 # verb -> (module, what `ulfast --help` says)
 VERBS = {
     "poison": ("poison", "Make a data set unlearnable."),
+    "ar-search": ("ar_search", "Find coefficients for the poison ar (also `ulfast poison ar-search`)."),
     "fit": ("fit", "Fit the linear model whose weights the projection removes."),
     "attack": ("attack", "Learn from poisoned data and measure it on clean test images."),
     "reproduce": ("reproduce", "Train a table of poisons x attacks, resumable."),
@@ -45,6 +46,8 @@ class Verbs(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[:2] == ["poison", "ar-search"]:
+            args = args[1:]
         if args and args[0] not in VERBS:
             from ..names import nearest
 

@@ -150,6 +150,28 @@ def _stable(seed: int, batch: int, size: tuple[int, int], channels: int) -> Tens
     return windows[:, 0]
 
 
+def judge(windows: Tensor, size: tuple[int, int], seed: int = 0) -> dict[str, Any]:
+    """What a set of windows (c, channels, 3, 3) is worth at a size.
+
+    Returns:
+        `largest_norm` of its signals before scaling, `stable` (finite and within the published limit for that size),
+        `own_response` (largest response of a process's filter to its own signals of norm 1; zero but for rounding) and
+        `least_response` (smallest response of any other's filter).
+    """
+    c, channels = windows.shape[:2]
+    signals = _signals(windows, size, seed)
+    norms = signals.double().flatten(1).norm(dim=1)
+    stable = bool(torch.isfinite(norms).all()) and float(norms.max()) <= LARGEST_NORM * math.sqrt(
+        size[0] * size[1] * channels / 3072
+    )
+    signals = signals / norms.clamp_min(1e-12).float()[:, None, None, None]
+    found = response(signals, windows).view(c, SIGNALS, c)
+    own = found.diagonal(dim1=0, dim2=2)
+    other = found.masked_fill(torch.eye(c, dtype=torch.bool)[:, None, :], torch.inf)
+    return {"largest_norm": float(norms.max()), "stable": stable, "own_response": float(own.max()),
+            "least_response": float(other.min())}  # fmt: skip
+
+
 def save_coefficients(windows: Tensor, path: Path) -> None:
     """JSON: {"coefficients": (classes, channels, 3, 3) nested lists}."""
     write_json(path, {"format": "ulfast-ar-1", "coefficients": windows.double().tolist()})

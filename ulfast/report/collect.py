@@ -11,8 +11,8 @@ from pathlib import Path
 from ..attacks import AttackResult
 from ..data.names import NAMES
 from ..errors import InputError
+from ..published import PUBLISHED
 from ..reproduce import GridResult
-from .published import PUBLISHED
 
 CLEAN, NONE = "clean", "none"
 # A poison that takes less than this share of accuracy from a network does not poison it; above UNDONE of what it takes
