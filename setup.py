@@ -32,6 +32,8 @@ KERNELS = {
     "pgd": EXACT,
     "random": EXACT,
     "ar": EXACT,
+    "moments": EXACT,
+    "convolve": EXACT,
     "level": "",
 }
 CUDA_ARCHITECTURES = "75,80,86,89,90"

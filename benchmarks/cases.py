@@ -94,6 +94,112 @@ def lsp(n: int) -> Case:
                 2.0 * n * 3072, 2.0 * n * 48 * 48, repeats=3, goals={"best": 60})  # fmt: skip
 
 
+def generated(method: str, n: int) -> tuple[np.ndarray, np.ndarray, Run]:
+    """Images of 32 px, their labels, and the whole poison of them by ours: preparation, perturbation, rounding."""
+    from ulfast.data import Dataset
+    from ulfast.poisons import get_poison
+
+    images = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(n) % 10
+    data = Dataset(images, labels, tuple("0123456789"))
+
+    def ours() -> None:
+        perturb = get_poison(method)[1].prepare(data, 0)
+        for first in range(0, n, 1024):
+            perturb(first, images[first : first + 1024], labels[first : first + 1024])
+
+    return images, labels, ours
+
+
+def scaled(run: Run, times: float) -> Run:
+    """A peer so slow that it runs on a part: its time is multiplied."""
+    run.times = times  # type: ignore[attr-defined]
+    return run
+
+
+def ops_search(n: int) -> Case:
+    """The published search: every position and corner colour of every class, a tensor expression each."""
+    images, labels, _ = generated("ops", n)
+    from ulfast.data import Dataset
+    from ulfast.poisons.ops import choose, moments
+
+    data = Dataset(images, labels, tuple("0123456789"))
+
+    def published() -> None:
+        x = torch.from_numpy(images[labels == 0]).permute(0, 3, 1, 2).float() / 255
+        corners = [torch.tensor([r, g, b], dtype=torch.float32) for r in (0, 1) for g in (0, 1) for b in (0, 1)]
+        best = -1.0
+        for row in range(32):
+            for column in range(32):
+                for target in corners:
+                    distance = (target - x[:, :, row, column]).abs()
+                    best = max(best, float(distance.mean() / distance.std()))
+
+    return Case(f"ops search, {n} images of 32 px", {"class_moments": lambda: choose(*moments(data), 1)},
+                {"published, one class x 10": scaled(published, 10)}, 1.0 * n * 3072, 3.0 * n * 3072, repeats=3,
+                goals={"best": 400})  # fmt: skip
+
+
+def ar(n: int) -> Case:
+    """The published generator: a product of 3 x 3 for every value, image by image."""
+    _, _, ours = generated("ar", n)
+    windows = torch.randn(3, 3, 3)
+
+    def published() -> None:
+        for channel in range(3):
+            noise = torch.randn(36, 36)
+            for row in range(34):
+                for column in range(34):
+                    noise[row + 2, column + 2] = (windows[channel] * noise[row : row + 3, column : column + 3]).sum()
+
+    return Case(f"ar, {n} images of 32 px", {"perturb_ar": ours}, {"published, one image x n": scaled(published, n)},
+                2.0 * n * 3072, 2.0 * n * 8 * 34 * 34 * 3, repeats=3, goals={"best": 10_000})  # fmt: skip
+
+
+def convolution(n: int) -> Case:
+    """A convolution image by image, as the published data set class does it."""
+    images, _, ours = generated("cuda", n)
+    kernel = torch.rand(3, 1, 3, 3)
+
+    def published() -> None:
+        for image in images[:2000]:
+            x = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+            y = torch.nn.functional.conv2d(x[None], kernel, padding=1, groups=3)[0]
+            (y / y.max()).clamp(0, 1).mul(255).byte().permute(1, 2, 0).numpy()
+
+    return Case(f"cuda, {n} images of 32 px", {"perturb_convolution": ours},
+                {"image by image, 2000 x n / 2000": scaled(published, n / 2000)}, 2.0 * n * 3072, 18.0 * n * 3072,
+                repeats=3, goals={"best": 40})  # fmt: skip
+
+
+def encoder(method: str, n: int) -> Case:
+    """At 224 px a generator should outrun a JPEG encoder on the same cores."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import simplejpeg
+    from PIL import Image
+
+    from ulfast.data import Dataset, load_dataset
+    from ulfast.poisons import get_poison
+
+    # Photographs enlarged, with a little grain where the detail is missing.
+    small = load_dataset("sample").images[:n]
+    large = np.stack(
+        [np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC)) for image in small]
+    )
+    grain = np.random.default_rng(0).normal(0, 4, large.shape)
+    images = (large + grain).clip(0, 255).astype(np.uint8)
+    labels = np.arange(n) % 10
+    perturb = get_poison(method)[1].prepare(Dataset(images, labels, tuple("0123456789")), 0)
+
+    def encode() -> None:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(lambda image: simplejpeg.encode_jpeg(image, 90), images))
+
+    return Case(f"{method}, {n} images of 224 px", {method: lambda: perturb(0, images, labels)},
+                {"JPEG 90, a thread a core": encode}, 2.0 * n * 150528, repeats=5, goals={"best": 1})  # fmt: skip
+
+
 def loader(n: int) -> Case:
     """The usual way: a DataLoader with two workers that crops, flips and normalises each image."""
     from ulfast.data import Augment, Dataset, MemoryLoader
@@ -144,5 +250,10 @@ def cases(compiled: bool) -> dict[str, Callable[[], Case]]:
     table["fit-50000x3072-b256"] = lambda: fit(50000, 3072, 10, 256)
     table["fit-50000x3072-b1024"] = lambda: fit(50000, 3072, 10, 1024)
     table["lsp-50000"] = lambda: lsp(50000)
+    table["ops-50000"] = lambda: ops_search(50000)
+    table["ar-50000"] = lambda: ar(50000)
+    table["cuda-50000"] = lambda: convolution(50000)
+    for method in ("lsp", "ops", "ar", "regions-16", "cwrandom", "cuda"):
+        table[f"{method}-224px"] = lambda m=method: encoder(m, 64)  # type: ignore[misc]
     table["loader-20000"] = lambda: loader(20000)
     return table

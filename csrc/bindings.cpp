@@ -151,4 +151,25 @@ PYBIND11_MODULE(_C, m) {
       },
       nogil);
   m.def("ar_scratch", &ar_scratch);
+  m.def(
+      "class_moments",
+      [](uintptr_t x, uintptr_t labels, uintptr_t order, uintptr_t scratch, uintptr_t sums, uintptr_t squares,
+         int64_t n, int64_t d, int64_t classes, int threads) {
+        return cpu::class_moments({ptr<const uint8_t>(x), ptr<const int64_t>(labels), ptr<int64_t>(order),
+                                   ptr<float>(scratch), ptr<int64_t>(sums), ptr<int64_t>(squares), n, d, classes},
+                                  threads);
+      },
+      nogil);
+  m.attr("class_moments_block") = class_moments_block;
+  m.def(
+      "perturb_convolution",
+      [](uintptr_t images, uintptr_t labels, uintptr_t kernels, uintptr_t scratch, uintptr_t out, int64_t n,
+         int64_t classes, int64_t h, int64_t w, int64_t c, int64_t side, int threads) {
+        return cpu::perturb_convolution(
+            {ptr<const uint8_t>(images), ptr<const int64_t>(labels), ptr<const float>(kernels), ptr<float>(scratch),
+             ptr<uint8_t>(out), n, classes, h, w, c, side},
+            threads);
+      },
+      nogil);
+  m.def("convolve_scratch", &convolve_scratch);
 }

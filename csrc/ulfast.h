@@ -103,6 +103,31 @@ struct Ar {
   bool truncate;
 };
 
+struct ClassMoments {
+  const uint8_t* x;       // (n, d)
+  const int64_t* labels;  // (n)
+  int64_t* order;         // (n + classes) scratch
+  float* scratch;         // (threads, 2 * class_moments_block)
+  int64_t* sums;          // (classes, d)
+  int64_t* squares;       // (classes, d)
+  int64_t n, d, classes;
+};
+constexpr int64_t class_moments_block = 2048;  // features a thread sums at a time
+
+struct Convolve {
+  const uint8_t* images;  // (n, h, w, c)
+  const int64_t* labels;  // (n)
+  const float* kernels;   // (classes, side, side)
+  float* scratch;         // (threads, convolve_scratch)
+  uint8_t* out;           // (n, h, w, c)
+  int64_t n, classes, h, w, c, side;
+};
+
+// Floats of scratch a thread needs for perturb_convolution: the image with its border, and the result.
+constexpr int64_t convolve_scratch(int64_t h, int64_t w, int64_t c, int64_t side) {
+  return (h + side) * (w + side) * c + h * w * c + 64;
+}
+
 // Floats of scratch a thread needs for perturb_ar.
 constexpr int64_t ar_scratch(int64_t h, int64_t w, int64_t channels) {
   return channels * (16 * ((h + 4) * (w + 4) + w) + 2 * (h + w + 6));
@@ -119,6 +144,8 @@ void philox_uniform(const Philox& a, int threads);
 void philox_normal(const Philox& a, int threads);
 int64_t perturb_lsp(const Lsp& a, int threads);
 int64_t perturb_ar(const Ar& a, int threads);
+int64_t class_moments(const ClassMoments& a, int threads);
+int64_t perturb_convolution(const Convolve& a, int threads);
 
 // Asks the system to back fresh memory with large pages, before it is first touched: a result of tens of megabytes
 // otherwise spends more time in page faults than in the kernel. A hint: nothing happens where it is not known.

@@ -82,16 +82,16 @@ int64_t first_outside(const int64_t* index, int64_t n, int64_t limit) {
 }
 
 // Row numbers in the order of their labels, a counting sort: order (n), behind it the classes' next places.
-void sort_by_label(const Project& a) {
-  int64_t* place = a.order + a.n;
-  for (int64_t c = 0; c < a.classes; ++c) place[c] = 0;
-  for (int64_t i = 0; i < a.n; ++i) ++place[a.labels[i]];
-  for (int64_t c = 0, sum = 0; c < a.classes; ++c) {
+void sort_by_label(const int64_t* labels, int64_t n, int64_t classes, int64_t* order) {
+  int64_t* place = order + n;
+  for (int64_t c = 0; c < classes; ++c) place[c] = 0;
+  for (int64_t i = 0; i < n; ++i) ++place[labels[i]];
+  for (int64_t c = 0, sum = 0; c < classes; ++c) {
     const int64_t count = place[c];
     place[c] = sum;
     sum += count;
   }
-  for (int64_t i = 0; i < a.n; ++i) a.order[place[a.labels[i]]++] = i;
+  for (int64_t i = 0; i < n; ++i) order[place[labels[i]]++] = i;
 }
 
 // Below this much work a second thread costs more than it brings.
@@ -128,7 +128,7 @@ int64_t project(const Project& a, int threads) {
   if (a.labels) {
     const int64_t bad = first_outside(a.labels, a.n, a.classes);
     if (bad != kIndexOk) return bad;
-    sort_by_label(a);
+    sort_by_label(a.labels, a.n, a.classes, a.order);
   }
   share(a.n, least(a.d * (a.k + 1)), threads, [&](int, int64_t b, int64_t e) { t->project(a, b, e); });
   return kIndexOk;
@@ -219,6 +219,30 @@ int64_t perturb_ar(const Ar& a, int threads) {
   // Sixteen images at a time share the lanes; pieces are whole groups, so that few lanes stay empty.
   share((a.n + 15) / 16, 1, threads,
         [&](int p, int64_t b, int64_t e) { t->ar(a, a.scratch + p * scratch, b * 16, e * 16 < a.n ? e * 16 : a.n); });
+  return kIndexOk;
+}
+
+int64_t class_moments(const ClassMoments& a, int threads) {
+  const int64_t bad = first_outside(a.labels, a.n, a.classes);
+  if (bad != kIndexOk) return bad;
+  sort_by_label(a.labels, a.n, a.classes, a.order);
+  const Table* t = current;
+  // Threads share the features out, so that no sums have to be joined.
+  constexpr int64_t line = 64;
+  const int64_t lines = (a.d + line - 1) / line;
+  share(lines, least(a.n * line), threads, [&](int p, int64_t b, int64_t e) {
+    t->moments(a, a.scratch + p * 2 * class_moments_block, b * line, e * line < a.d ? e * line : a.d);
+  });
+  return kIndexOk;
+}
+
+int64_t perturb_convolution(const Convolve& a, int threads) {
+  const int64_t bad = first_outside(a.labels, a.n, a.classes);
+  if (bad != kIndexOk) return bad;
+  const Table* t = current;
+  const int64_t scratch = convolve_scratch(a.h, a.w, a.c, a.side);
+  share(a.n, least(a.h * a.w * a.c * a.side * a.side), threads,
+        [&](int p, int64_t b, int64_t e) { t->convolve(a, a.scratch + p * scratch, b, e); });
   return kIndexOk;
 }
 

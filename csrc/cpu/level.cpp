@@ -19,7 +19,9 @@ const Table table = {ULFAST_STRING(ULFAST_LEVEL),
                      philox_uniform,
                      philox_normal,
                      lsp,
-                     ar};
+                     ar,
+                     moments,
+                     convolve};
 
 }  // namespace ULFAST_LEVEL
 }  // namespace ulfast

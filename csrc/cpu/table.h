@@ -20,6 +20,9 @@ struct Table {
   void (*philox_normal)(const Philox& a, int64_t begin, int64_t end);
   void (*lsp)(const Lsp& a, float* scratch, int64_t begin, int64_t end);
   void (*ar)(const Ar& a, float* scratch, int64_t begin, int64_t end);
+  // Features [begin, end) of all rows.
+  void (*moments)(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
+  void (*convolve)(const Convolve& a, float* scratch, int64_t begin, int64_t end);
 };
 
 #if defined(ULFAST_LEVEL)
@@ -34,6 +37,8 @@ void philox_uniform(const Philox& a, int64_t begin, int64_t end);
 void philox_normal(const Philox& a, int64_t begin, int64_t end);
 void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end);
 void ar(const Ar& a, float* scratch, int64_t begin, int64_t end);
+void moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
+void convolve(const Convolve& a, float* scratch, int64_t begin, int64_t end);
 }  // namespace ULFAST_LEVEL
 #endif
 

@@ -187,7 +187,7 @@ def test_convolution_is_conv2d_with_padding(make_dataset, size):
         x = torch.from_numpy(clean.images[i]).permute(2, 0, 1)[:, None] / 255
         y = torch.nn.functional.conv2d(x, kernel.view(1, 1, side, side), padding=side // 2)[:, 0].permute(1, 2, 0)
         want = (y / y.max()).clamp(0, 1) * 255
-        assert (torch.from_numpy(got.images[i]).float() - want).abs().max() <= 1.0
+        assert (torch.from_numpy(got.images[i]).float() - want).abs().max() <= 1.001  # truncated
     assert (kernel == 1).sum() == 1
 
 

@@ -11,8 +11,10 @@ from . import cpu, cuda, philox, schemas  # noqa: F401  (importing them register
 
 __all__ = [
     "apply_perturbation",
+    "class_moments",
     "ingest",
     "perturb_ar",
+    "perturb_convolution",
     "perturb_lsp",
     "pgd_step",
     "philox",
@@ -244,3 +246,34 @@ def perturb_ar(
     Source: Sandoval-Segura et al., "Autoregressive Perturbations for Data Poisoning", NeurIPS 2022.
     """
     return _ops.perturb_ar(labels, coefficients, seed, first, *size, norm, kind, images, truncate)
+
+
+def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Sums and sums of squares of every value over the images of each class, exactly.
+
+    Equivalent to ``torch.zeros(c, ...).index_add_(0, labels, images.long())``, and the same of the squares.
+
+    Args:
+        images: (n, ...) uint8.
+        labels: (n,) int64 in [0, classes).
+
+    Returns:
+        Two (classes, ...) int64 tensors, in uint8 levels and their squares.
+    """
+    sums, squares = _ops.class_moments(images, labels, classes)
+    return sums, squares
+
+
+def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve every image with its class's filter, divide it by its largest value, truncate to uint8.
+
+    Equivalent to ``y = conv2d(x, kernels[label], padding="same"); (y / y.max() * 255).byte()`` channel by channel.
+
+    Args:
+        images: (n, H, W, C) uint8.
+        labels: (n,) int64.
+        kernels: (c, side, side) float32, the same for all channels.
+
+    Source: Sadasivan et al., "CUDA: Convolution-based Unlearnable Datasets", CVPR 2023.
+    """
+    return _ops.perturb_convolution(images, labels, kernels)

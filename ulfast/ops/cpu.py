@@ -465,10 +465,55 @@ def perturb_ar(
     return out
 
 
+def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    op = "class_moments"
+    _cpu(op, images=images, labels=labels)
+    if images.dtype != torch.uint8 or images.dim() < 2:
+        raise TypeError(f"{op}: images must be (n, ...) uint8, got {tuple(images.shape)} {images.dtype}")
+    checked = _index(op, "labels", labels)
+    n, d = images.shape[0], math.prod(images.shape[1:])
+    if checked is None or len(checked) != n:
+        raise ValueError(f"{op}: labels must be ({n},) int64, got {tuple(labels.shape)}")
+    library, threads = _extension.load(), torch.get_num_threads()
+    images, shape = images.contiguous(), (classes, *images.shape[1:])
+    sums, squares = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    order, scratch = torch.empty(n + classes, dtype=torch.int64), torch.empty(threads, 2 * library.class_moments_block)
+    bad = library.class_moments(
+        images.data_ptr(), checked.data_ptr(), order.data_ptr(), scratch.data_ptr(), sums.data_ptr(),
+        squares.data_ptr(), n, d, classes, threads,
+    )  # fmt: skip
+    if bad >= 0:
+        raise _bad_label(op, checked, bad, classes)
+    return sums, squares
+
+
+def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
+    op = "perturb_convolution"
+    _cpu(op, images=images, labels=labels, kernels=kernels)
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        raise TypeError(f"{op}: images must be (n, H, W, C) uint8, got {tuple(images.shape)} {images.dtype}")
+    if kernels.dim() != 3 or kernels.shape[1] != kernels.shape[2]:
+        raise ValueError(f"{op}: kernels must be (c, side, side), got {tuple(kernels.shape)}")
+    checked = _index(op, "labels", labels)
+    n, h, w, c = images.shape
+    if checked is None or len(checked) != n:
+        raise ValueError(f"{op}: labels must be ({n},) int64, got {tuple(labels.shape)}")
+    library, threads = _extension.load(), torch.get_num_threads()
+    images, kernels, (classes, side) = images.contiguous(), kernels.float().contiguous(), kernels.shape[:2]
+    scratch, out = torch.empty(threads, library.convolve_scratch(h, w, c, side)), _result(images.shape, torch.uint8)
+    bad = library.perturb_convolution(
+        images.data_ptr(), checked.data_ptr(), kernels.data_ptr(), scratch.data_ptr(), out.data_ptr(), n, classes, h, w,
+        c, side, threads,
+    )  # fmt: skip
+    if bad >= 0:
+        raise _bad_label(op, checked, bad, classes)
+    return out
+
+
 # The twins serve every device without kernels of its own. Factory operators have no tensor to dispatch on.
 _DISPATCHED = (
     "project", "project_out", "project_", "project_classwise", "ingest", "softmax_regression_step",
-    "apply_perturbation", "pgd_step", "perturb_lsp", "perturb_ar",
+    "apply_perturbation", "pgd_step", "perturb_lsp", "perturb_ar", "class_moments", "perturb_convolution",
 )  # fmt: skip
 for _name in _DISPATCHED:
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")

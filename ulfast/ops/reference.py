@@ -222,3 +222,30 @@ def perturb_ar(
         single = torch.tensor(norm, dtype=torch.float32).double()
         delta = delta * (single.to(size.device) / size.clamp_min(1e-12)).float()[:, None, None, None]
     return delta if images is None else apply_perturbation(images, delta, None, truncate)
+
+
+def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Sums and sums of squares over the images of each class: (classes, ...) int64 each; images (n, ...) uint8."""
+    x = images.long()
+    sums, squares = (x.new_zeros(classes, *images.shape[1:]) for _ in range(2))
+    return sums.index_add_(0, labels, x), squares.index_add_(0, labels, x * x)
+
+
+def perturb_convolution(
+    images: Tensor,  # (n, H, W, C) uint8
+    labels: Tensor,  # (n,) int64
+    kernels: Tensor,  # (c, side, side) float32, for all channels alike
+) -> Tensor:  # (n, H, W, C) uint8
+    """Convolution with the class's filter, zeros outside, divided by the image's largest value, truncated to uint8."""
+    n, height, width, _ = images.shape
+    side = kernels.shape[1]
+    before = side // 2
+    padded = torch.nn.functional.pad(images.float(), (0, 0, before, side - 1 - before, before, side - 1 - before))
+    weights = kernels[labels]
+    y = torch.zeros(images.shape, device=images.device)
+    for dy in range(side):
+        for dx in range(side):
+            y = y + weights[:, dy, dx, None, None, None] * padded[:, dy : dy + height, dx : dx + width]
+    most = y.flatten(1).amax(1).clamp_min(0)[:, None, None, None] if n else y
+    # An all-black image has nothing to divide by, and stays black.
+    return torch.where(most > 0, (y / most.clamp_min(1e-30) * 255).clamp_min(0), 0).to(torch.uint8)

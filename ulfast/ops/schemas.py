@@ -55,6 +55,14 @@ LIBRARY.define(
     " Tensor? images=None, bool truncate=False) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+LIBRARY.define(
+    "class_moments(Tensor images, Tensor labels, int classes) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "perturb_convolution(Tensor images, Tensor labels, Tensor kernels) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 
 # --- shape rules ---------------------------------------------------------------------------------------------
@@ -127,6 +135,17 @@ def _(labels, centroids, mixing, seed, first, height, width, channels, patch, no
 def _(labels, coefficients, seed, first, height, width, norm, kind, images=None, truncate=False):
     dtype = torch.float32 if images is None else torch.uint8
     return coefficients.new_empty((labels.shape[0], height, width, coefficients.shape[1]), dtype=dtype)
+
+
+@torch.library.register_fake("ulfast::class_moments", lib=LIBRARY)
+def _(images, labels, classes):
+    shape = (classes, *images.shape[1:])
+    return images.new_empty(shape, dtype=torch.int64), images.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("ulfast::perturb_convolution", lib=LIBRARY)
+def _(images, labels, kernels):
+    return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
 
 
 # --- derivatives ---------------------------------------------------------------------------------------------

@@ -39,24 +39,14 @@ class ConvolutionPoison(Poison):
 
     def prepare(self, dataset: Dataset, seed: int) -> Perturb:
         values = self.resolved(dataset)
-        side, channels = values["size"], dataset.image_shape[2]
+        side = values["size"]
         u = ops.philox_uniform(seed, ops.philox.STREAM_CUDA, 0, dataset.num_classes, side * side + 1)
         kernels = u[:, :-1] * values["blur"]
         one = (u[:, -1] * side * side).long().clamp_max(side * side - 1)
         kernels[torch.arange(len(kernels)), one] = 1.0
-        kernels = kernels.view(-1, 1, side, side)
+        kernels = kernels.view(-1, side, side)
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            x = as_tensor(images).permute(0, 3, 1, 2).float() / 255
-            out = torch.empty_like(x)
-            for c in np.unique(labels):
-                rows = torch.from_numpy(np.flatnonzero(labels == c))
-                some = x[rows]
-                planes = torch.nn.functional.conv2d(some.flatten(0, 1)[:, None], kernels[c : c + 1], padding="same")
-                out[rows] = planes.view(some.shape)
-            # An all-black image has no largest value to divide by, and stays black.
-            out /= out.flatten(1).amax(1).clamp_min(1e-12)[:, None, None, None]
-            out = out.clamp_(0, 1).mul_(255).to(torch.uint8)  # truncated, as published
-            return out.permute(0, 2, 3, 1).reshape(-1, *images.shape[1:3], channels).contiguous().numpy()
+            return ops.perturb_convolution(as_tensor(images), torch.from_numpy(labels), kernels).numpy()
 
         return perturb

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from .. import ops
 from ..data.dataset import Dataset, chunks
+from ..data.loader import as_tensor
 from ..errors import InputError
 from ..parameters import parameter
 from .base import Perturb, Poison
@@ -46,46 +49,41 @@ def moments(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Exact whole numbers, so that ties are ties.
     """
     height, width, channels = dataset.image_shape
-    shape = (dataset.num_classes, height * width * channels)
-    counts, sums, squares = np.zeros(shape[0], np.int64), np.zeros(shape), np.zeros(shape)
-    for begin, stop in chunks(dataset.images, 8 << 20):
-        labels = dataset.labels[begin:stop]
-        order = np.argsort(labels, kind="stable")
-        for c in np.unique(labels):
-            rows = order[np.searchsorted(labels[order], c) : np.searchsorted(labels[order], c, "right")]
-            block = dataset.images[begin:stop][rows].reshape(len(rows), -1).astype(np.float32)
-            # Fewer than 258 squares of a byte fit a float32 exactly; a product with ones adds 256 at a time.
-            for i in range(0, len(rows), 256):
-                part = block[i : i + 256]
-                sums[c] += part.sum(0)
-                squares[c] += np.einsum("nd,nd->d", part, part)
-            counts[c] += len(rows)
-    return counts, sums.reshape(shape[0], -1, channels), squares.reshape(shape[0], -1, channels)
+    shape = (dataset.num_classes, height * width, channels)
+    sums, squares = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for begin, stop in chunks(dataset.images):
+        labels = torch.from_numpy(dataset.labels[begin:stop])
+        some, more = ops.class_moments(as_tensor(dataset.images[begin:stop]), labels, dataset.num_classes)
+        sums += some.numpy().reshape(shape)
+        squares += more.numpy().reshape(shape)
+    counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
+    return counts, sums.astype(np.float64), squares.astype(np.float64)
 
 
 def choose(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray, sparsity: int) -> tuple[np.ndarray, np.ndarray]:
     """The pixels (c, sparsity) and their colours (c, sparsity, channels) uint8, from what `moments` gives."""
     classes, _, channels = sums.shape
     corners = np.array([[(t >> (channels - 1 - c)) & 1 for c in range(channels)] for t in range(2**channels)], bool)
+    bright = corners.T.astype(np.float64)  # (channels, corners): 1 where the colour has 255
     places = np.zeros((classes, sparsity), np.int64)
     colours = np.zeros((classes, sparsity, channels), np.uint8)
     used: set[tuple[int, int]] = set()
     for c in range(classes):
-        n, s, q = counts[c], sums[c][:, None], squares[c][:, None]  # (pixels, 1, channels)
-        # |0 - x| is x, |255 - x| is 255 - x: its sums follow from those of x.
-        total = np.where(corners[None], 255.0 * n - s, s).sum(2)
-        square = np.where(corners[None], 255.0**2 * n - 510.0 * s + q, q).sum(2)
+        n, s, q = counts[c], sums[c], squares[c]  # (pixels, channels)
+        # |0 - x| is x, |255 - x| is 255 - x: its sums follow from those of x. Whole numbers below 2^53, so exact.
+        total = s @ (1 - 2 * bright) + 255.0 * n * bright.sum(0)
+        square = q.sum(1)[:, None] - 510.0 * (s @ bright) + 255.0**2 * n * bright.sum(0)
         mean = total / (n * channels)
         variance = np.maximum(square / (n * channels) - mean**2, 0)
         score = mean / np.maximum(np.sqrt(variance), 1e-12)  # (pixels, corners)
         taken = 0
-        for flat in np.argsort(-score, axis=None, kind="stable"):
-            pair = (int(flat) // len(corners), int(flat) % len(corners))
+        while taken < sparsity:
+            flat = int(score.argmax())  # the first of equals
+            score.flat[flat] = -np.inf
+            pair = (flat // len(corners), flat % len(corners))
             if pair in used or pair[0] in places[c, :taken]:
                 continue
             used.add(pair)
             places[c, taken], colours[c, taken] = pair[0], 255 * corners[pair[1]]
             taken += 1
-            if taken == sparsity:
-                break
     return places, colours
