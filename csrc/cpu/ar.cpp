@@ -66,6 +66,23 @@ void start(const Ar& a, int64_t first, int lanes, int64_t H, int64_t W, float* z
   }
 }
 
+// Squares of `count` values of each lane, added in float64. The pragma is needed: the compiler otherwise takes the
+// sixteen lanes apart one by one, which cost 40% of the kernel.
+void add_squares(const float* __restrict__ row, int64_t count, double* __restrict__ square) {
+  for (int64_t x = 0; x < count; ++x)
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) square[l] += (double)row[x * kLanes + l] * row[x * kLanes + l];
+}
+
+void keep_largest(const float* __restrict__ row, int64_t count, float* __restrict__ largest) {
+  for (int64_t x = 0; x < count; ++x)
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) {
+      const float v = row[x * kLanes + l], size = v < 0 ? -v : v;
+      largest[l] = size > largest[l] ? size : largest[l];
+    }
+}
+
 // What every lane is multiplied with: norm / its own norm, L2 in float64 or L-infinity; 1 for neither.
 void scales(const Ar& a, int64_t H, int64_t W, const float* planes, float* scale) {
   double square[kLanes] = {};
@@ -73,13 +90,8 @@ void scales(const Ar& a, int64_t H, int64_t W, const float* planes, float* scale
   for (int64_t c = 0; c < a.channels; ++c)
     for (int64_t y = kBorder; y < H; ++y) {
       const float* row = planes + ((c * H + y) * W + kBorder) * kLanes;
-      for (int64_t x = 0; x < a.w; ++x)
-        for (int l = 0; l < kLanes; ++l) {
-          const float v = row[x * kLanes + l];
-          const float size = v < 0 ? -v : v;
-          square[l] += (double)v * v;
-          largest[l] = size > largest[l] ? size : largest[l];
-        }
+      if (a.kind == 1) add_squares(row, a.w, square);
+      if (a.kind == 2) keep_largest(row, a.w, largest);
     }
   for (int l = 0; l < kLanes; ++l) {
     const double length = a.kind == 2 ? largest[l] : __builtin_sqrt(square[l]);
