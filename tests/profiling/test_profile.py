@@ -39,17 +39,28 @@ def test_contestants_compute_the_same():
             torch.testing.assert_close(results[0], other, atol=1e-5, rtol=0)
 
 
-def test_the_arithmetic_of_a_row():
-    import time
+def test_the_arithmetic_of_a_row(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
-    peers = {"plain": lambda: time.sleep(0.02), "b": lambda: time.sleep(0.008)}
-    case = Case("c", {"a": lambda: time.sleep(0.002)}, peers, bytes=1e7, flops=1e7)
-    row = measure(case, TOP, CPU, repeats=5)
+    def takes(*seconds):
+        turns = iter([seconds[0], *seconds])  # the first call warms up and is not counted
+
+        def run():
+            now[0] += next(turns)
+
+        return run
+
+    peers = {"plain": takes(0.02, 0.02, 0.5), "b": takes(0.008, 0.004, 0.009)}
+    case = Case("c", {"a": takes(0.002, 0.001, 0.003)}, peers, bytes=1e7, flops=1e7)
+    row = measure(case, TOP, CPU, repeats=3)
     assert (row.ours, row.best_peer, row.bound) == ("a", "b", "memory")
-    assert row.x_best == pytest.approx(4, rel=0.5)
-    assert row.x_plain == pytest.approx(10, rel=0.5)
-    assert row.x_roof == pytest.approx(row.seconds["a"] / 1e-3)
-    assert row.gb_per_s == pytest.approx(1e7 / row.seconds["a"] / 1e9)
+    assert row.seconds == pytest.approx({"a": 0.002, "plain": 0.02, "b": 0.008})
+    assert row.spread["plain"] == pytest.approx((0.02, 0.5))
+    assert row.x_best == pytest.approx(4)
+    assert row.x_plain == pytest.approx(10)
+    assert row.x_roof == pytest.approx(2)
+    assert row.gb_per_s == pytest.approx(5)
 
 
 def test_the_roof_is_that_of_a_machine():

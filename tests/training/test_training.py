@@ -9,6 +9,7 @@ from torch import nn
 
 from ulfast import InputError
 from ulfast.data import Augment, MemoryLoader
+from ulfast.devices import fast_half
 from ulfast.training import RECIPES, Recipe, build_model, evaluate, get_recipe, mixing, train
 
 STEP = mixing.Step(nn.Identity(), 0, torch.zeros(1), torch.ones(1))
@@ -98,7 +99,7 @@ def test_training_learns_and_reports(make_dataset):
     assert result.train_accuracy > 0.8
     assert len(result.history) == 30
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
-    loss, accuracy = evaluate(model, MemoryLoader(dataset, 10))
+    loss, accuracy = evaluate(model, MemoryLoader(dataset, 64), fast_half(torch.device("cpu")))
     assert accuracy == result.test_accuracy
     assert loss == pytest.approx(result.history[-1]["test_loss"], rel=1e-5)
     assert seen[-1] == ("train", 30, 30)

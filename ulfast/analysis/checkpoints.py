@@ -14,7 +14,7 @@ from torch import nn
 from ..attacks.result import AttackResult
 from ..data.dataset import Dataset
 from ..data.loader import Augment, MemoryLoader
-from ..devices import resolve_device
+from ..devices import fast_half, resolve_device
 from ..errors import InputError
 from ..training import build_model, checkpoint, evaluate
 from ..training.refit import Trained, features, finetune, head_of, reweight
@@ -74,13 +74,18 @@ class Run:
             raise InputError(f"{path} is no {self.result.model} ({str(error).splitlines()[0]})") from None
         return model.to(self.device)
 
+    @property
+    def half(self) -> torch.dtype | None:
+        """The half-precision format that the run was trained and measured in, where this device has it too."""
+        return fast_half(self.device) if self.result.config.get("half") else None
+
     def loader(
         self, dataset: Dataset, batch_size: int = 500, *, augment: Augment | None = None, shuffle: bool = False
     ) -> MemoryLoader:
-        """Batches normalised as in the run."""
+        """Batches normalised, and in the number format, as in the run."""
         return MemoryLoader(
             dataset, batch_size, mean=self.result.notes["mean"], std=self.result.notes["std"], augment=augment,
-            shuffle=shuffle, seed=self.result.seed, device=self.device,
+            dtype=self.half or torch.float32, shuffle=shuffle, seed=self.result.seed, device=self.device,
         )  # fmt: skip
 
 
@@ -100,10 +105,10 @@ def dfr(run: Run, clean: Dataset, *, seed: int = 0, progress: Progress | None = 
     test_loader, clean_loader = run.loader(run.test), run.loader(clean)
     for done, path in enumerate(paths, 1):
         model = run.network(path)
-        before = evaluate(model, test_loader)[1]
-        x, y = features(model, clean_loader)
+        before = evaluate(model, test_loader, run.half)[1]
+        x, y = features(model, clean_loader, run.half)
         head = reweight(x, y, clean.num_classes, seed=seed)
-        inputs, labels = features(model, test_loader)
+        inputs, labels = features(model, test_loader, run.half)
         with torch.no_grad():
             after = float((head(inputs).argmax(1) == labels).float().mean())
         rows.append({"epoch": int(path.stem.split("-")[1]), "before": before, "after": after})
@@ -129,7 +134,7 @@ def finetune_run(
     from ..training.refit import probe, replace_head
 
     model = run.network(run.folder / "checkpoints" / "attack" / "last.pt")
-    trained = Trained(model, run.loader, run.loader(run.test), None, seed, progress)
+    trained = Trained(model, run.loader, run.loader(run.test), run.half, seed, progress)
     if last_layer:
         head_of(model)
         return replace_head(clean, probe, "linear-probe", lr=lr, epochs=epochs)(trained)
