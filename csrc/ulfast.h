@@ -128,9 +128,14 @@ constexpr int64_t convolve_scratch(int64_t h, int64_t w, int64_t c, int64_t side
   return (h + side) * (w + side) * c + h * w * c + 64;
 }
 
-// Floats of scratch a thread needs for perturb_ar.
+// Rows of pixels that perturb_ar writes of an image at a time: short ones alone would leave the caches' prefetching
+// idle.
+constexpr int64_t ar_rows(int64_t w, int64_t channels) { return 768 / (w * channels) < 1 ? 1 : 768 / (w * channels); }
+
+// Floats of scratch a thread needs for perturb_ar: for sixteen images the random border, three rows of each channel,
+// weights and a few rows of pixels, and the numbers of one border.
 constexpr int64_t ar_scratch(int64_t h, int64_t w, int64_t channels) {
-  return channels * (16 * ((h + 4) * (w + 4) + w) + 2 * (h + w + 6));
+  return channels * (16 * (2 * (h + w + 6) + 3 * (w + 4) + 8 + w * ar_rows(w, channels)) + 2 * (h + w + 6));
 }
 
 namespace cpu {

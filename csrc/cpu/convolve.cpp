@@ -2,8 +2,9 @@
 // divided by its largest value, back to bytes by truncation.
 //
 // Bytes: 2 n d. Flops: 2 n d side^2, which bound it. In NHWC order a shift by one pixel is a shift by c values, so a
-// row of the result is side^2 shifted rows of the bordered image, each times one weight. Compiled without contraction:
-// the taps are added in reading order, as the twin does, bit for bit on every level.
+// row of the result is side^2 shifted rows of the bordered image, each times one weight. Most of those loads straddle
+// two cache lines, so four rows go together and share them. Compiled without contraction: the taps are added in reading
+// order, as the twin does, bit for bit on every level.
 #include "simd.h"
 #include "table.h"
 
@@ -14,47 +15,48 @@ namespace {
 
 constexpr int kN = Vec<float>::size;
 
-// Sum over the taps of weight * in[its offset] for one vector.
-ULFAST_INLINE vecf taps(const float* in, const float* weights, int64_t side, int64_t stride, int64_t c) {
-  vecf acc = {};
-  for (int64_t dy = 0; dy < side; ++dy)
-    for (int64_t dx = 0; dx < side; ++dx)
-      acc += splat<float>(weights[dy * side + dx]) * load(in + dy * stride + dx * c);
-  return acc;
+constexpr int kTall = 4;  // rows of the result at a time: each loaded vector then serves that many
+
+// Rows y .. y + R - 1 of the result, features [i, i + U vectors), m values apart; `top` keeps the largest. Every row's
+// taps are added in reading order, whatever R is.
+template <int R, int U> ULFAST_INLINE void tile(const float* in, const float* weights, int64_t side, int64_t stride,
+                                                int64_t c, int64_t m, int64_t i, float* out, vecf* top) {
+  vecf acc[R][U] = {};
+  for (int64_t line = 0; line < side + R - 1; ++line)
+    for (int64_t dx = 0; dx < side; ++dx) {
+      vecf v[U];
+      for (int u = 0; u < U; ++u) v[u] = load(in + line * stride + dx * c + i + u * kN);
+      for (int r = 0; r < R; ++r) {
+        if (line < r || line >= r + side) continue;
+        const vecf w = splat<float>(weights[(line - r) * side + dx]);
+        for (int u = 0; u < U; ++u) acc[r][u] += w * v[u];
+      }
+    }
+  for (int r = 0; r < R; ++r)
+    for (int u = 0; u < U; ++u) {
+      store(out + r * m + i + u * kN, acc[r][u]);
+      *top = larger(acc[r][u], *top);
+    }
 }
 
-// One row of the result, m values; returns the largest of them, or zero.
-float row(const float* in, const float* weights, int64_t side, int64_t stride, int64_t c, int64_t m, float* out) {
-  constexpr int U = 4;
+// R rows of the result, m values each; returns the largest of them, or zero.
+template <int R>
+float rows(const float* in, const float* weights, int64_t side, int64_t stride, int64_t c, int64_t m, float* out) {
+  constexpr int U = kRows == 4 ? 4 : 2;
   vecf top = {};
   int64_t i = 0;
-  for (; i + U * kN <= m; i += U * kN) {
-    vecf acc[U] = {};
-    for (int64_t dy = 0; dy < side; ++dy)
-      for (int64_t dx = 0; dx < side; ++dx) {
-        const vecf w = splat<float>(weights[dy * side + dx]);
-        const float* from = in + dy * stride + dx * c + i;
-        for (int u = 0; u < U; ++u) acc[u] += w * load(from + u * kN);
-      }
-    for (int u = 0; u < U; ++u) {
-      store(out + i + u * kN, acc[u]);
-      top = acc[u] > top ? acc[u] : top;
-    }
-  }
-  for (; i + kN <= m; i += kN) {
-    const vecf acc = taps(in + i, weights, side, stride, c);
-    store(out + i, acc);
-    top = acc > top ? acc : top;
-  }
+  for (; i + U * kN <= m; i += U * kN) tile<R, U>(in, weights, side, stride, c, m, i, out, &top);
+  for (; i + kN <= m; i += kN) tile<R, 1>(in, weights, side, stride, c, m, i, out, &top);
   float most = 0;
   for (int u = 0; u < kN; ++u) most = top[u] > most ? top[u] : most;
-  for (; i < m; ++i) {
-    float s = 0;
-    for (int64_t dy = 0; dy < side; ++dy)
-      for (int64_t dx = 0; dx < side; ++dx) s += weights[dy * side + dx] * in[dy * stride + dx * c + i];
-    out[i] = s;
-    most = s > most ? s : most;
-  }
+  for (; i < m; ++i)
+    for (int r = 0; r < R; ++r) {
+      float s = 0;
+      for (int64_t dy = 0; dy < side; ++dy)
+        for (int64_t dx = 0; dx < side; ++dx) s += weights[dy * side + dx] * in[(r + dy) * stride + dx * c + i];
+      out[r * m + i] = s;
+      most = s > most ? s : most;
+    }
   return most;
 }
 
@@ -62,8 +64,7 @@ ULFAST_INLINE void finish(const float* y, float most, uint8_t* out, int64_t d) {
   const vecf divisor = vecf{} + most, full = vecf{} + 255.0f;
   int64_t i = 0;
   for (; i + kN <= d; i += kN) {
-    vecf v = load(y + i) / divisor * full;
-    v = v > 0.0f ? v : vecf{};
+    const vecf v = larger(load(y + i) / divisor * full, vecf{});
     narrow_bytes(out + i, __builtin_convertvector(v, veci));
   }
   for (; i < d; ++i) {
@@ -89,9 +90,12 @@ void convolve(const Convolve& a, float* scratch, int64_t begin, int64_t end) {
     }
     const float* weights = a.kernels + a.labels[n] * a.side * a.side;
     float most = 0;
-    for (int64_t r = 0; r < a.h; ++r) {
-      const float top = row(padded + r * stride, weights, a.side, stride, a.c, wc, y + r * wc);
+    for (int64_t r = 0; r < a.h;) {
+      const bool tall = r + kTall <= a.h;
+      const auto some = tall ? rows<kTall> : rows<1>;
+      const float top = some(padded + r * stride, weights, a.side, stride, a.c, wc, y + r * wc);
       most = top > most ? top : most;
+      r += tall ? kTall : 1;
     }
     if (most > 0) {
       finish(y, most, a.out + n * d, d);

@@ -20,8 +20,7 @@ template <bool Truncate> ULFAST_INLINE uint8_t pixel(uint8_t x, float delta) {
 
 template <bool Truncate> ULFAST_INLINE veci pixels(const uint8_t* x, const float* delta) {
   vecf v = load_as(x) + 255.0f * load(delta);
-  v = v > 0.0f ? v : vecf{};
-  v = v < 255.0f ? v : vecf{} + 255.0f;
+  v = smaller(larger(v, vecf{}), vecf{} + 255.0f);
   if (!Truncate) v = (v + 0x1.8p23f) - 0x1.8p23f;
   return __builtin_convertvector(v, veci);
 }

@@ -214,6 +214,18 @@ ULFAST_INLINE void store_as(f16* p, vecf v) {
 #endif
 }
 
+// a > b ? a : b and a < b ? a : b, one instruction each: b where either is not a number.
+#if defined(__AVX512F__)
+ULFAST_INLINE vecf larger(vecf a, vecf b) { return (vecf)_mm512_max_ps((__m512)a, (__m512)b); }
+ULFAST_INLINE vecf smaller(vecf a, vecf b) { return (vecf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+ULFAST_INLINE vecf larger(vecf a, vecf b) { return (vecf)_mm256_max_ps((__m256)a, (__m256)b); }
+ULFAST_INLINE vecf smaller(vecf a, vecf b) { return (vecf)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
+ULFAST_INLINE vecf larger(vecf a, vecf b) { return a > b ? a : b; }
+ULFAST_INLINE vecf smaller(vecf a, vecf b) { return a < b ? a : b; }
+#endif
+
 // Past the cache: for results too large to be read back from it. The address must be aligned to the vector.
 ULFAST_INLINE void stream(float* p, vecf v) {
 #if defined(__AVX512F__)
