@@ -11,11 +11,14 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kTile = 2048;  // floats an image of the tile
+constexpr int64_t kTile = 768;   // floats an image of the tile
+constexpr int64_t kPacked = 16;  // basis rows that are packed, at most
+constexpr int64_t kApart = kTile + 16;
+constexpr int64_t kGroup = 32;   // images that share a pass over the basis
 constexpr int64_t kWide = 8192;  // the widest image row (w * c) that the stack tables hold
 
 struct Line {  // per position in an image row: value = x * scale + bias; bias is also what black becomes
-  float scale[kWide], bias[kWide];
+  alignas(64) float scale[kWide], bias[kWide];
 };
 
 template <class O> ULFAST_INLINE void normalise(const float* x, const Line& line, int64_t at, int64_t d, O* out) {
@@ -56,54 +59,110 @@ template <class O> ULFAST_INLINE void place(const float* row, const Line& line, 
   if (flip) mirror(spare, out, w, c);
 }
 
-template <class O, int R> void images(const Ingest& a, const Line& line, int64_t first) {
-  const int64_t wc = a.w * a.c, d = a.h * wc;
+// Where R images begin, and what they share: their basis.
+template <int R> struct Images {
+  int64_t first;  // of the result
   const uint8_t* x[R];
-  for (int r = 0; r < R; ++r) x[r] = a.images + (a.index ? a.index[first + r] : first + r) * d;
-  float tile[R * kTile], wide[kWide];
-  O spare[kWide + 4];
+  Images(const Ingest& a, int64_t first) : first(first) {
+    for (int r = 0; r < R; ++r) x[r] = a.images + (a.index ? a.index[first + r] : first + r) * a.h * a.w * a.c;
+  }
+};
+
+// A block of basis rows, close together: rows of a large image lie multiples of 4 KB apart, where the first-level cache
+// cannot hold more than eight of them.
+struct Block {
+  alignas(64) float values[kPacked * kApart];
+  const float* rows;
+  int64_t apart;
+  Block(const Ingest& a, const float* basis, int64_t i, int64_t m, int64_t images)
+      : rows(basis ? basis + i : nullptr), apart(a.h * a.w * a.c) {
+    if (a.k == 0 || a.k > kPacked || images < 8) return;  // not worth the copy
+    for (int64_t j = 0; j < a.k; ++j) __builtin_memcpy(values + j * kApart, rows + j * apart, m * sizeof(float));
+    rows = values, apart = kApart;
+  }
+};
+
+template <int R> struct Tile {
+  alignas(64) float values[R * kTile];
+  // Features [i, i + m) as floats. The group comes back to each image a tile later, too seldom for the processor to see
+  // a stream, so what will be read then is asked for now.
+  void fill(const Images<R>& s, int64_t i, int64_t m) {
+    for (int r = 0; r < R; ++r) {
+      for (int64_t t = 0; t < m; t += 64) __builtin_prefetch(s.x[r] + i + m + t);
+      widen(s.x[r] + i, m, values + r * kTile);
+    }
+  }
+};
+
+// Features [i, i + m): their products with the basis, added to the images' coefficients.
+template <int R>
+ULFAST_INLINE void measure(const Ingest& a, const Images<R>& s, const Block& basis, int64_t i, int64_t m) {
+  Tile<R> tile;
+  tile.fill(s, i, m);
+  dots_all(strided<R>((const float*)tile.values, kTile), basis.rows, basis.apart, m, a.k, a.coef + s.first * a.k, a.k);
+}
+
+// Image rows [y, y + some) to their places in the result, projected.
+template <class O, int R> ULFAST_INLINE void write(const Ingest& a, const Line& line, const Images<R>& s,
+                                                   const Block& basis, int64_t y, int64_t some) {
+  const int64_t wc = a.w * a.c, d = a.h * wc, i = y * wc, m = some * wc;
+  Tile<R> tile;
+  alignas(64) float wide[kWide];
+  alignas(64) O spare[kWide + 4];
+  const float* coef = a.coef + s.first * a.k;
+  if (wc <= kTile) {
+    tile.fill(s, i, m);
+    if (a.k)
+      subtract<float, float, R, true, false>(strided<R>((const float*)tile.values, kTile), basis.rows, basis.apart, m,
+                                             a.k, coef, a.k, strided<R>((float*)tile.values, kTile));
+  }
+  for (int r = 0; r < R; ++r) {
+    const int64_t at = s.first + r, dy = a.shift ? a.shift[2 * at] : 0, dx = a.shift ? a.shift[2 * at + 1] : 0;
+    const bool flip = a.flip && a.flip[at];
+    const float* rows = tile.values + r * kTile;
+    if (wc > kTile) {  // one image row, wider than the tile: image by image
+      widen(s.x[r] + i, m, wide);
+      if (a.k)
+        subtract<float, float, 1, true, false>(strided<1>((const float*)wide, m), basis.rows, basis.apart, m, a.k,
+                                               coef + r * a.k, a.k, strided<1>((float*)wide, m));
+      rows = wide;
+    }
+    O* out = static_cast<O*>(a.out) + at * d;
+    for (int64_t t = 0; t < some; ++t) {
+      const int64_t to = y + t - dy;
+      if (to >= 0 && to < a.h) place(rows + t * wc, line, a.w, a.c, dx, flip, out + to * wc, spare);
+    }
+  }
+}
+
+// Images [first, last) by one basis. A block of the basis serves all of them before the next is fetched: at 224 px the
+// basis lies beyond the second-level cache, and its traffic, not the arithmetic, would bound four images alone.
+template <class O> void group(const Ingest& a, const Line& line, int64_t first, int64_t last) {
+  const int64_t wc = a.w * a.c, d = a.h * wc, full = first + (last - first) / kRows * kRows;
   const float* basis = a.basis + (a.labels ? a.labels[first] * a.k * d : 0);
-  const auto source = strided<R>((const float*)tile, kTile);
-  const auto target = strided<R>((float*)tile, kTile);
   float* coef = a.coef + first * a.k;
+  const int64_t count = (last - first) * a.k;
   if (a.k) {
-    for (int64_t i = 0; i < R * a.k; ++i) coef[i] = 0;
+    for (int64_t i = 0; i < count; ++i) coef[i] = 0;
     for (int64_t i = 0; i < d; i += kTile) {
       const int64_t m = d - i < kTile ? d - i : kTile;
-      for (int r = 0; r < R; ++r) widen(x[r] + i, m, tile + r * kTile);
-      dots_all(source, basis + i, d, m, a.k, coef, a.k);
+      const Block block(a, basis, i, m, last - first);
+      for (int64_t at = first; at < full; at += kRows) measure(a, Images<kRows>(a, at), block, i, m);
+      for (int64_t at = full; at < last; ++at) measure(a, Images<1>(a, at), block, i, m);
     }
-    for (int64_t i = 0; i < R * a.k; ++i) coef[i] *= kUnit;
+    for (int64_t i = 0; i < count; ++i) coef[i] *= kUnit;
   }
-  // Whole image rows to a tile; a row wider than the tile is done alone, image by image.
+  // Whole image rows to a tile; a row wider than the tile is done alone.
   const int64_t lines = wc <= kTile ? kTile / wc : 1;
   for (int64_t y = 0; y < a.h; y += lines) {
-    const int64_t some = a.h - y < lines ? a.h - y : lines, m = some * wc, i = y * wc;
-    if (wc <= kTile) {
-      for (int r = 0; r < R; ++r) widen(x[r] + i, m, tile + r * kTile);
-      if (a.k) subtract<float, float, R, true, false>(source, basis + i, d, m, a.k, coef, a.k, target);
-    }
-    for (int r = 0; r < R; ++r) {
-      const int64_t at = first + r, dy = a.shift ? a.shift[2 * at] : 0, dx = a.shift ? a.shift[2 * at + 1] : 0;
-      const bool flip = a.flip && a.flip[at];
-      const float* rows = tile + r * kTile;
-      if (wc > kTile) {
-        widen(x[r] + i, m, wide);
-        if (a.k)
-          subtract<float, float, 1, true, false>(strided<1>((const float*)wide, m), basis + i, d, m, a.k,
-                                                 coef + r * a.k, a.k, strided<1>((float*)wide, m));
-        rows = wide;
-      }
-      O* out = static_cast<O*>(a.out) + at * d;
-      for (int64_t t = 0; t < some; ++t) {
-        const int64_t to = y + t - dy;
-        if (to >= 0 && to < a.h) place(rows + t * wc, line, a.w, a.c, dx, flip, out + to * wc, spare);
-      }
-    }
+    const int64_t some = a.h - y < lines ? a.h - y : lines;
+    const Block block(a, basis, y * wc, some * wc, wc <= kTile ? last - first : 0);
+    for (int64_t at = first; at < full; at += kRows) write<O>(a, line, Images<kRows>(a, at), block, y, some);
+    for (int64_t at = full; at < last; ++at) write<O>(a, line, Images<1>(a, at), block, y, some);
   }
-  for (int r = 0; r < R && a.shift; ++r) {  // rows of the result that no row of the image reached
-    const int64_t dy = a.shift[2 * (first + r)];
-    O* out = static_cast<O*>(a.out) + (first + r) * d;
+  for (int64_t at = first; at < last && a.shift; ++at) {  // rows of the result that no row of the image reached
+    const int64_t dy = a.shift[2 * at];
+    O* out = static_cast<O*>(a.out) + at * d;
     for (int64_t y = 0; y < a.h; ++y)
       if (y + dy < 0 || y + dy >= a.h) pad(out + y * wc, line, 0, wc);
   }
@@ -117,10 +176,8 @@ template <class O> void run(const Ingest& a, int64_t begin, int64_t end) {
         (float)(a.k ? s : s / 255);  // a projected tile is in [0, 1] already, an unprojected one in [0, 255]
     line.bias[i] = (float)(-a.mean[i % a.c] * s);
   }
-  int64_t i = begin;
-  // Images of a group share their basis, so class-wise ones go alone.
-  for (; !a.labels && i + kRows <= end; i += kRows) images<O, kRows>(a, line, i);
-  for (; i < end; ++i) images<O, 1>(a, line, i);
+  const int64_t some = a.labels ? 1 : kGroup;  // images of a group share their basis, so class-wise ones go alone
+  for (int64_t i = begin; i < end; i += some) group<O>(a, line, i, i + some < end ? i + some : end);
 }
 
 }  // namespace

@@ -12,35 +12,26 @@ namespace {
 
 constexpr int64_t kExact = 256;  // rows: 256 * 255^2 < 2^24
 
-void add(const uint8_t* x, float* sum, float* square, int64_t d) {
+// R rows at a time: the accumulators are read and written once for all of them.
+template <int R> void add(const uint8_t* const* x, int64_t first, float* sum, float* square, int64_t d) {
   constexpr int n = Vec<float>::size;
   int64_t i = 0;
   for (; i + n <= d; i += n) {
-    const vecf v = load_as(x + i);
-    store(sum + i, load(sum + i) + v);
-    store(square + i, load(square + i) + v * v);
+    vecf s = load(sum + i), q = load(square + i);
+    for (int r = 0; r < R; ++r) {
+      const vecf v = load_as(x[r] + first + i);
+      s += v;
+      q += v * v;
+    }
+    store(sum + i, s);
+    store(square + i, q);
   }
-  for (; i < d; ++i) {
-    const float v = (float)x[i];
-    sum[i] += v;
-    square[i] += v * v;
-  }
-}
-
-// Two rows at a time halve the traffic of the accumulators.
-void add_two(const uint8_t* x, const uint8_t* y, float* sum, float* square, int64_t d) {
-  constexpr int n = Vec<float>::size;
-  int64_t i = 0;
-  for (; i + n <= d; i += n) {
-    const vecf v = load_as(x + i), w = load_as(y + i);
-    store(sum + i, load(sum + i) + (v + w));
-    store(square + i, load(square + i) + (v * v + w * w));
-  }
-  for (; i < d; ++i) {
-    const float v = (float)x[i], w = (float)y[i];
-    sum[i] += v + w;
-    square[i] += v * v + w * w;
-  }
+  for (; i < d; ++i)
+    for (int r = 0; r < R; ++r) {
+      const float v = (float)x[r][first + i];
+      sum[i] += v;
+      square[i] += v * v;
+    }
 }
 
 }  // namespace
@@ -54,9 +45,17 @@ void moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t end) 
       for (int64_t i = 0; i < d; ++i) sum[i] = square[i] = 0;
       int64_t stop = at;
       while (stop < a.n && stop - at < kExact && a.labels[a.order[stop]] == label) ++stop;
-      for (; at + 2 <= stop; at += 2)
-        add_two(a.x + a.order[at] * a.d + f, a.x + a.order[at + 1] * a.d + f, sum, square, d);
-      for (; at < stop; ++at) add(a.x + a.order[at] * a.d + f, sum, square, d);
+      while (at < stop) {
+        constexpr int R = 8;
+        const int some = stop - at < R ? 1 : R;
+        const uint8_t* rows[R];
+        for (int r = 0; r < some; ++r) rows[r] = a.x + a.order[at + r] * a.d;
+        if (some == R)
+          add<R>(rows, f, sum, square, d);
+        else
+          add<1>(rows, f, sum, square, d);
+        at += some;
+      }
       int64_t *sums = a.sums + label * a.d + f, *squares = a.squares + label * a.d + f;
       for (int64_t i = 0; i < d; ++i) {
         sums[i] += (int64_t)sum[i];

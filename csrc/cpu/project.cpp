@@ -22,7 +22,7 @@ template <class T> constexpr bool kByte = sizeof(T) == 1;
 // Rows of type T, staged to floats where they are not.
 template <class T, int R> struct Stage {
   using A = typename Compute<T>::type;
-  A tile[R * kBlock];
+  alignas(64) A tile[R * kBlock];
   Rows<const A*, R> rows(const Rows<const T*, R>& x, int64_t d) {
     for (int r = 0; r < R; ++r) widen(x.row[r], d, tile + r * kBlock);
     return strided<R>((const A*)tile, kBlock);

@@ -18,6 +18,31 @@ void philox_normal(const Philox& a, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) numbers<true>(a.seed, (uint32_t)a.stream, a.first + i, a.d, a.out + i * a.d);
 }
 
+namespace {
+
+// sum[j] = z[0] factor[0, j] + z[1] factor[1, j] + ..., added in that order, for U vectors from j on.
+template <int U> ULFAST_INLINE void mix(const float* z, const float* factor, int64_t m, int64_t j, float* sum) {
+  constexpr int n = Vec<float>::size;
+  vecf acc[U] = {};
+  for (int64_t t = 0; t < m; ++t)
+    for (int u = 0; u < U; ++u) acc[u] += splat<float>(z[t]) * load(factor + t * m + j + u * n);
+  for (int u = 0; u < U; ++u) store(sum + j + u * n, acc[u]);
+}
+
+void mix_all(const float* z, const float* factor, int64_t m, float* sum) {
+  constexpr int n = Vec<float>::size;
+  int64_t j = 0;
+  for (; j + 3 * n <= m; j += 3 * n) mix<3>(z, factor, m, j, sum);
+  for (; j + n <= m; j += n) mix<1>(z, factor, m, j, sum);
+  for (; j < m; ++j) {
+    float s = 0;
+    for (int64_t t = 0; t < m; ++t) s += z[t] * factor[t * m + j];
+    sum[j] = s;
+  }
+}
+
+}  // namespace
+
 void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
   const int64_t gw = (a.w + a.patch - 1) / a.patch, gh = (a.h + a.patch - 1) / a.patch, m = gh * gw * a.channels;
   float* z = scratch;
@@ -27,13 +52,7 @@ void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
     numbers<true>(a.seed, philox::kStreamLsp, a.first + i, m, z);
     const float* mixing = a.mixing + a.labels[i] * m * m;
     const float* centroid = a.centroids + a.labels[i] * m;
-    for (int64_t j = 0; j < m; ++j) latent[j] = 0;
-    for (int64_t t = 0; t < m; ++t) {
-      const float zt = z[t];
-      const float* __restrict__ factor = mixing + t * m;
-      float* __restrict__ sum = latent;
-      for (int64_t j = 0; j < m; ++j) sum[j] += zt * factor[j];
-    }
+    mix_all(z, mixing, m, latent);
     double square = 0;  // of the image: every latent value counts once for each pixel it covers
     for (int64_t y = 0; y < gh; ++y) {
       const int64_t tall = a.h - y * a.patch < a.patch ? a.h - y * a.patch : a.patch;

@@ -197,10 +197,15 @@ ULFAST_INLINE void store_as(float* p, vecf v) { store(p, v); }
 ULFAST_INLINE void store_as(double* p, Vec<double>::type v) { store(p, v); }
 ULFAST_INLINE void store_as(bf16* p, vecf v) {
   const vecu u = (vecu)v;
-  const vecu even = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
-  const vecu nan = (u >> 16) | 0x40;
+  const vecu even = u + (((u >> 16) & 1) + 0x7FFF);
+#if defined(__AVX512F__)
+  // Not a number stays so: its upper half with the quiet bit, chosen by one comparison.
+  const __mmask16 isnan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  narrow_words(&p->bits, (vecu)_mm512_mask_mov_epi32((__m512i)even, isnan, (__m512i)(u | 0x400000)) >> 16);
+#else
   const vecu isnan = (vecu)((u & 0x7FFFFFFF) > 0x7F800000);
-  narrow_words(&p->bits, (nan & isnan) | (even & ~isnan));
+  narrow_words(&p->bits, (((u | 0x400000) & isnan) | (even & ~isnan)) >> 16);
+#endif
 }
 ULFAST_INLINE void store_as(f16* p, vecf v) {
 #if defined(__AVX512F__)

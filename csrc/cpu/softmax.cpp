@@ -77,7 +77,7 @@ ULFAST_INLINE double residual(float* p, int64_t c, int64_t label, double scale, 
 
 template <class T> void run(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end) {
   constexpr float unit = sizeof(T) == 1 ? kUnit : 1.0f;
-  float tile[kGroup * kBlock];
+  alignas(64) float tile[kGroup * kBlock];
   for (int64_t g = begin; g < end; g += kGroup) {
     const int64_t rows = end - g < kGroup ? end - g : kGroup;
     float* p = a.coef + g * a.c;
