@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..data.loader import Augment
 from ..errors import InputError
@@ -61,6 +61,12 @@ def _quick(model: str, n: int) -> Recipe:
     return Recipe("quick", epochs, batch, "sgd", 0.1, 5e-4, "one-cycle", Augment(crop_padding=4, flip=True))
 
 
+def _quick_noflip(model: str, n: int) -> Recipe:
+    recipe = _quick(model, n)
+    assert recipe.augment is not None
+    return replace(recipe, name="quick-noflip", augment=replace(recipe.augment, flip=False))
+
+
 def _paper(model: str, n: int) -> Recipe:
     return Recipe("paper", 50, 128, "sgd", 0.1, 1e-4, "step", None, strong=True, cutmix=0.5, half=False)
 
@@ -71,6 +77,7 @@ def _paper_plain(model: str, n: int) -> Recipe:
 
 RECIPES: dict[str, tuple[Callable[[str, int], Recipe], str]] = {
     "quick": (_quick, "one-cycle, few epochs, half precision where it is faster"),
+    "quick-noflip": (_quick_noflip, "the same without mirroring, which hides the direction of ar's recurrences"),
     "paper": (_paper, "50 epochs, x0.1 at half and three quarters, strong augmentation and CutMix (needs kornia)"),
     "paper-plain": (_paper_plain, "the same schedule with crop and flip only"),
 }
