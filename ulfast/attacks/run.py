@@ -62,7 +62,7 @@ def attack(
         test: clean test images (default: the test split of `data`, when that is a path or a name).
         method: name of an attack, or several joined with "+".
         model: see `build_model`.
-        recipe: "quick", "paper" or "paper-plain".
+        recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "paper" or "paper-plain".
         device: "auto", "cpu" or "cuda".
         out: folder for result, basis, history and checkpoints; None writes nothing.
         resume: go on with an interrupted run in `out`.
