@@ -173,6 +173,25 @@ def test_module():
     assert "directions=4, features=48" in repr(module)
 
 
+def test_autocast_keeps_the_dtype_and_its_precision():
+    x, basis = make(6, 48, 4, torch.float32)
+    module = OrthogonalProjection(basis)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(x), ops.project(x, basis))  # no product in bfloat16: the rest would be left behind
+        assert module(x.bfloat16()).dtype == torch.bfloat16
+        assert torch.nn.functional.linear(x, basis).dtype == torch.bfloat16  # autocast is on
+
+
+def test_module_exports():
+    x, basis = make(6, 48, 4, torch.float32)
+    module = OrthogonalProjection(basis)
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: rows},))
+    assert any("ulfast.project" in str(node.target) for node in program.graph.nodes)
+    more = torch.cat([x, x])
+    assert torch.equal(program.module()(more), module(more))
+
+
 @pytest.mark.parametrize(
     ("x", "basis", "error", "message"),
     [
