@@ -52,9 +52,8 @@ def command(
     if plain.trains and out is not None and not dry_run:
         place = work or out.with_name(f"{out.name}.work")
         _clear(place, resume, overwrite)
-    elif work is not None or resume:
-        if not plain.trains:
-            raise InputError(f"--work and --resume belong to methods that train a network, {name} does not: leave them")
+    elif (work is not None or resume) and not plain.trains:
+        raise InputError(f"--work and --resume belong to methods that train a network, {name} does not: leave them")
     options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
     train = load_dataset(data, limit=limit, seed=seed, **options)
     test = _test_split(data, test_data, options)
