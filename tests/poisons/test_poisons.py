@@ -27,7 +27,7 @@ def test_every_method_on_every_shape(make_dataset, method, size, channels, class
     assert got.manifest["method"] == method
     assert got.manifest["source"]["sha256"] == clean.checksum()
     assert got.checksum() == poison(clean, method, seed=3).checksum()
-    if method != "ops":  # which draws nothing
+    if method not in ("ops", "pil"):  # ops draws nothing, pil the order of images that here fit one batch
         assert got.checksum() != poison(clean, method, seed=4).checksum()
 
 
