@@ -34,6 +34,7 @@ KERNELS = {
     "ar": EXACT,
     "moments": "-ffp-contract=fast",  # whole numbers: exact either way
     "convolve": EXACT,
+    "linear": "-ffp-contract=fast",
     "level": "",
 }
 CUDA_ARCHITECTURES = "75,80,86,89,90"

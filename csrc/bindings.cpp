@@ -172,4 +172,15 @@ PYBIND11_MODULE(_C, m) {
       },
       nogil);
   m.def("convolve_scratch", &convolve_scratch);
+  m.def(
+      "perturb_linear",
+      [](uintptr_t images, uintptr_t labels, uintptr_t weight, uintptr_t scratch, uintptr_t out, int64_t n, int64_t d,
+         int64_t c, int64_t steps, double alpha, double eps, double share, double levels, int threads) {
+        return cpu::perturb_linear(
+            {ptr<const uint8_t>(images), ptr<const int64_t>(labels), ptr<const float>(weight), ptr<float>(scratch),
+             ptr<uint8_t>(out), n, d, c, steps, (float)alpha, (float)eps, (float)share, (float)levels},
+            threads);
+      },
+      nogil);
+  m.def("linear_scratch", &linear_scratch);
 }

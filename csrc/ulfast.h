@@ -123,6 +123,21 @@ struct Convolve {
   int64_t n, classes, h, w, c, side;
 };
 
+struct Linear {
+  const uint8_t* images;  // (n, d)
+  const int64_t* labels;  // (n)
+  const float* weight;    // (c, d)
+  float* scratch;         // (threads, linear_scratch)
+  uint8_t* out;           // (n, d)
+  int64_t n, d, c, steps;
+  float alpha, eps;
+  float share;   // of the noise's own term; the image's has the rest
+  float levels;  // largest change of a stored pixel
+};
+
+// Floats of scratch a thread needs for perturb_linear: four rows of noise, and their logits.
+constexpr int64_t linear_scratch(int64_t d, int64_t c) { return 4 * d + 12 * c; }
+
 // Floats of scratch a thread needs for perturb_convolution: the image with its border, and the result.
 constexpr int64_t convolve_scratch(int64_t h, int64_t w, int64_t c, int64_t side) {
   return (h + side) * (w + side) * c + h * w * c + 64;
@@ -151,6 +166,7 @@ int64_t perturb_lsp(const Lsp& a, int threads);
 int64_t perturb_ar(const Ar& a, int threads);
 int64_t class_moments(const ClassMoments& a, int threads);
 int64_t perturb_convolution(const Convolve& a, int threads);
+int64_t perturb_linear(const Linear& a, int threads);
 
 // Asks the system to back fresh memory with large pages, before it is first touched: a result of tens of megabytes
 // otherwise spends more time in page faults than in the kernel. A hint: nothing happens where it is not known.

@@ -246,5 +246,15 @@ int64_t perturb_convolution(const Convolve& a, int threads) {
   return kIndexOk;
 }
 
+int64_t perturb_linear(const Linear& a, int threads) {
+  const int64_t bad = first_outside(a.labels, a.n, a.c);
+  if (bad != kIndexOk) return bad;
+  const Table* t = current;
+  const int64_t scratch = linear_scratch(a.d, a.c);
+  share(a.n, least(a.d * a.c * (a.steps + 1)), threads,
+        [&](int p, int64_t b, int64_t e) { t->linear(a, a.scratch + p * scratch, b, e); });
+  return kIndexOk;
+}
+
 }  // namespace cpu
 }  // namespace ulfast

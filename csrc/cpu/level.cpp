@@ -21,7 +21,8 @@ const Table table = {ULFAST_STRING(ULFAST_LEVEL),
                      lsp,
                      ar,
                      moments,
-                     convolve};
+                     convolve,
+                     linear};
 
 }  // namespace ULFAST_LEVEL
 }  // namespace ulfast

@@ -23,6 +23,7 @@ struct Table {
   // Features [begin, end) of all rows.
   void (*moments)(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
   void (*convolve)(const Convolve& a, float* scratch, int64_t begin, int64_t end);
+  void (*linear)(const Linear& a, float* scratch, int64_t begin, int64_t end);
 };
 
 #if defined(ULFAST_LEVEL)
@@ -39,6 +40,7 @@ void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end);
 void ar(const Ar& a, float* scratch, int64_t begin, int64_t end);
 void moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
 void convolve(const Convolve& a, float* scratch, int64_t begin, int64_t end);
+void linear(const Linear& a, float* scratch, int64_t begin, int64_t end);
 }  // namespace ULFAST_LEVEL
 #endif
 

@@ -12,8 +12,10 @@ from ulfast.data import DatasetWriter, load_dataset
 from ulfast.poisons import POISONS, Poisoning, get_poison, perturbation, poison, write_poisoned
 from ulfast.poisons.lsp import default_patch, vertices
 
+QUICK = [name for name, plain in POISONS.items() if name != "file" and not plain.trains]
 
-@pytest.mark.parametrize("method", [name for name in POISONS if name != "file"])
+
+@pytest.mark.parametrize("method", QUICK)
 @pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 2), (12, 3, 3), (33, 3, 5), (64, 1, 4)])
 def test_every_method_on_every_shape(make_dataset, method, size, channels, classes):
     clean = make_dataset(40, size, channels, classes)
@@ -25,11 +27,11 @@ def test_every_method_on_every_shape(make_dataset, method, size, channels, class
     assert got.manifest["method"] == method
     assert got.manifest["source"]["sha256"] == clean.checksum()
     assert got.checksum() == poison(clean, method, seed=3).checksum()
-    if method != "ops":  # which draws nothing
+    if method not in ("ops", "pil"):  # ops draws nothing, pil the order of images that here fit one batch
         assert got.checksum() != poison(clean, method, seed=4).checksum()
 
 
-@pytest.mark.parametrize("method", [name for name in POISONS if name != "file"])
+@pytest.mark.parametrize("method", QUICK)
 def test_an_image_does_not_know_its_neighbours(make_dataset, method, monkeypatch):
     """Image i's perturbation depends on (seed, method, i) alone: the same in chunks of any size."""
     clean = make_dataset(40)

@@ -62,7 +62,7 @@ class Bars:
 
     TITLES: ClassVar[dict[str, str]] = {
         "clean": "train on clean", "poisoned": "train on poisoned", "attack": "train with the attack",
-        "fit": "linear fit", "npm": "npm pack", "cells": "cells of the grid",
+        "fit": "linear fit", "npm": "npm pack", "cells": "cells of the grid", "surrogate": "train the surrogate",
     }  # fmt: skip
 
     def __init__(self, quiet: bool) -> None:

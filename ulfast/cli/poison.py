@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import InputError
-from .common import Output, data_options, settings, verb
+from .common import Output, data_options, existing, settings, verb
 
 
-@verb("poison", device=False)
+@verb("poison")
 @click.option("--method", "-m", default="lsp", show_default=True, help="A poison (see `ulfast ls`).")
 @data_options
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
@@ -19,36 +20,54 @@ from .common import Output, data_options, settings, verb
 @click.option("--rate", type=float, default=1.0, show_default=True, help="Share of each class that is poisoned.")
 @click.option("--eps", type=float, help="Size of the perturbation, pixels in [0, 1] (default: as published).")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
+@click.option("--work", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Where methods that train a network keep what they have (default: OUT.work).")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in --work.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
 def command(
     output: Output, method: str, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
     resize: int | None, out: Path | None, overwrite: bool, rate: float, eps: float | None, pairs: tuple[str, ...],
-    dry_run: bool, seed: int,
+    work: Path | None, resume: bool, dry_run: bool, seed: int, device: str,
 ) -> None:  # fmt: skip
     """Make a data set unlearnable: poisoned training images, clean test images, and a picture of both.
 
     \b
     ulfast poison --method lsp --data cifar10 --out poisoned/
     ulfast poison --method regions-16 --data my_photos/ --resize 224 --rate 0.5 --out half/
+    ulfast poison --method em --data cifar10 --set surrogate=resnet18-16 --out em/
     """
     from ..data import DatasetWriter, load_dataset
     from ..files import check_free
-    from ..poisons import Poisoning, get_poison, write_poisoned
+    from ..poisons import Poisoning, Workplace, get_poison, write_poisoned
     from ..report import pictures
 
-    name, _ = get_poison(method)
+    name, plain = get_poison(method)
     if data is None:
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
         raise InputError("where to? Give --out FOLDER")
     if out is not None:
         check_free(out, overwrite)
+    place = None
+    if plain.trains and out is not None and not dry_run:
+        place = work or out.with_name(f"{out.name}.work")
+        _clear(place, resume, overwrite)
+    elif (work is not None or resume) and not plain.trains:
+        raise InputError(f"--work and --resume belong to methods that train a network, {name} does not: leave them")
     options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
     train = load_dataset(data, limit=limit, seed=seed, **options)
     test = _test_split(data, test_data, options)
-    work = Poisoning(train, name, seed=seed, rate=rate, eps=eps, **settings(pairs))
+    poisoning = Poisoning(
+        train,
+        name,
+        seed=seed,
+        rate=rate,
+        eps=eps,
+        work=Workplace(place, resume, device, output.bars),
+        **settings(pairs),
+    )
     summary: dict[str, Any] = {
-        "method": name, "parameters": work.poison.resolved(train), "seed": seed, "rate": rate, "data": str(data),
+        "method": name, "parameters": poisoning.poison.resolved(train), "seed": seed, "rate": rate, "data": str(data),
         "images": len(train), "test_images": len(test) if test is not None else 0,
     }  # fmt: skip
     if dry_run or out is None:
@@ -57,7 +76,7 @@ def command(
         return
     with DatasetWriter(out, overwrite=overwrite) as writer:
         split = writer.split("train", train.image_shape, train.classes, source=train.name)
-        write_poisoned(work, split, output.bars)
+        write_poisoned(poisoning, split, output.bars)
         if test is not None:
             clean = writer.split("test", test.image_shape, test.classes, source=test.name)
             clean.append_all(test)
@@ -65,7 +84,9 @@ def command(
         poisoned = load_dataset(writer.folder / "train")
         figure = pictures.comparison_figure(train, poisoned, seed=seed, title=f"{name} on {train.name}")
         pictures.save(figure, writer.folder / "poison.png")
-        statistics = work.statistics.summary()
+        statistics = poisoning.statistics.summary()
+    if place is not None and work is None:
+        shutil.rmtree(place)
     output.result({**summary, "out": str(out), "figure": str(out / "poison.png"), "statistics": statistics})
     output.say(
         f"{len(train):,} training images poisoned with {name}"
@@ -82,6 +103,23 @@ def command(
     output.say(f"picture: {out / 'poison.png'}")
     if test is None:
         output.remark("no test images were found: give `ulfast attack` some with --test-data")
+
+
+def _clear(place: Path, resume: bool, overwrite: bool) -> None:
+    """Makes sure that the place to work in is empty, or holds a run that may go on.
+
+    Raises:
+        InputError: it holds an unfinished run and nothing was said about it, or none and one was to go on.
+    """
+    if resume:
+        if not existing(place):
+            raise InputError(f"there is no interrupted run in {place}: leave --resume out")
+    elif existing(place):
+        if not overwrite:
+            raise InputError(f"{place} holds an unfinished run: say --resume to go on, or --overwrite to start anew")
+        if not ((place / "delta.npy").is_file() or (place / "surrogate").is_dir()):
+            raise InputError(f"{place} holds something else than a run of this program: choose another --work")
+        shutil.rmtree(place)
 
 
 def _test_split(data: str, test_data: str | None, options: dict[str, Any]) -> Any:

@@ -42,7 +42,9 @@ def command(
 
     if poisoned is not None and methods:
         raise InputError("--poisoned brings perturbations, --method makes some: give one of them")
-    names = [get_poison(name)[0] for name in methods] or [name for name in POISONS if name != "file"]
+    names = [get_poison(name)[0] for name in methods] or [
+        name for name, plain in POISONS.items() if name != "file" and not plain.trains
+    ]
     if out is not None and out.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--out {out} must end in .png, .svg or .pdf")
     where = resolve_device(device)

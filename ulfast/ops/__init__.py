@@ -15,6 +15,7 @@ __all__ = [
     "ingest",
     "perturb_ar",
     "perturb_convolution",
+    "perturb_linear",
     "perturb_lsp",
     "pgd_step",
     "philox",
@@ -277,3 +278,38 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     Source: Sadasivan et al., "CUDA: Convolution-based Unlearnable Datasets", CVPR 2023.
     """
     return _ops.perturb_convolution(images, labels, kernels)
+
+
+def perturb_linear(
+    images: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    *,
+    steps: int = 30,
+    alpha: float = 0.8 / 255,
+    eps: float = 8 / 255,
+    share: float = 0.9,
+) -> Tensor:
+    """Images minus the noise that sign steps find against a linear classifier without bias.
+
+    Every step goes down ``share * CE(W noise, y) + (1 - share) * KL(uniform || softmax(W (x - noise)))`` by `alpha`
+    along the sign of its gradient, from a noise of zero: the noise is easy to classify, what it leaves is not. The
+    noise is rounded to whole levels of uint8, and no pixel moves further than `eps`.
+
+    Args:
+        images: (n, ...) uint8, read as x / 255.
+        labels: (n,) int64 in [0, c).
+        weight: (c, d) float32.
+        steps, alpha, eps: number, size and bound of the steps, pixels in [0, 1].
+        share: weight of the first term.
+
+    Returns:
+        uint8 tensor of the shape of `images`. Where a gradient is zero but for rounding, its sign is the instruction
+        level's.
+
+    Raises:
+        TypeError, ValueError: other dtypes or shapes. IndexError: a label out of range.
+
+    Source: perturbation-induced linearisation (PIL), ICLR 2026.
+    """
+    return _ops.perturb_linear(images, labels, weight, steps, alpha, eps, share)

@@ -510,10 +510,40 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     return out
 
 
+def perturb_linear(
+    images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
+) -> Tensor:
+    op = "perturb_linear"
+    _cpu(op, images=images, labels=labels, weight=weight)
+    if images.dtype != torch.uint8 or images.dim() < 2:
+        raise TypeError(f"{op}: images must be (n, ...) uint8, got {tuple(images.shape)} {images.dtype}")
+    if steps < 0 or eps < 0 or not 0 <= share <= 1:
+        raise ValueError(
+            f"{op}: steps and eps must not be negative, share between 0 and 1; got {steps}, {eps}, {share}"
+        )
+    n, d = images.shape[0], math.prod(images.shape[1:])
+    if weight.dim() != 2 or weight.shape[1] != d:
+        raise ValueError(f"{op}: weight must be (c, {d}), got {tuple(weight.shape)}")
+    checked = _index(op, "labels", labels)
+    if checked is None or len(checked) != n:
+        raise ValueError(f"{op}: labels must be ({n},) int64, got {tuple(labels.shape)}")
+    library, threads, c = _extension.load(), torch.get_num_threads(), weight.shape[0]
+    images, weight = images.contiguous(), weight.float().contiguous()
+    scratch, out = torch.empty(threads, library.linear_scratch(d, c)), _result(images.shape, torch.uint8)
+    bad = library.perturb_linear(
+        images.data_ptr(), checked.data_ptr(), weight.data_ptr(), scratch.data_ptr(), out.data_ptr(), n, d, c, steps,
+        alpha, eps, share, reference.whole_levels(eps), threads,
+    )  # fmt: skip
+    if bad >= 0:
+        raise _bad_label(op, checked, bad, c)
+    return out
+
+
 # The twins serve every device without kernels of its own. Factory operators have no tensor to dispatch on.
 _DISPATCHED = (
     "project", "project_out", "project_", "project_classwise", "ingest", "softmax_regression_step",
     "apply_perturbation", "pgd_step", "perturb_lsp", "perturb_ar", "class_moments", "perturb_convolution",
+    "perturb_linear",
 )  # fmt: skip
 for _name in _DISPATCHED:
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")

@@ -249,3 +249,34 @@ def perturb_convolution(
     most = y.flatten(1).amax(1).clamp_min(0)[:, None, None, None] if n else y
     # An all-black image has nothing to divide by, and stays black.
     return torch.where(most > 0, (y / most.clamp_min(1e-30) * 255).clamp_min(0), 0).to(torch.uint8)
+
+
+def whole_levels(eps: float) -> int:
+    """Levels of uint8 within a bound in units of [0, 1]: a bound between two levels rounds down."""
+    return int(255 * eps + 1e-3)
+
+
+def perturb_linear(
+    images: Tensor,  # (n, ...) uint8
+    labels: Tensor,  # (n,) int64
+    weight: Tensor,  # (c, d) float32
+    steps: int,
+    alpha: float,
+    eps: float,
+    share: float,
+) -> Tensor:  # (n, ...) uint8
+    """Images minus the noise that sign steps find against a linear classifier (perturbation-induced linearisation).
+
+    Each step descends ``share * CE(W noise, y) + (1 - share) * KL(uniform || softmax(W (x - noise)))``, whose gradient
+    is ``W.T @ (share * (softmax(W noise) - onehot) - (1 - share) * (softmax(W (x - noise)) - 1 / c))``.
+    """
+    n, (c, d) = images.shape[0], weight.shape
+    rows = unit(images).reshape(n, d)
+    of_images, noise = rows @ weight.T, torch.zeros_like(rows)
+    onehot = torch.nn.functional.one_hot(labels, c).to(weight.dtype)
+    for _ in range(steps):
+        own = noise @ weight.T
+        residual = share * (own.softmax(1) - onehot) - (1 - share) * ((of_images - own).softmax(1) - 1 / c)
+        noise = (noise - alpha * (residual @ weight).sign()).clamp(-eps, eps)
+    levels = (255 * noise).round().clamp(-whole_levels(eps), whole_levels(eps))
+    return (images.reshape(n, d) - levels).clamp(0, 255).to(torch.uint8).reshape(images.shape)

@@ -63,6 +63,11 @@ LIBRARY.define(
     "perturb_convolution(Tensor images, Tensor labels, Tensor kernels) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+LIBRARY.define(
+    "perturb_linear(Tensor images, Tensor labels, Tensor weight, int steps, float alpha, float eps, float share)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 
 # --- shape rules ---------------------------------------------------------------------------------------------
@@ -145,6 +150,11 @@ def _(images, labels, classes):
 
 @torch.library.register_fake("ulfast::perturb_convolution", lib=LIBRARY)
 def _(images, labels, kernels):
+    return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+
+
+@torch.library.register_fake("ulfast::perturb_linear", lib=LIBRARY)
+def _(images, labels, weight, steps, alpha, eps, share):
     return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
 
 

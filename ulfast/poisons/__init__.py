@@ -1,7 +1,7 @@
 """Poisons: methods that make images unlearnable."""
 
-from .base import Poison
+from .base import Poison, Workplace
 from .registry import POISONS, get_poison
 from .run import Poisoning, perturbation, poison, write_poisoned
 
-__all__ = ["POISONS", "Poison", "Poisoning", "get_poison", "perturbation", "poison", "write_poisoned"]
+__all__ = ["POISONS", "Poison", "Poisoning", "Workplace", "get_poison", "perturbation", "poison", "write_poisoned"]

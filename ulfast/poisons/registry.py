@@ -8,9 +8,15 @@ from .ar import AR
 from .base import Poison
 from .classwise import ClassWiseRandom, Regions, SampleWiseRandom
 from .convolution import ConvolutionPoison
+from .em import ErrorMinimising
 from .file import FilePoison
+from .hypo import Hypocritical
 from .lsp import LSP
 from .ops import OnePixelShortcut
+from .pil import PerturbationInducedLinearisation
+from .rem import RobustErrorMinimising
+from .sep import SelfEnsemble
+from .tap import TargetedAdversarial
 
 POISONS: dict[str, Poison] = {
     "lsp": LSP(),
@@ -21,6 +27,14 @@ POISONS: dict[str, Poison] = {
     "cwrandom": ClassWiseRandom(),
     "swrandom": SampleWiseRandom(),
     "cuda": ConvolutionPoison(),
+    "em": ErrorMinimising(),
+    "em-classwise": ErrorMinimising(wise="class"),
+    "tap": TargetedAdversarial(),
+    "tap-untargeted": TargetedAdversarial(targeted=False),
+    "rem": RobustErrorMinimising(),
+    "hypo": Hypocritical(),
+    "sep": SelfEnsemble(),
+    "pil": PerturbationInducedLinearisation(),
     "file": FilePoison(),
 }
 

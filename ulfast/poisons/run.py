@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from ..data.writer import SplitWriter
 from ..errors import InputError
 from ..parameters import with_parameters
 from ..version import __version__
+from .base import Workplace
 from .registry import get_poison
 
 # Clean images that go through a generator at a time: large enough to fill the threads, small enough for their float32
@@ -26,10 +29,14 @@ CHUNK_BYTES = 3 << 20
 class Poisoning:
     """A poison bound to a data set: iterate over it once for (begin, stop, poisoned images).
 
-    Args as for `poison`. `manifest()` is complete after the pass.
+    Args as for `poison`, and `work`, where a poison that trains a network keeps what it has (default: a temporary
+    folder). `manifest()` is complete after the pass.
     """
 
-    def __init__(self, dataset: Dataset, method: str, *, seed: int = 0, rate: float = 1.0, **parameters: Any) -> None:
+    def __init__(
+        self, dataset: Dataset, method: str, *, seed: int = 0, rate: float = 1.0, work: Workplace | None = None,
+        **parameters: Any,
+    ) -> None:  # fmt: skip
         if not 0 <= rate <= 1:
             raise InputError(f"rate must be between 0 and 1, got {rate:g}")
         if dataset.num_classes < 2:
@@ -37,11 +44,11 @@ class Poisoning:
         self.name, plain = get_poison(method)
         given = {key: value for key, value in parameters.items() if value is not None}
         self.poison = with_parameters(plain, self.name, given)
-        self.dataset, self.seed, self.rate = dataset, seed, rate
+        self.dataset, self.seed, self.rate, self.work = dataset, seed, rate, work or Workplace()
         self.statistics = PerturbationStatistics()
 
     def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        perturb = self.poison.prepare(self.dataset, self.seed)
+        perturb = self.poison.prepare_in(self.dataset, self.seed, self.work)
         chosen = rate_mask(self.dataset, self.rate, self.seed)
         for begin, stop in chunks(self.dataset.images, CHUNK_BYTES):
             clean = np.ascontiguousarray(self.dataset.images[begin:stop])
@@ -61,6 +68,7 @@ class Poisoning:
             "rate": self.rate,
             "source": {"name": source.name, "split": source.split, "images": len(source), "sha256": source.checksum()},
             "statistics": self.statistics.summary(),
+            **({"making": self.work.facts} if self.work.facts else {}),
             "ulfast": __version__,
         }
 
@@ -83,6 +91,9 @@ def poison(
     *,
     seed: int = 0,
     rate: float = 1.0,
+    device: str | torch.device = "auto",
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: Callable[..., None] | None = None,
     **parameters: Any,
 ) -> Dataset:
@@ -91,8 +102,12 @@ def poison(
     Args:
         dataset: clean images.
         method: name or alias of a poison (`ulfast ls` lists them).
-        seed: image i's perturbation depends on (seed, method, i, its label) alone.
+        seed: image i's perturbation depends on (seed, method, i, its label) alone; on the whole data set where the
+            method trains a network or a linear model on it.
         rate: share of each class that is poisoned.
+        device: where methods that train a network do so: "auto", "cpu" or "cuda".
+        folder: where those keep network and perturbations while they work; None: a temporary folder.
+        resume: go on with the run that was interrupted in `folder`.
         progress: called as ``progress("poison", done, total)``.
         parameters: of the method, for example ``eps=0.5``.
 
@@ -105,7 +120,8 @@ def poison(
     Example:
         >>> poisoned = ulfast.poison(ulfast.load_dataset("sample"), "lsp", seed=0)
     """
-    work = Poisoning(dataset, method, seed=seed, rate=rate, **parameters)
+    place = Workplace(Path(folder) if folder is not None else None, resume, device, progress)
+    work = Poisoning(dataset, method, seed=seed, rate=rate, work=place, **parameters)
     images = np.empty_like(dataset.images, subok=False)
     for begin, stop, block in work:
         images[begin:stop] = block

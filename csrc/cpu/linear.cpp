@@ -1,0 +1,123 @@
+// perturb_linear: sign steps on the noise of every image against a linear classifier, all of them in one visit.
+//
+// Both terms of the objective are linear in the image, so a step is two products with the weights (c, d) and a sign:
+// flops 4 n d c a step, bytes 2 n d in all. A few rows of noise stay in the second-level cache over all steps, beside
+// the weights; features go in blocks, so that a block of the weights is fetched once for the step and for the products
+// of what the step has made. The multiply-adds bound it.
+#include "table.h"
+#include "tiles.h"
+
+namespace ulfast {
+namespace ULFAST_LEVEL {
+
+namespace {
+
+constexpr int64_t kBlock = 512;  // features at a time: ten rows of weights and four of noise fit the first level
+
+double exp_(double x) { return __builtin_exp(x); }
+
+// noise[r, i] = clamp(noise[r, i] - alpha * sign(sum_j p[r, j] * b[j, i]), -eps, eps) for R rows.
+template <int R> ULFAST_INLINE void descend(const float* b, int64_t bs, int64_t d, int64_t c, const float* p,
+                                            float* noise, int64_t ns, float alpha, float eps) {
+  constexpr int n = Vec<float>::size, U = 4;
+  const vecf zero = {}, up = zero + alpha, high = zero + eps, low = -high;
+  int64_t i = 0;
+  for (; i + U * n <= d; i += U * n) {
+    vecf g[R][U] = {};
+    for (int64_t j = 0; j < c; ++j) {
+      vecf bv[U];
+      for (int u = 0; u < U; ++u) bv[u] = load(b + j * bs + i + u * n);
+      for (int r = 0; r < R; ++r) {
+        const vecf pv = splat<float>(p[r * c + j]);
+        for (int u = 0; u < U; ++u) g[r][u] += pv * bv[u];
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int u = 0; u < U; ++u) {
+        float* at = noise + r * ns + i + u * n;
+        const vecf step = g[r][u] > zero ? up : g[r][u] < zero ? -up : zero;
+        vecf v = load(at) - step;
+        v = v > low ? v : low;
+        store(at, v < high ? v : high);
+      }
+  }
+  for (; i < d; ++i)
+    for (int r = 0; r < R; ++r) {
+      float g = 0;
+      for (int64_t j = 0; j < c; ++j) g += p[r * c + j] * b[j * bs + i];
+      float v = noise[r * ns + i] - (g > 0 ? alpha : g < 0 ? -alpha : 0.0f);
+      v = v > -eps ? v : -eps;
+      noise[r * ns + i] = v < eps ? v : eps;
+    }
+}
+
+// p[j] += scale * softmax(z)[j], or of `from - z` where `from` is given. Float64 inside.
+ULFAST_INLINE void add_softmax(const float* z, const float* from, int64_t c, double scale, float* p) {
+  double top = -1e300, total = 0;
+  for (int64_t j = 0; j < c; ++j) {
+    const double v = from ? (double)from[j] - z[j] : z[j];
+    top = v > top ? v : top;
+  }
+  for (int64_t j = 0; j < c; ++j) total += exp_((from ? (double)from[j] - z[j] : z[j]) - top);
+  const double share = scale / total;
+  for (int64_t j = 0; j < c; ++j) p[j] += (float)(share * exp_((from ? (double)from[j] - z[j] : z[j]) - top));
+}
+
+// out = x - noise in whole levels, none of them beyond the bound: a bound between two levels rounds down.
+ULFAST_INLINE void publish(const uint8_t* x, const float* noise, float levels, uint8_t* out, int64_t d) {
+  constexpr int n = Vec<float>::size;
+  const vecf most = vecf{} + levels, least = -most, zero = {}, white = zero + 255.0f;
+  int64_t i = 0;
+  for (; i + n <= d; i += n) {
+    vecf v = (load(noise + i) * 255.0f + 0x1.8p23f) - 0x1.8p23f;  // to nearest
+    v = v > least ? v : least;
+    v = load_as(x + i) - (v < most ? v : most);
+    v = v > zero ? v : zero;
+    narrow_bytes(out + i, __builtin_convertvector(v < white ? v : white, veci));
+  }
+  for (; i < d; ++i) {
+    float v = (noise[i] * 255.0f + 0x1.8p23f) - 0x1.8p23f;
+    v = v > -levels ? v : -levels;
+    v = (float)x[i] - (v < levels ? v : levels);
+    v = v > 0.0f ? v : 0.0f;
+    out[i] = (uint8_t)(int)(v < 255.0f ? v : 255.0f);
+  }
+}
+
+// All steps of the R rows from `first` on. noise (R, d); logits (3, R, c): of the images, of the noise, the residuals.
+template <int R> void rows(const Linear& a, float* noise, float* logits, int64_t first) {
+  const int64_t d = a.d, c = a.c;
+  float *image = logits, *own = logits + R * c, *p = logits + 2 * R * c;
+  for (int64_t i = 0; i < 2 * R * c; ++i) logits[i] = 0;
+  for (int r = 0; r < R; ++r) widen(a.images + (first + r) * d, d, noise + r * d);
+  dots_all(strided<R>((const float*)noise, d), a.weight, d, d, c, image, c);
+  for (int64_t i = 0; i < R * c; ++i) image[i] *= kUnit;
+  for (int64_t i = 0; i < R * d; ++i) noise[i] = 0;
+  for (int64_t t = 0; t < a.steps; ++t) {
+    for (int r = 0; r < R; ++r) {
+      float* pr = p + r * c;
+      for (int64_t j = 0; j < c; ++j) pr[j] = (1 - a.share) / (float)c;
+      add_softmax(own + r * c, nullptr, c, a.share, pr);
+      add_softmax(own + r * c, image + r * c, c, a.share - 1.0, pr);
+      pr[a.labels[first + r]] -= a.share;
+    }
+    for (int64_t i = 0; i < R * c; ++i) own[i] = 0;
+    for (int64_t i = 0; i < d; i += kBlock) {
+      const int64_t width = d - i < kBlock ? d - i : kBlock;
+      descend<R>(a.weight + i, d, width, c, p, noise + i, d, a.alpha, a.eps);
+      dots_all(strided<R>((const float*)noise + i, d), a.weight + i, d, width, c, own, c);
+    }
+  }
+  for (int r = 0; r < R; ++r) publish(a.images + (first + r) * d, noise + r * d, a.levels, a.out + (first + r) * d, d);
+}
+
+}  // namespace
+
+void linear(const Linear& a, float* scratch, int64_t begin, int64_t end) {
+  float* logits = scratch + kRows * a.d;
+  for (; begin + kRows <= end; begin += kRows) rows<kRows>(a, scratch, logits, begin);
+  for (; begin < end; ++begin) rows<1>(a, scratch, logits, begin);
+}
+
+}  // namespace ULFAST_LEVEL
+}  // namespace ulfast

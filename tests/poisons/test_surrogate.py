@@ -1,0 +1,296 @@
+"""The poisons that train: budgets, losses, seeds, resumption, on data so small that a network takes a second."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import ulfast
+from ulfast import InputError
+from ulfast.cli.main import group
+from ulfast.data import DatasetWriter, load_dataset
+from ulfast.poisons import POISONS, Workplace, get_poison, poison
+from ulfast.poisons import surrogate as engine
+from ulfast.poisons.rem import Moved
+from ulfast.poisons.store import PerturbationStore
+from ulfast.poisons.surrogate import Images, Surrogate, descend, new_surrogate, searching, shuffled
+
+CNN = {"surrogate": "cnn"}
+# Every method as small as it goes; 60 images of 12 px.
+SMALL = {
+    "em": {**CNN, "lr": 0.01, "rounds": 3, "steps": 3, "train_steps": 3, "batch_size": 25, "stop": 0.0},
+    "em-classwise": {**CNN, "lr": 0.01, "rounds": 4, "train_steps": 3, "batch_size": 25, "stop": 0.0},
+    "tap": {**CNN, "epochs": 2, "steps": 8, "restarts": 2, "batch_size": 25},
+    "tap-untargeted": {**CNN, "epochs": 2, "steps": 8, "batch_size": 25},
+    "rem": {**CNN, "lr": 0.01, "iterations": 3, "steps": 2, "steps_a": 2, "samples": 2, "batch_size": 25},
+    "hypo": {**CNN, "epochs": 2, "steps": 8, "batch_size": 25},
+    "sep": {**CNN, "epochs": 3, "checkpoints": 2, "steps": 6, "batch_size": 25},
+    "pil": {"epochs": 5, "batch_size": 25},
+}
+TRAINED = [name for name in SMALL if name != "pil"]
+
+
+def test_all_of_them_are_here():
+    assert {name for name, plain in POISONS.items() if plain.trains} == set(TRAINED)
+    for name in TRAINED:
+        assert POISONS[name].parameters()["surrogate"] == "resnet18"
+        assert POISONS[name].eps == pytest.approx(8 / 255)
+    assert get_poison("error_minimizing")[0] == "em"
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_same_seed_same_bytes_within_the_budget(make_dataset, method):
+    clean = make_dataset(60)
+    first = poison(clean, method, seed=1, **SMALL[method])
+    assert first.checksum() == poison(clean, method, seed=1, **SMALL[method]).checksum()
+    assert first.checksum() != poison(clean, method, seed=2, **SMALL[method]).checksum()
+    moved = np.abs(first.images.astype(int) - clean.images)
+    assert 0 < moved.max() <= 8
+    assert first.manifest["making"]
+    # A bound between two levels rounds down: 4.6 of them are 4, also with steps that would go beyond.
+    tight = poison(clean, method, seed=1, **SMALL[method], eps=4.6 / 255, alpha=3 / 255)
+    assert np.abs(tight.images.astype(int) - clean.images).max() == 4
+
+
+@pytest.mark.parametrize("method", ["em", "em-classwise"])
+def test_every_round_of_min_min_goes_down(make_dataset, method):
+    rounds = poison(make_dataset(60), method, **SMALL[method]).manifest["making"]["rounds"]
+    assert len(rounds) == SMALL[method]["rounds"]
+    assert all(row["loss_after"] < row["loss_before"] for row in rounds)
+    assert rounds[-1]["loss_after"] < rounds[0]["loss_before"]
+
+
+@pytest.mark.parametrize("method", ["tap", "tap-untargeted", "hypo", "sep", "rem"])
+def test_the_search_moves_its_loss(make_dataset, method):
+    making = poison(make_dataset(60), method, **SMALL[method]).manifest["making"]
+    if method == "tap-untargeted":
+        assert making["loss_after"] > making["loss_before"]
+    else:
+        assert making["loss_after"] < making["loss_before"]
+    if method == "rem":
+        assert all(after < before for before, after in making["recent"])
+
+
+def test_min_min_ends_when_nothing_is_wrong(make_dataset):
+    options = SMALL["em"] | {"rounds": 30, "stop": 0.5, "train_steps": 10}
+    rounds = poison(make_dataset(60), "em", **options).manifest["making"]["rounds"]
+    assert len(rounds) < 30
+    assert rounds[-1]["error"] < 0.5
+    assert all(row["error"] >= 0.5 for row in rounds[:-1])
+
+
+def test_class_wise_is_one_perturbation_a_class(make_dataset):
+    clean = make_dataset(60)
+    gray = ulfast.Dataset(clean.images // 2 + 60, clean.labels, clean.classes)
+    by_class = poison(gray, "em-classwise", **SMALL["em-classwise"]).images.astype(int) - gray.images
+    by_image = poison(gray, "em", **SMALL["em"]).images.astype(int) - gray.images
+    for label in range(3):
+        rows = np.flatnonzero(gray.labels == label)
+        assert (by_class[rows] == by_class[rows[0]]).all()
+        assert (by_image[rows] != by_image[rows[0]]).any()
+    assert (by_class[0] != by_class[1]).any()
+
+
+def test_untargeted_and_targeted_differ_and_rate_counts(make_dataset):
+    clean = make_dataset(60)
+    whole = poison(clean, "tap", **SMALL["tap"])
+    assert whole.checksum() != poison(clean, "tap", **SMALL["tap"], targeted=False).checksum()
+    half = poison(clean, "tap", rate=0.5, **SMALL["tap"])
+    touched = (half.images != clean.images).any(axis=(1, 2, 3))
+    assert np.bincount(clean.labels[touched], minlength=3).tolist() == [10, 10, 10]
+    assert np.array_equal(half.images[touched], whole.images[touched])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_killed_run_resumes_to_the_same_bytes(make_dataset, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(engine, "COMMIT_SECONDS", 0.0)
+    clean = make_dataset(60)
+    want = poison(clean, method, seed=5, **SMALL[method])
+    commit, counted = engine.Run.commit, []
+
+    def kill(self, state, *, last=False):
+        # After the second commit the store is spoilt, as by a search that was under way.
+        if len(counted) == 2:
+            self.store.write(torch.arange(self.store.rows), torch.full((self.store.rows, 3, 12, 12), 0.02))
+            raise Killed
+        counted.append(1)
+        commit(self, state, last=last)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.Run, "commit", kill)
+        with pytest.raises(Killed):
+            poison(clean, method, seed=5, folder=tmp_path / "work", **SMALL[method])
+    assert len(list((tmp_path / "work").glob("delta-*.npy"))) == 1
+    with pytest.raises(InputError, match="another"):
+        poison(clean, method, seed=5, folder=tmp_path / "work", resume=True, **SMALL[method] | {"eps": 4 / 255})
+    got = poison(clean, method, seed=5, folder=tmp_path / "work", resume=True, **SMALL[method])
+    assert got.checksum() == want.checksum()
+    assert got.manifest == want.manifest
+
+
+def test_a_damaged_state_is_said(make_dataset, tmp_path):
+    clean = make_dataset(60)
+    poison(clean, "hypo", folder=tmp_path, **SMALL["hypo"])
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(InputError, match="damaged: start anew"):
+        poison(clean, "hypo", folder=tmp_path, resume=True, **SMALL["hypo"])
+
+
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+def test_the_store_keeps_and_restores(tmp_path, kind):
+    eps = 8 / 255
+    store = PerturbationStore(tmp_path, 20, (4, 5, 3), eps, kind)
+    assert (store.read(torch.arange(20)) == 0).all()
+    delta = (torch.rand(3, 3, 4, 5) * 2 - 1) * eps * 1.1
+    rows = torch.tensor([2, 19, 7])
+    store.write(rows, delta)
+    got = store.read(rows)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got, delta.clamp(-eps, eps), atol=eps / 250, rtol=0)
+    assert got.abs().max() <= eps * (1 + 1e-3)
+    assert (tmp_path / "delta.npy").stat().st_size < 20 * 60 * (1 if kind == "int8" else 2) + 200
+    store.commit(1)
+    store.write(rows, torch.zeros(3, 3, 4, 5))
+    store.restore(1)
+    assert torch.equal(store.read(rows), got)
+    gray = np.full((3, 4, 5, 3), 128, np.uint8)
+    levels = store.apply(gray, rows).astype(int) - 128
+    assert np.abs(levels - 255 * got.permute(0, 2, 3, 1).numpy()).max() <= 0.51
+    with pytest.raises(InputError, match="missing or damaged"):
+        store.restore(4)
+    with pytest.raises(InputError, match="int8 or float16"):
+        PerturbationStore(tmp_path, 2, (4, 5, 3), eps, "int4")
+
+
+def test_gradients_are_autograd_s(make_dataset):
+    clean = make_dataset(30)
+    surrogate = new_surrogate("cnn", clean, 0, torch.device("cpu"))
+    surrogate.half = None
+    images = Images(clean, torch.device("cpu"))
+    x, y = images.pixels(torch.arange(8)), images.labels[:8]
+    torch.testing.assert_close(x.permute(0, 2, 3, 1), torch.from_numpy(clean.images[:8]).float() / 255)
+    leaf = x.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(surrogate.model((leaf - surrogate._mean) / surrogate._std), y)
+    (want,) = torch.autograd.grad(loss, leaf)
+    with searching(surrogate):
+        got, losses, _ = surrogate.gradient(x, y)
+        assert not any(p.requires_grad for p in surrogate.model.parameters())
+    torch.testing.assert_close(got / 8 / surrogate._std, want, atol=1e-7, rtol=1e-4)
+    assert float(losses.mean()) == pytest.approx(float(loss), rel=1e-5)
+    assert surrogate.model.training
+    assert all(p.requires_grad for p in surrogate.model.parameters())
+
+
+def test_descent_on_several_networks_is_on_their_mean():
+    """Two linear networks whose gradients oppose: the stronger decides."""
+
+    def linear(slope):
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2, bias=False))
+        model[1].weight.data = slope * torch.tensor([[1.0, 1, 1], [-1, -1, -1]])
+        return Surrogate(model, (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+
+    start = torch.full((1, 3, 1, 1), 0.5)
+    x, weak, strong = start.clone(), linear(-0.1), linear(0.5)
+    before = descend([weak, strong], x, start, torch.tensor([0]), alphas=[-0.01] * 3, eps=0.02)
+    torch.testing.assert_close(x, start + 0.02)
+    assert before.shape == (1,)
+    descend([linear(-1.0), linear(0.1)], x, start, torch.tensor([0]), alphas=[-0.01] * 8, eps=0.02)
+    torch.testing.assert_close(x, start - 0.02)
+
+
+def test_there_and_back():
+    x = torch.rand(2, 3, 9, 11)
+    y = torch.rand(2, 3, 9, 11)
+    for dy, dx, flip in [(0, 0, False), (2, -3, False), (-4, 1, True), (0, 4, True)]:
+        move = Moved(dy, dx, flip)
+        there = move.there(x)
+        padded = torch.nn.functional.pad(x, (4, 4, 4, 4))[:, :, 4 + dy : 13 + dy, 4 + dx : 15 + dx]
+        assert torch.equal(there, padded.flip(3) if flip else padded)
+        # The transpose: <there(x), y> = <x, back(y)>.
+        assert float((there * y).sum()) == pytest.approx(float((x * move.back(y)).sum()), rel=1e-5)
+    drawn = {Moved.draw(4, 0, at) for at in range(200)}
+    assert len(drawn) > 60
+    assert {m.dy for m in drawn} == set(range(-4, 5))
+
+
+def test_batches_walk_through_all_images():
+    seen = torch.cat([shuffled(50, 10, 0, at) for at in range(5)])
+    assert sorted(seen.tolist()) == list(range(50))
+    assert not torch.equal(shuffled(50, 10, 0, 0), shuffled(50, 10, 0, 5))
+    assert torch.equal(shuffled(50, 10, 3, 7), shuffled(50, 10, 3, 7))
+    assert len(shuffled(5, 10, 0, 0)) == 5
+
+
+def test_a_linear_model_reads_pil(make_dataset):
+    """What pil adds is linearly separable, and the images keep their budget where bound and pixels meet."""
+    clean = make_dataset(120)
+    got = poison(clean, "pil", epochs=20, batch_size=16)
+    delta = (got.images.astype(int) - clean.images).reshape(120, -1)
+    centroids = np.stack([delta[:60][clean.labels[:60] == c].mean(0) for c in range(3)])
+    guess = (delta[60:] @ centroids.T).argmax(1)
+    assert (guess == clean.labels[60:]).mean() > 0.95
+    with pytest.raises(InputError, match="share must be between"):
+        poison(clean, "pil", share=1.2)
+
+
+def test_a_diverging_surrogate_is_said(make_dataset):
+    with pytest.raises(InputError, match="smaller learning rate"):
+        poison(make_dataset(60), "em", **SMALL["em"] | {"lr": 1e25, "train_steps": 10})
+
+
+def test_a_temporary_workplace_leaves_nothing():
+    work = Workplace(device="cpu")
+    folder = work.folder
+    assert folder is not None
+    assert folder.is_dir()
+    del work
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_from_the_command_line(make_dataset, tmp_path, method):
+    with DatasetWriter(tmp_path / "clean") as writer:
+        for split in ("train", "test"):
+            part = make_dataset(60, split=split)
+            writer.split(split, part.image_shape, part.classes, source="tiny").append_all(part)
+    pairs = [word for key, value in SMALL[method].items() for word in ("--set", f"{key}={value}")]
+    words = ["poison", "--method", method, "--data", str(tmp_path / "clean"), "--out", str(tmp_path / "out"), "--json"]
+    done = CliRunner().invoke(group, [*words, *pairs], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["statistics"]["linf_max"] <= 8 / 255 + 1e-6
+    assert not (tmp_path / "out.work").exists()
+    got = load_dataset(tmp_path / "out")
+    assert got.checksum() == poison(load_dataset(tmp_path / "clean"), method, **SMALL[method]).checksum()
+
+
+def test_an_unfinished_run_on_the_command_line(make_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "COMMIT_SECONDS", 0.0)
+    with DatasetWriter(tmp_path / "clean") as writer:
+        part = make_dataset(60)
+        writer.split("train", part.image_shape, part.classes, source="tiny").append_all(part)
+    pairs = [word for key, value in SMALL["hypo"].items() for word in ("--set", f"{key}={value}")]
+    words = ["poison", "-m", "hypo", "--data", str(tmp_path / "clean"), "--out", str(tmp_path / "out"), *pairs]
+
+    def run(*more):
+        return CliRunner().invoke(group, [*words, *more])
+
+    assert "leave --resume out" in str(run("--resume").exception)
+    with monkeypatch.context() as patched:
+        patched.setattr(PerturbationStore, "apply", lambda *a: (_ for _ in ()).throw(Killed()))
+        assert isinstance(run().exception, Killed)
+    assert (tmp_path / "out.work" / "state.json").is_file()
+    assert "say --resume to go on" in str(run().exception)
+    assert run("--resume").exit_code == 0
+    assert not (tmp_path / "out.work").exists()
+    assert load_dataset(tmp_path / "out").manifest["making"]["loss_after"] > 0
+    wrong = CliRunner().invoke(group, ["poison", "-m", "lsp", "--data", "sample", "--dry-run", "--resume"])
+    assert "belong to methods that train a network" in str(wrong.exception)

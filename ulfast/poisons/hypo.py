@@ -1,0 +1,34 @@
+"""`hypo`: hypocritical perturbations, which make a clean network surer of the right class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..data.dataset import Dataset
+from ..parameters import parameter
+from .base import Workplace
+from .store import PerturbationStore
+from .surrogate import Images, Run, SurrogatePoison, sweep, trained_surrogates
+
+
+@dataclass(frozen=True)
+class Hypocritical(SurrogatePoison):
+    """Error-minimising noise against a network trained on the clean images, which stays as it is."""
+
+    summary = "noise that a clean network finds easy"
+    source = "Tao et al., Better Safe Than Sorry: Preventing Delusive Adversaries with Adversarial Training, 2021"
+    aliases = ("hypocritical",)
+
+    alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
+    steps: int = parameter(100, "steps of each image", at_least=1)
+    epochs: int | None = parameter(None, "of the clean network (default: the quick recipe's)", at_least=1)
+
+    def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
+        surrogates = trained_surrogates(self.surrogate, dataset, self.epochs, seed, work)
+        store = self.open_store(dataset, work)
+        alpha = self.eps / 10 if self.alpha is None else self.alpha
+        sweep(
+            surrogates, Images(dataset, surrogates[0].device), store, Run(work, store, self.identity(dataset, seed)),
+            targets=lambda y: y, alphas=[-alpha] * self.steps, batch_size=self.batch_size,
+        )  # fmt: skip
+        return store

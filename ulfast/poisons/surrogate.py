@@ -1,0 +1,368 @@
+"""The engine of the poisons that train a network: the network and its gradients, the search, rounds that resume.
+
+This file alone of the poisons imports `ulfast.training`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import devices, ops
+from ..data.dataset import Dataset
+from ..data.loader import MemoryLoader, as_tensor, channel_statistics
+from ..errors import InputError
+from ..files import write_json
+from ..parameters import parameter
+from ..training import build_model, checkpoint, get_recipe, train
+from .base import Perturb, Poison, Workplace
+from .store import KINDS, PerturbationStore
+
+# Seconds of work that a killed run may lose.
+COMMIT_SECONDS = 60.0
+REPORT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class SurrogatePoison(Poison):
+    """A poison found by the gradients of a network. A subclass says in `find` how."""
+
+    trains: ClassVar[bool] = True
+
+    eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
+    surrogate: str = parameter("resnet18", "network: cnn, resnet18, resnet18-WIDTH or timm:NAME")
+    batch_size: int = parameter(128, "images a step", at_least=1)
+    store: str = parameter("int8", "how perturbations are kept meanwhile", choices=tuple(KINDS))
+
+    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+        return self.prepare_in(dataset, seed, Workplace())
+
+    def prepare_in(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
+        if self.eps <= 0:
+            raise InputError("a surrogate's poison needs an eps above 0")
+        store = self.find(dataset, seed, work)
+        classwise = store.rows != len(dataset)
+
+        def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            rows = torch.from_numpy(labels) if classwise else torch.arange(first, first + len(images))
+            # The temporary folder goes with `work`, which therefore must live as long as this function.
+            assert work.folder is not None
+            return store.apply(images, rows)
+
+        return perturb
+
+    def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
+        """Trains, searches, and returns the perturbations: one an image, or one a class."""
+        raise TypeError(f"{type(self).__name__} does not say how to search")
+
+    def identity(self, dataset: Dataset, seed: int) -> dict[str, Any]:
+        """What a run that is resumed must share with the one that was interrupted."""
+        return {"method": type(self).__name__, **self.parameters(), "seed": seed, "data": dataset.checksum()}
+
+    def open_store(self, dataset: Dataset, work: Workplace, rows: int | None = None) -> PerturbationStore:
+        assert work.folder is not None
+        n = len(dataset) if rows is None else rows
+        return PerturbationStore(work.folder, n, dataset.image_shape, self.eps, self.store)
+
+
+class Images:
+    """A data set's pixels and labels as the searches take them."""
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self.device, self.n = device, len(dataset)
+        self._images, self.labels = as_tensor(dataset.images), as_tensor(dataset.labels).to(device)
+        self._zero, self._one = torch.zeros(dataset.image_shape[2]), torch.ones(dataset.image_shape[2])
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """(b, C, H, W) float32 in [0, 1], channels_last; one pass from the stored bytes."""
+        if self.device.type == "cpu":
+            return ops.ingest(self._images, None, self._zero, self._one, index=index)
+        images = self._images[index].to(self.device, non_blocking=True)
+        return ops.ingest(images, None, self._zero, self._one)
+
+    def chunks(self, size: int, begin: int = 0) -> Iterator[Tensor]:
+        """Indices of all images from `begin` on, in order."""
+        for first in range(begin, self.n, size):
+            yield torch.arange(first, min(first + size, self.n))
+
+
+def shuffled(n: int, size: int, seed: int, at: int) -> Tensor:
+    """Indices of batch number `at` of an endless walk: a new order every pass, drawn from (seed, pass)."""
+    size = min(size, n)
+    each = n // size
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + at // each) % (1 << 63))
+    return torch.randperm(n, generator=generator)[at % each * size :][:size]
+
+
+class Surrogate:
+    """A network that takes pixels in [0, 1] and gives their gradients.
+
+    The gradient is taken with respect to the normalised pixels: they differ by a positive factor a channel, which the
+    sign does not see, and half precision starts at the input.
+    """
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self.model = model.to(device)
+        self.device, self.half = device, devices.fast_half(device)
+        self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
+
+    def normalised(self, x: Tensor) -> Tensor:
+        return x.sub(self._mean).div_(self._std).to(self.half or torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (b, c) float32 of normalised pixels."""
+        with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
+            out = self.model(x)
+        return out.float()
+
+    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the cross-entropy summed over the batch: gradient (b, C, H, W) float32, the losses (b,), logits (b, c)."""
+        leaf = self.normalised(x).requires_grad_()
+        logits = self.forward(leaf)
+        losses = nn.functional.cross_entropy(logits, y, reduction="none")
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        return gradient.float(), losses.detach(), logits.detach()
+
+    @torch.no_grad()
+    def judge(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (b,) and which are classified right (b,)."""
+        logits = self.forward(self.normalised(x))
+        return nn.functional.cross_entropy(logits, y, reduction="none"), logits.argmax(1) == y
+
+    def learn(self, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> Tensor:
+        """One step of training; the mean loss before it."""
+        loss = nn.functional.cross_entropy(self.forward(self.normalised(x)), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        optimizer.step()
+        return loss.detach()
+
+
+@contextlib.contextmanager
+def searching(*surrogates: Surrogate) -> Iterator[None]:
+    """Evaluation mode, and no gradients of the weights, which are a third of the arithmetic."""
+    before = [(s.model.training, [p.requires_grad for p in s.model.parameters()]) for s in surrogates]
+    for s in surrogates:
+        s.model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for s, (training, wanted) in zip(surrogates, before, strict=True):
+            s.model.train(training)
+            for p, w in zip(s.model.parameters(), wanted, strict=True):
+                p.requires_grad_(w)
+
+
+def new_surrogate(name: str, dataset: Dataset, seed: int, device: torch.device) -> Surrogate:
+    """A randomly initialised network with the data's own normalisation."""
+    model = build_model(name, num_classes=dataset.num_classes, image_shape=dataset.image_shape, seed=seed)
+    return Surrogate(model, *channel_statistics(dataset), device)
+
+
+def trained_surrogates(
+    name: str, dataset: Dataset, epochs: int | None, seed: int, work: Workplace, count: int = 1
+) -> list[Surrogate]:
+    """Networks trained on the clean images: the last, or `count` checkpoints of one run at even distances.
+
+    The recipe is `quick`; what is trained already lies in the workplace and is taken from there.
+    """
+    assert work.folder is not None
+    device = torch.device(work.device)
+    surrogate = new_surrogate(name, dataset, seed, device)
+    recipe = get_recipe("quick", name, len(dataset))
+    recipe = replace(recipe, epochs=epochs or recipe.epochs, batch_size=min(recipe.batch_size, len(dataset)))
+    options: dict[str, Any] = {"mean": surrogate._mean.flatten().tolist(), "std": surrogate._std.flatten().tolist(),
+                               "device": device, "seed": seed}  # fmt: skip
+    loader = MemoryLoader(dataset, recipe.batch_size, augment=recipe.augment, shuffle=True, **options)
+    few = dataset.subset(np.arange(min(len(dataset), 1000)))
+    folder = work.folder / "surrogate"
+    result = train(
+        surrogate.model, loader, MemoryLoader(few, 250, **options), recipe, seed=seed, folder=folder,
+        resume=work.resume, identity={"data": dataset.checksum()}, keep_checkpoints=count > 1,
+        evaluate_every=recipe.epochs, stage="surrogate", progress=work.progress,
+    )  # fmt: skip
+    work.facts |= {"surrogate_epochs": recipe.epochs, "surrogate_accuracy": result.train_accuracy}
+    if count == 1:
+        return [surrogate]
+    chosen = sorted({math.ceil((i + 1) * recipe.epochs / count) for i in range(count)})
+    found = []
+    for epoch in chosen:
+        one = new_surrogate(name, dataset, seed, device)
+        one.model.load_state_dict(checkpoint.load_weights(folder / f"epoch-{epoch:03d}.pt"))
+        found.append(one)
+    return found
+
+
+def descend(
+    surrogates: Sequence[Surrogate],
+    x: Tensor,  # (b, C, H, W) float32 in [0, 1], stepped in place
+    start: Tensor,  # like x: the clean pixels
+    y: Tensor,  # (b,) int64: the labels whose loss the steps go down (or up)
+    *,
+    alphas: Sequence[float],  # size of each step; negative ones go down
+    eps: float,
+) -> Tensor:  # (b,) losses before the first step, mean over the networks
+    """Sign steps on the mean loss of the networks, inside of the ball around `start` and of [0, 1]."""
+    first = None
+    for alpha in alphas:
+        total, losses, _ = surrogates[0].gradient(x, y)
+        for other in surrogates[1:]:
+            gradient, more, _ = other.gradient(x, y)
+            total += gradient
+            losses = losses + more
+        first = losses / len(surrogates) if first is None else first
+        ops.pgd_step(x, total, start, alpha=alpha, eps=eps)
+    return torch.zeros(len(y), device=x.device) if first is None else first
+
+
+def mean_loss(surrogates: Sequence[Surrogate], x: Tensor, y: Tensor) -> Tensor:
+    """(b,) losses, mean over the networks."""
+    losses = surrogates[0].judge(x, y)[0]
+    for other in surrogates[1:]:
+        losses = losses + other.judge(x, y)[0]
+    return losses / len(surrogates)
+
+
+class Run:
+    """What makes a search resumable: perturbations, network, optimizer and a small state, committed together.
+
+    Args:
+        identity: settings that a resumed run must share.
+        network: and its optimizer, where they change during the search.
+    """
+
+    def __init__(
+        self,
+        work: Workplace,
+        store: PerturbationStore,
+        identity: dict[str, Any],
+        network: tuple[nn.Module, torch.optim.Optimizer] | None = None,
+    ) -> None:
+        assert work.folder is not None
+        self.work, self.store, self.identity, self.network = work, store, identity, network
+        self._file: Path = work.folder / ("state.pt" if network else "state.json")
+        self._number, self._committed = 0, time.monotonic()
+
+    def begin(self, state: dict[str, Any]) -> dict[str, Any]:
+        """`state`, or what an interrupted run has left.
+
+        Raises:
+            InputError: it was a run with other settings, or its files are damaged.
+        """
+        if not (self.work.resume and self._file.is_file()):
+            return state
+        if self.network:
+            kept = checkpoint.load(self._file, *self.network, self.identity)
+        else:
+            try:
+                kept = json.loads(self._file.read_text(encoding="utf-8"))
+                other = [key for key, value in self.identity.items() if kept["identity"].get(key) != value]
+            except (ValueError, KeyError, AttributeError):
+                raise InputError(f"{self._file} is damaged: start anew with --overwrite") from None
+            if other:
+                raise InputError(
+                    f"{self._file} belongs to a run with another {', '.join(other)}: give the same settings, or"
+                    " --overwrite"
+                )
+        self._number = kept["number"]
+        self.store.restore(self._number)
+        found: dict[str, Any] = kept["state"]
+        return found
+
+    def commit(self, state: dict[str, Any], *, last: bool = False) -> None:
+        """Keeps everything, if the last time is long enough ago."""
+        now = time.monotonic()
+        if not last and now - self._committed < COMMIT_SECONDS:
+            return
+        self._number += 1
+        self.store.commit(self._number)
+        content = {"identity": self.identity, "number": self._number, "state": state}
+        if self.network:
+            checkpoint.save(self._file, *self.network, content)
+        else:
+            write_json(self._file, content)
+        self.store.forget(self._number)
+        self._committed = time.monotonic()
+
+
+def sweep(
+    surrogates: Sequence[Surrogate],
+    images: Images,
+    store: PerturbationStore,
+    run: Run,
+    *,
+    targets: Callable[[Tensor], Tensor],
+    alphas: Sequence[float],
+    batch_size: int,
+    restarts: int = 0,
+    seed: int = 0,
+    stage: str = "search",
+) -> None:
+    """Searches a perturbation for every image once, from what the store holds or from random starts.
+
+    Args:
+        targets: labels (b,) to the labels that the loss is of.
+        alphas: as in `descend`; all of one sign.
+        restarts: random starts in the ball, drawn from (seed, start, image number), of which the best is kept;
+            0: from the store.
+
+    The facts of the workplace get the mean loss before and after.
+    """
+    eps, work = store.eps, run.work
+    state = run.begin({"done": 0, "before": 0.0, "after": 0.0})
+    down = not alphas or alphas[0] < 0
+    said = time.monotonic()
+    with searching(*surrogates):
+        for index in images.chunks(batch_size, state["done"]):
+            start, y = images.pixels(index), targets(images.labels[index.to(images.device)])
+            first = mean_loss(surrogates, start, y) if restarts else None
+            best, least = start, None
+            for number in range(max(1, restarts)):
+                offset = random_start(seed, number, index, start, eps) if restarts else store.read(index, images.device)
+                x = (start + offset).clamp_(0, 1)
+                before = descend(surrogates, x, start, y, alphas=alphas, eps=eps)
+                loss = mean_loss(surrogates, x, y)
+                first = before if first is None else first
+                if least is None:
+                    best, least = x, loss
+                else:
+                    better = loss < least if down else loss > least
+                    best = torch.where(better[:, None, None, None], x, best)
+                    least = torch.where(better, loss, least)
+            store.write(index, best - start)
+            assert first is not None
+            assert least is not None
+            state = {"done": int(index[-1]) + 1, "before": state["before"] + float(first.sum()),
+                     "after": state["after"] + float(least.sum())}  # fmt: skip
+            run.commit(state)
+            if time.monotonic() - said > REPORT_SECONDS:
+                said = time.monotonic()
+                work.tell(stage, state["done"], images.n, loss=state["after"] / state["done"])
+    run.commit(state, last=True)
+    work.tell(stage, images.n, images.n, loss=state["after"] / images.n)
+    work.facts |= {"loss_before": state["before"] / images.n, "loss_after": state["after"] / images.n}
+
+
+def random_start(seed: int, number: int, index: Tensor, like: Tensor, eps: float) -> Tensor:
+    """Uniform in the ball: like (b, C, H, W), from (seed, number of the start, image number) alone."""
+    b, c, h, w = like.shape
+    u = ops.philox_uniform(seed, ops.philox.STREAM_SURROGATE, (number << 40) + int(index[0]), b, c * h * w)
+    return ((u * 2 - 1) * eps).view(b, h, w, c).permute(0, 3, 1, 2).to(like.device)
+
+
+def check_finite(loss: float, where: str) -> None:
+    """Raises InputError for a loss that is no number."""
+    if not math.isfinite(loss):
+        raise InputError(f"the surrogate's loss is {loss} in {where}: give a smaller learning rate (--set lr=0.01)")
