@@ -177,7 +177,7 @@ def open_beton(path: str | os.PathLike[str]) -> Beton:
     if total - table != n * ALLOCATION.itemsize:
         raise wrong(f"an allocation table of {total - table} bytes for {n} images")
     samples, allocated = data[at:end].view(rows), data[table:].view(ALLOCATION)
-    about = _manifest(path)
+    about = read_manifest(path)
     crc = None
     if about:
         stop = end + 4 * n
@@ -215,7 +215,12 @@ def tables_checksum(data: np.ndarray, stop: int, table: int) -> str:
     return digest.hexdigest()
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What lies beside a .beton file, {} where nothing does.
+
+    Raises:
+        InputError: a damaged manifest.
+    """
     file = manifest_path(path)
     if not file.is_file():
         return {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -174,6 +176,8 @@ def _pieces() -> _Pieces:
         from ffcv.pipeline.operation import Operation
         from ffcv.transforms import ToTensor
 
+    compiling = threading.Lock()  # the first batch compiles; one at a time
+
     class PerBatch(Operation):  # type: ignore[misc]
         """A function of (decoded images, their row numbers) on torch tensors; not compiled, holds no lock."""
 
@@ -210,7 +214,8 @@ def _pieces() -> _Pieces:
                     if self.terminate_event.is_set():
                         return
                     self._check(rows)
-                    (x,) = self.run_pipeline(number, rows, number % slots, None)
+                    with contextlib.nullcontext() if number else compiling:
+                        (x,) = self.run_pipeline(number, rows, number % slots, None)
                     self._offer(x)
                 self._offer(None)
             except BaseException as error:

@@ -34,7 +34,7 @@ class BetonWriter:
 
     The images go to `FILE.part`; at a checkpoint they are flushed and noted in `FILE.part.journal`. The file appears
     under its own name when it is complete. With `resume` an interrupted file of the same settings is gone on with:
-    `done` says how many images it has.
+    `done` says how many images it has; `complete` that nothing is left to do.
 
     Args:
         path: FILE.beton.
@@ -68,7 +68,6 @@ class BetonWriter:
             raise InputError(f".beton holds RGB images, these have {channels} channel: convert them to RGB first")
         if max(height, width) > 65535 or height * width * 3 > fmt.MAX_PAGE // 2 or count < 1:
             raise InputError(f"{count} images of {width} x {height} do not fit a .beton file")
-        check_free(self.path, overwrite)
         self._shape, self._quality = (height, width, 3), quality
         self._page = max(PAGE, 1 << (2 * height * width * 3 - 1).bit_length())
         # The same images are JPEG whenever it is written, whatever the pieces.
@@ -82,6 +81,10 @@ class BetonWriter:
             "ulfast": __version__, "count": count, "shape": list(self._shape), "classes": self.classes, "mode": mode,
             "quality": quality, "share": share, "seed": seed, "about": self._about, **(identity or {}),
         }  # fmt: skip
+        # So that a command that was killed after this file goes on with the next one.
+        self.complete = resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
+        if not self.complete:
+            check_free(self.path, overwrite)
         self._part = self.path.with_name(self.path.name + ".part")
         self._journal = self.path.with_name(self.path.name + ".part.journal")
         self._settings = self.path.with_name(self.path.name + ".part.json")
@@ -90,6 +93,9 @@ class BetonWriter:
         self._fresh: list[tuple[int, int, int, int, int]] = []
         self._end, self._unflushed = self._start, 0
         self._file: BinaryIO
+
+    def _digest(self) -> int:
+        return zlib.crc32(json.dumps(self._identity, sort_keys=True).encode())
 
     @property
     def done(self) -> int:
@@ -197,7 +203,7 @@ class BetonWriter:
         mapped = np.memmap(self._part, np.uint8, "r")
         about = {
             "format": fmt.FORMAT, "ulfast": __version__, "classes": self.classes, "images": self.count,
-            "image_shape": list(self._shape), "bytes": len(mapped),
+            "image_shape": list(self._shape), "bytes": len(mapped), "settings": self._digest(),
             "tables_sha256": fmt.tables_checksum(mapped, stop, self._end), **self._about,
         }  # fmt: skip
         del mapped
@@ -246,10 +252,13 @@ def write_beton(
     about = {"name": dataset.name, "split": dataset.split, "manifest": dataset.manifest}
     options: dict[str, Any] = {"mode": mode, "quality": quality, "share": share, "seed": seed, "about": about}
     labels = zlib.crc32(np.ascontiguousarray(dataset.labels))
-    with BetonWriter(
+    writer = BetonWriter(
         path, len(dataset), dataset.image_shape, dataset.classes, identity={"labels": labels}, resume=resume,
         overwrite=overwrite, **options,
-    ) as writer:  # fmt: skip
+    )  # fmt: skip
+    if writer.complete and not overwrite:
+        return
+    with writer:
         for begin, stop in chunks(dataset.images, CHUNK_BYTES):
             if stop > writer.done:
                 begin = max(begin, writer.done)
