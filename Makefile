@@ -2,7 +2,7 @@
 VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 READY := $(VENV)/.ready
-SOURCES := pyproject.toml setup.py constraints.txt tools/setup.sh $(shell find csrc -type f)
+SOURCES := pyproject.toml setup.py constraints.txt tools/setup.sh tools/ffcv.sh $(shell find csrc -type f)
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 export OMP_WAIT_POLICY ?= passive
 

@@ -24,3 +24,4 @@ pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
 [ -n "$version" ] || { echo "setup: torch"; pip install -c .venv/constraints.txt torch; }
 echo "setup: ulfast${EXTRAS:+ with $EXTRAS}"
 pip install -c .venv/constraints.txt -e ".[${EXTRAS:-test}]"
+tools/ffcv.sh

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from . import environment
-from .errors import ExtensionError
+from .errors import ExtensionError, InputError
 from .version import __version__
 
 REQUIRED = ("torch", "numpy", "click", "rich", "pyyaml", "pooch", "requests", "pillow", "simplejpeg", "safetensors",
             "matplotlib", "scipy")  # fmt: skip
-OPTIONAL = {"kornia": "recipe paper", "timm": "models timm:NAME", "ffcv": ".beton files"}
+OPTIONAL = {"kornia": "recipe paper", "timm": "models timm:NAME"}
 
 
 def examine() -> dict[str, Any]:
@@ -58,7 +58,20 @@ def examine() -> dict[str, Any]:
             add(name, True, f"for {use}")
         except ImportError as error:
             add(name, None, f"not usable ({error}); {use}")
+    _ffcv(add)
     return {"ok": all(check["ok"] is not False for check in checks), "checks": checks}
+
+
+def _ffcv(add: Callable[[str, bool | None, str], None]) -> None:
+    """FFCV, imported with the guard that keeps torch's threads."""
+    from .data.beton import engine
+
+    try:
+        engine.load()
+    except InputError as error:
+        add("ffcv", None, str(error))
+    else:
+        add("ffcv", True, f"{engine.version()}, for the FFCV loader of .beton files (read and written without it too)")
 
 
 def _extension(add: Callable[[str, bool | None, str], None]) -> None:

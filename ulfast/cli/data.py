@@ -1,4 +1,4 @@
-"""`ulfast data get|info|import|export`."""
+"""`ulfast data get|info|import|export|convert`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .common import Output, verb
 
 @click.group("data")
 def command() -> None:
-    """Get, inspect, import and export data sets."""
+    """Get, inspect, import, export and convert data sets."""
 
 
 @verb("get", seed=False, device=False)
@@ -115,7 +115,7 @@ def import_(
 
 @verb("export", seed=False, device=False)
 @click.argument("data", metavar="PATH|NAME")
-@click.option("--layout", default="png-index", show_default=True, help="png-index, imagefolder, npz, perturbation-pt.")
+@click.option("--layout", default="png-index", show_default=True, help="png-index, imagefolder, npz, beton, perturbation-pt.")
 @click.option("--base", metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to make.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
@@ -132,22 +132,67 @@ def export(output: Output, data: str, layout: str, base: str | None, out: Path |
     if out is None:
         raise InputError("where to? Give --out")
     train = load_dataset(data, progress=output.bars)
-    test = _test(data) if layout in ("imagefolder", "npz") else None
+    test = _test(data) if layout in ("imagefolder", "npz", "beton") else None
     clean = load_dataset(base, progress=output.bars) if base is not None else None
     export_dataset(train, out, layout, test=test, base=clean, overwrite=overwrite, progress=output.bars)
     output.result({"out": str(out), "layout": layout, "images": len(train), "test_images": len(test) if test else 0})
     output.say(f"{len(train):,} images as {layout}: {out}")
 
 
-def _test(source: str) -> Any:
+@verb("convert", device=False)
+@click.argument("data", metavar="PATH|NAME")
+@click.option("--to", type=click.Choice(["beton", "ulfast"]), default="beton", show_default=True,
+              help="FFCV's .beton, or ulfast's folder of memory-mapped arrays.")  # fmt: skip
+@click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
+@click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
+@click.option("--mode", type=click.Choice(["raw", "jpeg", "mixed"]), default="raw", show_default=True,
+              help="How .beton holds images.")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of the JPEG.")
+@click.option("--share", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+              help="Of the images that --mode mixed makes JPEG.")  # fmt: skip
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="FILE.beton, or the folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace --out.")
+def convert(
+    output: Output, data: str, to: str, format_: str | None, resize: int | None, mode: str, quality: int, share: float,
+    out: Path | None, overwrite: bool, seed: int,
+) -> None:  # fmt: skip
+    """Bring a data set of any size into a form that loads quickly; test images go to FILE.test.beton.
+
+    Images of large folders are read as they are written. Interrupted, the same command goes on where .beton was.
+
+    \b
+    ulfast data convert imagenet/ --resize 224 --mode jpeg --quality 90 --out imagenet.beton
+    ulfast data convert cifar10 --out cifar10.beton
+    """
+    from ..data import load_dataset, write_dataset
+    from ..data.beton import write_beton
+    from ..data.readers.beton import test_file
+
+    if out is None:
+        raise InputError("where to? Give --out")
+    options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
+    train = load_dataset(data, **options)
+    test = _test(data, **options)
+    if to == "ulfast":
+        write_dataset(out, train, test, overwrite=overwrite)
+    else:
+        for file, dataset in ((out, train), (test_file(out), test)):
+            if dataset is not None:
+                write_beton(file, dataset, mode=mode, quality=quality, share=share, seed=seed, resume=True,
+                            overwrite=overwrite, progress=output.bars)  # fmt: skip
+    output.result({"out": str(out), "to": to, "images": len(train), "test_images": len(test) if test else 0})
+    output.say(f"{len(train):,} training and {len(test) if test else 0:,} test images: {out}")
+
+
+def _test(source: str, **options: Any) -> Any:
     """The test split, or None where there is none."""
     from ..data import load_dataset
 
     try:
-        return load_dataset(source, split="test")
+        return load_dataset(source, split="test", **options)
     except InputError:
         return None
 
 
-for _verb in (get, info, import_, export):
+for _verb in (get, info, import_, export, convert):
     command.add_command(_verb)

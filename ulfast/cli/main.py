@@ -25,7 +25,7 @@ VERBS = {
     "dfr": ("dfr", "Refit the last layer of every epoch of a run to clean images."),
     "finetune": ("finetune", "Train a run's network on a few clean images."),
     "show": ("show", "Draw clean images, perturbations and poisoned images."),
-    "data": ("data", "Get, inspect, import and export data sets."),
+    "data": ("data", "Get, inspect, import, export and convert data sets."),
     "profile": ("profile", "Race the kernels against what PyTorch users write."),
     "ls": ("ls", "List poisons, attacks, models, recipes and data sets."),
     "doctor": ("doctor", "Check the installation, with a real run of every kernel."),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .lazy import LazyImages
 
 # Bytes hashed or scanned at a time, so that a memory-mapped set never comes into memory whole.
 CHUNK_BYTES = 64 << 20
@@ -16,7 +17,7 @@ CHUNK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with labels, in memory or memory-mapped.
+    """Images with labels, in memory, memory-mapped, or decoded on demand (`ulfast.data.lazy.LazyImages`).
 
     Attributes:
         images: (n, H, W, C) uint8, C-contiguous.
@@ -80,8 +81,9 @@ class Dataset:
         )
 
     def subset(self, indices: np.ndarray) -> Dataset:
-        """The images at `indices`, in that order (a copy)."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        """The images at `indices`, in that order: a copy, or not yet decoded where this set is not."""
+        images = self.images.take(indices) if isinstance(self.images, LazyImages) else self.images[indices]
+        return replace(self, images=images, labels=self.labels[indices])
 
     def balanced(self, limit: int, seed: int = 0) -> Dataset:
         """A class-balanced subset of `limit` images drawn by `seed`, in the original order.

@@ -18,6 +18,7 @@ EXPORTS = {
     "png-index": "data/{index}.png of the training images, in order",
     "imagefolder": "train/CLASS/NNNNN.png and test/CLASS/NNNNN.png",
     "npz": "x_train, y_train, x_test, y_test, classes in one .npz file",
+    "beton": "FFCV's format, raw, FILE.beton with FILE.test.beton beside it",
     "perturbation-pt": "a torch file of the perturbation, (n, C, H, W) float32 in [-1, 1]",
 }
 
@@ -54,6 +55,14 @@ def export_dataset(
             arrays |= {"x_test": test.images, "y_test": test.labels}
         with atomic_file(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+    elif layout == "beton":
+        from .beton import write_beton
+        from .readers.beton import test_file
+
+        _one_file(path, ".beton", overwrite)
+        for file, dataset in ((path, train), (test_file(path), test)):
+            if dataset is not None:
+                write_beton(file, dataset, overwrite=overwrite, progress=progress)
     elif layout == "perturbation-pt":
         _one_file(path, ".pt", overwrite)
         _perturbation(train, base, path)

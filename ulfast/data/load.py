@@ -27,18 +27,21 @@ def load_dataset(
     resize: int | None = None,
     test_data: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
+    stream: bool | None = None,
     progress: Callable[..., None] | None = None,
 ) -> Dataset:
     """Read a data set from a folder, a file or a name.
 
     Args:
         source: a folder that ulfast wrote, an image folder, a CIFAR folder (python or binary), SVHN's .mat files,
-            an .npz file, or a name (`sample`, `cifar10`, `cifar100`, `svhn`). A path that exists is taken as a path.
+            an .npz file, FFCV's .beton, or a name (`sample`, `cifar10`, `cifar100`, `svhn`). A path that exists is taken as a path.
         split: "train" or "test".
         format: forces a reader (see `ulfast ls`) instead of detecting it.
         limit: a class-balanced subset of that many training images, drawn by `seed`.
         resize: side in pixels: the shorter side is scaled to it and the centre square taken.
         test_data: where the test split comes from, if not from `source`.
+        stream: decode images of image folders and .beton files when they are asked for, in bounded memory, instead of
+            now (default: where they take more than 4 GiB).
         cache: folder for downloads (default: ULFAST_CACHE, or ~/.cache/ulfast).
         progress: called as ``progress(stage, done, total, ...)`` during long reads.
 
@@ -54,7 +57,7 @@ def load_dataset(
         raise InputError(f"--resize {resize} is too small: images need at least 8 pixels a side")
     apart = split == "test" and test_data is not None
     source = test_data if apart and test_data is not None else source
-    dataset = _read(source, split, format, resize, cache, progress, sole=apart)
+    dataset = _read(source, split, format, resize, cache, progress, stream, sole=apart)
     if not len(dataset):
         raise InputError(f"{source} has no {split} images: choose another data set")
     if resize is not None and dataset.image_shape[:2] != (resize, resize):
@@ -82,6 +85,7 @@ def _read(
     resize: int | None,
     cache: str | os.PathLike[str] | None,
     progress: Callable[..., None] | None,
+    stream: bool | None,
     *,
     sole: bool,
 ) -> Dataset:
@@ -103,4 +107,5 @@ def _read(
             raise InputError(
                 f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
             )
-    return READERS[format].read(path, split, sole=sole, resize=resize, progress=progress)
+    more = {"stream": stream} if READERS[format].streams else {}
+    return READERS[format].read(path, split, sole=sole, resize=resize, progress=progress, **more)

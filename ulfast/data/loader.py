@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,7 @@ from torch import Tensor
 from .. import ops
 from ..ops import reference
 from .dataset import Dataset, chunks
+from .lazy import LazyImages, prefetch
 
 # Item numbers of one epoch's augmentation draws start at epoch << EPOCH_BITS: room for a trillion images.
 EPOCH_BITS = 40
@@ -66,7 +69,8 @@ class MemoryLoader:
     else touches the pixels. Draws depend on (seed, epoch, image number), not on batch size or order.
 
     Args:
-        dataset: its images may be memory-mapped.
+        dataset: its images may be memory-mapped, or decoded on demand: then threads decode the next batches while one
+            is used, and end with the pass.
         batch_size: images a batch.
         basis: (k, H*W*C) orthonormal rows to project away before the augmentation, (c, r, H*W*C) rows for each class,
             or None.
@@ -108,11 +112,12 @@ class MemoryLoader:
         self.std = torch.as_tensor(std, dtype=torch.float32, device=self.device)
         self.basis = None if basis is None else basis.to(self.device, torch.float32)
         self.epoch = 0
-        self._images = as_tensor(dataset.images)
+        self._lazy = dataset.images if isinstance(dataset.images, LazyImages) else None
+        self._images = LazyTensor(self._lazy) if self._lazy is not None else as_tensor(dataset.images)
         self._labels = as_tensor(dataset.labels)
         if self.device.type == "cuda":
             self._labels = self._labels.to(self.device)
-            if self._images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            if self._lazy is None and self._images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
                 self._images = self._images.to(self.device)
 
     @property
@@ -129,26 +134,35 @@ class MemoryLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.dataset)
-        order = torch.arange(n)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % (1 << 63))
-            order = torch.randperm(n, generator=generator)
+        order = epoch_order(n, self.seed, self.epoch) if self.shuffle else torch.arange(n)
         shift, flip = self.augment.draw(n, self.seed, self.epoch) if self.augment else (None, None)
-        for begin in range(0, self.images_per_epoch, self.batch_size):
-            index = order[begin : min(begin + self.batch_size, n)]
-            picked = None if shift is None else shift[index].to(self.device)
-            mirrored = None if flip is None else flip[index].to(self.device)
-            x = self._batch(index, picked, mirrored)
-            yield x, self._labels_at(index)
+        batches = order[: self.images_per_epoch].split(self.batch_size)
+        with contextlib.ExitStack() as stack:
+            blocks: Iterator[np.ndarray | None] = itertools.repeat(None, len(batches))
+            if self._streams():
+                assert self._lazy is not None
+                decoded = prefetch(self._lazy, [index.numpy() for index in batches])
+                blocks = stack.enter_context(contextlib.closing(decoded))  # type: ignore[type-var]
+            for index, block in zip(batches, blocks, strict=True):
+                picked = None if shift is None else shift[index].to(self.device)
+                mirrored = None if flip is None else flip[index].to(self.device)
+                x = self._batch(index, picked, mirrored, None if block is None else torch.from_numpy(block))
+                yield x, self._labels_at(index)
+
+    def _streams(self) -> bool:
+        """Whether batches are decoded ahead."""
+        return self._lazy is not None
 
     def _labels_at(self, index: Tensor) -> Tensor:
         return self._labels[index.to(self._labels.device)]
 
-    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None) -> Tensor:
-        """(b, C, H, W) of the images at `index`."""
-        images: Tensor = self._images
+    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
+        """(b, C, H, W) of the images at `index`, which are `block` where they have been decoded ahead."""
+        images: Any = self._images
         rows: Tensor | None = index.to(self.device)
-        if images.device.type != self.device.type:
+        if block is not None:
+            images, rows = block.to(self.device), None
+        elif images.device.type != self.device.type:
             images, rows = images[index].to(self.device, non_blocking=True), None
         labels = self._labels_at(index) if self.basis is not None and self.basis.dim() == 3 else None
         return ops.ingest(
@@ -179,16 +193,35 @@ class FilteredLoader(MemoryLoader):
                 kept[index] = self._filtered(index).to("cpu", torch.float16)
             self._kept = kept
 
-    def _filtered(self, index: Tensor) -> Tensor:
+    def _streams(self) -> bool:
+        return super()._streams() and self._kept is None
+
+    def _filtered(self, index: Tensor, block: Tensor | None = None) -> Tensor:
         """(b, H, W, C) float32 of the images at `index`, projected and transformed."""
-        images = self._images[index.to(self._images.device)].to(self.device)
+        images = (self._images[index.to(self._images.device)] if block is None else block).to(self.device)
         x = project_rows(images, self.basis, self._labels_at(index))
         with torch.no_grad():
             return self._transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None) -> Tensor:
-        x = self._filtered(index) if self._kept is None else self._kept[index].to(self.device).float()
+    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
+        x = self._filtered(index, block) if self._kept is None else self._kept[index].to(self.device).float()
         return reference.augment(x, self.mean, self.std, self.dtype, shift, flip)
+
+
+class LazyTensor:
+    """Images that are decoded when they are indexed, in the place of a tensor of all of them."""
+
+    def __init__(self, images: LazyImages) -> None:
+        self._images = images
+        self.device, self.nbytes = torch.device("cpu"), images.nbytes
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return torch.from_numpy(self._images[index.numpy()])
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of n images in an epoch, (n,) int64, the same for every loader."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63)))
 
 
 def project_rows(images: Tensor, basis: Tensor | None, labels: Tensor) -> Tensor:
@@ -204,7 +237,7 @@ def project_rows(images: Tensor, basis: Tensor | None, labels: Tensor) -> Tensor
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """A view of the array. Read-only memory is fine: no operator here writes to its images."""
+    """A view of the array; images not decoded yet are decoded. Read-only memory is fine: no operator here writes to its images."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
+        return torch.from_numpy(np.asarray(array))

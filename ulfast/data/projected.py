@@ -64,6 +64,9 @@ class ProjectedLoader(MemoryLoader):
         super().__init__(dataset, batch_size, **options)
         self._images = as_tensor(np.load(path / "images.npy", mmap_mode="r", allow_pickle=False))
 
-    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None) -> Tensor:
+    def _streams(self) -> bool:
+        return False
+
+    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
         x = self._images[index].to(self.device).float()
         return reference.augment(x, self.mean, self.std, self.dtype, shift, flip)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..dataset import Dataset
+from ..lazy import LazyImages, streams
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 SPLITS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
@@ -39,8 +40,11 @@ def detect(path: Path) -> bool:
     return path.is_dir() and bool(_folders(path))
 
 
-def read(path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None) -> Dataset:
-    """Decodes every image to RGB. Classes are the folder names, sorted."""
+def read(
+    path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None,
+    stream: bool | None = None,
+) -> Dataset:  # fmt: skip
+    """Decodes every image to RGB, large sets on demand. Classes are the folder names, sorted."""
     root = _split_folder(path, split)
     if root is None:
         other = _split_folder(path, "test" if split == "train" else "train")
@@ -61,8 +65,21 @@ def read(path: Path, split: str, *, sole: bool, resize: int | None, progress: Ca
             raise InputError(f"class {folder} has no image: add some or remove the folder")
     files = [file for group in members for file in group]
     labels = np.repeat(np.arange(len(classes)), [len(group) for group in members])
-    images = decode_all(files, resize, progress)
+    shape = decode(files[0], resize).shape
+    images: np.ndarray | LazyImages
+    if streams(len(files), shape, stream):
+        images = LazyImages((len(files), *shape), lambda i, out: _decode_into(files, i, resize, out))
+    else:
+        images = decode_all(files, resize, progress)
     return Dataset(images, labels, tuple(folder.name for folder in classes), path.name, split)
+
+
+def _decode_into(files: list[Path], i: int, resize: int | None, out: np.ndarray) -> None:
+    image = decode(files[i], resize)
+    if image.shape != out.shape:
+        sizes = f"{out.shape[1]} x {out.shape[0]} and {image.shape[1]} x {image.shape[0]}"
+        raise InputError(f"images differ in size: {sizes} ({files[0]}, {files[i]}): say --resize S")
+    out[:] = image
 
 
 def decode_all(files: list[Path], resize: int | None, progress: Callable[..., None] | None) -> np.ndarray:
@@ -75,11 +92,7 @@ def decode_all(files: list[Path], resize: int | None, progress: Callable[..., No
     out = np.empty((len(files), *first.shape), np.uint8)
 
     def work(i: int) -> None:
-        image = first if i == 0 else decode(files[i], resize)
-        if image.shape != first.shape:
-            sizes = f"{first.shape[1]} x {first.shape[0]} and {image.shape[1]} x {image.shape[0]}"
-            raise InputError(f"images differ in size: {sizes} ({files[0]}, {files[i]}): say --resize S")
-        out[i] = image
+        _decode_into(files, i, resize, out[i])
 
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         block = 256

@@ -1,0 +1,7 @@
+"""`.beton`, the file format of FFCV: read and written here without FFCV; `FFCVLoader` feeds it with FFCV's threads."""
+
+from .format import Beton, open_beton
+from .loader import FFCVLoader
+from .writer import BetonWriter, write_beton
+
+__all__ = ["Beton", "BetonWriter", "FFCVLoader", "open_beton", "write_beton"]

@@ -1,0 +1,26 @@
+"""Every image of a .beton file is compared with its checksum when it is first touched."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .format import Beton
+
+
+class Checked:
+    """Remembers which images of a file have been looked at. Threads may look at one twice, at none never."""
+
+    def __init__(self, beton: Beton) -> None:
+        self.beton = beton
+        self._seen = np.zeros(len(beton), bool)
+
+    def need(self, rows: np.ndarray) -> None:
+        """Looks at those of the images that nobody has looked at.
+
+        Raises:
+            InputError: the file is damaged there, or the rows are out of range.
+        """
+        rows = np.asarray(rows, np.int64)
+        for i in rows[~self._seen[rows]]:
+            self.beton.check(int(i))
+            self._seen[i] = True

@@ -1,0 +1,45 @@
+"""Importing FFCV without its side effects."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import threading
+from typing import Any
+
+from ...errors import InputError
+
+INSTALL = "tools/ffcv.sh (or make setup) installs it"
+_lock = threading.Lock()
+
+
+def load() -> Any:
+    """The module ffcv.
+
+    Importing it sets torch to one thread for the whole process: the number is put back. Two of its loaders at once
+    abort numba's default threads: the OpenMP layer, which does not, is chosen unless numba runs already.
+
+    Raises:
+        InputError: it is not installed, or does not load.
+    """
+    import torch
+
+    with _lock:
+        threads = torch.get_num_threads()
+        try:
+            os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
+            import numba
+
+            if numba.config.THREADING_LAYER in ("default", "workqueue"):
+                numba.config.THREADING_LAYER = "omp"
+            import ffcv
+        except (ImportError, OSError) as error:
+            raise InputError(f"FFCV is not usable ({error}): {INSTALL}") from None
+        finally:
+            torch.set_num_threads(threads)
+    return ffcv
+
+
+def version() -> str:
+    """FFCV's version as installed; the one it states itself is wrong."""
+    return importlib.metadata.version("ffcv")

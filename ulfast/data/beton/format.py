@@ -1,0 +1,233 @@
+"""The layout of a .beton file, checked as a whole before anything reads an image through it.
+
+    header                  24 bytes: version 2, number of fields, page size, number of samples, where the table begins
+    fields                  1041 bytes each: kind, name, arguments
+    samples                 a row each: mode, width, height and position of the image; the label
+    (ours) checksums        CRC-32 of each sample's bytes, uint32; FFCV skips them, as its pages begin after
+    pages                   images, none across a page's border; a page begins at a multiple of the page size
+    allocation table        24 bytes a sample: number, position, size in bytes
+
+FFCV trusts all of it: a cut table, a wrong position or a zeroed page give it wrong images or kill the process. What
+ulfast writes has `FILE.json` beside it with classes, origin and the SHA-256 of everything but the pages, so any damage
+is found, that of an image when it is first read. A file of another program has no checksums: its images are checked by
+decoding them once.
+
+Source: the format as FFCV 1.0.2 reads it (Leclerc et al., FFCV, CVPR 2023).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+
+FORMAT = "ulfast-beton-1"
+VERSION = 2
+INT, RGB = 1, 2
+JPEG, RAW = 0, 1
+MIN_PAGE, MAX_PAGE = 1 << 21, 1 << 31
+
+HEADER = np.dtype(
+    [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True
+)
+FIELD = np.dtype([("kind", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)])
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+ALLOCATION = np.dtype([("sample", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+# What a field adds to a sample's row; other kinds than these are not read.
+ROWS = {0: np.dtype("<f8"), INT: np.dtype("<i8"), RGB: IMAGE}
+
+
+def row_type(kinds: list[int]) -> np.dtype:
+    """The row of a sample: its fields one after the other, aligned as C would."""
+    return np.dtype([("", ROWS[kind]) for kind in kinds], align=True)
+
+
+def manifest_path(path: Path) -> Path:
+    """`FILE.beton.json`."""
+    return path.with_name(path.name + ".json")
+
+
+@dataclass(frozen=True)
+class Beton:
+    """A checked .beton file, memory-mapped.
+
+    Attributes:
+        path: of the file.
+        mode, width, height: (n,) of the images; mode is JPEG or RAW.
+        labels: (n,) int64.
+        ptr, size: (n,) where in the file an image's bytes are.
+        crc: (n,) CRC-32 of them, or None in a file of another program.
+        image_field, label_field: the fields' names.
+        about: the manifest beside it, {} without one.
+        data: (bytes of the file,) uint8.
+    """
+
+    path: Path
+    mode: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    labels: np.ndarray
+    ptr: np.ndarray
+    size: np.ndarray
+    crc: np.ndarray | None
+    image_field: str
+    label_field: str
+    about: dict[str, Any]
+    data: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(H, W, 3), or None where images differ in size."""
+        if (self.width != self.width[0]).any() or (self.height != self.height[0]).any():
+            return None
+        return int(self.height[0]), int(self.width[0]), 3
+
+    def bytes_of(self, i: int) -> np.ndarray:
+        """A view of the stored bytes of image i."""
+        return self.data[int(self.ptr[i]) : int(self.ptr[i]) + int(self.size[i])]
+
+    def check(self, i: int) -> None:
+        """Compares image i with its checksum, or decodes it where there is none.
+
+        Raises:
+            InputError: the file is damaged there.
+        """
+        data = self.bytes_of(i)
+        if self.crc is not None:
+            if zlib.crc32(data) != self.crc[i]:
+                raise self._damaged(i, "its bytes do not match their checksum")
+        elif self.mode[i] == JPEG:
+            self._decode_jpeg(i)
+
+    def decode(self, i: int) -> np.ndarray:
+        """Image i as (H, W, 3) uint8; a view for a raw one.
+
+        Raises:
+            InputError: a JPEG that is damaged.
+        """
+        if self.mode[i] == RAW:
+            return self.bytes_of(i).reshape(int(self.height[i]), int(self.width[i]), 3)
+        return self._decode_jpeg(i)
+
+    def _decode_jpeg(self, i: int) -> np.ndarray:
+        import simplejpeg
+
+        try:
+            image: np.ndarray = simplejpeg.decode_jpeg(self.bytes_of(i), "RGB")
+        except ValueError as error:
+            raise self._damaged(i, f"no JPEG ({error})") from None
+        if image.shape[:2] != (self.height[i], self.width[i]):
+            raise self._damaged(i, f"a JPEG of {image.shape[1]} x {image.shape[0]}, not {self.width[i]} x"
+                                f" {self.height[i]}")  # fmt: skip
+        return image
+
+    def _damaged(self, i: int, what: str) -> InputError:
+        return InputError(f"{self.path}: image {i} is damaged, {what}: write the file again")
+
+
+def open_beton(path: str | os.PathLike[str]) -> Beton:
+    """Open a .beton file and check everything in it but the images' bytes.
+
+    Raises:
+        InputError: not a .beton file, one that is cut, damaged or half written, or one without an RGB image and an
+            integer field.
+    """
+    path = Path(path)
+
+    def wrong(what: str) -> InputError:
+        return InputError(f"{path} is damaged or not a .beton file ({what}): write it again")
+
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: write one with `ulfast data convert --to beton`")
+    total = path.stat().st_size
+    if total < HEADER.itemsize:
+        raise wrong(f"{total} bytes")
+    data = np.memmap(path, np.uint8, "r")
+    header = data[: HEADER.itemsize].view(HEADER)[0]
+    page, n, table = int(header["page_size"]), int(header["samples"]), int(header["table"])
+    if header["version"] != VERSION:
+        raise wrong(f"version {header['version']} in the header, {VERSION} is known")
+    if page < MIN_PAGE or page > MAX_PAGE or page & (page - 1):
+        raise wrong(f"a page size of {page}")
+    if not 1 <= int(header["fields"]) <= 64 or n < 1:
+        raise wrong(f"{header['fields']} fields, {n} samples")
+    at = HEADER.itemsize + int(header["fields"]) * FIELD.itemsize
+    if at > total:
+        raise wrong("cut in the field table")
+    fields = data[HEADER.itemsize : at].view(FIELD)
+    kinds, names = fields["kind"].tolist(), [bytes(name).split(b"\0")[0].decode("latin1") for name in fields["name"]]
+    if sorted(set(kinds) & {INT, RGB}) != [INT, RGB] or not set(kinds) <= set(ROWS):
+        raise InputError(f"{path} has fields {', '.join(names)} of the kinds {kinds}: one of RGB images ({RGB}) and one"
+                         f" of integers ({INT}) are needed, and no others but floats")  # fmt: skip
+    rows = row_type(kinds)
+    end = at + n * rows.itemsize
+    if end > total or table < end or table > total:
+        raise wrong("cut in the sample table" if end > total else f"an allocation table at {table} of {total} bytes")
+    if total - table != n * ALLOCATION.itemsize:
+        raise wrong(f"an allocation table of {total - table} bytes for {n} images")
+    samples, allocated = data[at:end].view(rows), data[table:].view(ALLOCATION)
+    about = read_manifest(path)
+    crc = None
+    if about:
+        stop = end + 4 * n
+        if about.get("bytes") != total or about.get("tables_sha256") != tables_checksum(data, stop, table):
+            raise wrong(f"{total} bytes or tables that {manifest_path(path).name} does not know")
+        crc = data[end:stop].copy().view(np.uint32)  # not aligned in the file
+    image, label = kinds.index(RGB), kinds.index(INT)
+    pictures = samples[f"f{image}"]
+    order = np.argsort(allocated["ptr"], kind="stable")
+    ptrs, sizes = allocated["ptr"][order], allocated["size"][order]
+    ptr = pictures["data_ptr"].copy()
+    found = np.searchsorted(ptrs, ptr)
+    if (found >= n).any() or (ptrs[np.minimum(found, n - 1)] != ptr).any():
+        raise wrong("an image that is in no allocation")
+    size = sizes[found]
+    with np.errstate(over="ignore"):
+        stops = ptrs + sizes
+    if (stops < ptrs).any() or ptrs[0] < end or stops.max() > table or (stops[:-1] > ptrs[1:]).any() or not size.all():
+        raise wrong("images outside of the pages or over each other")
+    mode, width, height = (np.ascontiguousarray(pictures[name]) for name in ("mode", "width", "height"))
+    if not np.isin(mode, (JPEG, RAW)).all() or not width.all() or not height.all():
+        raise wrong("an image of no known mode or of no size")
+    if (size[mode == RAW] != 3 * width[mode == RAW].astype(np.uint64) * height[mode == RAW]).any():
+        raise wrong("a raw image of another length than its size says")
+    labels = samples[f"f{label}"].astype(np.int64)
+    if labels.min() < 0 or labels.max() >= len(about.get("classes") or [0] * (1 << 24)):
+        raise wrong(f"labels from {labels.min()} to {labels.max()}")
+    return Beton(path, mode, width, height, labels, ptr, size, crc, names[image], names[label], about, data)
+
+
+def tables_checksum(data: np.ndarray, stop: int, table: int) -> str:
+    """SHA-256 of all before byte `stop` and all from `table`."""
+    digest = hashlib.sha256(np.ascontiguousarray(data[:stop]).data)
+    digest.update(np.ascontiguousarray(data[table:]).data)
+    return digest.hexdigest()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What lies beside a .beton file, {} where nothing does.
+
+    Raises:
+        InputError: a damaged manifest.
+    """
+    file = manifest_path(path)
+    if not file.is_file():
+        return {}
+    try:
+        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is damaged ({error}): remove it to read the file without its classes") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError(f"{file} is no manifest of a .beton file: remove it to read the file without its classes")
+    return about

@@ -1,0 +1,275 @@
+"""`FFCVLoader`: FFCV's decoding threads behind the face of `MemoryLoader`, with its faults guarded."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...errors import InputError
+from ..loader import Augment, channel_statistics, epoch_order
+from . import engine
+from .checked import Checked
+from .format import open_beton
+
+POLL = 0.05  # seconds after which a thread that waits for room looks whether it is still wanted
+BATCHES_AHEAD = 2
+
+
+class FFCVLoader:
+    """Iterable of batches ``(x, y)``, like `MemoryLoader`: same order, same augmentation, same values, decoded by FFCV.
+
+    FFCV decodes in its threads; a last operation projects, augments and normalises by the `ingest` kernel in FFCV's
+    pipeline thread and returns a fresh tensor, so batches may be kept. Draws depend on (seed, epoch, image number).
+
+    What FFCV does not guard is guarded here: the file is checked when it is opened and each image when it is first
+    read; an exception in the pipeline reaches the caller; leaving an epoch early ends its thread; torch keeps its
+    threads; several loaders may run at once.
+
+    Args:
+        path: a .beton file.
+        batch_size: images a batch.
+        basis, mean, std, dtype, augment, shuffle, seed, drop_last, device: as `MemoryLoader`.
+        size: side in pixels of what comes; the centre square of `crop` of the shorter side is scaled to it (area
+            averages). None: images as they are, which must then be of one size.
+        crop: side of that square as a share of the image's shorter side; ImageNet's evaluation takes 224 / 256.
+        indices: which images of the file, in this order; draws and order count them from 0. None: all.
+        threads: that decode; default: a thread a core.
+
+    Raises:
+        InputError: FFCV is missing, a damaged file, images of several sizes and no `size`.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], batch_size: int, *, basis: Tensor | None = None,
+        mean: Sequence[float] | None = None, std: Sequence[float] | None = None, dtype: torch.dtype = torch.float32,
+        augment: Augment | None = None, shuffle: bool = False, seed: int = 0, drop_last: bool = False,
+        device: str | torch.device = "cpu", size: int | None = None, crop: float = 224 / 256,
+        indices: np.ndarray | None = None, threads: int | None = None,
+    ) -> None:  # fmt: skip
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 < crop <= 1:
+            raise ValueError(f"crop is a share of the shorter side, above 0 and up to 1, got {crop}")
+        beton = open_beton(path)
+        shape = beton.image_shape if size is None else (size, size, 3)
+        if shape is None:
+            raise InputError(f"{path} has images of several sizes: say which size is to come, for example size=224")
+        rows = np.arange(len(beton)) if indices is None else np.asarray(indices, np.int64)
+        if rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= len(beton):
+            raise InputError(f"indices must be numbers from 0 to {len(beton) - 1} of images in {path}")
+        if mean is None or std is None:
+            from ..load import load_dataset
+
+            mean, std = channel_statistics(load_dataset(path, resize=size))
+        self.batch_size, self.image_shape, self.drop_last = batch_size, shape, drop_last
+        self.augment, self.shuffle, self.seed, self.epoch = augment, shuffle, seed, 0
+        self.device = torch.device(device)
+        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32) for v in (mean, std))
+        self.basis = None if basis is None else basis.cpu().float()
+        self._rows, self._checked = rows, Checked(beton)
+        self._labels = torch.from_numpy(beton.labels[rows])
+        cores = len(os.sched_getaffinity(0))
+        pieces = _pieces()
+        decoder = pieces.simple() if size is None else pieces.centre((size, size), crop)
+        self._last = pieces.per_batch(lambda images, i: self._finish(images, i, dtype), torch.float32)
+        self._positions: Tensor | None = None  # of the file's rows among ours
+        if indices is not None:
+            self._positions = torch.full((len(beton),), -1)
+            self._positions[torch.from_numpy(rows)] = torch.arange(len(rows))
+            if len(np.unique(rows)) < len(rows):
+                raise InputError("indices name an image twice")
+        self._draws: tuple[Tensor | None, Tensor | None] = (None, None)
+        with _torch_threads():
+            self._engine = pieces.loader(
+                str(path), batch_size, num_workers=min(threads or cores, pieces.most_threads), drop_last=False,
+                os_cache=True, batches_ahead=BATCHES_AHEAD, seed=0,
+                pipelines={beton.image_field: [decoder, pieces.to_tensor(), self._last],
+                           **{name: None for name in _others(beton.path, beton.image_field)}},
+            )  # fmt: skip
+
+    @property
+    def images_per_epoch(self) -> int:
+        n = len(self._rows)
+        return n - n % self.batch_size if self.drop_last else n
+
+    def __len__(self) -> int:
+        return math.ceil(self.images_per_epoch / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order and the augmentation of the next pass."""
+        self.epoch = epoch
+
+    def _finish(self, images: Tensor, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
+        """What FFCV's pipeline ends with: decoded (b, H, W, 3) uint8 -> (b, 3, H, W), a fresh tensor."""
+        index = torch.from_numpy(rows.astype(np.int64))
+        at = index if self._positions is None else self._positions[index]
+        shift, flip = (None if draw is None else draw[at] for draw in self._draws)
+        labels = self._labels[at] if self.basis is not None and self.basis.dim() == 3 else None
+        return ops.ingest(
+            images, self.basis, self.mean, self.std, dtype=dtype, shift=shift, flip=flip, labels=labels
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self._rows)
+        order = epoch_order(n, self.seed, self.epoch) if self.shuffle else torch.arange(n)
+        order = order[: self.images_per_epoch]
+        self._draws = self.augment.draw(n, self.seed, self.epoch) if self.augment else (None, None)
+        rows = self._rows[order.numpy()].astype(np.uint64)
+        epoch = _pieces().epoch(self._engine, rows, self._checked.need)
+        try:
+            for begin, x in zip(range(0, len(order), self.batch_size), epoch, strict=True):
+                y = self._labels[order[begin : begin + self.batch_size]]
+                yield x.to(self.device), y.to(self.device)
+        finally:
+            epoch.close()
+
+
+def _others(path: Any, image_field: str) -> list[str]:
+    """Fields of the file that are not the images: the labels are known from the table."""
+    from ffcv.reader import Reader
+
+    return [name for name in Reader(str(path)).field_names if name != image_field]
+
+
+class _torch_threads:
+    """FFCV's loader sets torch's number of threads for the whole process: it is put back."""
+
+    def __enter__(self) -> None:
+        self.threads = torch.get_num_threads()
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_num_threads(self.threads)
+
+
+class _Pieces(NamedTuple):
+    """What is made of FFCV's classes, once it is imported."""
+
+    loader: Any
+    epoch: Any
+    per_batch: Any
+    project: Any
+    to_tensor: Any
+    simple: Any
+    centre: Any
+    most_threads: int
+
+
+@lru_cache(maxsize=1)
+def _pieces() -> _Pieces:
+    engine.load()
+    with _torch_threads():
+        import numba
+        from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, SimpleRGBImageDecoder
+        from ffcv.loader import Loader
+        from ffcv.loader.epoch_iterator import EpochIterator
+        from ffcv.pipeline.operation import Operation
+        from ffcv.transforms import ToTensor
+
+    compiling = threading.Lock()  # the first batch compiles; one at a time
+
+    class PerBatch(Operation):  # type: ignore[misc]
+        """A function of (decoded images, their row numbers) on torch tensors; not compiled, holds no lock."""
+
+        def __init__(self, function: Callable[[Tensor, np.ndarray], Tensor], dtype: torch.dtype) -> None:
+            super().__init__()
+            self.function, self.dtype = function, dtype
+
+        def generate_code(self) -> Callable[..., Tensor]:
+            function = self.function
+
+            def run(images: Tensor, _: Any, rows: np.ndarray) -> Tensor:
+                return function(images, rows)
+
+            run.with_indices = True  # type: ignore[attr-defined]
+            return run
+
+        def declare_state_and_memory(self, previous_state: Any) -> Any:
+            from dataclasses import replace
+
+            return replace(previous_state, jit_mode=False, dtype=self.dtype), None
+
+    class Epoch(EpochIterator):  # type: ignore[misc]
+        """One pass whose thread ends when it is told to and whose errors are the caller's."""
+
+        def __init__(self, loader: Any, order: np.ndarray, check: Callable[[np.ndarray], None]) -> None:
+            self._check = check
+            super().__init__(loader, order)
+
+        def run(self) -> None:
+            try:
+                numba.set_num_threads(self.loader.num_workers)  # FFCV's own call would set torch's, too
+                slots = self.loader.batches_ahead + 2
+                for number, rows in enumerate(self.iter_ixes):
+                    if self.terminate_event.is_set():
+                        return
+                    self._check(rows)
+                    with contextlib.nullcontext() if number else compiling:
+                        (x,) = self.run_pipeline(number, rows, number % slots, None)
+                    self._offer(x)
+                self._offer(None)
+            except BaseException as error:
+                self._offer(error)
+
+        def _offer(self, item: Any) -> None:
+            while not self.terminate_event.is_set():
+                try:
+                    return self.output_queue.put(item, timeout=POLL)
+                except queue.Full:
+                    pass
+            return None
+
+        def __next__(self) -> Tensor:
+            item = self.output_queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                raise StopIteration
+            return item  # type: ignore[no-any-return]
+
+        def close(self) -> None:
+            if self.closed:
+                return
+            self.closed = True
+            self.terminate_event.set()
+            while not self.output_queue.empty():  # a thread that waits for room goes on at once
+                self.output_queue.get_nowait()
+            self.join()
+            self.memory_context.__exit__(None, None, None)
+
+        def __del__(self) -> None:  # the base's would close once more, from any thread
+            pass
+
+    class Project(PerBatch):
+        """See `ffcv_project`."""
+
+        def __init__(self, basis: Tensor) -> None:
+            super().__init__(lambda images, rows: ops.project(images, basis), torch.float32)
+
+    return _Pieces(Loader, Epoch, PerBatch, Project, ToTensor, SimpleRGBImageDecoder, CenterCropRGBImageDecoder,
+                   int(numba.config.NUMBA_NUM_THREADS))  # fmt: skip
+
+
+def ffcv_project(basis: Tensor) -> Any:
+    """The projection as an operation for other people's FFCV pipelines, to stand right after `ToTensor`.
+
+    Takes the decoded (b, H, W, C) uint8 images and gives ``x - (x B^T) B`` as a fresh (b, H, W, C) float32 tensor in
+    units of [0, 1], not clipped. It must come before any crop or flip: the basis knows unshifted pixels.
+
+    Args:
+        basis: (k, H*W*C) orthonormal rows, float32, on the CPU.
+
+    Raises:
+        InputError: FFCV is missing.
+    """
+    return _pieces().project(basis)
