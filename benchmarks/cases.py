@@ -200,6 +200,75 @@ def encoder(method: str, n: int) -> Case:
                 {"JPEG 90, a thread a core": encode}, 2.0 * n * 150528, repeats=5, goals={"best": 1})  # fmt: skip
 
 
+def pil(n: int) -> Case:
+    """The whole poison, and its steps as one writes them in torch, a batch at a time, by autograd."""
+    images, labels, ours = generated("pil", n)
+    weight = torch.randn(10, 3072) * 0.01
+    share = 8  # the peer runs on this part
+
+    def published() -> None:
+        model = torch.nn.Linear(3072, 10, bias=False)
+        model.weight.data.copy_(weight)
+        for first in range(0, n // share, 512):
+            x = torch.from_numpy(images[first : first + 512]).flatten(1).float() / 255
+            y, noise = torch.from_numpy(labels[first : first + 512]), torch.zeros_like(x)
+            uniform = torch.full((len(x), 10), 0.1)
+            for _ in range(30):
+                noise.requires_grad_()
+                own = torch.nn.functional.cross_entropy(model(noise), y)
+                rest = torch.nn.functional.kl_div(model(x - noise).log_softmax(1), uniform, reduction="batchmean")
+                (0.9 * own + 0.1 * rest).backward()
+                noise = (noise.detach() - 0.8 / 255 * noise.grad.sign()).clamp(-8 / 255, 8 / 255)  # type: ignore[union-attr]
+            ((x - noise).clamp(0, 1) * 255).byte().numpy()
+
+    return Case(f"pil, {n} images of 32 px", {"linear fit and perturb_linear": ours},
+                {f"torch loop without its fit, a part x {share}": scaled(published, share)}, 2.0 * n * 3072,
+                30 * 4.0 * n * 3072 * 10, repeats=3, goals={"best": 2})  # fmt: skip
+
+
+def search(model: str, n: int, steps: int) -> Case:
+    """Steps of one batch's noise down (em) or towards a class (tap): the same but for the labels.
+
+    The error column has the distance of our loss after the steps from the plain loop's.
+    """
+    from ulfast.data import load_dataset
+    from ulfast.poisons.surrogate import Images, descend, mean_loss, new_surrogate, searching
+
+    data, device = load_dataset("sample").balanced(n), torch.device("cpu")
+    surrogate, pixels = new_surrogate(model, data, 0, device), Images(data, device)
+    index = torch.arange(n)
+    y = pixels.labels[index]
+
+    def ours() -> torch.Tensor:
+        start = pixels.pixels(index)
+        x = start.clone()
+        with searching(surrogate):
+            descend([surrogate], x, start, y, alphas=[-0.8 / 255] * steps, eps=8 / 255)
+        return x
+
+    plain = new_surrogate(model, data, 0, device).model.to(memory_format=torch.contiguous_format).eval()
+    plain.requires_grad_(False)
+
+    def published() -> torch.Tensor:
+        """As the authors write it: images one by one, float32, backward, sign, clamp, clamp."""
+        images = torch.stack([torch.from_numpy(i).permute(2, 0, 1).contiguous().float().div(255) for i in data.images])
+        noise = torch.stack([torch.zeros_like(image) for image in images])
+        x = (images + noise).clamp(0, 1)
+        for _ in range(steps):
+            x = x.detach().requires_grad_()
+            scaled = (x - surrogate._mean) / surrogate._std
+            torch.nn.functional.cross_entropy(plain(scaled), y).backward()
+            x = x.detach() - 0.8 / 255 * x.grad.sign()  # type: ignore[union-attr]
+            noise = (x - images).clamp(-8 / 255, 8 / 255)
+            x = (images + noise).clamp(0, 1)
+        return x
+
+    with searching(surrogate):
+        losses = [float(mean_loss([surrogate], x, y).mean()) for x in (ours(), published())]
+    return Case(f"search on {model}, {n} images, {steps} steps", {"descend": ours}, {"plain loop": published},
+                error=(abs(losses[0] - losses[1]), math.nan), repeats=5, goals={"best": 2})  # fmt: skip
+
+
 def loader(n: int) -> Case:
     """The usual way: a DataLoader with two workers that crops, flips and normalises each image."""
     from ulfast.data import Augment, Dataset, MemoryLoader
@@ -255,5 +324,9 @@ def cases(compiled: bool) -> dict[str, Callable[[], Case]]:
     table["cuda-50000"] = lambda: convolution(50000)
     for method in ("lsp", "ops", "ar", "regions-16", "cwrandom", "cuda"):
         table[f"{method}-224px"] = lambda m=method: encoder(m, 64)  # type: ignore[misc]
+    table["pil-50000"] = lambda: pil(50000)
+    table["search-resnet18-16"] = lambda: search("resnet18-16", 128, 5)
+    table["search-resnet18"] = lambda: search("resnet18", 32, 3)
+    table["search-cnn"] = lambda: search("cnn", 512, 5)
     table["loader-20000"] = lambda: loader(20000)
     return table

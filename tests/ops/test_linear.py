@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -70,7 +72,7 @@ def test_every_step_goes_down(level):
         objective(images, ops.perturb_linear(images, labels, weight, steps=s, alpha=1 / 255, eps=EPS), labels, weight)
         for s in range(9)
     ]
-    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(losses))
 
 
 def test_the_first_step_is_the_sign_of_autograd():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,8 +43,8 @@ class Workplace:
     def __post_init__(self) -> None:
         self.device = resolve_device(self.device)
         if self.folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="ulfast-")
-            self.folder = Path(self._temporary.name)
+            self.folder = Path(tempfile.mkdtemp(prefix="ulfast-"))
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def tell(self, stage: str, done: float, total: float, **info: float) -> None:
