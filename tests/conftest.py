@@ -8,10 +8,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; before t
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
-from ulfast.data.dataset import Dataset  # noqa: E402
+from ulfast.data.dataset import Dataset
 
 
 def tiny(

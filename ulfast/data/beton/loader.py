@@ -95,7 +95,7 @@ class FFCVLoader:
                 str(path), batch_size, num_workers=min(threads or cores, pieces.most_threads), drop_last=False,
                 os_cache=True, batches_ahead=BATCHES_AHEAD, seed=0,
                 pipelines={beton.image_field: [decoder, pieces.to_tensor(), self._last],
-                           **{name: None for name in _others(beton.path, beton.image_field)}},
+                           **dict.fromkeys(_others(beton.path, beton.image_field))},
             )  # fmt: skip
 
     @property
@@ -116,9 +116,7 @@ class FFCVLoader:
         at = index if self._positions is None else self._positions[index]
         shift, flip = (None if draw is None else draw[at] for draw in self._draws)
         labels = self._labels[at] if self.basis is not None and self.basis.dim() == 3 else None
-        return ops.ingest(
-            images, self.basis, self.mean, self.std, dtype=dtype, shift=shift, flip=flip, labels=labels
-        )
+        return ops.ingest(images, self.basis, self.mean, self.std, dtype=dtype, shift=shift, flip=flip, labels=labels)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self._rows)

@@ -82,7 +82,9 @@ class BetonWriter:
             "quality": quality, "share": share, "seed": seed, "about": self._about, **(identity or {}),
         }  # fmt: skip
         # So that a command that was killed after this file goes on with the next one.
-        self.complete = resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
+        self.complete = (
+            resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
+        )
         if not self.complete:
             check_free(self.path, overwrite)
         self._part = self.path.with_name(self.path.name + ".part")
