@@ -276,7 +276,7 @@ def test_convert_fit_and_attack_on_beton(tmp_path, make_dataset, monkeypatch, ca
     assert (tmp_path / "x.beton").stat().st_mtime_ns == before
     assert same(load_dataset("x.beton", split="test"), test)
     with pytest.raises(InputError, match="--overwrite"):
-        CliRunner().invoke(group, ["data", "convert", "small", "--mode", "jpeg", "--out", "x.beton"], catch_exceptions=False)
+        run("data convert small --mode jpeg --out x.beton")
     run("data convert x.beton --to ulfast --resize 8 --out back")
     assert load_dataset("back").image_shape == (8, 8, 3)
     run("data export small --layout beton --out e.beton")
