@@ -15,10 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import InputError
+from .orthonormal import gram, orthonormal_rows
 
 # Singular values of the row-normalised weights below this share of the largest are rounding, not directions: the
 # weights are float32 and have gone through thousands of updates.
 RANK_TOLERANCE = 1e-5
+# Weights of more numbers than this are not copied as a whole to float64.
+LARGE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class Basis:
     @property
     def orthogonality_error(self) -> float:
         """Largest entry of ``|rows @ rows.T - I|``, in float64."""
-        rows = self.rows.double()
-        return float((rows @ rows.T - torch.eye(self.rank, dtype=torch.float64)).abs().max()) if self.rank else 0.0
+        if not self.rank:
+            return 0.0
+        return float((gram(self.rows.cpu()) - torch.eye(self.rank, dtype=torch.float64)).abs().max())
 
     @classmethod
     def from_weights(cls, weights: Tensor, image_shape: tuple[int, int, int], metadata: dict[str, Any]) -> Basis:
@@ -62,13 +66,18 @@ class Basis:
 
         Every row is divided by its norm, as the paper does, then QR; a singular value decomposition of the small
         triangular factor drops directions that are not there (a softmax classifier started at zero has rank c - 1,
-        since its rows sum to zero).
+        since its rows sum to zero). Above 0.5 GB of float64 the same is done by `orthonormal_rows`, in bounded memory.
 
         Raises:
             InputError: weights that are not finite.
         """
         if not torch.isfinite(weights).all():
             raise InputError("the linear model's weights are not finite: lower the learning rate of the fit")
+        if weights.numel() > LARGE:
+            norms = torch.linalg.vector_norm(weights, dim=1, dtype=torch.float64, keepdim=True)
+            scaled = (weights / norms.clamp_min(1e-30)).float()[norms[:, 0] > 0]
+            rows = orthonormal_rows(scaled, RANK_TOLERANCE) if len(scaled) else torch.empty(0, weights.shape[1])
+            return cls._found(rows, weights, image_shape, metadata)
         w = weights.double()
         norms = w.norm(dim=1, keepdim=True)
         w = (w / norms.clamp_min(1e-300))[(norms[:, 0] > 0)]
@@ -78,6 +87,12 @@ class Basis:
             q, r = torch.linalg.qr(w.T)
             u, s, _ = torch.linalg.svd(r)
             rows = (q @ u[:, : len(s)][:, s > RANK_TOLERANCE * s[0]]).T.float().contiguous()
+        return cls._found(rows, weights, image_shape, metadata)
+
+    @classmethod
+    def _found(
+        cls, rows: Tensor, weights: Tensor, image_shape: tuple[int, int, int], metadata: dict[str, Any]
+    ) -> Basis:
         metadata = {**metadata, "rank": len(rows), "classes": len(weights)}
         basis = cls(rows, image_shape, weights.float().contiguous(), metadata)
         metadata["orthogonality_error"] = basis.orthogonality_error

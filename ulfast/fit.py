@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +14,16 @@ from torch import Tensor
 from . import ops
 from .basis import Basis
 from .data.dataset import Dataset
-from .data.loader import as_tensor
+from .data.lazy import LazyImages, prefetch
+from .data.loader import DEVICE_SHARE, as_tensor
 from .errors import InputError
 
 # Rows at a time where a data set is copied to a device or read once more: a few MB of CIFAR, 150 MB at 224 px.
 CHUNK = 1024
+# Bytes of decoded images read once more at a time; batches whose decoding is planned together.
+DECODED_BYTES, PIECE = 32 << 20, 512
+
+_Block = tuple[Tensor, Tensor, Tensor | None]
 
 
 def fit_basis(
@@ -40,7 +47,8 @@ def fit_basis(
     random part stays in the basis and turns it away from the perturbations.
 
     Args:
-        dataset: uint8 images (n, H, W, C) with int64 labels.
+        dataset: uint8 images (n, H, W, C) with int64 labels. They may be memory-mapped or decoded on demand
+            (``load_dataset(..., stream=True)``): then memory does not grow with n, and decoding runs beside the steps.
         steps: SGD steps (default 1,000), or
         epochs: passes over the data instead of steps (default 20 with ``init="torch"``).
         batch_size: default 256, or the paper's 1,024 when epochs are counted.
@@ -69,7 +77,7 @@ def fit_basis(
     batch_size = batch_size or (256 if epochs is None else 1024)
     start = time.perf_counter()
     target = _device(device)
-    images, labels = _on_device(dataset, target)
+    images, labels = _images(dataset, target), as_tensor(dataset.labels).to(target)
     n, d = len(labels), math.prod(dataset.image_shape)
     if rank is not None and not 1 <= rank <= d:
         raise InputError(f"rank must be between 1 and {d}, got {rank}")
@@ -88,7 +96,7 @@ def fit_basis(
         if init == "zero":
             # The gradient's rows sum to zero, and so do the weights, but for a thousand steps' rounding, which must not
             # pass for a direction. Softmax does not see what all classes share.
-            weight -= weight.double().mean(0).float()
+            weight -= weight.mean(0, dtype=torch.float64).float()
         loss, accuracy = _evaluate(images, labels, weight)
         if not math.isfinite(loss):
             raise InputError(f"the linear fit diverged at lr {lr}: give a smaller learning rate")
@@ -112,7 +120,7 @@ def _joined(bases: list[Basis], rank: int) -> Basis:
 
 
 def _descend(
-    images: Tensor, labels: Tensor, weight: Tensor, batches: Iterator[Tensor], total: int, lr: float,
+    images: Tensor | LazyImages, labels: Tensor, weight: Tensor, batches: Iterator[Tensor], total: int, lr: float,
     taken: Tensor | None, progress: Callable[..., None] | None,
 ) -> None:  # fmt: skip
     """SGD on `weight` in place.
@@ -122,9 +130,10 @@ def _descend(
     """
     if taken is not None:
         ops.project_(weight, taken)
-    for step, index in enumerate(batches):
+    for step, (index, x, rows) in enumerate(_blocks(images, batches, weight.device)):
         rate = lr * (1.0 if step < total / 2 else 0.1 if step < 0.75 * total else 0.01)
-        state = ops.softmax_regression_step(images, labels, weight, rate, index=index.to(images.device))
+        y = labels if rows is not None else labels[index.to(labels.device)]
+        state = ops.softmax_regression_step(x, y, weight, rate, index=rows)
         if taken is not None:
             ops.project_(weight, taken)
         if progress and (step % 20 == 19 or step + 1 == total):
@@ -138,9 +147,32 @@ def _device(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
-def _on_device(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images and labels as tensors; on the CPU they are views, also of a memory map."""
-    return as_tensor(dataset.images).to(device), as_tensor(dataset.labels).to(device)
+def _images(dataset: Dataset, device: torch.device) -> Tensor | LazyImages:
+    """Images on the device (on the CPU a view, also of a memory map), or still undecoded, or on a GPU too small for
+    them still on the host."""
+    if isinstance(dataset.images, LazyImages):
+        return dataset.images
+    images = as_tensor(dataset.images)
+    if device.type == "cuda" and images.nbytes > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return images
+    return images.to(device)
+
+
+def _blocks(images: Tensor | LazyImages, batches: Iterator[Tensor], device: torch.device) -> Iterator[_Block]:
+    """(index, images or rows, index into them or None) of each batch; undecoded images are decoded ahead, so the memory
+    that is taken does not depend on their number."""
+    if isinstance(images, LazyImages):
+        # Indices are a permutation a pass: known in pieces, so that a long fit does not list them all.
+        while piece := list(itertools.islice(batches, PIECE)):
+            with contextlib.closing(prefetch(images, [index.numpy() for index in piece])) as decoded:  # type: ignore[type-var]
+                for index, block in zip(piece, decoded, strict=True):
+                    yield index, torch.from_numpy(block).to(device), None
+        return
+    for index in batches:
+        if images.device.type == device.type:
+            yield index, images, index.to(device)
+        else:
+            yield index, images[index].to(device), None
 
 
 def _start(init: str, classes: int, d: int, seed: int) -> Tensor:
@@ -164,11 +196,14 @@ def _batches(n: int, batch_size: int, total: int, seed: int, *, drop_last: bool)
             done += 1
 
 
-def _evaluate(images: Tensor, labels: Tensor, weight: Tensor) -> tuple[float, float]:
+def _evaluate(images: Tensor | LazyImages, labels: Tensor, weight: Tensor) -> tuple[float, float]:
     """Mean loss and accuracy of the final weights over all images, by the same kernel with a learning rate of 0."""
     state = torch.zeros(2, dtype=torch.float64)
-    for begin in range(0, len(labels), CHUNK):
-        x, y = images[begin : begin + CHUNK], labels[begin : begin + CHUNK]
+    # Of images decoded anew, as many at a time as take a few dozen megabytes.
+    chunk = max(1, min(CHUNK, DECODED_BYTES // weight.shape[1])) if isinstance(images, LazyImages) else CHUNK
+    for index, block, rows in _blocks(images, iter(torch.arange(len(labels)).split(chunk)), weight.device):
+        y = labels[index.to(labels.device)]
+        x = block if rows is None else block[int(index[0]) : int(index[-1]) + 1]
         state += ops.softmax_regression_step(x, y, weight, 0.0).cpu() * torch.tensor([len(y), 1.0])
     loss, correct = (state / len(labels)).tolist()
     return loss, correct

@@ -185,9 +185,10 @@ def test_an_error_leaves_nothing_and_an_existing_file_asks(tmp_path, make_datase
         write_beton(tmp_path / "x.beton", data)
     write_beton(tmp_path / "x.beton", make_dataset(20, seed=2), overwrite=True)
     assert same(load_dataset(tmp_path / "x.beton"), make_dataset(20, seed=2))
-    with pytest.raises(ValueError, match="20 images were announced, 5 came"), BetonWriter(
-        tmp_path / "y.beton", 20, (12, 12, 3), data.classes
-    ) as writer:
+    with (
+        pytest.raises(ValueError, match="20 images were announced, 5 came"),
+        BetonWriter(tmp_path / "y.beton", 20, (12, 12, 3), data.classes) as writer,
+    ):
         writer.append(data.images[:5], data.labels[:5])
 
     def full(*_):
@@ -252,8 +253,9 @@ def test_checksums_are_in_the_file(tmp_path, make_dataset):
 
 
 def test_convert_fit_and_attack_on_beton(tmp_path, make_dataset, monkeypatch, capsys):
-    from ulfast.cli.main import group
     from click.testing import CliRunner
+
+    from ulfast.cli.main import group
 
     monkeypatch.chdir(tmp_path)
     train, test = make_dataset(60), make_dataset(30, seed=1, split="test")
@@ -274,7 +276,7 @@ def test_convert_fit_and_attack_on_beton(tmp_path, make_dataset, monkeypatch, ca
     assert (tmp_path / "x.beton").stat().st_mtime_ns == before
     assert same(load_dataset("x.beton", split="test"), test)
     with pytest.raises(InputError, match="--overwrite"):
-        CliRunner().invoke(group, "data convert small --mode jpeg --out x.beton".split(), catch_exceptions=False)
+        run("data convert small --mode jpeg --out x.beton")
     run("data convert x.beton --to ulfast --resize 8 --out back")
     assert load_dataset("back").image_shape == (8, 8, 3)
     run("data export small --layout beton --out e.beton")

@@ -41,6 +41,19 @@ def test_timm_style():
     assert 0 <= load("timm_style").main(epochs=1, limit=256, batch_size=64) <= 1
 
 
+def test_ffcv_pipeline():
+    from ulfast import InputError
+    from ulfast.data.beton import engine
+
+    try:
+        engine.load()
+    except InputError as error:
+        pytest.skip(str(error))
+    seen, largest = load("ffcv_pipeline").main(limit=300)
+    assert seen == 300
+    assert largest < 1e-4
+
+
 def test_there_is_no_example_without_a_test():
     here = Path(__file__).read_text()
     for file in FOLDER.glob("*.py"):

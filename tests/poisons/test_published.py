@@ -104,7 +104,7 @@ def test_every_layout_is_found_out_and_read(tmp_path, base, poisoned, kind):
 @pytest.mark.parametrize("layout", list(EXPORTS))
 def test_what_is_exported_reads_back(tmp_path, base, poisoned, layout):
     test = base.subset(np.arange(8))
-    out = tmp_path / {"npz": "d.npz", "perturbation-pt": "d.pt"}.get(layout, "d")
+    out = tmp_path / {"npz": "d.npz", "perturbation-pt": "d.pt", "beton": "d.beton"}.get(layout, "d")
     export_dataset(poisoned, out, layout, test=test, base=base)
     if layout in ("png-index", "perturbation-pt"):
         assert np.array_equal(import_published(out, base).images, poisoned.images)

@@ -198,7 +198,7 @@ def verb(name: str, *, seed: bool = True, device: bool = True, **attributes: Any
 def data_options(function: F) -> F:
     """--data and how to read it."""
     for option in reversed([
-        click.option("--data", metavar="PATH|NAME", help="Folder, .npz or .beton file, or sample, cifar10, cifar100, svhn."),
+        click.option("--data", metavar="PATH|NAME", help="Folder, .npz, .beton, or sample, cifar10, cifar100, svhn."),
         click.option("--test-data", metavar="PATH", help="Where the clean test images are, if not beside the others."),
         click.option("--format", "format_", metavar="KIND", help="Read --data as this kind (see `ulfast ls`)."),
         click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images."),

@@ -115,7 +115,9 @@ def import_(
 
 @verb("export", seed=False, device=False)
 @click.argument("data", metavar="PATH|NAME")
-@click.option("--layout", default="png-index", show_default=True, help="png-index, imagefolder, npz, beton, perturbation-pt.")
+@click.option(
+    "--layout", default="png-index", show_default=True, help="png-index, imagefolder, npz, beton, perturbation-pt."
+)
 @click.option("--base", metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to make.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")

@@ -60,9 +60,9 @@ def export_dataset(
         from .readers.beton import test_file
 
         _one_file(path, ".beton", overwrite)
-        for file, dataset in ((path, train), (test_file(path), test)):
+        for target, dataset in ((path, train), (test_file(path), test)):
             if dataset is not None:
-                write_beton(file, dataset, overwrite=overwrite, progress=progress)
+                write_beton(target, dataset, overwrite=overwrite, progress=progress)
     elif layout == "perturbation-pt":
         _one_file(path, ".pt", overwrite)
         _perturbation(train, base, path)

@@ -34,7 +34,8 @@ def load_dataset(
 
     Args:
         source: a folder that ulfast wrote, an image folder, a CIFAR folder (python or binary), SVHN's .mat files,
-            an .npz file, FFCV's .beton, or a name (`sample`, `cifar10`, `cifar100`, `svhn`). A path that exists is taken as a path.
+            an .npz file, FFCV's .beton, or a name (`sample`, `cifar10`, `cifar100`, `svhn`). A path that exists is
+            taken as a path.
         split: "train" or "test".
         format: forces a reader (see `ulfast ls`) instead of detecting it.
         limit: a class-balanced subset of that many training images, drawn by `seed`.

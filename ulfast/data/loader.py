@@ -237,7 +237,9 @@ def project_rows(images: Tensor, basis: Tensor | None, labels: Tensor) -> Tensor
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """A view of the array; images not decoded yet are decoded. Read-only memory is fine: no operator here writes to its images."""
+    """A view of the array; images not decoded yet are decoded. Read-only memory is fine: no operator
+    here writes to its images.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.asarray(array))

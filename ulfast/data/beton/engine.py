@@ -30,8 +30,9 @@ def load() -> Any:
             os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
             import numba
 
-            if numba.config.THREADING_LAYER in ("default", "workqueue"):
-                numba.config.THREADING_LAYER = "omp"
+            settings: Any = numba.config
+            if settings.THREADING_LAYER in ("default", "workqueue"):
+                settings.THREADING_LAYER = "omp"
             import ffcv
         except (ImportError, OSError) as error:
             raise InputError(f"FFCV is not usable ({error}): {INSTALL}") from None

@@ -105,7 +105,7 @@ class Beton:
         """
         data = self.bytes_of(i)
         if self.crc is not None:
-            if zlib.crc32(data) != self.crc[i]:
+            if zlib.crc32(data.data) != self.crc[i]:
                 raise self._damaged(i, "its bytes do not match their checksum")
         elif self.mode[i] == JPEG:
             self._decode_jpeg(i)

@@ -29,8 +29,8 @@ BATCHES_AHEAD = 2
 class FFCVLoader:
     """Iterable of batches ``(x, y)``, like `MemoryLoader`: same order, same augmentation, same values, decoded by FFCV.
 
-    FFCV decodes in its threads; a last operation projects, augments and normalises by the `ingest` kernel in FFCV's
-    pipeline thread and returns a fresh tensor, so batches may be kept. Draws depend on (seed, epoch, image number).
+    FFCV decodes ahead in its threads; the caller's thread projects, augments and normalises by one call of the `ingest`
+    kernel, which returns a fresh tensor, so batches may be kept. Draws depend on (seed, epoch, image number).
 
     What FFCV does not guard is guarded here: the file is checked when it is opened and each image when it is first
     read; an exception in the pipeline reaches the caller; leaving an epoch early ends its thread; torch keeps its
@@ -82,7 +82,7 @@ class FFCVLoader:
         cores = len(os.sched_getaffinity(0))
         pieces = _pieces()
         decoder = pieces.simple() if size is None else pieces.centre((size, size), crop)
-        self._last = pieces.per_batch(lambda images, i: self._finish(images, i, dtype), torch.float32)
+        self._dtype = dtype
         self._positions: Tensor | None = None  # of the file's rows among ours
         if indices is not None:
             self._positions = torch.full((len(beton),), -1)
@@ -94,8 +94,8 @@ class FFCVLoader:
             self._engine = pieces.loader(
                 str(path), batch_size, num_workers=min(threads or cores, pieces.most_threads), drop_last=False,
                 os_cache=True, batches_ahead=BATCHES_AHEAD, seed=0,
-                pipelines={beton.image_field: [decoder, pieces.to_tensor(), self._last],
-                           **{name: None for name in _others(beton.path, beton.image_field)}},
+                pipelines={beton.image_field: [decoder, pieces.to_tensor()],
+                           **dict.fromkeys(_others(beton.path, beton.image_field))},
             )  # fmt: skip
 
     @property
@@ -110,14 +110,14 @@ class FFCVLoader:
         """Chooses the order and the augmentation of the next pass."""
         self.epoch = epoch
 
-    def _finish(self, images: Tensor, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-        """What FFCV's pipeline ends with: decoded (b, H, W, 3) uint8 -> (b, 3, H, W), a fresh tensor."""
+    def _finish(self, images: Tensor, rows: np.ndarray) -> Tensor:
+        """Decoded (b, H, W, 3) uint8, a view of FFCV's buffer -> (b, 3, H, W), a fresh tensor."""
         index = torch.from_numpy(rows.astype(np.int64))
         at = index if self._positions is None else self._positions[index]
         shift, flip = (None if draw is None else draw[at] for draw in self._draws)
         labels = self._labels[at] if self.basis is not None and self.basis.dim() == 3 else None
         return ops.ingest(
-            images, self.basis, self.mean, self.std, dtype=dtype, shift=shift, flip=flip, labels=labels
+            images, self.basis, self.mean, self.std, dtype=self._dtype, shift=shift, flip=flip, labels=labels
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -128,7 +128,8 @@ class FFCVLoader:
         rows = self._rows[order.numpy()].astype(np.uint64)
         epoch = _pieces().epoch(self._engine, rows, self._checked.need)
         try:
-            for begin, x in zip(range(0, len(order), self.batch_size), epoch, strict=True):
+            for begin, decoded in zip(range(0, len(order), self.batch_size), epoch, strict=True):
+                x = self._finish(decoded, rows[begin : begin + self.batch_size])
                 y = self._labels[order[begin : begin + self.batch_size]]
                 yield x.to(self.device), y.to(self.device)
         finally:
@@ -157,7 +158,6 @@ class _Pieces(NamedTuple):
 
     loader: Any
     epoch: Any
-    per_batch: Any
     project: Any
     to_tensor: Any
     simple: Any
@@ -204,6 +204,7 @@ def _pieces() -> _Pieces:
 
         def __init__(self, loader: Any, order: np.ndarray, check: Callable[[np.ndarray], None]) -> None:
             self._check = check
+            self.closed = False
             super().__init__(loader, order)
 
         def run(self) -> None:
@@ -256,8 +257,8 @@ def _pieces() -> _Pieces:
         def __init__(self, basis: Tensor) -> None:
             super().__init__(lambda images, rows: ops.project(images, basis), torch.float32)
 
-    return _Pieces(Loader, Epoch, PerBatch, Project, ToTensor, SimpleRGBImageDecoder, CenterCropRGBImageDecoder,
-                   int(numba.config.NUMBA_NUM_THREADS))  # fmt: skip
+    return _Pieces(Loader, Epoch, Project, ToTensor, SimpleRGBImageDecoder, CenterCropRGBImageDecoder,
+                   numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]  # fmt: skip
 
 
 def ffcv_project(basis: Tensor) -> Any:

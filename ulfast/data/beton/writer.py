@@ -54,7 +54,8 @@ class BetonWriter:
     def __init__(
         self, path: str | os.PathLike[str], count: int, image_shape: Sequence[int], classes: Sequence[str], *,
         mode: str = "raw", quality: int = 90, share: float = 0.5, seed: int = 0, about: dict[str, Any] | None = None,
-        identity: dict[str, Any] | None = None, resume: bool = False, overwrite: bool = False, threads: int | None = None,
+        identity: dict[str, Any] | None = None, resume: bool = False, overwrite: bool = False,
+        threads: int | None = None,
     ) -> None:  # fmt: skip
         self.path, self.count, self.classes = Path(path), count, list(classes)
         if self.path.suffix != ".beton":
@@ -82,7 +83,9 @@ class BetonWriter:
             "quality": quality, "share": share, "seed": seed, "about": self._about, **(identity or {}),
         }  # fmt: skip
         # So that a command that was killed after this file goes on with the next one.
-        self.complete = resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
+        self.complete = (
+            resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
+        )
         if not self.complete:
             check_free(self.path, overwrite)
         self._part = self.path.with_name(self.path.name + ".part")
@@ -251,7 +254,7 @@ def write_beton(
     """
     about = {"name": dataset.name, "split": dataset.split, "manifest": dataset.manifest}
     options: dict[str, Any] = {"mode": mode, "quality": quality, "share": share, "seed": seed, "about": about}
-    labels = zlib.crc32(np.ascontiguousarray(dataset.labels))
+    labels = zlib.crc32(np.ascontiguousarray(dataset.labels).data)
     writer = BetonWriter(
         path, len(dataset), dataset.image_shape, dataset.classes, identity={"labels": labels}, resume=resume,
         overwrite=overwrite, **options,

@@ -71,7 +71,7 @@ def read(
         images = LazyImages((len(files), *shape), lambda i, out: _decode_into(files, i, resize, out))
     else:
         images = decode_all(files, resize, progress)
-    return Dataset(images, labels, tuple(folder.name for folder in classes), path.name, split)
+    return Dataset(images, labels, tuple(folder.name for folder in classes), path.name, split)  # type: ignore[arg-type]
 
 
 def _decode_into(files: list[Path], i: int, resize: int | None, out: np.ndarray) -> None:
