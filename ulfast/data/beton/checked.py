@@ -12,7 +12,7 @@ class Checked:
 
     def __init__(self, beton: Beton) -> None:
         self.beton = beton
-        self._seen = np.zeros(len(beton), bool)
+        self._seen, self._left = np.zeros(len(beton), bool), True
 
     def need(self, rows: np.ndarray) -> None:
         """Looks at those of the images that nobody has looked at.
@@ -20,7 +20,13 @@ class Checked:
         Raises:
             InputError: the file is damaged there, or the rows are out of range.
         """
+        if not self._left:
+            return
         rows = np.asarray(rows, np.int64)
         for i in rows[~self._seen[rows]]:
             self.beton.check(int(i))
             self._seen[i] = True
+
+    def pass_ended(self) -> None:
+        """Saves the looking where nothing is left to look at."""
+        self._left = not self._seen.all()

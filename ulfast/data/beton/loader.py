@@ -83,13 +83,8 @@ class FFCVLoader:
         pieces = _pieces()
         decoder = pieces.simple() if size is None else pieces.centre((size, size), crop)
         self._dtype = dtype
-        self._positions: Tensor | None = None  # of the file's rows among ours
-        if indices is not None:
-            self._positions = torch.full((len(beton),), -1)
-            self._positions[torch.from_numpy(rows)] = torch.arange(len(rows))
-            if len(np.unique(rows)) < len(rows):
-                raise InputError("indices name an image twice")
-        self._draws: tuple[Tensor | None, Tensor | None] = (None, None)
+        if len(np.unique(rows)) < len(rows):
+            raise InputError("indices name an image twice")
         with _torch_threads():
             self._engine = pieces.loader(
                 str(path), batch_size, num_workers=min(threads or cores, pieces.most_threads), drop_last=False,
@@ -110,30 +105,29 @@ class FFCVLoader:
         """Chooses the order and the augmentation of the next pass."""
         self.epoch = epoch
 
-    def _finish(self, images: Tensor, rows: np.ndarray) -> Tensor:
-        """Decoded (b, H, W, 3) uint8, a view of FFCV's buffer -> (b, 3, H, W), a fresh tensor."""
-        index = torch.from_numpy(rows.astype(np.int64))
-        at = index if self._positions is None else self._positions[index]
-        shift, flip = (None if draw is None else draw[at] for draw in self._draws)
-        labels = self._labels[at] if self.basis is not None and self.basis.dim() == 3 else None
-        return ops.ingest(
-            images, self.basis, self.mean, self.std, dtype=self._dtype, shift=shift, flip=flip, labels=labels
-        )
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self._rows)
         order = epoch_order(n, self.seed, self.epoch) if self.shuffle else torch.arange(n)
         order = order[: self.images_per_epoch]
-        self._draws = self.augment.draw(n, self.seed, self.epoch) if self.augment else (None, None)
-        rows = self._rows[order.numpy()].astype(np.uint64)
-        epoch = _pieces().epoch(self._engine, rows, self._checked.need)
+        draws = self.augment.draw(n, self.seed, self.epoch) if self.augment else (None, None)
+        # In the epoch's order once, so that a batch is a slice.
+        shifts, flips = (None if draw is None else draw[order] for draw in draws)
+        labels = self._labels[order]
+        classwise = self.basis is not None and self.basis.dim() == 3
+        epoch = _pieces().epoch(self._engine, self._rows[order.numpy()].astype(np.uint64), self._checked.need)
         try:
             for begin, decoded in zip(range(0, len(order), self.batch_size), epoch, strict=True):
-                x = self._finish(decoded, rows[begin : begin + self.batch_size])
-                y = self._labels[order[begin : begin + self.batch_size]]
-                yield x.to(self.device), y.to(self.device)
+                part = slice(begin, begin + self.batch_size)
+                # `decoded` is a view of FFCV's buffer, x a fresh tensor.
+                x = ops.ingest(
+                    decoded, self.basis, self.mean, self.std, dtype=self._dtype,
+                    shift=None if shifts is None else shifts[part], flip=None if flips is None else flips[part],
+                    labels=labels[part] if classwise else None,
+                )  # fmt: skip
+                yield x.to(self.device), labels[part].to(self.device)
         finally:
             epoch.close()
+            self._checked.pass_ended()
 
 
 def _others(path: Any, image_field: str) -> list[str]:
