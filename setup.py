@@ -105,7 +105,8 @@ class NinjaBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         sanitize = os.environ.get("ULFAST_SANITIZE") == "1"
-        common = "-O3 -fPIC -std=c++17 -fopenmp -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi"
+        common = "-O3 -fPIC -std=c++17 -fopenmp -fvisibility=hidden -fno-math-errno -fno-trapping-math"
+        common += " -Wall -Wextra -Wno-psabi"
         if sanitize:
             common = common.replace("-O3", "-O1 -g -fsanitize=address,undefined -fno-omit-frame-pointer")
         link = "-fopenmp" + (" -fsanitize=address,undefined" if sanitize else " -s")

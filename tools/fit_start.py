@@ -1,4 +1,4 @@
-"""The picture of docs/fit.md: what the start of the linear fit and its length decide.
+"""`ulfast reproduce` of fit-start as a picture: what the start of the linear fit and its length decide (docs/fit.md).
 
     ulfast reproduce fit-start --out runs/fit-start
     python tools/fit_start.py runs/fit-start docs/images/fit-start.png
@@ -18,7 +18,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 import ulfast
 from ulfast.poisons import perturbation
@@ -50,8 +49,9 @@ def main(folder: str, out: str) -> None:
         for init, (colour, mark, label) in STYLE.items():
             rows = [(s, result.row(poison, f"{init} {s}")) for s in STEPS]
             known = [(s, row) for s, row in rows if row is not None]
-            above.errorbar([s for s, _ in known], [100 * row.mean for _, row in known],
-                           [100 * (row.std or 0) for _, row in known], color=colour, marker=mark, label=label, capsize=3)  # fmt: skip
+            spread = [100 * (row.std or 0) for _, row in known]
+            above.errorbar([s for s, _ in known], [100 * row.mean for _, row in known], spread, color=colour,
+                           marker=mark, label=label, capsize=3)  # fmt: skip
             shares = [[captured(clean, poison, init, s, seed) for seed in result.grid.seeds] for s in STEPS]
             below.errorbar(STEPS, [100 * statistics.mean(v) for v in shares], [100 * float(np.std(v)) for v in shares],
                            color=colour, marker=mark, capsize=3)  # fmt: skip

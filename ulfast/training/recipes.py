@@ -1,6 +1,4 @@
-"""How to train: `quick` (minutes on two cores; `quick-noflip` without mirroring), `paper` and `paper-plain` (the published
-schedule).
-"""
+"""How to train: `quick` (minutes on two cores), `quick-noflip`, `paper` and `paper-plain` (the published schedule)."""
 
 from __future__ import annotations
 
