@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from ulfast import ops
+from ulfast.data.dataset import chunks
+from ulfast.poisons.run import CHUNK_BYTES
 from ulfast.profiling import OPERATORS, Case, Shape
 from ulfast.profiling.cases import Run
 
@@ -77,8 +79,8 @@ def lsp(n: int) -> Case:
     perturb = LSP().prepare(Dataset(images, labels, tuple("0123456789")), 0)
 
     def ours() -> None:
-        for first in range(0, n, 1024):
-            perturb(first, images[first : first + 1024], labels[first : first + 1024])
+        for first, stop in chunks(images, CHUNK_BYTES):
+            perturb(first, images[first:stop], labels[first:stop])
 
     def published() -> np.ndarray:
         """As the authors write it: draw with scikit-learn, reshape, enlarge, scale, add, clip, truncate."""
@@ -105,8 +107,8 @@ def generated(method: str, n: int) -> tuple[np.ndarray, np.ndarray, Run]:
 
     def ours() -> None:
         perturb = get_poison(method)[1].prepare(data, 0)
-        for first in range(0, n, 1024):
-            perturb(first, images[first : first + 1024], labels[first : first + 1024])
+        for first, stop in chunks(images, CHUNK_BYTES):
+            perturb(first, images[first:stop], labels[first:stop])
 
     return images, labels, ours
 
