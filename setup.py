@@ -131,6 +131,7 @@ class NinjaBuild(build_ext):
             for kernel, flags in KERNELS.items():
                 compile_(f"cpu/{kernel}.cpp", f"{kernel}.{level}.o", f"-DULFAST_LEVEL={level} {march} {flags}".strip())
         if cuda:
+            compile_("bindings_cuda.cpp", "bindings_cuda.o", include)
             lines += cuda_rule()
             for source in cuda:
                 objects.append(f"{source.stem}.cuda.o")
