@@ -89,7 +89,7 @@ def cuda_rule() -> list[str]:
     codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in names]
     codes.append(f"-gencode arch=compute_{names[-1]},code=compute_{names[-1]}")
     flags = f"-O3 -std=c++17 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden {' '.join(codes)}"
-    command = f"nvcc {flags} -ccbin {shlex.quote(compiler().split()[0])} -MD -MF $out.d -c $in -o $out"
+    command = f"nvcc --threads 0 {flags} -ccbin {shlex.quote(compiler().split()[0])} -MD -MF $out.d -c $in -o $out"
     return ["rule cuda", f"  command = {command}", "  depfile = $out.d", "  deps = gcc", "  description = $out"]
 
 

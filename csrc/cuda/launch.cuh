@@ -36,12 +36,14 @@ template <class T> T* dynamic_shared() { return reinterpret_cast<T*>(emulation::
 template <class... P> const char* launch(void (*kernel)(P...), int64_t grid, int threads, size_t shared,
                                          cudaStream_t stream, P... arguments) {
   if (shared > (48 << 10)) {
-    const cudaError_t error =
+    const cudaError_t raised =
         cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (raised != cudaSuccess) return cudaGetErrorString(raised);
   }
-  kernel<<<(unsigned)grid, threads, shared, stream> > >(arguments...);
-  return status();
+  void* addresses[] = {(void*)&arguments...};
+  const cudaError_t error = cudaLaunchKernel((const void*)kernel, (unsigned)grid, threads, addresses, shared, stream);
+  cudaGetLastError();  // told here, not to the next one
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 template <class T> __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ float4 ulfast_shared[];

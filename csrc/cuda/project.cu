@@ -184,7 +184,7 @@ enum class Part { kAll, kCoefficients, kUpdate };
 
 // A group is R rows of the order; its rows with one label after another share a basis and go together. A block takes
 // (group, piece) after (group, piece).
-template <class T, class O, int R, Part P> __global__ void __launch_bounds__(kThreads, 2)
+template <class T, class O, int R, Part P> __global__ void __launch_bounds__(kThreads, 1)
     project_kernel(Project a, Plan plan, int64_t begin, int64_t end) {
   using A = typename Compute<T>::type;
   A* coef = dynamic_shared<A>();  // (k, R), then the parts of a tile of products, then the rows
