@@ -90,7 +90,7 @@ def cuda_rule() -> list[str]:
     codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in names]
     codes.append(f"-gencode arch=compute_{names[-1]},code=compute_{names[-1]}")
     flags = f"-O3 -std=c++17 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden {' '.join(codes)}"
-    command = f"nvcc {flags} -ccbin {shlex.quote(compiler().split()[0])} -MD -MF $out.d -c $in -o $out"
+    command = f"nvcc --threads 0 {flags} -ccbin {shlex.quote(compiler().split()[0])} -MD -MF $out.d -c $in -o $out"
     return ["rule cuda", f"  command = {command}", "  depfile = $out.d", "  deps = gcc", "  description = $out"]
 
 
@@ -133,6 +133,7 @@ class NinjaBuild(build_ext):
             for kernel, flags in KERNELS.items():
                 compile_(f"cpu/{kernel}.cpp", f"{kernel}.{level}.o", f"-DULFAST_LEVEL={level} {march} {flags}".strip())
         if cuda:
+            compile_("bindings_cuda.cpp", "bindings_cuda.o", include)
             lines += cuda_rule()
             for source in cuda:
                 objects.append(f"{source.stem}.cuda.o")

@@ -9,6 +9,10 @@
 namespace py = pybind11;
 using namespace ulfast;
 
+#ifdef ULFAST_CUDA
+void add_cuda(py::module_ m);  // bindings_cuda.cpp
+#endif
+
 namespace {
 
 template <class T> T* ptr(uintptr_t address) { return reinterpret_cast<T*>(address); }
@@ -20,35 +24,6 @@ py::list levels() {
     out.append(py::make_tuple(std::string(cpu::level_name(i)), cpu::level_supported(i)));
   return out;
 }
-
-#ifdef ULFAST_CUDA
-void launched(const char* problem) {
-  if (problem) throw std::runtime_error(std::string("ulfast: a CUDA kernel could not be launched: ") + problem);
-}
-
-void add_cuda(py::module_ m) {
-  m.def("apply_perturbation", [](uintptr_t images, uintptr_t delta, uintptr_t index, uintptr_t out, int64_t n,
-                                 int64_t d, int64_t rows, bool truncate, uintptr_t stream) {
-    launched(cuda::apply_perturbation({ptr<const uint8_t>(images), ptr<const float>(delta), ptr<const int64_t>(index),
-                                       ptr<uint8_t>(out), n, d, rows, truncate},
-                                      ptr<void>(stream)));
-  });
-  m.def("pgd_step", [](uintptr_t x, uintptr_t grad, uintptr_t start, int64_t n, int64_t d, double alpha, double eps,
-                       int norm, bool clamp, uintptr_t stream) {
-    launched(cuda::pgd_step(
-        {ptr<float>(x), ptr<const float>(grad), ptr<const float>(start), n, d, (float)alpha, (float)eps, norm, clamp},
-        ptr<void>(stream)));
-  });
-  m.def("philox_uniform",
-        [](uintptr_t out, int64_t seed, int64_t stream_id, int64_t first, int64_t n, int64_t d, uintptr_t stream) {
-          launched(cuda::philox_uniform({ptr<float>(out), seed, stream_id, first, n, d}, ptr<void>(stream)));
-        });
-  m.def("philox_normal",
-        [](uintptr_t out, int64_t seed, int64_t stream_id, int64_t first, int64_t n, int64_t d, uintptr_t stream) {
-          launched(cuda::philox_normal({ptr<float>(out), seed, stream_id, first, n, d}, ptr<void>(stream)));
-        });
-}
-#endif
 
 }  // namespace
 

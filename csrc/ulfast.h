@@ -184,6 +184,10 @@ bool set_level(const char* name);  // false: unknown, or this processor lacks it
 // The same on a GPU, on the given cudaStream_t of the current device. They return null, or what the launch said.
 namespace cuda {
 
+// On CUDA `order` is given by the caller (the rows sorted by label) or null (as they come), and `coef` holds
+// project_scratch(a) values.
+const char* project(const Project& a, void* stream);
+int64_t project_scratch(const Project& a);
 const char* apply_perturbation(const Apply& a, void* stream);
 const char* pgd_step(const PgdStep& a, void* stream);
 const char* philox_uniform(const Philox& a, void* stream);

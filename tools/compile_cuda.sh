@@ -11,7 +11,7 @@ mkdir -p build/cuda
 spilled=0
 for file in csrc/cuda/*.cu; do
     log=build/cuda/$(basename "$file").log
-    nvcc -std=c++17 -O3 -Xptxas -v -Xcompiler -fPIC "${codes[@]}" -c "$file" -o "build/cuda/$(basename "$file").o" 2>"$log" ||
+    nvcc --threads 0 -std=c++17 -O3 --fmad=false -Xptxas -v -Xcompiler -fPIC "${codes[@]}" -c "$file" -o "build/cuda/$(basename "$file").o" 2>"$log" ||
         { cat "$log" >&2; exit 1; }
     if grep -E '[1-9][0-9]* bytes spill' "$log"; then spilled=1; fi
     printf '%s: %s kernels, most registers %s\n' "$file" "$(grep -c 'Compiling entry' "$log")" \

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "../ulfast.h"
@@ -21,6 +22,41 @@ inline unsigned blocks(int64_t work) {
 inline const char* status() {
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+#ifdef ULFAST_EMULATE  // tests/cuda_emulation/cuda_runtime.h
+template <class... P>
+const char* launch(void (*kernel)(P...), int64_t grid, int threads, size_t shared, cudaStream_t, P... arguments) {
+  emulation::run(grid, threads, shared, [&] { kernel(arguments...); });
+  return nullptr;
+}
+template <class T> T* dynamic_shared() { return reinterpret_cast<T*>(emulation::shared); }
+#else
+// Starts a kernel; a block that asks for more than 48 KB of shared memory raises the kernel's limit first.
+template <class... P> const char* launch(void (*kernel)(P...), int64_t grid, int threads, size_t shared,
+                                         cudaStream_t stream, P... arguments) {
+  if (shared > (48 << 10)) {
+    const cudaError_t raised =
+        cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (raised != cudaSuccess) return cudaGetErrorString(raised);
+  }
+  void* addresses[] = {(void*)&arguments...};
+  const cudaError_t error = cudaLaunchKernel((const void*)kernel, (unsigned)grid, threads, addresses, shared, stream);
+  cudaGetLastError();  // told here, not to the next one
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+template <class T> __device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ float4 ulfast_shared[];
+  return reinterpret_cast<T*>(ulfast_shared);
+}
+#endif
+
+// A property of the current device.
+inline int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, which, device);
+  return value;
 }
 
 }  // namespace cuda

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from . import _extension, reference
-from .cpu import PGD_NORMS, _signed, check_pgd_step, dense_layout
+from .cpu import (
+    _DTYPES,
+    FUSED_RANK,
+    PGD_NORMS,
+    _rows,
+    _signed,
+    check_classwise,
+    check_pgd_step,
+    check_project,
+    dense_layout,
+)
 from .schemas import LIBRARY
 
 
@@ -24,6 +34,62 @@ def enabled() -> bool:
 
 def _stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def project(x: Tensor, basis: Tensor) -> Tensor:
+    out = torch.empty(x.shape, dtype=torch.float32 if x.dtype == torch.uint8 else x.dtype, device=x.device)
+    project_out(x, basis, out)
+    return out
+
+
+def project_(x: Tensor, basis: Tensor) -> None:
+    project_out(x, basis, x)
+
+
+def project_out(x: Tensor, basis: Tensor, out: Tensor) -> None:
+    """The fused kernel up to `FUSED_RANK` rows of basis, library products above."""
+    d = check_project(x, basis)
+    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    if out.shape != x.shape or out.dtype != dtype or not (out is x or out.is_contiguous()):
+        raise ValueError(
+            f"project: out must be a contiguous {tuple(x.shape)} {dtype} tensor, got {tuple(out.shape)} {out.dtype}"
+        )
+    if not enabled() or basis.shape[0] > FUSED_RANK or not out.is_contiguous():
+        out.copy_(reference.project(x, basis))
+        return
+    _project(x, basis, out, d, basis.shape[0], None, 0)
+
+
+def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
+    """As on the CPU, but a label out of range makes its row NaN: nothing here waits for the device."""
+    if x.dtype not in _DTYPES or x.dim() < 2:
+        raise TypeError(f"project_classwise: x must be (n, ...) of a number format, got {tuple(x.shape)} {x.dtype}")
+    n, d = x.shape[0], math.prod(x.shape[1:])
+    check_classwise("project_classwise", bases, labels, n, d)
+    classes, r, _ = bases.shape
+    if not enabled() or r > FUSED_RANK:
+        return reference.project_classwise(x, bases, labels)
+    out = torch.empty(x.shape, dtype=torch.float32 if x.dtype == torch.uint8 else x.dtype, device=x.device)
+    _project(x, bases, out, d, r, labels.contiguous(), classes)
+    return out
+
+
+def _project(x: Tensor, basis: Tensor, out: Tensor, d: int, k: int, labels: Tensor | None, classes: int) -> None:
+    for name, t in (("basis", basis), ("out", out), ("labels", labels)):
+        if t is not None and t.device != x.device:
+            raise ValueError(f"project: {name} must be on {x.device} like x, got {t.device}")
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    basis = basis.to(compute).contiguous()
+    order = None if labels is None else labels.argsort()  # rows of a label side by side share the reading of its basis
+    rows, stride = _rows(x, d)
+    n, kernels = x.shape[0], _extension.load().cuda
+    with torch.cuda.device(x.device):
+        coef = torch.empty(kernels.project_scratch(n, d, k, _DTYPES[x.dtype]), dtype=compute, device=x.device)
+        kernels.project(
+            rows.data_ptr(), basis.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, k, stride, _DTYPES[x.dtype],
+            0 if labels is None else labels.data_ptr(), 0 if order is None else order.data_ptr(), classes,
+            _stream(x.device),
+        )  # fmt: skip
 
 
 def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = None, truncate: bool = False) -> Tensor:
@@ -72,5 +138,7 @@ def philox(name: str, seed: int, stream: int, first: int, n: int, d: int, device
     return out
 
 
+for _name in ("project", "project_out", "project_", "project_classwise"):
+    LIBRARY.impl(_name, globals()[_name], "CUDA")
 LIBRARY.impl("apply_perturbation", apply_perturbation, "CUDA")
 LIBRARY.impl("pgd_step", pgd_step, "CUDA")

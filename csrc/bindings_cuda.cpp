@@ -1,0 +1,55 @@
+// The CUDA kernels' side of the bindings: addresses in, nothing owned. ulfast/ops/cuda.py checks every argument first.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "ulfast.h"
+
+namespace py = pybind11;
+using namespace ulfast;
+
+namespace {
+
+template <class T> T* ptr(uintptr_t address) { return reinterpret_cast<T*>(address); }
+
+void launched(const char* problem) {
+  if (problem) throw std::runtime_error(std::string("ulfast: a CUDA kernel could not be launched: ") + problem);
+}
+
+}  // namespace
+
+void add_cuda(py::module_ m) {
+  m.def("project",
+        [](uintptr_t x, uintptr_t basis, uintptr_t coef, uintptr_t out, int64_t n, int64_t d, int64_t k,
+           int64_t x_stride, int dtype, uintptr_t labels, uintptr_t order, int64_t classes, uintptr_t stream) {
+          launched(cuda::project(
+              {ptr<const void>(x), ptr<const void>(basis), ptr<void>(coef), ptr<void>(out), n, d, k, x_stride,
+               static_cast<DType>(dtype), ptr<const int64_t>(labels), ptr<int64_t>(order), classes},
+              ptr<void>(stream)));
+        });
+  m.def("project_scratch", [](int64_t n, int64_t d, int64_t k, int dtype) {
+    return cuda::project_scratch(
+        {nullptr, nullptr, nullptr, nullptr, n, d, k, d, static_cast<DType>(dtype), nullptr, nullptr, 0});
+  });
+  m.def("apply_perturbation", [](uintptr_t images, uintptr_t delta, uintptr_t index, uintptr_t out, int64_t n,
+                                 int64_t d, int64_t rows, bool truncate, uintptr_t stream) {
+    launched(cuda::apply_perturbation({ptr<const uint8_t>(images), ptr<const float>(delta), ptr<const int64_t>(index),
+                                       ptr<uint8_t>(out), n, d, rows, truncate},
+                                      ptr<void>(stream)));
+  });
+  m.def("pgd_step", [](uintptr_t x, uintptr_t grad, uintptr_t start, int64_t n, int64_t d, double alpha, double eps,
+                       int norm, bool clamp, uintptr_t stream) {
+    launched(cuda::pgd_step(
+        {ptr<float>(x), ptr<const float>(grad), ptr<const float>(start), n, d, (float)alpha, (float)eps, norm, clamp},
+        ptr<void>(stream)));
+  });
+  m.def("philox_uniform",
+        [](uintptr_t out, int64_t seed, int64_t stream_id, int64_t first, int64_t n, int64_t d, uintptr_t stream) {
+          launched(cuda::philox_uniform({ptr<float>(out), seed, stream_id, first, n, d}, ptr<void>(stream)));
+        });
+  m.def("philox_normal",
+        [](uintptr_t out, int64_t seed, int64_t stream_id, int64_t first, int64_t n, int64_t d, uintptr_t stream) {
+          launched(cuda::philox_normal({ptr<float>(out), seed, stream_id, first, n, d}, ptr<void>(stream)));
+        });
+}

@@ -1,0 +1,69 @@
+// Numbers of the rows: bytes, halves, floats; four of them at a time.
+#pragma once
+
+#include "launch.cuh"
+
+#ifndef ULFAST_EMULATE
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+namespace ulfast {
+namespace cuda {
+
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+#ifdef ULFAST_EMULATE
+inline float wide(f16 v) {
+  _Float16 h;
+  memcpy(&h, &v, 2);
+  return (float)h;
+}
+inline float wide(bf16 v) {
+  const uint32_t u = (uint32_t)v.bits << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+inline void narrow(float v, f16* out) {
+  const _Float16 h = (_Float16)v;
+  memcpy(out, &h, 2);
+}
+inline void narrow(float v, bf16* out) {
+  uint32_t u;
+  memcpy(&u, &v, 4);
+  out->bits = v != v ? (uint16_t)((u >> 16) | 0x40) : (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
+}
+#else
+__device__ __forceinline__ float wide(f16 v) { return __half2float(__ushort_as_half(v.bits)); }
+__device__ __forceinline__ float wide(bf16 v) { return __bfloat162float(__ushort_as_bfloat16(v.bits)); }
+__device__ __forceinline__ void narrow(float v, f16* out) { out->bits = __half_as_ushort(__float2half_rn(v)); }
+__device__ __forceinline__ void narrow(float v, bf16* out) { out->bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
+#endif
+__device__ __forceinline__ float wide(uint8_t v) { return (float)v; }
+__device__ __forceinline__ float wide(float v) { return v; }
+__device__ __forceinline__ double wide(double v) { return v; }
+__device__ __forceinline__ void narrow(float v, float* out) { *out = v; }
+__device__ __forceinline__ void narrow(double v, double* out) { *out = v; }
+
+// Four neighbours, loaded and stored at once: 4 (bytes), 8, 16 or 32 bytes.
+template <class T> struct alignas(sizeof(T) * 4 < 16 ? sizeof(T) * 4 : 16) Four {
+  T v[4];
+};
+
+template <class T> struct Compute {
+  using type = float;
+};
+template <> struct Compute<double> {
+  using type = double;
+};
+
+inline bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+}  // namespace cuda
+}  // namespace ulfast
