@@ -112,13 +112,9 @@ def prefetch(
             if i < len(batches):
                 out = buffers[i % len(buffers)][: len(batches[i])]
                 pending.append((spread(pool, images, np.asarray(batches[i]), out), out))
-            if i >= ahead and pending:
+            if i >= ahead:
                 pieces, out = pending.popleft()
                 wait(pieces)
                 yield out
-        while pending:
-            pieces, out = pending.popleft()
-            wait(pieces)
-            yield out
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

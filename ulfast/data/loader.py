@@ -62,7 +62,40 @@ def channel_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float
     return tuple(mean.tolist()), tuple(np.sqrt(np.maximum(variance, 0)).clip(1e-3).tolist())
 
 
-class MemoryLoader:
+class EpochLoader:
+    """What loaders share: the order of a pass over n images, its draws, and how many batches it has."""
+
+    def __init__(
+        self, n: int, batch_size: int, *, augment: Augment | None, shuffle: bool, seed: int, drop_last: bool
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self._n, self.batch_size = n, batch_size
+        self.augment, self.shuffle, self.seed, self.drop_last = augment, shuffle, seed, drop_last
+        self.epoch = 0
+
+    @property
+    def images_per_epoch(self) -> int:
+        return self._n - self._n % self.batch_size if self.drop_last else self._n
+
+    def __len__(self) -> int:
+        return math.ceil(self.images_per_epoch / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order and the augmentation of the next pass."""
+        self.epoch = epoch
+
+    def _order(self) -> Tensor:
+        """Numbers of the images of this pass, as they come."""
+        order = epoch_order(self._n, self.seed, self.epoch) if self.shuffle else torch.arange(self._n)
+        return order[: self.images_per_epoch]
+
+    def _draws(self) -> tuple[Tensor | None, Tensor | None]:
+        """Shifts and flips of all n images in this pass, or None."""
+        return self.augment.draw(self._n, self.seed, self.epoch) if self.augment else (None, None)
+
+
+class MemoryLoader(EpochLoader):
     """Iterable of batches ``(x, y)``: x (b, C, H, W) normalised and channels_last, y (b,) int64.
 
     The projection, the augmentation and the normalisation are one kernel call on the gathered uint8 rows, so nothing
@@ -101,17 +134,14 @@ class MemoryLoader:
         drop_last: bool = False,
         device: str | torch.device = "cpu",
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        super().__init__(len(dataset), batch_size, augment=augment, shuffle=shuffle, seed=seed, drop_last=drop_last)
         if mean is None or std is None:
             mean, std = channel_statistics(dataset)
-        self.dataset, self.batch_size = dataset, batch_size
-        self.augment, self.shuffle, self.seed, self.drop_last = augment, shuffle, seed, drop_last
+        self.dataset = dataset
         self.dtype, self.device = dtype, torch.device(device)
         self.mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device)
         self.std = torch.as_tensor(std, dtype=torch.float32, device=self.device)
         self.basis = None if basis is None else basis.to(self.device, torch.float32)
-        self.epoch = 0
         self._lazy = dataset.images if isinstance(dataset.images, LazyImages) else None
         self._images = LazyTensor(self._lazy) if self._lazy is not None else as_tensor(dataset.images)
         self._labels = as_tensor(dataset.labels)
@@ -120,23 +150,9 @@ class MemoryLoader:
             if self._lazy is None and self._images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
                 self._images = self._images.to(self.device)
 
-    @property
-    def images_per_epoch(self) -> int:
-        n = len(self.dataset)
-        return n - n % self.batch_size if self.drop_last else n
-
-    def __len__(self) -> int:
-        return math.ceil(self.images_per_epoch / self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the augmentation of the next pass."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        n = len(self.dataset)
-        order = epoch_order(n, self.seed, self.epoch) if self.shuffle else torch.arange(n)
-        shift, flip = self.augment.draw(n, self.seed, self.epoch) if self.augment else (None, None)
-        batches = order[: self.images_per_epoch].split(self.batch_size)
+        batches = self._order().split(self.batch_size)
+        shift, flip = self._draws()
         with contextlib.ExitStack() as stack:
             blocks: Iterator[np.ndarray | None] = itertools.repeat(None, len(batches))
             if self._streams():

@@ -68,6 +68,15 @@ def check_project(x: Tensor, basis: Tensor) -> int:
     return d
 
 
+def check_project_out(x: Tensor, out: Tensor) -> None:
+    """Raise for an `out` that cannot take the projection of x."""
+    dtype = reference.projected_dtype(x.dtype)
+    if out.shape != x.shape or out.dtype != dtype or not out.is_contiguous():
+        raise ValueError(
+            f"project: out must be a contiguous {tuple(x.shape)} {dtype} tensor, got {tuple(out.shape)} {out.dtype}"
+        )
+
+
 def _result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A fresh tensor, on large pages if it is large."""
     out = torch.empty(shape, dtype=dtype)
@@ -79,7 +88,7 @@ def _result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def project(x: Tensor, basis: Tensor) -> Tensor:
     d = check_project(x, basis)
     _cpu("project", x=x, basis=basis)
-    out = _result(x.shape, torch.float32 if x.dtype == torch.uint8 else x.dtype)
+    out = _result(x.shape, reference.projected_dtype(x.dtype))
     _project_into(x, basis, out, d)
     return out
 
@@ -87,11 +96,7 @@ def project(x: Tensor, basis: Tensor) -> Tensor:
 def project_out(x: Tensor, basis: Tensor, out: Tensor) -> None:
     d = check_project(x, basis)
     _cpu("project", x=x, basis=basis, out=out)
-    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
-    if out.shape != x.shape or out.dtype != dtype or not out.is_contiguous():
-        raise ValueError(
-            f"project: out must be a contiguous {tuple(x.shape)} {dtype} tensor, got {tuple(out.shape)} {out.dtype}"
-        )
+    check_project_out(x, out)
     _project_into(x, basis, out, d)
 
 
@@ -143,7 +148,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     check_classwise(op, bases, labels, n, d)
     _cpu(op, x=x, bases=bases, labels=labels)
     classes, r, _ = bases.shape
-    out = _result(x.shape, torch.float32 if x.dtype == torch.uint8 else x.dtype)
+    out = _result(x.shape, reference.projected_dtype(x.dtype))
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     bases, labels = bases.to(compute).contiguous(), labels.contiguous()
     if r > FUSED_RANK:

@@ -22,6 +22,7 @@ from .cpu import (
     check_classwise,
     check_pgd_step,
     check_project,
+    check_project_out,
     dense_layout,
 )
 from .schemas import LIBRARY
@@ -37,23 +38,27 @@ def _stream(device: torch.device) -> int:
 
 
 def project(x: Tensor, basis: Tensor) -> Tensor:
-    out = torch.empty(x.shape, dtype=torch.float32 if x.dtype == torch.uint8 else x.dtype, device=x.device)
-    project_out(x, basis, out)
+    d = check_project(x, basis)
+    out = torch.empty(x.shape, dtype=reference.projected_dtype(x.dtype), device=x.device)
+    _project_into(x, basis, out, d)
     return out
 
 
-def project_(x: Tensor, basis: Tensor) -> None:
-    project_out(x, basis, x)
-
-
 def project_out(x: Tensor, basis: Tensor, out: Tensor) -> None:
-    """The fused kernel up to `FUSED_RANK` rows of basis, library products above."""
     d = check_project(x, basis)
-    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
-    if out.shape != x.shape or out.dtype != dtype or not (out is x or out.is_contiguous()):
-        raise ValueError(
-            f"project: out must be a contiguous {tuple(x.shape)} {dtype} tensor, got {tuple(out.shape)} {out.dtype}"
-        )
+    check_project_out(x, out)
+    _project_into(x, basis, out, d)
+
+
+def project_(x: Tensor, basis: Tensor) -> None:
+    d = check_project(x, basis)
+    if not x.is_floating_point():
+        raise ValueError(f"project_: x must be a floating tensor, got {x.dtype}")
+    _project_into(x, basis, x, d)
+
+
+def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
+    """The fused kernel up to `FUSED_RANK` rows of basis, library products above."""
     if not enabled() or basis.shape[0] > FUSED_RANK or not out.is_contiguous():
         out.copy_(reference.project(x, basis))
         return
@@ -69,7 +74,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     classes, r, _ = bases.shape
     if not enabled() or r > FUSED_RANK:
         return reference.project_classwise(x, bases, labels)
-    out = torch.empty(x.shape, dtype=torch.float32 if x.dtype == torch.uint8 else x.dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=reference.projected_dtype(x.dtype), device=x.device)
     _project(x, bases, out, d, r, labels.contiguous(), classes)
     return out
 

@@ -18,13 +18,17 @@ def unit(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
+def projected_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of projected rows: pixels become floats, floats stay what they are."""
+    return torch.float32 if dtype == torch.uint8 else dtype
+
+
 def project(x: Tensor, basis: Tensor) -> Tensor:
     """``x - (x @ basis.T) @ basis`` over flattened rows; x (n, ...), basis (k, d) -> like x (uint8 -> float32)."""
-    out_dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows = unit(x, compute).reshape(x.shape[0], basis.shape[1])
     b = basis.to(compute)
-    return (rows - (rows @ b.T) @ b).to(out_dtype).reshape(x.shape)
+    return (rows - (rows @ b.T) @ b).to(projected_dtype(x.dtype)).reshape(x.shape)
 
 
 def project_out(x: Tensor, basis: Tensor, out: Tensor) -> None:
@@ -44,14 +48,13 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     is waited for. A label out of range makes its row NaN; the CPU kernel raises.
     """
     c, r, d = bases.shape
-    out_dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows, flat = unit(x, compute).reshape(x.shape[0], d), bases.to(compute).reshape(c * r, d)
     own = labels[:, None] == torch.arange(c, device=labels.device)
     coef = (rows @ flat.T).view(len(rows), c, r) * own[:, :, None]
     out = rows - coef.view(len(rows), c * r) @ flat
     out = torch.where(own.any(1)[:, None], out, torch.nan)
-    return out.to(out_dtype).reshape(x.shape)
+    return out.to(projected_dtype(x.dtype)).reshape(x.shape)
 
 
 def ingest(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
+from .reference import projected_dtype
+
 LIBRARY = Library("ulfast", "DEF")
 
 LIBRARY.define("project(Tensor x, Tensor basis) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
@@ -76,8 +78,7 @@ LIBRARY.define(
 @torch.library.register_fake("ulfast::project", lib=LIBRARY)
 def _(x: Tensor, basis: Tensor) -> Tensor:
     torch._check(basis.dim() == 2, lambda: f"project: basis must be (k, d), got {tuple(basis.shape)}")
-    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
-    return torch.empty(x.shape, dtype=dtype, device=x.device)
+    return torch.empty(x.shape, dtype=projected_dtype(x.dtype), device=x.device)
 
 
 @torch.library.register_fake("ulfast::project_out", lib=LIBRARY)
@@ -93,8 +94,7 @@ def _(x: Tensor, basis: Tensor) -> None:
 @torch.library.register_fake("ulfast::project_classwise", lib=LIBRARY)
 def _(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     torch._check(bases.dim() == 3, lambda: f"project_classwise: bases must be (c, r, d), got {tuple(bases.shape)}")
-    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
-    return torch.empty(x.shape, dtype=dtype, device=x.device)
+    return torch.empty(x.shape, dtype=projected_dtype(x.dtype), device=x.device)
 
 
 @torch.library.register_fake("ulfast::ingest", lib=LIBRARY)

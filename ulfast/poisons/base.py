@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,35 +23,50 @@ from ..devices import resolve_device
 # first + i of the data set, and what is added to it depends on (seed, method, first + i, its label) alone.
 Perturb = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
+REPORT_SECONDS = 0.2  # between two reports from a quick loop
 
-@dataclass
+
 class Workplace:
     """Where a poison that has to be computed keeps what it has so far, and whom it tells.
 
-    Attributes:
-        folder: for networks and perturbations; None: a temporary one, which goes with this object.
+    Args:
+        folder: for networks and perturbations; None: a temporary one, made when it is first asked for, which goes with
+            this object.
         resume: go on with what the folder holds.
         device: "auto", "cpu", "cuda" or a torch.device.
         progress: called as ``progress(stage, done, total, **info)``.
+
+    Attributes:
         facts: what the poison says of its making, for the manifest; the same bytes for the same run.
     """
 
-    folder: Path | None = None
-    resume: bool = False
-    device: str | torch.device = "auto"
-    progress: Callable[..., None] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    def __init__(
+        self, folder: Path | None = None, resume: bool = False, device: str | torch.device = "auto",
+        progress: Callable[..., None] | None = None,
+    ) -> None:  # fmt: skip
+        self.resume, self.device, self.progress = resume, resolve_device(device), progress
+        self.facts: dict[str, Any] = {}
+        self._given, self._told = folder, time.monotonic()
 
-    def __post_init__(self) -> None:
-        self.device = resolve_device(self.device)
-        if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="ulfast-"))
-            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    @cached_property
+    def folder(self) -> Path:
+        if self._given is not None:
+            self._given.mkdir(parents=True, exist_ok=True)
+            return self._given
+        folder = Path(tempfile.mkdtemp(prefix="ulfast-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def tell(self, stage: str, done: float, total: float, **info: float) -> None:
         if self.progress:
             self.progress(stage, done, total, **info)
+
+    def tell_often(self, stage: str, done: float, total: float, **info: float) -> None:
+        """`tell` from a quick loop: it is passed on a few times a second."""
+        now = time.monotonic()
+        if now - self._told > REPORT_SECONDS:
+            self._told = now
+            self.tell(stage, done, total, **info)
 
 
 @dataclass(frozen=True)

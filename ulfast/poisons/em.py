@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ from ..parameters import parameter
 from .base import Workplace
 from .store import PerturbationStore
 from .surrogate import (  # fmt: skip
-    REPORT_SECONDS,
     Images,
     Run,
     Surrogate,
@@ -88,7 +86,7 @@ class ErrorMinimising(SurrogatePoison):
         self, surrogate: Surrogate, images: Images, store: PerturbationStore, values: dict[str, Any], work: Workplace,
         number: int,
     ) -> dict[str, float]:  # fmt: skip
-        totals, said = torch.zeros(3, dtype=torch.float64), time.monotonic()
+        totals = torch.zeros(3, dtype=torch.float64)
         alphas = [-values["alpha"]] * values["steps"]
         for index in images.chunks(self.batch_size):
             start, y = images.pixels(index), images.labels[index.to(images.device)]
@@ -97,16 +95,14 @@ class ErrorMinimising(SurrogatePoison):
             store.write(index, x - start)
             after, correct = surrogate.judge(x, y)
             totals += torch.stack([before.sum(), after.sum(), correct.sum()]).cpu()
-            if time.monotonic() - said > REPORT_SECONDS:
-                said = time.monotonic()
-                work.tell("rounds", number + (int(index[-1]) + 1) / images.n, self.rounds)
+            work.tell_often("rounds", number + (int(index[-1]) + 1) / images.n, self.rounds)
         return _row(totals, images.n)
 
     def _class_round(
         self, surrogate: Surrogate, images: Images, store: PerturbationStore, values: dict[str, Any], work: Workplace,
         number: int,
     ) -> dict[str, float]:  # fmt: skip
-        totals, said = torch.zeros(3, dtype=torch.float64), time.monotonic()
+        totals = torch.zeros(3, dtype=torch.float64)
         classes = torch.arange(store.rows)
         delta = store.read(classes, images.device)
         for _ in range(values["steps"]):
@@ -117,9 +113,7 @@ class ErrorMinimising(SurrogatePoison):
                 part, losses, _ = surrogate.gradient((images.pixels(index) + delta[y]).clamp_(0, 1), y)
                 gradient.index_add_(0, y, part)
                 before += losses.double().sum().cpu()
-                if time.monotonic() - said > REPORT_SECONDS:
-                    said = time.monotonic()
-                    work.tell("rounds", number + (int(index[-1]) + 1) / images.n, self.rounds)
+                work.tell_often("rounds", number + (int(index[-1]) + 1) / images.n, self.rounds)
             totals[0] = totals[0] or before
             ops.pgd_step(delta, gradient, torch.zeros_like(delta), alpha=-values["alpha"], eps=self.eps, clamp=False)
         store.write(classes, delta)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ from ..parameters import parameter
 from .base import Workplace
 from .store import PerturbationStore
 from .surrogate import (  # fmt: skip
-    REPORT_SECONDS,
     Images,
     Run,
     Surrogate,
@@ -95,7 +93,6 @@ class RobustErrorMinimising(SurrogatePoison):
         store = self.open_store(dataset, work)
         run = Run(work, store, self.identity(dataset, seed), (surrogate.model, optimizer))
         state = run.begin({"iterations": 0, "done": 0, "recent": [], "before": 0.0, "after": 0.0})
-        said = time.monotonic()
         for at in range(state["iterations"], self.iterations):
             torch.manual_seed((seed * 1_000_003 + at) % (1 << 63))  # of networks that drop out
             index = shuffled(images.n, self.batch_size, seed, at)
@@ -116,9 +113,7 @@ class RobustErrorMinimising(SurrogatePoison):
             if at % 10 == 0 or at + 1 == self.iterations:
                 check_finite(after, f"iteration {at + 1}")
             run.commit(state)
-            if time.monotonic() - said > REPORT_SECONDS:
-                said = time.monotonic()
-                work.tell("iterations", at + 1, self.iterations, loss=after / len(y))
+            work.tell_often("iterations", at + 1, self.iterations, loss=after / len(y))
         with searching(surrogate):
             for index in images.chunks(self.batch_size, state["done"]):
                 draw = self.iterations * (self.samples + 1) + int(index[0]) * self.samples

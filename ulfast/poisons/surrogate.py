@@ -30,7 +30,6 @@ from .store import KINDS, PerturbationStore
 
 # Seconds of work that a killed run may lose.
 COMMIT_SECONDS = 60.0
-REPORT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,9 @@ class SurrogatePoison(Poison):
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
             rows = torch.from_numpy(labels) if classwise else torch.arange(first, first + len(images))
-            # The temporary folder goes with `work`, which therefore must live as long as this function.
-            assert work.folder is not None
             return store.apply(images, rows)
 
+        perturb.work = work  # type: ignore[attr-defined]  # a temporary folder goes with it, and the store lies there
         return perturb
 
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
@@ -70,7 +68,6 @@ class SurrogatePoison(Poison):
         return {"method": type(self).__name__, **self.parameters(), "seed": seed, "data": dataset.checksum()}
 
     def open_store(self, dataset: Dataset, work: Workplace, rows: int | None = None) -> PerturbationStore:
-        assert work.folder is not None
         n = len(dataset) if rows is None else rows
         return PerturbationStore(work.folder, n, dataset.image_shape, self.eps, self.store)
 
@@ -178,7 +175,6 @@ def trained_surrogates(
 
     The recipe is `quick`; what is trained already lies in the workplace and is taken from there.
     """
-    assert work.folder is not None
     device = torch.device(work.device)
     surrogate = new_surrogate(name, dataset, seed, device)
     recipe = get_recipe("quick", name, len(dataset))
@@ -250,7 +246,6 @@ class Run:
         identity: dict[str, Any],
         network: tuple[nn.Module, torch.optim.Optimizer] | None = None,
     ) -> None:
-        assert work.folder is not None
         self.work, self.store, self.identity, self.network = work, store, identity, network
         self._file: Path = work.folder / ("state.pt" if network else "state.json")
         self._number, self._committed = 0, time.monotonic()
@@ -323,7 +318,6 @@ def sweep(
     eps, work = store.eps, run.work
     state = run.begin({"done": 0, "before": 0.0, "after": 0.0})
     down = not alphas or alphas[0] < 0
-    said = time.monotonic()
     with searching(*surrogates):
         for index in images.chunks(batch_size, state["done"]):
             start, y = images.pixels(index), targets(images.labels[index.to(images.device)])
@@ -347,9 +341,7 @@ def sweep(
             state = {"done": int(index[-1]) + 1, "before": state["before"] + float(first.sum()),
                      "after": state["after"] + float(least.sum())}  # fmt: skip
             run.commit(state)
-            if time.monotonic() - said > REPORT_SECONDS:
-                said = time.monotonic()
-                work.tell(stage, state["done"], images.n, loss=state["after"] / state["done"])
+            work.tell_often(stage, state["done"], images.n, loss=state["after"] / state["done"])
     run.commit(state, last=True)
     work.tell(stage, images.n, images.n, loss=state["after"] / images.n)
     work.facts |= {"loss_before": state["before"] / images.n, "loss_after": state["after"] / images.n}

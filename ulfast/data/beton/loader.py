@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import queue
 import threading
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from ... import ops
 from ...errors import InputError
-from ..loader import Augment, channel_statistics, epoch_order
+from ..lazy import cores
+from ..loader import Augment, EpochLoader, channel_statistics
 from . import engine
 from .checked import Checked
 from .format import open_beton
@@ -26,7 +26,7 @@ POLL = 0.05  # seconds after which a thread that waits for room looks whether it
 BATCHES_AHEAD = 2
 
 
-class FFCVLoader:
+class FFCVLoader(EpochLoader):
     """Iterable of batches ``(x, y)``, like `MemoryLoader`: same order, same augmentation, same values, decoded by FFCV.
 
     FFCV decodes ahead in its threads; the caller's thread projects, augments and normalises by one call of the `ingest`
@@ -57,8 +57,6 @@ class FFCVLoader:
         device: str | torch.device = "cpu", size: int | None = None, crop: float = 224 / 256,
         indices: np.ndarray | None = None, threads: int | None = None,
     ) -> None:  # fmt: skip
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 < crop <= 1:
             raise ValueError(f"crop is a share of the shorter side, above 0 and up to 1, got {crop}")
         beton = open_beton(path)
@@ -68,18 +66,16 @@ class FFCVLoader:
         rows = np.arange(len(beton)) if indices is None else np.asarray(indices, np.int64)
         if rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= len(beton):
             raise InputError(f"indices must be numbers from 0 to {len(beton) - 1} of images in {path}")
+        super().__init__(len(rows), batch_size, augment=augment, shuffle=shuffle, seed=seed, drop_last=drop_last)
         if mean is None or std is None:
             from ..load import load_dataset
 
             mean, std = channel_statistics(load_dataset(path, resize=size))
-        self.batch_size, self.image_shape, self.drop_last = batch_size, shape, drop_last
-        self.augment, self.shuffle, self.seed, self.epoch = augment, shuffle, seed, 0
-        self.device = torch.device(device)
+        self.image_shape, self.device = shape, torch.device(device)
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32) for v in (mean, std))
         self.basis = None if basis is None else basis.cpu().float()
         self._rows, self._checked = rows, Checked(beton)
         self._labels = torch.from_numpy(beton.labels[rows])
-        cores = len(os.sched_getaffinity(0))
         pieces = _pieces()
         decoder = pieces.simple() if size is None else pieces.centre((size, size), crop)
         self._dtype = dtype
@@ -87,31 +83,16 @@ class FFCVLoader:
             raise InputError("indices name an image twice")
         with _torch_threads():
             self._engine = pieces.loader(
-                str(path), batch_size, num_workers=min(threads or cores, pieces.most_threads), drop_last=False,
+                str(path), batch_size, num_workers=min(threads or cores(), pieces.most_threads), drop_last=False,
                 os_cache=True, batches_ahead=BATCHES_AHEAD, seed=0,
                 pipelines={beton.image_field: [decoder, pieces.to_tensor()],
                            **dict.fromkeys(_others(beton.path, beton.image_field))},
             )  # fmt: skip
 
-    @property
-    def images_per_epoch(self) -> int:
-        n = len(self._rows)
-        return n - n % self.batch_size if self.drop_last else n
-
-    def __len__(self) -> int:
-        return math.ceil(self.images_per_epoch / self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the augmentation of the next pass."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        n = len(self._rows)
-        order = epoch_order(n, self.seed, self.epoch) if self.shuffle else torch.arange(n)
-        order = order[: self.images_per_epoch]
-        draws = self.augment.draw(n, self.seed, self.epoch) if self.augment else (None, None)
+        order = self._order()
         # In the epoch's order once, so that a batch is a slice.
-        shifts, flips = (None if draw is None else draw[order] for draw in draws)
+        shifts, flips = (None if draw is None else draw[order] for draw in self._draws())
         labels = self._labels[order]
         classwise = self.basis is not None and self.basis.dim() == 3
         epoch = _pieces().epoch(self._engine, self._rows[order.numpy()].astype(np.uint64), self._checked.need)

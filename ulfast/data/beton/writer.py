@@ -18,6 +18,7 @@ from ...errors import InputError
 from ...files import check_free, sync, write_json, writing
 from ...version import __version__
 from ..dataset import Dataset, chunks
+from ..lazy import cores
 from . import format as fmt
 
 MODES = ("raw", "jpeg", "mixed")
@@ -91,7 +92,7 @@ class BetonWriter:
         self._part = self.path.with_name(self.path.name + ".part")
         self._journal = self.path.with_name(self.path.name + ".part.journal")
         self._settings = self.path.with_name(self.path.name + ".part.json")
-        self._resume, self._threads = resume, threads or max(1, len(os.sched_getaffinity(0)))
+        self._resume, self._threads = resume, threads or cores()
         self._notes: list[np.ndarray] = []  # of images flushed before
         self._fresh: list[tuple[int, int, int, int, int]] = []
         self._end, self._unflushed = self._start, 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..dataset import Dataset
-from ..lazy import LazyImages, streams
+from ..lazy import LazyImages, cores, streams
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 SPLITS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
@@ -94,7 +94,7 @@ def decode_all(files: list[Path], resize: int | None, progress: Callable[..., No
     def work(i: int) -> None:
         _decode_into(files, i, resize, out[i])
 
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         block = 256
         try:
             for begin in range(0, len(files), block):
