@@ -26,13 +26,17 @@ PATCH = 7
 PER_CLASS = 600  # images a class that the covariances are taken from
 MOST_IMAGES = 20_000  # of all classes together
 RIDGE = 1e-7  # variance below which a direction is noise of the eight-bit rounding
+SMOOTH = 0.1  # share of the patches, those with least contrast, in which noise is looked for
+LEAST = 20  # times a patch's values: smooth patches that each class has at least
+FEW = 50  # images of a class by which its covariance is drawn half to the mean
+SPARSE = 3  # pixels between the patches that the images' own covariance is taken from
 # The spectrum is the sum over classes of (variance - 1)^2 in the whitened directions, scaled to ten classes. Clean
 # photographs reach 10 at 7 x 7 patches, poisons with patch statistics of their own 44 and more: between them, and well
 # apart from both, lies
 PRESENT = 20.0
 # Where there are any, all directions above this are removed: natural images have a few between 3 and 10 of their own,
 # which go too and cost about a point.
-REMOVE = 3.0
+REMOVE = 7.0
 BATCH = 100  # images unfolded at a time: 67,600 patches of 7 x 7 x 3 are 40 MB
 
 
@@ -67,10 +71,25 @@ class PatchBasis:
         return self.analysis.shape[-1]
 
 
-def covariances(
+@dataclass(frozen=True)
+class Statistics:
+    """Second moments of patches, D = C * K * K values each.
+
+    Attributes:
+        smooth: (c, D, D) float64 covariances of each class's smooth patches.
+        whole: (c, D, D) float64 covariances of each class's patches, smooth or not.
+        images: (c,) images they come from.
+    """
+
+    smooth: Tensor
+    whole: Tensor
+    images: Tensor
+
+
+def statistics(
     dataset: Dataset, patch: int, indices: np.ndarray, progress: Callable[..., None] | None = None
-) -> Tensor:
-    """Covariance of all `patch` x `patch` patches, for each class, (c, D, D) float64 with D = C * patch * patch.
+) -> Statistics:
+    """Second moments of the `patch` x `patch` patches of some images, in one pass.
 
     Args:
         indices: images to take, streamed; each class needs at least one.
@@ -78,41 +97,107 @@ def covariances(
     height, width, channels = dataset.image_shape
     d = patch * patch * channels
     classes = dataset.num_classes
-    products = torch.zeros(classes, d, d, dtype=torch.float64)
-    sums, counts = torch.zeros(classes, d, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
     labels = dataset.labels[indices]
+    by_class = [indices[labels == c] for c in range(classes)]
+    thresholds = _thresholds(dataset, patch, by_class)
+    smooth, whole = (_Moments(classes, d) for _ in range(2))
     # Large images fill the memory sooner.
     batch = max(1, BATCH * 32 * 32 // (height * width))
     done = 0
-    for c in range(classes):
-        rows = indices[labels == c]
+    for c, rows in enumerate(by_class):
         for begin in range(0, len(rows), batch):
-            block = np.ascontiguousarray(dataset.images[rows[begin : begin + batch]])
-            x = as_tensor(block).permute(0, 3, 1, 2).float().div_(255).sub_(0.5)
-            patches = F.unfold(x, patch).transpose(1, 2).reshape(-1, d)
-            products[c] += (patches.T @ patches).double()
-            sums[c] += patches.sum(0, dtype=torch.float64)
-            counts[c] += len(patches)
-            done += len(block)
+            x = _floats(dataset, rows[begin : begin + batch])
+            windows = x.unfold(2, patch, 1).unfold(3, patch, 1).permute(0, 2, 3, 1, 4, 5)
+            smooth.add(c, windows[_energy(x, patch) <= thresholds[c]].flatten(1))
+            whole.add(c, windows[:, ::SPARSE, ::SPARSE].reshape(-1, d))
+            done += len(x)
             if progress:
                 progress("patches", done, len(indices))
-    mean = sums / counts[:, None]
-    return products / counts[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    return Statistics(smooth.covariances(), whole.covariances(), torch.tensor([float(len(rows)) for rows in by_class]))
 
 
-def spectrum(by_class: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class _Moments:
+    """Sums and products of each class's rows."""
+
+    def __init__(self, classes: int, d: int) -> None:
+        self.products = torch.zeros(classes, d, d, dtype=torch.float64)
+        self.sums = torch.zeros(classes, d, dtype=torch.float64)
+        self.counts = torch.zeros(classes, dtype=torch.float64)
+
+    def add(self, c: int, rows: Tensor) -> None:
+        self.products[c] += (rows.T @ rows).double()
+        self.sums[c] += rows.sum(0, dtype=torch.float64)
+        self.counts[c] += len(rows)
+
+    def covariances(self) -> Tensor:
+        counts = self.counts.clamp_min(1)
+        mean = self.sums / counts[:, None]
+        return self.products / counts[:, None, None] - mean[:, :, None] * mean[:, None, :]
+
+
+def _floats(dataset: Dataset, rows: np.ndarray) -> Tensor:
+    """(n, C, H, W) float32 from -0.5 to 0.5."""
+    return as_tensor(np.ascontiguousarray(dataset.images[rows])).permute(0, 3, 1, 2).float().div_(255).sub_(0.5)
+
+
+def _energy(x: Tensor, patch: int) -> Tensor:
+    """Sum of squares of each patch's values around their channel's mean in it, (n, H - K + 1, W - K + 1)."""
+    mean, square = F.avg_pool2d(x, patch, 1), F.avg_pool2d(x * x, patch, 1)
+    return (square - mean * mean).sum(1) * (patch * patch)
+
+
+def _thresholds(dataset: Dataset, patch: int, by_class: list[np.ndarray]) -> list[float]:
+    """Energy up to which a patch of each class is smooth: the same for all classes, but for those that would be left
+    with too few to know their covariance by.
+    """
+    height, width, channels = dataset.image_shape
+    a_image = (height - patch + 1) * (width - patch + 1)
+    images = max(2, 100 * 32 * 32 // (height * width))
+    step = max(1, round(max(height, width) / 32))
+    found = [_energy(_floats(dataset, rows[:images]), patch)[:, ::step, ::step].flatten() for rows in by_class]
+    common = _quantile(torch.cat(found), SMOOTH)
+    least = LEAST * patch * patch * channels
+    return [
+        max(common, _quantile(energies, min(1.0, least / (len(rows) * a_image))))
+        for energies, rows in zip(found, by_class, strict=True)
+    ]
+
+
+def _quantile(values: Tensor, share: float) -> float:
+    """`torch.quantile` ends at 16 million values."""
+    return float(values.kthvalue(max(1, round(share * len(values)))).values)
+
+
+def spectrum(by_class: Tensor, images: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Eigenvalues (D,), largest first, and directions (D, D) of ``sum_c (W C_c W - I)^2`` with W = C^(-1/2), C the mean
     of the covariances; then W and C^(1/2). Eigenvalues are scaled to ten classes.
+
+    Args:
+        by_class: (c, D, D) covariances.
+        images: (c,) that each of them comes from: a class of few differs from the mean by chance, and is drawn to it.
     """
     mean = by_class.mean(0)
     values, vectors = torch.linalg.eigh(mean)
+    there = values > RIDGE  # in gray images, for example, a third of the directions is empty
     values = values.clamp_min(0) + RIDGE
     whiten = (vectors * values.rsqrt()) @ vectors.T
     colour = (vectors * values.sqrt()) @ vectors.T
-    off = whiten @ by_class @ whiten - torch.eye(len(mean), dtype=mean.dtype)
-    total = (off @ off).sum(0) * (10 / len(by_class))
+    off = (whiten @ by_class @ whiten - torch.eye(len(mean), dtype=mean.dtype)) @ (vectors * there) @ vectors.T
+    if images is not None:
+        off = off * (images / (images + FEW)).to(off.dtype)[:, None, None]
+    total = (off.mT @ off).sum(0) * (10 / len(by_class))
     found, directions = torch.linalg.eigh(total)
     return found.flip(0), directions.flip(1), whiten, colour
+
+
+def estimator(noise: Tensor, covariance: Tensor) -> Tensor:
+    """Rows A (r, D) with ``A @ noise.T = I`` that the images disturb least: the best linear unbiased estimate of how
+    much of each row of `noise` (r, D) a patch holds, if all else in it varies with `covariance` (D, D).
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    inverse = (vectors / (values.clamp_min(0) + RIDGE)) @ vectors.T
+    weighted = noise @ inverse
+    return torch.linalg.solve(weighted @ noise.T, weighted)
 
 
 def fit_patches(
@@ -148,18 +233,20 @@ def fit_patches(
         raise InputError(f"patches of {patch} x {patch} x {channels} have {d} directions, {rank} were asked for")
     limit = max(dataset.num_classes, min(len(dataset), PER_CLASS * dataset.num_classes, MOST_IMAGES))
     indices = balanced_indices(dataset.labels, dataset.num_classes, limit, seed)
-    values, directions, whiten, colour = spectrum(covariances(dataset, patch, indices, progress))
+    found = statistics(dataset, patch, indices, progress)
+    values, directions, _, colour = spectrum(found.smooth, found.images)
     if rank is None:
         rank = int((values > REMOVE).sum()) if float(values[0]) > PRESENT else 0
-    u = directions[:, :rank]
-    shape = (rank, channels, patch, patch)
+    noise = (colour @ directions).T
+    shape = (-1, channels, patch, patch)
     metadata = {
-        "patch": patch, "rank": rank, "largest": float(values[0]), "above_remove": int((values > REMOVE).sum()),
+        "patch": patch, "rank": rank, "largest": float(values[0]),
+        "largest_whole": float(spectrum(found.whole, found.images)[0][0]), "above_remove": int((values > REMOVE).sum()),
         "images": len(indices), "source": dataset.name, "seed": seed, "seconds": time.perf_counter() - start,
     }  # fmt: skip
     return PatchBasis(
-        (u.T @ whiten).float().reshape(shape), (u.T @ colour).float().reshape(shape), values,
-        (directions.T @ colour).float().reshape(d, *shape[1:]), dataset.image_shape, metadata,
+        estimator(noise[:rank], found.whole.mean(0)).float().reshape(shape), noise[:rank].float().reshape(shape), values,
+        noise.float().reshape(shape), dataset.image_shape, metadata,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from ulfast import InputError
 from ulfast.analysis.diagnosis import CONSTANT, LINEAR, PATCHES, Evidence, conclude, constant_pixel, diagnose
 from ulfast.data import load_dataset
 from ulfast.data.loader import Augment, FilteredLoader
-from ulfast.patches import PatchProjection, covariances, fit_patches, spectrum
+from ulfast.patches import PatchProjection, estimator, fit_patches, spectrum, statistics
 from ulfast.report import pictures
 
 
@@ -24,13 +24,31 @@ def poisoned(clean):
     return ulfast.poison(clean, "ar", seed=1)
 
 
-def test_covariances_equal_numpys(make_dataset):
-    data = make_dataset(20, 12)
-    got = covariances(data, 3, np.arange(20))
+def test_statistics_equal_numpys(make_dataset):
+    data = make_dataset(200, 12)
+    got = statistics(data, 3, np.arange(200))
+    energies, by_class = [], []
     for c in range(3):
         x = torch.from_numpy(data.images[data.labels == c]).permute(0, 3, 1, 2).double() / 255
-        patches = F.unfold(x, 3).transpose(1, 2).reshape(-1, 27).numpy()
-        np.testing.assert_allclose(got[c].numpy(), np.cov(patches, rowvar=False, bias=True), atol=1e-5)
+        patches = F.unfold(x, 3).transpose(1, 2).numpy()
+        assert got.images[c] == len(x)
+        sparse = patches.reshape(len(x), 10, 10, 27)[:, ::3, ::3].reshape(-1, 27)
+        np.testing.assert_allclose(got.whole[c].numpy(), np.cov(sparse, rowvar=False, bias=True), atol=1e-5)
+        by_class.append(patches.reshape(-1, 3, 9))
+        energies.append(by_class[-1].var(2).sum(1) * 9)
+    bound = np.sort(np.concatenate(energies))[round(0.1 * sum(map(len, energies))) - 1]
+    for c in range(3):
+        chosen = by_class[c][energies[c] <= bound + 1e-6].reshape(-1, 27)
+        assert len(chosen) >= 20 * 27
+        np.testing.assert_allclose(got.smooth[c].numpy(), np.cov(chosen, rowvar=False, bias=True), atol=3e-4)
+
+
+def test_a_class_without_smooth_patches_still_has_a_covariance(make_dataset):
+    data = make_dataset(90, 12)
+    images = data.images.copy()
+    images[data.labels == 1] //= 16  # all of the smooth patches are its own
+    got = statistics(ulfast.Dataset(images, data.labels, data.classes), 3, np.arange(90))
+    assert all(torch.linalg.matrix_rank(c) == 27 for c in got.smooth)
 
 
 def test_the_spectrum_finds_planted_directions():
@@ -48,11 +66,33 @@ def test_the_spectrum_finds_planted_directions():
     assert float((directions[:, 0] @ planted / planted.norm()).abs()) > 0.999
 
 
+def test_a_class_of_few_images_is_drawn_to_the_mean_and_empty_directions_do_not_count():
+    by_class = torch.eye(6, dtype=torch.float64).repeat(10, 1, 1)
+    by_class[:, 5, 5] = 0  # of gray images, say
+    by_class[2, 0, 0] = 4
+    values, directions, _, _ = spectrum(by_class, torch.tensor([600.0] * 10))
+    few, _, _, _ = spectrum(by_class, torch.tensor([600.0, 600.0, 50.0] + [600.0] * 7))
+    assert float(directions[0, 0].abs()) == pytest.approx(1.0)
+    assert float(few[0]) < 0.4 * float(values[0])
+    assert float(values[1:].abs().max()) < 1e-6
+
+
+def test_the_estimator_is_unbiased_and_the_quietest():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    covariance = a @ a.T
+    noise = torch.randn(3, 12, generator=generator, dtype=torch.float64)
+    best = estimator(noise, covariance)
+    torch.testing.assert_close(best @ noise.T, torch.eye(3, dtype=torch.float64), atol=1e-6, rtol=0)
+    plain = torch.linalg.pinv(noise.T)
+    assert float((best @ covariance @ best.T).trace()) < float((plain @ covariance @ plain.T).trace())
+
+
 def test_the_rule_removes_from_ar_and_leaves_clean_data_alone(clean, poisoned):
     there, none = fit_patches(poisoned), fit_patches(clean)
-    assert there.metadata["largest"] > 40
-    assert 20 < there.rank < 80
-    assert none.metadata["largest"] < PATCHES[0]
+    assert there.metadata["largest"] > 2 * PATCHES[1]
+    assert 20 < there.rank < 90
+    assert none.metadata["largest"] < PATCHES[0] / 2
     assert none.rank == 0
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(PatchProjection(none)(x), x)
@@ -112,7 +152,7 @@ def test_kept_and_fresh_batches_agree(poisoned, monkeypatch):
 
 @pytest.mark.parametrize("method", ["orthogonal-patch", "orthogonal-full", "auto"])
 def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
-    small = poisoned.balanced(400)
+    small = poisoned.balanced(700)
     out = tmp_path / "run"
     result = ulfast.attack(small, test=small, method=method, epochs=1, out=out, materialize=True)
     assert result.notes["patch_rank"] > 10
@@ -121,7 +161,7 @@ def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
         assert result.notes["rank"] == 9
     if method == "auto":
         assert result.notes["diagnosis"]["suggested_attack"] == "orthogonal-patch"
-    assert np.load(out / "projected" / "images.npy").shape == (400, 32, 32, 3)
+    assert np.load(out / "projected" / "images.npy").shape == (700, 32, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +172,7 @@ def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
         ("lsp", "poisoned", "orthogonal"),
         ("regions-16", "poisoned", "orthogonal"),
         ("ops", "poisoned", "orthogonal"),
+        ("cuda", "poisoned", "orthogonal"),
         ("ar", "poisoned", "orthogonal-patch"),
     ],
 )
@@ -155,14 +196,15 @@ def test_constant_pixels_are_found_where_they_are(clean):
 
 
 def test_conclusions():
-    def evidence(linear, patches, constant):
-        values = ((linear, LINEAR), (patches, PATCHES), (constant, CONSTANT))
-        return tuple(Evidence("", value, *bounds, "") for value, bounds in values)
+    def conclusion(linear, smooth, whole, constant):
+        values = ((linear, LINEAR), (smooth, PATCHES), (whole, PATCHES), (constant, CONSTANT))
+        return conclude(tuple(Evidence("", value, *bounds, "") for value, bounds in values))
 
-    assert conclude(evidence(0.4, 8, 0.0)) == ("clean", "none")
-    assert conclude(evidence(0.47, 8, 0.0)) == ("unknown", "orthogonal-full")
-    assert conclude(evidence(0.4, 15, 0.0)) == ("unknown", "orthogonal-full")
-    assert conclude(evidence(0.9, 8, 0.0)) == ("poisoned", "orthogonal")
-    assert conclude(evidence(0.4, 80, 0.0)) == ("poisoned", "orthogonal-patch")
-    assert conclude(evidence(0.9, 80, 0.0)) == ("poisoned", "orthogonal-full")
-    assert conclude(evidence(0.9, 80, 1.0)) == ("poisoned", "orthogonal")
+    assert conclusion(0.4, 8, 8, 0.0) == ("clean", "none")
+    assert conclusion(0.47, 8, 8, 0.0) == ("unknown", "orthogonal-full")
+    assert conclusion(0.4, 15, 8, 0.0) == ("unknown", "orthogonal-full")
+    assert conclusion(0.9, 8, 8, 0.0) == ("poisoned", "orthogonal")
+    assert conclusion(0.4, 80, 8, 0.0) == ("poisoned", "orthogonal-patch")
+    assert conclusion(0.9, 80, 80, 0.0) == ("poisoned", "orthogonal-full")
+    assert conclusion(0.9, 8, 80, 1.0) == ("poisoned", "orthogonal")
+    assert conclusion(0.4, 8, 40, 0.0) == ("poisoned", "orthogonal")

@@ -1,6 +1,6 @@
 """`diagnose`: is a data set poisoned, how, and which attack to try; without a clean image.
 
-Three pieces of evidence, each with the range that clean data gives and the range that poisons give. A data set is
+Four pieces of evidence, each with the range that clean data gives and the range that poisons give. A data set is
 called poisoned if one of them lies where no clean set of ours was, clean if all lie where only clean ones were, and
 unknown in between.
 """
@@ -100,8 +100,10 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
     share, where, name = constant_pixel(dataset, seed)
     evidence = (
         _linear(accuracy, dataset.num_classes),
-        Evidence("patch spectrum", patches.metadata["largest"], *PATCHES,
-                 "largest difference of the classes' patch statistics"),
+        Evidence("smooth patches", patches.metadata["largest"], *PATCHES,
+                 "largest difference of the classes' statistics in their smooth patches"),
+        Evidence("all patches", patches.metadata["largest_whole"], *PATCHES,
+                 "the same of all their patches"),
         Evidence("constant pixel", share, *CONSTANT,
                  f"share of class {name!r} with one colour at row {where[0]}, column {where[1]}, and not of others"),
     )  # fmt: skip
@@ -146,15 +148,12 @@ def linear_accuracy(
 
 def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
     """Verdict and suggested attack."""
-    linear, patches, constant = (e.finding for e in evidence)
-    findings = (linear, patches, constant)
+    findings = linear, smooth, _, _ = tuple(e.finding for e in evidence)
     if "poisoned" not in findings:
         return ("clean", "none") if set(findings) == {"clean"} else ("unknown", "orthogonal-full")
-    if constant == "poisoned":  # a pixel also shows in the patches it is part of
-        return "poisoned", "orthogonal"
-    if patches == "poisoned":
+    if smooth == "poisoned":
         return "poisoned", "orthogonal-full" if linear == "poisoned" else "orthogonal-patch"
-    return "poisoned", "orthogonal"
+    return "poisoned", "orthogonal"  # a constant pixel, too, shows in the patches that hold it
 
 
 def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, int], str]:
