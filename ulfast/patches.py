@@ -244,8 +244,9 @@ def fit_patches(
         "largest_whole": float(spectrum(found.whole, found.images)[0][0]), "above_remove": int((values > REMOVE).sum()),
         "images": len(indices), "source": dataset.name, "seed": seed, "seconds": time.perf_counter() - start,
     }  # fmt: skip
+    analysis = estimator(noise[:rank], found.whole.mean(0))
     return PatchBasis(
-        estimator(noise[:rank], found.whole.mean(0)).float().reshape(shape), noise[:rank].float().reshape(shape), values,
+        analysis.float().reshape(shape), noise[:rank].float().reshape(shape), values,
         noise.float().reshape(shape), dataset.image_shape, metadata,
     )  # fmt: skip
 
