@@ -13,7 +13,7 @@ from ulfast import InputError, fit_basis
 from ulfast.basis import Basis
 from ulfast.data import Augment, MemoryLoader, load_dataset, write_dataset
 from ulfast.data.dataset import Dataset
-from ulfast.data.lazy import LazyImages, prefetch
+from ulfast.data.lazy import LazyImages, prefetch, streams
 from ulfast.data.loader import FilteredLoader
 from ulfast.orthonormal import gram, orthonormal_rows
 
@@ -34,6 +34,16 @@ def folder(tmp_path, make_dataset):
 def gather(loader):
     batches = list(loader)
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def test_the_limit_is_a_setting(monkeypatch):
+    assert not streams(1000, (224, 224, 3), None)
+    monkeypatch.setenv("ULFAST_STREAM_BYTES", "1000")
+    assert streams(1000, (224, 224, 3), None)
+    assert not streams(1000, (224, 224, 3), False)
+    monkeypatch.setenv("ULFAST_STREAM_BYTES", "4GiB")
+    with pytest.raises(InputError, match="give a number of bytes"):
+        streams(1, (8, 8, 3), None)
 
 
 def test_a_streamed_folder_is_the_folder(folder, tmp_path):

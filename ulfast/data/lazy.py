@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-# Data sets that take more than this when decoded are read piece by piece.
+from ..errors import InputError
+
+# Data sets that take more than this when decoded are read piece by piece; ULFAST_STREAM_BYTES sets another limit.
 STREAM_BYTES = 4 << 30
 # Batches decoded ahead of the one that is used; images handed to a thread at a time, where a batch has enough of them.
 AHEAD, SHARE = 2, 16
@@ -20,8 +22,17 @@ Read = Callable[[int, np.ndarray], None]
 
 
 def streams(count: int, shape: Sequence[int], wanted: bool | None) -> bool:
-    """Whether images are to be decoded on demand: as wanted, else by their size."""
-    return count * int(np.prod(shape)) > STREAM_BYTES if wanted is None else wanted
+    """Whether images are to be decoded on demand: as wanted, else by their size.
+
+    Raises:
+        InputError: ULFAST_STREAM_BYTES is no number.
+    """
+    if wanted is not None:
+        return wanted
+    limit = os.environ.get("ULFAST_STREAM_BYTES", str(STREAM_BYTES))
+    if not limit.isdecimal():
+        raise InputError(f"ULFAST_STREAM_BYTES is {limit!r}: give a number of bytes")
+    return count * int(np.prod(shape)) > int(limit)
 
 
 def cores() -> int:
