@@ -36,6 +36,13 @@ def gather(loader):
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
+def test_it_is_indexed_as_an_array_is(folder):
+    whole, lazy = load_dataset(folder).images, load_dataset(folder, stream=True).images
+    for key in (3, -1, slice(2, 40, 5), [4, 1, 1], np.array([[1, 2, 3], [7, 5, 9]]), whole[:, 0, 0, 0] > 100, []):
+        picked = lazy[np.array(key, int) if isinstance(key, list) else key]
+        np.testing.assert_array_equal(picked, whole[np.array(key, int) if isinstance(key, list) else key])
+
+
 def test_the_limit_is_a_setting(monkeypatch):
     assert not streams(1000, (224, 224, 3), None)
     monkeypatch.setenv("ULFAST_STREAM_BYTES", "1000")

@@ -82,10 +82,10 @@ class LazyImages:
             self._read(int(self._rows[key]), image)
             return image
         index = np.arange(len(self))[key]
-        out = np.empty((len(index), *self.shape[1:]), np.uint8)
+        out = np.empty((index.size, *self.shape[1:]), np.uint8)
         with ThreadPoolExecutor(cores()) as pool:
-            wait(spread(pool, self, index, out))
-        return out
+            wait(spread(pool, self, index.ravel(), out))
+        return out.reshape(*index.shape, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.uint8, copy=False)

@@ -1,0 +1,114 @@
+"""What `ulfast diagnose` says of every poison made here, at several rates, and of clean sets: a confusion table.
+
+    python benchmarks/diagnosis.py [--data cifar10] [--limit 10000] [--poisoned FOLDER ...] [--json FILE]
+
+Clean sets are the data itself, random halves and tenths of it, and what is done to clean data in practice: gray,
+blurred, mirrored, enlarged, compressed, some classes cut short. `--poisoned` adds folders that `ulfast poison` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import simplejpeg
+import torch
+from torch.nn import functional as F
+
+import ulfast
+from ulfast import environment
+from ulfast.analysis.diagnosis import diagnose
+from ulfast.data import Dataset
+
+POISONS = ("lsp", "ops", "ar", "regions-4", "regions-16", "cwrandom", "cuda", "pil")
+RATES = (1.0, 0.5, 0.2, 0.1)
+
+
+def changed(data: Dataset, images: np.ndarray) -> Dataset:
+    return Dataset(np.ascontiguousarray(images), data.labels, data.classes)
+
+
+def jpeg(images: np.ndarray, quality: int) -> np.ndarray:
+    return np.stack([simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(image, quality)) for image in images])
+
+
+def pooled(images: np.ndarray) -> np.ndarray:
+    x = F.avg_pool2d(torch.from_numpy(images).permute(0, 3, 1, 2).float(), 3, 1, 1, count_include_pad=False)
+    return x.round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def enlarged(images: np.ndarray) -> np.ndarray:
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    x = F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=False)
+    return x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def clean_sets(data: Dataset) -> Iterator[tuple[str, Dataset]]:
+    n, images = len(data), np.ascontiguousarray(data.images)
+    yield "clean", data
+    for seed in (1, 2, 3):
+        yield f"random half {seed}", data.balanced(n // 2, seed)
+    yield "random tenth", data.balanced(n // 10, 1)
+    # Gray as it is defined for JPEG; in three equal channels.
+    gray = (images @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
+    yield "gray", changed(data, np.repeat(gray[..., None], 3, 3))
+    yield "blurred", changed(data, pooled(images))
+    yield "mirrored", changed(data, images[:, :, ::-1])
+    yield "enlarged to twice the side", changed(data.balanced(n // 2, 4), enlarged(data.balanced(n // 2, 4).images))
+    for quality in (75, 30, 10):
+        yield f"JPEG {quality}", changed(data, jpeg(images, quality))
+    most = n // data.num_classes
+    keep = [np.flatnonzero(data.labels == c)[: round(most * 0.74**c)] for c in range(data.num_classes)]
+    yield f"imbalanced ({len(keep[0])} to {len(keep[-1])} a class)", data.subset(np.sort(np.concatenate(keep)))
+    yield "swrandom (control)", ulfast.poison(data, "swrandom")
+
+
+def poisoned_sets(data: Dataset) -> Iterator[tuple[str, Dataset]]:
+    for method in POISONS:
+        for rate in RATES:
+            yield method + ("" if rate == 1 else f", rate {rate}"), ulfast.poison(data, method, rate=rate)
+    yield "ar, L-infinity", ulfast.poison(data, "ar", norm="linf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--limit", type=int, default=10_000)
+    parser.add_argument("--poisoned", nargs="*", default=[], metavar="FOLDER")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    data = ulfast.load_dataset(options.data, limit=options.limit)
+    rows = []
+
+    def say(name: str, dataset: Dataset, poisoned: bool) -> None:
+        found = diagnose(dataset)
+        wrong = found.verdict == ("clean" if poisoned else "poisoned")
+        values = " | ".join(f"{e.value:.3g}" for e in found.evidence)
+        verdict = f"*{found.verdict}*" if wrong else found.verdict
+        print(f"| {name} | {values} | {verdict} | {found.suggested_attack} |", flush=True)
+        rows.append({"name": name, "poisoned": poisoned, **found.to_dict()})
+
+    heads = ("linear model", "smooth patches", "all patches", "constant pixel")
+    print(f"| data | {' | '.join(heads)} | verdict | suggested |\n|---|---|---|---|---|---|---|")
+    for name, dataset in clean_sets(data):
+        say(name, dataset, False)
+    for name, dataset in poisoned_sets(data):
+        say(name, dataset, True)
+    for folder in options.poisoned:
+        say(Path(folder).name, ulfast.load_dataset(folder), True)
+    for poisoned in (False, True):
+        verdicts = [row["verdict"] for row in rows if row["poisoned"] == poisoned]
+        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("poisoned", "unknown", "clean"))
+        print(f"\n{'poisoned' if poisoned else 'clean'}: {len(verdicts)} sets, called {counts}")
+    if options.json:
+        options.json.write_text(json.dumps({"environment": environment.describe(), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
