@@ -55,11 +55,12 @@ PYBIND11_MODULE(_C, m) {
       "ingest",
       [](uintptr_t images, uintptr_t basis, uintptr_t mean, uintptr_t std, uintptr_t index, uintptr_t shift,
          uintptr_t flip, uintptr_t coef, uintptr_t out, int64_t images_n, int64_t n, int64_t h, int64_t w, int64_t c,
-         int64_t k, int dtype, uintptr_t labels, int64_t classes, int threads) {
+         int64_t k, int dtype, uintptr_t labels, int64_t classes, int in_dtype, int threads) {
         return cpu::ingest(
-            {ptr<const uint8_t>(images), ptr<const float>(basis), ptr<const float>(mean), ptr<const float>(std),
+            {ptr<const void>(images), ptr<const float>(basis), ptr<const float>(mean), ptr<const float>(std),
              ptr<const int64_t>(index), ptr<const int32_t>(shift), ptr<const uint8_t>(flip), ptr<float>(coef),
-             ptr<void>(out), images_n, n, h, w, c, k, static_cast<DType>(dtype), ptr<const int64_t>(labels), classes},
+             ptr<void>(out), images_n, n, h, w, c, k, static_cast<DType>(dtype), ptr<const int64_t>(labels), classes,
+             static_cast<DType>(in_dtype)},
             threads);
       },
       nogil);

@@ -10,6 +10,7 @@
 namespace ulfast {
 
 enum class DType : int { u8 = 0, f16 = 1, bf16 = 2, f32 = 3, f64 = 4 };
+constexpr int64_t size_of(DType t) { return t == DType::u8 ? 1 : t == DType::f32 ? 4 : t == DType::f64 ? 8 : 2; }
 
 // Returned by the functions that read an index: the first position whose value is out of range, or kIndexOk.
 constexpr int64_t kIndexOk = -1;
@@ -27,19 +28,20 @@ struct Project {
 };
 
 struct Ingest {
-  const uint8_t* images;  // (N, h, w, c)
-  const float* basis;     // (k, h*w*c), or null with k = 0; (classes, k, h*w*c) with labels
-  const float* mean;      // (c)
-  const float* std;       // (c)
-  const int64_t* index;   // (n) rows of images, or null
-  const int32_t* shift;   // (n, 2) dy, dx, or null
-  const uint8_t* flip;    // (n), or null
-  float* coef;            // (n, k) scratch
-  void* out;              // (n, h, w, c)
+  const void* images;    // (N, h, w, c)
+  const float* basis;    // (k, h*w*c), or null with k = 0; (classes, k, h*w*c) with labels
+  const float* mean;     // (c)
+  const float* std;      // (c)
+  const int64_t* index;  // (n) rows of images, or null
+  const int32_t* shift;  // (n, 2) dy, dx, or null
+  const uint8_t* flip;   // (n), or null
+  float* coef;           // (n, k) scratch
+  void* out;             // (n, h, w, c)
   int64_t images_n, n, h, w, c, k;
   DType out_dtype;        // f32, f16 or bf16
   const int64_t* labels;  // (n) of the results, or null: one basis for all
   int64_t classes;
+  DType in_dtype;  // of the images; u8 is read as x / 255
 };
 
 struct SoftmaxStep {

@@ -1,8 +1,8 @@
-// ingest: uint8 NHWC -> [0, 1] -> project -> shift -> flip -> normalise -> float32, bfloat16 or float16.
+// ingest: NHWC, uint8 or floats -> [0, 1] -> project -> shift -> flip -> normalise -> float32, bfloat16 or float16.
 //
-// Bytes: n d (1 + size of the result). Flops: 4 n d k + 2 n d. A few image rows at a time are projected into a tile
-// that stays in the first-level cache, and leave it normalised, converted, shifted and mirrored; the image is read
-// from memory once.
+// Bytes: n d (size of a pixel's value + of the result's). Flops: 4 n d k + 2 n d. A few image rows at a time are
+// projected into a tile that stays in the first-level cache, and leave it normalised, converted, shifted and mirrored;
+// the image is read from memory once.
 #include "table.h"
 #include "tiles.h"
 
@@ -62,11 +62,37 @@ template <class O> ULFAST_INLINE void place(const float* row, const Line& line, 
 // Where R images begin, and what they share: their basis.
 template <int R> struct Images {
   int64_t first;  // of the result
-  const uint8_t* x[R];
-  Images(const Ingest& a, int64_t first) : first(first) {
-    for (int r = 0; r < R; ++r) x[r] = a.images + (a.index ? a.index[first + r] : first + r) * a.h * a.w * a.c;
+  DType dtype;
+  const void* x[R];
+  Images(const Ingest& a, int64_t first) : first(first), dtype(a.in_dtype) {
+    const int64_t bytes = a.h * a.w * a.c * size_of(dtype);
+    for (int r = 0; r < R; ++r)
+      x[r] = static_cast<const char*>(a.images) + (a.index ? a.index[first + r] : first + r) * bytes;
   }
 };
+
+// Features [i, i + m) of an image as floats; what lies `next` behind them will be read soon.
+template <class T> ULFAST_INLINE void read(const void* image, int64_t i, int64_t m, int64_t next, float* out) {
+  const T* x = static_cast<const T*>(image) + i;
+  for (int64_t t = 0; t < next; t += 64 / (int64_t)sizeof(T)) __builtin_prefetch(x + m + t);
+  widen(x, m, out);
+}
+
+// The formats meet here, once a tile, so that the kernel is not compiled for each of them.
+ULFAST_INLINE void read_as(DType dtype, const void* image, int64_t i, int64_t m, int64_t next, float* out) {
+  switch (dtype) {
+    case DType::u8:
+      return read<uint8_t>(image, i, m, next, out);
+    case DType::f16:
+      return read<f16>(image, i, m, next, out);
+    case DType::bf16:
+      return read<bf16>(image, i, m, next, out);
+    case DType::f64:
+      return read<double>(image, i, m, next, out);
+    default:
+      return read<float>(image, i, m, next, out);
+  }
+}
 
 // A block of basis rows, close together: rows of a large image lie multiples of 4 KB apart, where the first-level cache
 // cannot hold more than eight of them.
@@ -87,10 +113,7 @@ template <int R> struct Tile {
   // Features [i, i + m) as floats. The group comes back to each image a tile later, too seldom for the processor to see
   // a stream, so what will be read then is asked for now.
   void fill(const Images<R>& s, int64_t i, int64_t m) {
-    for (int r = 0; r < R; ++r) {
-      for (int64_t t = 0; t < m; t += 64) __builtin_prefetch(s.x[r] + i + m + t);
-      widen(s.x[r] + i, m, values + r * kTile);
-    }
+    for (int r = 0; r < R; ++r) read_as(s.dtype, s.x[r], i, m, m, values + r * kTile);
   }
 };
 
@@ -103,8 +126,8 @@ ULFAST_INLINE void measure(const Ingest& a, const Images<R>& s, const Block& bas
 }
 
 // Image rows [y, y + some) to their places in the result, projected.
-template <class O, int R> ULFAST_INLINE void write(const Ingest& a, const Line& line, const Images<R>& s,
-                                                   const Block& basis, int64_t y, int64_t some) {
+template <class O, int R, bool Bytes> ULFAST_INLINE void write(const Ingest& a, const Line& line, const Images<R>& s,
+                                                               const Block& basis, int64_t y, int64_t some) {
   const int64_t wc = a.w * a.c, d = a.h * wc, i = y * wc, m = some * wc;
   Tile<R> tile;
   alignas(64) float wide[kWide];
@@ -113,18 +136,18 @@ template <class O, int R> ULFAST_INLINE void write(const Ingest& a, const Line& 
   if (wc <= kTile) {
     tile.fill(s, i, m);
     if (a.k)
-      subtract<float, float, R, true, false>(strided<R>((const float*)tile.values, kTile), basis.rows, basis.apart, m,
-                                             a.k, coef, a.k, strided<R>((float*)tile.values, kTile));
+      subtract<float, float, R, Bytes, false>(strided<R>((const float*)tile.values, kTile), basis.rows, basis.apart, m,
+                                              a.k, coef, a.k, strided<R>((float*)tile.values, kTile));
   }
   for (int r = 0; r < R; ++r) {
     const int64_t at = s.first + r, dy = a.shift ? a.shift[2 * at] : 0, dx = a.shift ? a.shift[2 * at + 1] : 0;
     const bool flip = a.flip && a.flip[at];
     const float* rows = tile.values + r * kTile;
     if (wc > kTile) {  // one image row, wider than the tile: image by image
-      widen(s.x[r] + i, m, wide);
+      read_as(s.dtype, s.x[r], i, m, 0, wide);
       if (a.k)
-        subtract<float, float, 1, true, false>(strided<1>((const float*)wide, m), basis.rows, basis.apart, m, a.k,
-                                               coef + r * a.k, a.k, strided<1>((float*)wide, m));
+        subtract<float, float, 1, Bytes, false>(strided<1>((const float*)wide, m), basis.rows, basis.apart, m, a.k,
+                                                coef + r * a.k, a.k, strided<1>((float*)wide, m));
       rows = wide;
     }
     O* out = static_cast<O*>(a.out) + at * d;
@@ -137,7 +160,7 @@ template <class O, int R> ULFAST_INLINE void write(const Ingest& a, const Line& 
 
 // Images [first, last) by one basis. A block of the basis serves all of them before the next is fetched: at 224 px the
 // basis lies beyond the second-level cache, and its traffic, not the arithmetic, would bound four images alone.
-template <class O> void group(const Ingest& a, const Line& line, int64_t first, int64_t last) {
+template <class O, bool Bytes> void group(const Ingest& a, const Line& line, int64_t first, int64_t last) {
   const int64_t wc = a.w * a.c, d = a.h * wc, full = first + (last - first) / kRows * kRows;
   const float* basis = a.basis + (a.labels ? a.labels[first] * a.k * d : 0);
   float* coef = a.coef + first * a.k;
@@ -150,15 +173,16 @@ template <class O> void group(const Ingest& a, const Line& line, int64_t first, 
       for (int64_t at = first; at < full; at += kRows) measure(a, Images<kRows>(a, at), block, i, m);
       for (int64_t at = full; at < last; ++at) measure(a, Images<1>(a, at), block, i, m);
     }
-    for (int64_t i = 0; i < count; ++i) coef[i] *= kUnit;
+    for (int64_t i = 0; Bytes && i < count; ++i) coef[i] *= kUnit;
   }
   // Whole image rows to a tile; a row wider than the tile is done alone.
   const int64_t lines = wc <= kTile ? kTile / wc : 1;
   for (int64_t y = 0; y < a.h; y += lines) {
     const int64_t some = a.h - y < lines ? a.h - y : lines;
     const Block block(a, basis, y * wc, some * wc, wc <= kTile ? last - first : 0);
-    for (int64_t at = first; at < full; at += kRows) write<O>(a, line, Images<kRows>(a, at), block, y, some);
-    for (int64_t at = full; at < last; ++at) write<O>(a, line, Images<1>(a, at), block, y, some);
+    for (int64_t at = first; at < full; at += kRows)
+      write<O, kRows, Bytes>(a, line, Images<kRows>(a, at), block, y, some);
+    for (int64_t at = full; at < last; ++at) write<O, 1, Bytes>(a, line, Images<1>(a, at), block, y, some);
   }
   for (int64_t at = first; at < last && a.shift; ++at) {  // rows of the result that no row of the image reached
     const int64_t dy = a.shift[2 * at];
@@ -168,16 +192,20 @@ template <class O> void group(const Ingest& a, const Line& line, int64_t first, 
   }
 }
 
-template <class O> void run(const Ingest& a, int64_t begin, int64_t end) {
+template <class O, bool Bytes> void run(const Ingest& a, int64_t begin, int64_t end) {
   Line line;
   for (int64_t i = 0; i < a.w * a.c; ++i) {
     const double s = 1.0 / a.std[i % a.c];
     line.scale[i] =
-        (float)(a.k ? s : s / 255);  // a projected tile is in [0, 1] already, an unprojected one in [0, 255]
+        (float)(a.k || !Bytes ? s : s / 255);  // a projected tile is in [0, 1] already, one of bytes alone is not
     line.bias[i] = (float)(-a.mean[i % a.c] * s);
   }
   const int64_t some = a.labels ? 1 : kGroup;  // images of a group share their basis, so class-wise ones go alone
-  for (int64_t i = begin; i < end; i += some) group<O>(a, line, i, i + some < end ? i + some : end);
+  for (int64_t i = begin; i < end; i += some) group<O, Bytes>(a, line, i, i + some < end ? i + some : end);
+}
+
+template <class O> void run(const Ingest& a, int64_t begin, int64_t end) {
+  a.in_dtype == DType::u8 ? run<O, true>(a, begin, end) : run<O, false>(a, begin, end);
 }
 
 }  // namespace

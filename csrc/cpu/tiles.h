@@ -126,8 +126,9 @@ ULFAST_INLINE void subtract(const Rows<const A*, R>& x, const A* b, int64_t bs, 
 template <class T> ULFAST_INLINE void widen(const T* x, int64_t d, float* dst) {
   constexpr int n = Vec<float>::size;
   int64_t i = 0;
-  for (; i + n <= d; i += n) store(dst + i, load_as(x + i));
-  for (; i < d; ++i) dst[i] = to_float(x[i]);
+  if constexpr (sizeof(T) < 8)
+    for (; i + n <= d; i += n) store(dst + i, load_as(x + i));
+  for (; i < d; ++i) dst[i] = (float)to_float(x[i]);
 }
 
 }  // namespace ULFAST_LEVEL

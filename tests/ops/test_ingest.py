@@ -40,6 +40,27 @@ def test_matches_its_twin(level, dtype, size, k):
     assert (got.float() - want.float()).abs().max() <= TOLERANCE[dtype] * scale
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("size", "k"), [((32, 32, 3), 9), ((32, 32, 3), 0), ((9, 8, 3), 3), ((3, 900, 3), 2), ((5, 7, 1), 1)]
+)
+def test_floats_are_read_as_they_are(level, stored, size, k):
+    images, basis, mean, std = make(6, *size, k)
+    images = (images.double() / 255 - 0.1).to(stored)
+    shift = torch.tensor([[0, 0], [2, -3], [-1, 2], [3, 0], [0, 0], [1, 1]], dtype=torch.int32)
+    flip = torch.tensor([False, True, False, True, True, False])
+    index = torch.tensor([5, 0, 3, 3, 1, 2])
+    for dtype in (torch.float32, torch.bfloat16):
+        got = ops.ingest(
+            images, basis if k else None, mean, std, dtype=dtype, index=index, shift=shift, flip=flip
+        )  # fmt: skip
+        want = reference.ingest(
+            images.float(), basis if k else None, mean, std, torch.float32, index, shift, flip
+        )  # fmt: skip
+        assert got.dtype == dtype
+        assert (got.float() - want).abs().max() <= TOLERANCE[dtype] * want.abs().max().clamp_min(1)
+
+
 def test_crop_is_a_pad_and_a_slice():
     images, _, _, _ = make(1, 8, 8, 3, 0)
     x = images[0].permute(2, 0, 1).float() / 255
@@ -89,7 +110,7 @@ def test_half_precision_rounds_to_nearest_even(level):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"images": torch.zeros(2, 4, 4, 3)}, ValueError, "uint8"),
+        ({"images": torch.zeros(2, 4, 4, 3, dtype=torch.int32)}, ValueError, "uint8 or of a floating"),
         ({"basis": torch.zeros(1, 5)}, ValueError, r"\(k, 48\)"),
         ({"mean": [0.0]}, ValueError, "3 values"),
         ({"dtype": torch.float64}, TypeError, "float32, bfloat16 or float16"),

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import reference
 from .dataset import Dataset, chunks
 from .lazy import LazyImages, prefetch
 
@@ -220,8 +219,15 @@ class FilteredLoader(MemoryLoader):
             return self._transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
-        x = self._filtered(index, block) if self._kept is None else self._kept[index].to(self.device).float()
-        return reference.augment(x, self.mean, self.std, self.dtype, shift, flip)
+        images = self._kept
+        rows: Tensor | None = index
+        if images is None:
+            images, rows = self._filtered(index, block), None
+        elif self.device.type != "cpu":
+            images, rows = images[index].to(self.device), None
+        return ops.ingest(
+            images, None, self.mean, self.std, dtype=self.dtype, index=rows, shift=shift, flip=flip
+        )  # fmt: skip
 
 
 class LazyTensor:

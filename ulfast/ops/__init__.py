@@ -100,7 +100,7 @@ def ingest(
     The projection comes before the augmentation, because the basis knows unshifted pixels.
 
     Args:
-        images: (N, H, W, C) uint8.
+        images: (N, H, W, C) uint8, or float16, bfloat16, float32 or float64 in units of [0, 1]; computed in float32.
         basis: (k, H*W*C) float32 with orthonormal rows, or None for no projection; (c, r, H*W*C) with labels.
         mean, std: C values in units of [0, 1].
         dtype: of the result: float32, bfloat16 or float16.

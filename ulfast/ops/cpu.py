@@ -199,8 +199,9 @@ def ingest(
     flip: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    if images.dim() != 4 or images.dtype != torch.uint8:
-        raise ValueError(f"ingest: images must be (N, H, W, C) uint8, got {tuple(images.shape)} {images.dtype}")
+    if images.dim() != 4 or images.dtype not in _DTYPES:
+        got = f"{tuple(images.shape)} {images.dtype}"
+        raise ValueError(f"ingest: images must be (N, H, W, C) uint8 or of a floating format, got {got}")
     if dtype not in _OUT:
         raise TypeError(f"ingest: dtype must be float32, bfloat16 or float16, got {dtype}")
     _cpu("ingest", images=images, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip, labels=labels)
@@ -240,7 +241,7 @@ def ingest(
     bad = _extension.load().ingest(
         images.data_ptr(), _address(basis), mean.data_ptr(), std.data_ptr(), _address(index), _address(shift),
         _address(flip), coef.data_ptr(), out.data_ptr(), n_images, n, h, w, c, k, _OUT[dtype],
-        _address(labels), 0 if basis is None else basis.shape[0], torch.get_num_threads(),
+        _address(labels), 0 if basis is None else basis.shape[0], _DTYPES[images.dtype], torch.get_num_threads(),
     )  # fmt: skip
     if bad >= n and labels is not None:
         raise _bad_label("ingest", labels, bad - n, basis.shape[0])  # type: ignore[union-attr]

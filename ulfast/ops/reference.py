@@ -58,7 +58,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
 
 
 def ingest(
-    images: Tensor,  # (N, H, W, C) uint8
+    images: Tensor,  # (N, H, W, C) uint8, or float in [0, 1]
     basis: Tensor | None,  # (k, H*W*C), or (c, r, H*W*C) with labels
     mean: Tensor,  # (C,) float32
     std: Tensor,  # (C,) float32
@@ -68,7 +68,7 @@ def ingest(
     flip: Tensor | None = None,  # (n,) bool: mirror left-right after the shift
     labels: Tensor | None = None,  # (n,) int64: whose basis each result takes
 ) -> Tensor:  # (n, C, H, W) out_dtype, channels_last
-    """uint8 NHWC -> [0, 1] -> project -> shift (zeros outside) -> flip -> normalise -> channels_last."""
+    """NHWC, uint8 or float -> [0, 1] -> project -> shift (zeros outside) -> flip -> normalise -> channels_last."""
     x = unit(images if index is None else images[index])
     if basis is not None:
         x = project(x, basis) if labels is None else project_classwise(x, basis, labels)
