@@ -11,6 +11,70 @@ from . import _extension, reference
 from .cpu import _address, _bad_label, _cpu, _index, _result, _signed
 from .schemas import LIBRARY
 
+AR_NORMS = {"none": 0, "l2": 1, "linf": 2}
+
+
+def _check_labels(op: str, labels: Tensor, n: int | None) -> None:
+    _index(op, "labels", labels)
+    if n is not None and len(labels) != n:
+        raise ValueError(f"{op}: labels must be ({n},) int64, got {tuple(labels.shape)}")
+
+
+def _check_images(op: str, images: Tensor | None, shape: tuple[int, ...]) -> None:
+    if images is not None and (images.dtype != torch.uint8 or images.shape != shape):
+        raise ValueError(f"{op}: images must be {shape} uint8, got {tuple(images.shape)} {images.dtype}")
+
+
+def check_lsp(
+    labels: Tensor, centroids: Tensor, mixing: Tensor, height: int, width: int, channels: int, patch: int,
+    images: Tensor | None,
+) -> int:  # fmt: skip
+    """Raises for arguments that `perturb_lsp` cannot take; returns m."""
+    op = "perturb_lsp"
+    if patch < 1 or min(height, width, channels) < 1:
+        raise ValueError(f"{op}: size and patch must be positive, got {(height, width, channels)} and {patch}")
+    m = math.ceil(height / patch) * math.ceil(width / patch) * channels
+    if centroids.dim() != 2 or centroids.shape[1] != m:
+        raise ValueError(f"{op}: centroids must be (c, {m}), got {tuple(centroids.shape)}")
+    classes = centroids.shape[0]
+    if mixing.shape != (classes, m, m):
+        raise ValueError(f"{op}: mixing must be ({classes}, {m}, {m}), got {tuple(mixing.shape)}")
+    _check_labels(op, labels, None)
+    _check_images(op, images, (len(labels), height, width, channels))
+    return m
+
+
+def check_ar(
+    labels: Tensor, coefficients: Tensor, height: int, width: int, kind: str, images: Tensor | None
+) -> None:  # fmt: skip
+    """Raises for arguments that `perturb_ar` cannot take."""
+    op = "perturb_ar"
+    if kind not in AR_NORMS:
+        raise ValueError(f"{op}: kind must be one of {', '.join(AR_NORMS)}, got {kind!r}")
+    if coefficients.dim() != 4 or coefficients.shape[2:] != (3, 3):
+        raise ValueError(f"{op}: coefficients must be (c, channels, 3, 3), got {tuple(coefficients.shape)}")
+    if min(height, width) < 1:
+        raise ValueError(f"{op}: the size must be positive, got {(height, width)}")
+    _check_labels(op, labels, None)
+    _check_images(op, images, (len(labels), height, width, coefficients.shape[1]))
+
+
+def check_class_moments(images: Tensor, labels: Tensor) -> None:
+    """Raises for arguments that `class_moments` cannot take."""
+    if images.dtype != torch.uint8 or images.dim() < 2:
+        raise TypeError(f"class_moments: images must be (n, ...) uint8, got {tuple(images.shape)} {images.dtype}")
+    _check_labels("class_moments", labels, len(images))
+
+
+def check_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> None:
+    """Raises for arguments that `perturb_convolution` cannot take."""
+    op = "perturb_convolution"
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        raise TypeError(f"{op}: images must be (n, H, W, C) uint8, got {tuple(images.shape)} {images.dtype}")
+    if kernels.dim() != 3 or kernels.shape[1] != kernels.shape[2]:
+        raise ValueError(f"{op}: kernels must be (c, side, side), got {tuple(kernels.shape)}")
+    _check_labels(op, labels, len(images))
+
 
 def perturb_lsp(
     labels: Tensor,
@@ -27,26 +91,15 @@ def perturb_lsp(
     truncate: bool = False,
 ) -> Tensor:
     op = "perturb_lsp"
-    _cpu(op, labels=labels, centroids=centroids, mixing=mixing)
-    if patch < 1 or min(height, width, channels) < 1:
-        raise ValueError(f"{op}: size and patch must be positive, got {(height, width, channels)} and {patch}")
-    m = math.ceil(height / patch) * math.ceil(width / patch) * channels
-    if centroids.dim() != 2 or centroids.shape[1] != m:
-        raise ValueError(f"{op}: centroids must be (c, {m}), got {tuple(centroids.shape)}")
+    _cpu(op, labels=labels, centroids=centroids, mixing=mixing, images=images)
+    m = check_lsp(labels, centroids, mixing, height, width, channels, patch, images)
     classes = centroids.shape[0]
-    if mixing.shape != (classes, m, m):
-        raise ValueError(f"{op}: mixing must be ({classes}, {m}, {m}), got {tuple(mixing.shape)}")
     checked = _index(op, "labels", labels)
     assert checked is not None
     labels, centroids, mixing = checked, centroids.float().contiguous(), mixing.float().contiguous()
     n, threads = labels.shape[0], torch.get_num_threads()
     scratch = torch.empty(threads, 2 * m + width * channels)
     if images is not None:
-        _cpu(op, images=images)
-        if images.dtype != torch.uint8 or images.shape != (n, height, width, channels):
-            raise ValueError(
-                f"{op}: images must be {(n, height, width, channels)} uint8, got {tuple(images.shape)} {images.dtype}"
-            )
         images = images.contiguous()
     out = _result((n, height, width, channels), torch.float32 if images is None else torch.uint8)
     bad = _extension.load().perturb_lsp(
@@ -57,9 +110,6 @@ def perturb_lsp(
     if bad >= 0:
         raise IndexError(f"{op}: labels[{bad}] is {int(labels[bad])}, outside [0, {classes})")
     return out
-
-
-AR_NORMS = {"none": 0, "l2": 1, "linf": 2}
 
 
 def perturb_ar(
@@ -76,20 +126,13 @@ def perturb_ar(
 ) -> Tensor:
     op = "perturb_ar"
     _cpu(op, labels=labels, coefficients=coefficients, images=images)
-    if kind not in AR_NORMS:
-        raise ValueError(f"{op}: kind must be one of {', '.join(AR_NORMS)}, got {kind!r}")
-    if coefficients.dim() != 4 or coefficients.shape[2:] != (3, 3):
-        raise ValueError(f"{op}: coefficients must be (c, channels, 3, 3), got {tuple(coefficients.shape)}")
-    if min(height, width) < 1:
-        raise ValueError(f"{op}: the size must be positive, got {(height, width)}")
+    check_ar(labels, coefficients, height, width, kind, images)
     checked = _index(op, "labels", labels)
     assert checked is not None
     classes, channels = coefficients.shape[:2]
     labels, coefficients, n = checked, coefficients.float().contiguous(), checked.shape[0]
     shape = (n, height, width, channels)
     if images is not None:
-        if images.dtype != torch.uint8 or images.shape != shape:
-            raise ValueError(f"{op}: images must be {shape} uint8, got {tuple(images.shape)} {images.dtype}")
         images = images.contiguous()
     library, threads = _extension.load(), torch.get_num_threads()
     scratch = torch.empty(threads, library.ar_scratch(height, width, channels))
@@ -106,12 +149,10 @@ def perturb_ar(
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     op = "class_moments"
     _cpu(op, images=images, labels=labels)
-    if images.dtype != torch.uint8 or images.dim() < 2:
-        raise TypeError(f"{op}: images must be (n, ...) uint8, got {tuple(images.shape)} {images.dtype}")
+    check_class_moments(images, labels)
     checked = _index(op, "labels", labels)
     n, d = images.shape[0], math.prod(images.shape[1:])
-    if checked is None or len(checked) != n:
-        raise ValueError(f"{op}: labels must be ({n},) int64, got {tuple(labels.shape)}")
+    assert checked is not None
     library, threads = _extension.load(), torch.get_num_threads()
     images, shape = images.contiguous(), (classes, *images.shape[1:])
     sums, squares = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
@@ -128,14 +169,10 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
 def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
     op = "perturb_convolution"
     _cpu(op, images=images, labels=labels, kernels=kernels)
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise TypeError(f"{op}: images must be (n, H, W, C) uint8, got {tuple(images.shape)} {images.dtype}")
-    if kernels.dim() != 3 or kernels.shape[1] != kernels.shape[2]:
-        raise ValueError(f"{op}: kernels must be (c, side, side), got {tuple(kernels.shape)}")
+    check_convolution(images, labels, kernels)
     checked = _index(op, "labels", labels)
     n, h, w, c = images.shape
-    if checked is None or len(checked) != n:
-        raise ValueError(f"{op}: labels must be ({n},) int64, got {tuple(labels.shape)}")
+    assert checked is not None
     library, threads = _extension.load(), torch.get_num_threads()
     images, kernels, (classes, side) = images.contiguous(), kernels.float().contiguous(), kernels.shape[:2]
     scratch, out = torch.empty(threads, library.convolve_scratch(h, w, c, side)), _result(images.shape, torch.uint8)
