@@ -52,4 +52,42 @@ void add_cuda(py::module_ m) {
         [](uintptr_t out, int64_t seed, int64_t stream_id, int64_t first, int64_t n, int64_t d, uintptr_t stream) {
           launched(cuda::philox_normal({ptr<float>(out), seed, stream_id, first, n, d}, ptr<void>(stream)));
         });
+  m.def("perturb_lsp", [](uintptr_t labels, uintptr_t centroids, uintptr_t mixing, uintptr_t images, uintptr_t out,
+                          int64_t seed, int64_t first, int64_t n, int64_t classes, int64_t h, int64_t w,
+                          int64_t channels, int64_t patch, double norm, bool truncate, uintptr_t stream) {
+    launched(cuda::perturb_lsp({ptr<const int64_t>(labels), ptr<const float>(centroids), ptr<const float>(mixing),
+                                nullptr, ptr<const uint8_t>(images), ptr<void>(out), seed, first, n, classes, h, w,
+                                channels, patch, (float)norm, truncate},
+                               ptr<void>(stream)));
+  });
+  m.def("perturb_ar", [](uintptr_t labels, uintptr_t coefficients, uintptr_t images, uintptr_t out, int64_t seed,
+                         int64_t first, int64_t n, int64_t classes, int64_t h, int64_t w, int64_t channels, double norm,
+                         int kind, bool truncate, uintptr_t stream) {
+    launched(cuda::perturb_ar(
+        {ptr<const int64_t>(labels), ptr<const float>(coefficients), nullptr, ptr<const uint8_t>(images),
+         ptr<void>(out), seed, first, n, classes, h, w, channels, (float)norm, kind, truncate},
+        ptr<void>(stream)));
+  });
+  m.def("perturb_ar_fits", [](int64_t h, int64_t w, int64_t channels) {
+    Ar a{};
+    a.h = h, a.w = w, a.channels = channels;
+    return cuda::perturb_ar_fits(a);
+  });
+  m.def("class_moments", [](uintptr_t x, uintptr_t labels, uintptr_t order, uintptr_t sums, uintptr_t squares,
+                            int64_t n, int64_t d, int64_t classes, uintptr_t stream) {
+    launched(cuda::class_moments({ptr<const uint8_t>(x), ptr<const int64_t>(labels), ptr<int64_t>(order), nullptr,
+                                  ptr<int64_t>(sums), ptr<int64_t>(squares), n, d, classes},
+                                 ptr<void>(stream)));
+  });
+  m.def("perturb_convolution",
+        [](uintptr_t images, uintptr_t labels, uintptr_t kernels, uintptr_t scratch, uintptr_t out, int64_t n,
+           int64_t classes, int64_t h, int64_t w, int64_t c, int64_t side, uintptr_t stream) {
+          launched(cuda::perturb_convolution(
+              {ptr<const uint8_t>(images), ptr<const int64_t>(labels), ptr<const float>(kernels), ptr<float>(scratch),
+               ptr<uint8_t>(out), n, classes, h, w, c, side},
+              ptr<void>(stream)));
+        });
+  m.def("perturb_convolution_scratch", [](int64_t n, int64_t h, int64_t w, int64_t c) {
+    return cuda::perturb_convolution_scratch({nullptr, nullptr, nullptr, nullptr, nullptr, n, 0, h, w, c, 0});
+  });
 }

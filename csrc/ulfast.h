@@ -194,6 +194,13 @@ const char* apply_perturbation(const Apply& a, void* stream);
 const char* pgd_step(const PgdStep& a, void* stream);
 const char* philox_uniform(const Philox& a, void* stream);
 const char* philox_normal(const Philox& a, void* stream);
+// The generators: no `scratch` but that of perturb_convolution, and `order` as for project.
+const char* perturb_lsp(const Lsp& a, void* stream);
+const char* perturb_ar(const Ar& a, void* stream);
+bool perturb_ar_fits(const Ar& a);  // two rows of an image in shared memory
+const char* class_moments(const ClassMoments& a, void* stream);
+const char* perturb_convolution(const Convolve& a, void* stream);
+int64_t perturb_convolution_scratch(const Convolve& a);
 
 }  // namespace cuda
 }  // namespace ulfast

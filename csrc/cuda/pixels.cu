@@ -2,19 +2,12 @@
 //
 // Bytes: n d (1 + 4 + 1), bound by memory. Four pixels a thread: 4-byte and 16-byte accesses. Compiled with
 // --fmad=false, so that it rounds as the CPU does. Not yet run on a GPU.
-#include "launch.cuh"
+#include "pixels.cuh"
 
 namespace ulfast {
 namespace cuda {
 
 namespace {
-
-template <bool Truncate> __device__ __forceinline__ uint8_t pixel(uint8_t x, float delta) {
-  float v = (float)x + 255.0f * delta;
-  v = v > 0.0f ? v : 0.0f;  // NaN becomes 0
-  v = v < 255.0f ? v : 255.0f;
-  return (uint8_t)(int)(Truncate ? v : rintf(v));
-}
 
 template <bool Truncate> __global__ void four(Apply a) {
   const int64_t quads = a.d / 4, total = a.n * quads, step = (int64_t)gridDim.x * blockDim.x;
@@ -25,8 +18,8 @@ template <bool Truncate> __global__ void four(Apply a) {
     uchar4 y = x;
     if (from >= 0 && from < a.m) {  // a row that does not exist leaves the image as it is, and reads nothing
       const float4 e = *reinterpret_cast<const float4*>(a.delta + from * a.d + i);
-      y = make_uchar4(pixel<Truncate>(x.x, e.x), pixel<Truncate>(x.y, e.y), pixel<Truncate>(x.z, e.z),
-                      pixel<Truncate>(x.w, e.w));
+      y = make_uchar4(pixel(x.x, e.x, Truncate), pixel(x.y, e.y, Truncate), pixel(x.z, e.z, Truncate),
+                      pixel(x.w, e.w, Truncate));
     }
     *reinterpret_cast<uchar4*>(a.out + row * a.d + i) = y;
   }
@@ -37,7 +30,7 @@ template <bool Truncate> __global__ void one(Apply a) {
   for (int64_t t = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; t < total; t += step) {
     const int64_t row = t / a.d, from = a.index ? a.index[row] : row;
     const bool there = from >= 0 && from < a.m;
-    a.out[t] = there ? pixel<Truncate>(a.images[t], a.delta[from * a.d + t - row * a.d]) : a.images[t];
+    a.out[t] = there ? pixel(a.images[t], a.delta[from * a.d + t - row * a.d], Truncate) : a.images[t];
   }
 }
 

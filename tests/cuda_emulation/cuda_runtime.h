@@ -106,10 +106,23 @@ inline void run(int64_t grid, int threads, size_t bytes, const std::function<voi
 
 }  // namespace emulation
 
+inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long v) {
+  const unsigned long long before = *at;
+  return *at = before + v, before;
+}
+
 inline void __syncthreads() { emulation::meet(&emulation::Fibre::barriers, 0, (int)blockDim.x); }
 inline void __syncwarp() {
   const int first = emulation::now / 32 * 32;
   emulation::meet(&emulation::Fibre::warps, first, first + 32 < (int)blockDim.x ? first + 32 : (int)blockDim.x);
+}
+template <class T> T __shfl_up_sync(unsigned, T value, int offset) {
+  const int self = emulation::now;
+  emulation::lanes[self] = value;
+  __syncwarp();
+  const T got = self % 32 >= offset ? (T)emulation::lanes[self - offset] : value;
+  __syncwarp();
+  return got;
 }
 template <class T> T __shfl_xor_sync(unsigned, T value, int offset) {
   const int self = emulation::now;

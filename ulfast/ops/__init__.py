@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import cpu, cuda, philox, schemas  # noqa: F401  (importing them registers the operators)
+from . import cpu, cpu_generators, cuda, cuda_generators, philox, schemas  # noqa: F401  (importing them registers the operators)
 
 __all__ = [
     "apply_perturbation",

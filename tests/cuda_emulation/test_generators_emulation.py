@@ -1,0 +1,163 @@
+"""The CUDA kernels of the generators, emulated on the CPU, against their twins: edges, shards, labels out of range."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from ulfast.ops import cuda, cuda_generators, reference
+
+ROOT = Path(__file__).resolve().parents[2]
+GENERATORS = ("lsp", "ar", "moments", "convolve")
+pybind11 = pytest.importorskip("pybind11")
+
+
+def binding() -> str:
+    """csrc/bindings_cuda.cpp with only the functions of the generators' files, as a module of its own."""
+    text = (ROOT / "csrc/bindings_cuda.cpp").read_text()
+    head, body = text.split("void add_cuda(py::module_ m) {\n")
+    names = ("perturb_lsp", "perturb_ar", "perturb_ar_fits", "class_moments", "perturb_convolution")
+    wanted = [*names, "perturb_convolution_scratch"]
+    functions = body.rstrip().removesuffix("}").split("  m.def(")[1:]
+    kept = ["  m.def(" + f for f in functions if f.split('"')[1] in wanted]
+    assert len(kept) == len(wanted)
+    return head + "PYBIND11_MODULE(emulated_generators, m) {\n" + "".join(kept) + "}\n"
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    folder = tmp_path_factory.mktemp("emulated")
+    (folder / "binding.cpp").write_text(binding())
+    target = folder / f"emulated_generators{sysconfig.get_config_var('EXT_SUFFIX')}"
+    done = subprocess.run(
+        ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", f"-I{ROOT / 'csrc'}",
+         f"-I{Path(__file__).parent}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}",
+         "-x", "c++", str(folder / "binding.cpp"), *(str(ROOT / f"csrc/cuda/{k}.cu") for k in GENERATORS),
+         "-o", str(target)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    spec = importlib.util.spec_from_file_location("emulated_generators", target)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["forwards", "backwards"])
+def kernels(request, emulated, monkeypatch):
+    """ulfast.ops.cuda_generators on CPU tensors and the emulated kernels; fresh memory is not zero."""
+    monkeypatch.setenv("ULFAST_EMULATED_ORDER", "1" if request.param == "backwards" else "0")
+    monkeypatch.setattr(cuda, "enabled", lambda: True)
+    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
+    monkeypatch.setattr(cuda_generators._extension, "load", lambda: types.SimpleNamespace(cuda=emulated))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    torch.use_deterministic_algorithms(True)
+    yield monkeypatch
+    torch.use_deterministic_algorithms(False)
+
+
+def draw(n, h, w, c, classes):
+    g = torch.Generator().manual_seed(n + h)
+    images = torch.randint(0, 256, (n, h, w, c), generator=g, dtype=torch.uint8)
+    return images, torch.randint(0, classes, (n,), generator=g)
+
+
+SIZES = [(0, 8, 8, 3, 2), (1, 9, 8, 1, 2), (5, 8, 9, 3, 10), (1, 33, 32, 3, 2), (1, 40, 33, 1, 10)]
+
+
+def near(got, want):
+    """At most a level apart, in less than 1e-4 of the pixels: here in none but one."""
+    gap = (got.int() - want.int()).abs()
+    assert gap.sum() <= max(1, 1e-4 * gap.numel())
+
+
+@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
+@pytest.mark.parametrize("kind", ["l2", "linf", "none"])
+@pytest.mark.parametrize("shared", ["102400", "9000"])
+def test_ar(kernels, n, h, w, c, classes, kind, shared):
+    """Little shared memory makes strips of a few rows."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", shared)
+    images, labels = draw(n, h, w, c, classes)
+    windows = torch.rand(classes, c, 3, 3, generator=torch.Generator().manual_seed(3)) / 8
+    got = cuda_generators.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind)
+    want = reference.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind)
+    torch.testing.assert_close(got, want, rtol=0 if kind == "none" else 3e-7, atol=0)
+    near(cuda_generators.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind, images),
+         reference.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind, images))  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
+def test_lsp(kernels, n, h, w, c, classes):
+    m = -(-h // 8) * -(-w // 8) * c
+    g = torch.Generator().manual_seed(0)
+    centroids, mixing = torch.randn(classes, m, generator=g) * 10, torch.rand(classes, m, m, generator=g)
+    images, labels = draw(n, h, w, c, classes)
+    given = (labels, centroids, mixing, 3, 9, h, w, c, 8, 1.3)
+    torch.testing.assert_close(cuda_generators.perturb_lsp(*given), reference.perturb_lsp(*given))
+    for truncate in (True, False):
+        near(cuda_generators.perturb_lsp(*given, images, truncate), reference.perturb_lsp(*given, images, truncate))
+
+
+@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
+@pytest.mark.parametrize("side", [1, 2, 3, 13])
+def test_convolution_is_its_twin(kernels, n, h, w, c, classes, side):
+    images, labels = draw(n, h, w, c, classes)
+    images[:1] = images[:1] if n < 5 else 0
+    filters = torch.rand(classes, side, side, generator=torch.Generator().manual_seed(1)) - 0.2
+    got = cuda_generators.perturb_convolution(images, labels, filters)
+    assert torch.equal(got, reference.perturb_convolution(images, labels, filters))
+
+
+@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), [*SIZES, (1030, 3, 3, 1, 3)])
+def test_moments_are_exact(kernels, n, h, w, c, classes):
+    images, labels = draw(n, h, w, c, classes)
+    for got, want in zip(
+        cuda_generators.class_moments(images, labels, classes + 1),
+        reference.class_moments(images, labels, classes + 1), strict=True,
+    ):  # fmt: skip
+        assert torch.equal(got, want)
+
+
+def test_labels_out_of_range_and_shards(kernels):
+    images, labels = draw(5, 9, 8, 3, 2)
+    g = torch.Generator().manual_seed(4)
+    windows, filters = torch.rand(2, 3, 3, 3, generator=g) / 8, torch.rand(2, 3, 3, generator=g)
+    centroids, mixing = torch.randn(2, 6, generator=g), torch.rand(2, 6, 6, generator=g)
+
+    def all_of(labels, part, first):
+        ar, lsp = (labels, windows, 1, first, 9, 8, 1.0, "l2"), (labels, centroids, mixing, 1, first, 9, 8, 3, 8, 1.0)
+        made = [cuda_generators.perturb_ar(*ar, part), cuda_generators.perturb_lsp(*lsp, part)]
+        made.append(cuda_generators.perturb_convolution(part, labels, filters))
+        return made, [cuda_generators.perturb_ar(*ar), cuda_generators.perturb_lsp(*lsp)]
+
+    whole = all_of(labels, images, 7)
+    part = all_of(labels[2:], images[2:], 9)
+    for a, b in zip(whole[0] + whole[1], part[0] + part[1], strict=True):
+        assert torch.equal(a[2:], b)
+    wrong = labels.clone()
+    wrong[1], wrong[3] = -1, 2
+    onto, alone = all_of(wrong, images, 7)
+    for got, good in zip(onto, whole[0], strict=True):
+        assert torch.equal(got[[1, 3]], images[[1, 3]])
+        assert torch.equal(got[[0, 2, 4]], good[[0, 2, 4]])
+    for got, good in zip(alone, whole[1], strict=True):
+        assert got[[1, 3]].isnan().all()
+        assert torch.equal(got[[0, 2, 4]], good[[0, 2, 4]])
+    keep = [0, 2, 4]
+    for got, want in zip(
+        cuda_generators.class_moments(images, wrong, 2), reference.class_moments(images[keep], labels[keep], 2),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.equal(got, want)

@@ -1,0 +1,130 @@
+"""The generators of perturbations on a GPU: checks, results and scratch here, then the CUDA kernels.
+
+As in `cuda.py`, the kernels run only with ULFAST_CUDA_KERNELS=1, the twins otherwise. The kernels do not wait for the
+device, so a label out of range is no error: its image stays as it was (a perturbation that is asked for itself becomes
+NaN), and in `class_moments` it counts nowhere. `perturb_linear` has no kernel and runs its twin.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import _extension, cuda, reference
+from .cpu import _address, _signed
+from .cpu_generators import AR_NORMS, check_ar, check_class_moments, check_convolution, check_lsp
+from .schemas import LIBRARY
+
+LSP_LATENTS = 4096  # more latent values of an image than this do not fit in a block's shared memory
+LARGEST_FILTER = 64  # nor does a filter of a larger side
+
+
+def _together(op: str, device: torch.device, **tensors: Tensor | None) -> None:
+    for name, t in tensors.items():
+        if t is not None and t.device != device:
+            raise ValueError(f"{op}: {name} must be on {device} like the other arguments, got {t.device}")
+
+
+def perturb_lsp(
+    labels: Tensor,
+    centroids: Tensor,
+    mixing: Tensor,
+    seed: int,
+    first: int,
+    height: int,
+    width: int,
+    channels: int,
+    patch: int,
+    norm: float,
+    images: Tensor | None = None,
+    truncate: bool = False,
+) -> Tensor:
+    m = check_lsp(labels, centroids, mixing, height, width, channels, patch, images)
+    device = labels.device
+    _together("perturb_lsp", device, centroids=centroids, mixing=mixing, images=images)
+    if not cuda.enabled() or m > LSP_LATENTS:
+        return reference.perturb_lsp(
+            labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
+        )
+    labels, centroids, mixing = labels.contiguous(), centroids.float().contiguous(), mixing.float().contiguous()
+    images = None if images is None else images.contiguous()
+    dtype = torch.float32 if images is None else torch.uint8
+    out = torch.empty(len(labels), height, width, channels, dtype=dtype, device=device)
+    with torch.cuda.device(device):
+        _extension.load().cuda.perturb_lsp(
+            labels.data_ptr(), centroids.data_ptr(), mixing.data_ptr(), _address(images), out.data_ptr(),
+            _signed(seed), first, len(labels), len(centroids), height, width, channels, patch, norm, truncate,
+            cuda._stream(device),
+        )  # fmt: skip
+    return out
+
+
+def perturb_ar(
+    labels: Tensor,
+    coefficients: Tensor,
+    seed: int,
+    first: int,
+    height: int,
+    width: int,
+    norm: float,
+    kind: str,
+    images: Tensor | None = None,
+    truncate: bool = False,
+) -> Tensor:
+    check_ar(labels, coefficients, height, width, kind, images)
+    device, (classes, channels) = labels.device, coefficients.shape[:2]
+    _together("perturb_ar", device, coefficients=coefficients, images=images)
+    if not cuda.enabled() or not _extension.load().cuda.perturb_ar_fits(height, width, channels):
+        return reference.perturb_ar(
+            labels, coefficients, seed, first, height, width, norm, kind, images, truncate
+        )  # fmt: skip
+    labels, coefficients = labels.contiguous(), coefficients.float().contiguous()
+    images = None if images is None else images.contiguous()
+    dtype = torch.float32 if images is None else torch.uint8
+    out = torch.empty(len(labels), height, width, channels, dtype=dtype, device=device)
+    with torch.cuda.device(device):
+        _extension.load().cuda.perturb_ar(
+            labels.data_ptr(), coefficients.data_ptr(), _address(images), out.data_ptr(), _signed(seed), first,
+            len(labels), classes, height, width, channels, norm, AR_NORMS[kind], truncate, cuda._stream(device),
+        )  # fmt: skip
+    return out
+
+
+def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    check_class_moments(images, labels)
+    _together("class_moments", images.device, labels=labels)
+    if not cuda.enabled():
+        return reference.class_moments(images, labels, classes)
+    images, labels, shape = images.contiguous(), labels.contiguous(), (classes, *images.shape[1:])
+    sums, squares = (torch.zeros(shape, dtype=torch.int64, device=images.device) for _ in range(2))
+    order = labels.argsort()  # a class's rows side by side are added in registers
+    with torch.cuda.device(images.device):
+        _extension.load().cuda.class_moments(
+            images.data_ptr(), labels.data_ptr(), order.data_ptr(), sums.data_ptr(), squares.data_ptr(), len(images),
+            math.prod(images.shape[1:]), classes, cuda._stream(images.device),
+        )  # fmt: skip
+    return sums, squares
+
+
+def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
+    check_convolution(images, labels, kernels)
+    device = images.device
+    _together("perturb_convolution", device, labels=labels, kernels=kernels)
+    if not cuda.enabled() or kernels.shape[1] > LARGEST_FILTER:
+        return reference.perturb_convolution(images, labels, kernels)
+    images, labels, kernels = images.contiguous(), labels.contiguous(), kernels.float().contiguous()
+    n, h, w, c = images.shape
+    library, out = _extension.load().cuda, torch.empty_like(images)
+    with torch.cuda.device(device):
+        scratch = torch.empty(library.perturb_convolution_scratch(n, h, w, c), device=device)
+        library.perturb_convolution(
+            images.data_ptr(), labels.data_ptr(), kernels.data_ptr(), scratch.data_ptr(), out.data_ptr(), n,
+            len(kernels), h, w, c, kernels.shape[1], cuda._stream(device),
+        )  # fmt: skip
+    return out
+
+
+for _name in ("perturb_lsp", "perturb_ar", "class_moments", "perturb_convolution"):
+    LIBRARY.impl(_name, globals()[_name], "CUDA")
