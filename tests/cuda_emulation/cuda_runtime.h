@@ -83,9 +83,10 @@ inline void run(int64_t grid, int threads, size_t bytes, const std::function<voi
   for (int64_t block = 0; block < grid; ++block) {
     blockIdx.x = (unsigned)block;
     memset(shared, 0xff, sizeof shared);  // NaN: nothing may be read before it is written
-    fibres = std::vector<Fibre>(threads);
+    fibres.resize(threads);
     for (auto& fibre : fibres) {
-      fibre.stack.reset(new char[64 << 10]);
+      fibre.barriers = fibre.warps = 0, fibre.done = false;
+      if (!fibre.stack) fibre.stack.reset(new char[64 << 10]);
       getcontext(&fibre.context);
       fibre.context.uc_stack.ss_sp = fibre.stack.get();
       fibre.context.uc_stack.ss_size = 64 << 10;
