@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import types
 from pathlib import Path
@@ -181,7 +179,6 @@ def close(got, want, dtype):
     assert (got.float() - want.float()).abs().max() <= HALF[dtype] * scale
 
 
-@pytest.mark.parametrize("dtype", list(HALF))
 @pytest.mark.parametrize(
     ("size", "k"),
     [
@@ -195,12 +192,12 @@ def close(got, want, dtype):
     ],
 )
 @pytest.mark.parametrize("shared", ["102400", "2400"])
-def test_ingest(kernels, dtype, size, k, shared):
+def test_ingest(kernels, size, k, shared):
     """Small shared memory and L2 cut the images in pieces and the batch in chunks; the shift reaches every border."""
     kernels.setenv("ULFAST_EMULATED_SHARED", shared)
     kernels.setenv("ULFAST_EMULATED_L2", "2000")
     images, basis, mean, std, index, shift, flip = pictures(5, *size, k)
-    basis = basis if k else None
+    basis, dtype = basis if k else None, list(HALF)[(size[0] + k) % 3]
     for options in ((index, shift, flip), (None, shift[:5], None), (index, None, flip), (None, None, None)):
         got = cuda.ingest(images, basis, mean, std, dtype, *options)
         close(got, reference.ingest(images, basis, mean, std, dtype, *options), dtype)
@@ -249,10 +246,14 @@ def test_ingest_of_strided_no_and_too_wide_images(kernels):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize(("n", "d", "classes"), [(1, 1, 2), (9, 15, 3), (70, 130, 10), (40, 17, 33), (80, 260, 17)])
-@pytest.mark.parametrize("shared", ["102400", "16000"])
+@pytest.mark.parametrize(
+    ("n", "d", "classes", "shared"),
+    [(1, 1, 2, 102400), (9, 15, 3, 102400), (19, 130, 10, 3000), (70, 5, 4, 102400), (12, 17, 33, 102400),
+     (6, 260, 17, 102400)],
+)  # fmt: skip
 def test_softmax_regression_step(kernels, dtype, n, d, classes, shared):
-    kernels.setenv("ULFAST_EMULATED_SHARED", shared)
+    """With 3000 bytes the rows are cut in pieces, whose logits are added."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", str(shared))
     g = torch.Generator().manual_seed(n)
     x, labels = draw(n, d, dtype), torch.randint(0, classes, (n,), generator=g)
     index = torch.randint(0, n, (2 * n // 3 + 1,), generator=g)
@@ -292,13 +293,3 @@ def test_softmax_out_of_range_is_not_a_number(kernels, labels, index):
     )
     assert got[0].isnan()
     assert weight.isnan().all()
-
-
-def test_gpu_script_fails_loudly_without_a_gpu():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    env = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run(["bash", str(ROOT / "benchmarks/gpu.sh")], capture_output=True, text=True, env=env)
-    assert done.returncode == 1
-    assert done.stderr.startswith("gpu.sh: ")
-    assert done.stdout == ""
