@@ -27,8 +27,8 @@ struct Frame {
   int64_t pitch;  // floats from one image of the group to the next in the buffer
 };
 
-// Pixel `t` of `total` threads' share of a range of the result, in fours where they lie in one image row and are
-// aligned.
+// Values [from, to) of one image of the result: value(e, v, count) gives `count` of them from e on, four where they lie
+// in one image row and are aligned, otherwise one.
 template <class O, class Value>
 __device__ __forceinline__ void write(O* out, int64_t from, int64_t to, bool fours, const Value& value) {
   if (fours) {
