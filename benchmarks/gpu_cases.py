@@ -35,7 +35,7 @@ class Job:
         make: from the number of input sets to the race; nothing is allocated before.
         input_bytes: of one set.
         bytes, flops: least traffic and arithmetic of a call.
-        memory: bytes that the plain expression needs at its peak, all sets counted.
+        memory: bytes that the plain expression needs at its peak, two sets counted (more only where they are small).
         missing: there is no kernel to measure.
     """
 
