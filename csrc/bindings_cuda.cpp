@@ -32,6 +32,50 @@ void add_cuda(py::module_ m) {
     return cuda::project_scratch(
         {nullptr, nullptr, nullptr, nullptr, n, d, k, d, static_cast<DType>(dtype), nullptr, nullptr, 0});
   });
+  m.def("ingest",
+        [](uintptr_t images, uintptr_t basis, uintptr_t mean, uintptr_t std_, uintptr_t index, uintptr_t shift,
+           uintptr_t flip, uintptr_t coef, uintptr_t out, int64_t images_n, int64_t n, int64_t h, int64_t w, int64_t c,
+           int64_t k, int dtype, uintptr_t labels, int64_t classes, uintptr_t order, uintptr_t stream) {
+          launched(cuda::ingest({ptr<const void>(images),
+                                 ptr<const float>(basis),
+                                 ptr<const float>(mean),
+                                 ptr<const float>(std_),
+                                 ptr<const int64_t>(index),
+                                 ptr<const int32_t>(shift),
+                                 ptr<const uint8_t>(flip),
+                                 ptr<float>(coef),
+                                 ptr<void>(out),
+                                 images_n,
+                                 n,
+                                 h,
+                                 w,
+                                 c,
+                                 k,
+                                 static_cast<DType>(dtype),
+                                 ptr<const int64_t>(labels),
+                                 classes,
+                                 DType::u8,
+                                 ptr<const int64_t>(order)},
+                                ptr<void>(stream)));
+        });
+  m.def("ingest_scratch", [](int64_t n, int64_t h, int64_t w, int64_t c, int64_t k) {
+    Ingest a{};
+    a.n = n, a.h = h, a.w = w, a.c = c, a.k = k;
+    return cuda::ingest_scratch(a);
+  });
+  m.def("softmax_regression_step", [](uintptr_t x, uintptr_t labels, uintptr_t index, uintptr_t weight, uintptr_t coef,
+                                      uintptr_t grad, uintptr_t result, int64_t rows, int64_t n, int64_t d, int64_t c,
+                                      double lr, int dtype, uintptr_t stream) {
+    launched(cuda::softmax_regression_step(
+        {ptr<const void>(x), ptr<const int64_t>(labels), ptr<const int64_t>(index), ptr<float>(weight),
+         ptr<float>(coef), ptr<float>(grad), ptr<double>(result), rows, n, d, c, (float)lr, static_cast<DType>(dtype)},
+        ptr<void>(stream)));
+  });
+  m.def("softmax_scratch", [](int64_t n, int64_t d, int64_t c, double lr, int dtype) {
+    SoftmaxStep a{};
+    a.n = n, a.d = d, a.c = c, a.lr = (float)lr, a.dtype = static_cast<DType>(dtype);
+    return py::make_tuple(cuda::softmax_scratch(a), cuda::softmax_parts(a));
+  });
   m.def("apply_perturbation", [](uintptr_t images, uintptr_t delta, uintptr_t index, uintptr_t out, int64_t n,
                                  int64_t d, int64_t rows, bool truncate, uintptr_t stream) {
     launched(cuda::apply_perturbation({ptr<const uint8_t>(images), ptr<const float>(delta), ptr<const int64_t>(index),

@@ -41,7 +41,8 @@ struct Ingest {
   DType out_dtype;        // f32, f16 or bf16
   const int64_t* labels;  // (n) of the results, or null: one basis for all
   int64_t classes;
-  DType in_dtype;  // of the images; u8 is read as x / 255
+  DType in_dtype;                  // of the images; u8 is read as x / 255
+  const int64_t* order = nullptr;  // CUDA: (n) the order to take them in, by label; or null
 };
 
 struct SoftmaxStep {
@@ -190,6 +191,17 @@ namespace cuda {
 // project_scratch(a) values.
 const char* project(const Project& a, void* stream);
 int64_t project_scratch(const Project& a);
+
+// `coef` holds ingest_scratch(a) values, `order` is as for project.
+const char* ingest(const Ingest& a, void* stream);
+int64_t ingest_scratch(const Ingest& a);
+
+// `coef` holds softmax_scratch(a) values, `grad` (softmax_parts(a), c, d), `result` 2 + 2 n: the two results, then the
+// rows' losses and whether each is right.
+const char* softmax_regression_step(const SoftmaxStep& a, void* stream);
+int64_t softmax_scratch(const SoftmaxStep& a);
+int64_t softmax_parts(const SoftmaxStep& a);
+
 const char* apply_perturbation(const Apply& a, void* stream);
 const char* pgd_step(const PgdStep& a, void* stream);
 const char* philox_uniform(const Philox& a, void* stream);

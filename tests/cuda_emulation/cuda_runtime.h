@@ -5,6 +5,7 @@
 #pragma once
 #define ULFAST_EMULATE
 
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,19 +46,28 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 struct Fibre {
-  ucontext_t context;
+  ucontext_t context;  // for the first entry
+  jmp_buf here;        // for the others: it asks nothing of the system, and is twenty times quicker
   std::unique_ptr<char[]> stack;
   unsigned long barriers = 0, warps = 0;  // passed so far
-  bool done = false;
+  bool begun = false, done = false;
 };
 inline std::vector<Fibre> fibres;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline const std::function<void()>* body;
 inline int now;
 alignas(64) inline char shared[256 << 10];
 inline double lanes[1024];  // what each thread offers in a shuffle
 
-inline void yield() { swapcontext(&fibres[now].context, &scheduler); }
+inline void yield() {
+  if (!_setjmp(fibres[now].here)) _longjmp(scheduler, 1);
+}
+inline void resume(Fibre& fibre) {
+  if (_setjmp(scheduler)) return;
+  if (fibre.begun) _longjmp(fibre.here, 1);
+  fibre.begun = true;
+  setcontext(&fibre.context);
+}
 
 // Until every thread of [first, last) has arrived as often as this one.
 inline void meet(unsigned long Fibre::* count, int first, int last) {
@@ -83,9 +93,10 @@ inline void run(int64_t grid, int threads, size_t bytes, const std::function<voi
   for (int64_t block = 0; block < grid; ++block) {
     blockIdx.x = (unsigned)block;
     memset(shared, 0xff, sizeof shared);  // NaN: nothing may be read before it is written
-    fibres = std::vector<Fibre>(threads);
+    fibres.resize(threads);
     for (auto& fibre : fibres) {
-      fibre.stack.reset(new char[64 << 10]);
+      fibre.barriers = fibre.warps = 0, fibre.begun = fibre.done = false;
+      if (!fibre.stack) fibre.stack.reset(new char[64 << 10]);
       getcontext(&fibre.context);
       fibre.context.uc_stack.ss_sp = fibre.stack.get();
       fibre.context.uc_stack.ss_size = 64 << 10;
@@ -97,7 +108,7 @@ inline void run(int64_t grid, int threads, size_t bytes, const std::function<voi
         now = backwards ? threads - 1 - i : i;
         if (fibres[now].done) continue;
         threadIdx.x = (unsigned)now;
-        swapcontext(&scheduler, &fibres[now].context);
+        resume(fibres[now]);
         left += !fibres[now].done;
       }
     }

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import types
 from pathlib import Path
@@ -20,6 +18,7 @@ from ulfast.ops import cuda, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = {torch.uint8: 3e-6, torch.float32: 3e-6, torch.float64: 1e-13, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+SOURCES = ("project", "ingest", "softmax")
 pybind11 = pytest.importorskip("pybind11")
 
 BINDING = r"""
@@ -34,13 +33,38 @@ PYBIND11_MODULE(emulated, m) {
   m.def("project_scratch", [](int64_t n, int64_t d, int64_t k, int t) {
     return cuda::project_scratch({0, 0, 0, 0, n, d, k, d, (DType)t, 0, 0, 0});
   });
+  m.def("ingest", [](uintptr_t images, uintptr_t basis, uintptr_t mean, uintptr_t std_, uintptr_t index,
+                     uintptr_t shift, uintptr_t flip, uintptr_t coef, uintptr_t out, int64_t images_n, int64_t n,
+                     int64_t h, int64_t w, int64_t c, int64_t k, int t, uintptr_t labels, int64_t classes,
+                     uintptr_t order, uintptr_t) {
+    const char* bad = cuda::ingest({(uint8_t*)images, (float*)basis, (float*)mean, (float*)std_, (int64_t*)index,
+        (int32_t*)shift, (uint8_t*)flip, (float*)coef, (void*)out, images_n, n, h, w, c, k, (DType)t,
+        (int64_t*)labels, classes, DType::u8, (int64_t*)order}, 0);
+    if (bad) throw std::runtime_error(bad);
+  });
+  m.def("ingest_scratch", [](int64_t n, int64_t h, int64_t w, int64_t c, int64_t k) {
+    Ingest a{};
+    a.n = n, a.h = h, a.w = w, a.c = c, a.k = k;
+    return cuda::ingest_scratch(a);
+  });
+  m.def("softmax_regression_step", [](uintptr_t x, uintptr_t labels, uintptr_t index, uintptr_t weight,
+                                      uintptr_t coef, uintptr_t grad, uintptr_t result, int64_t rows, int64_t n,
+                                      int64_t d, int64_t c, double lr, int t, uintptr_t) {
+    cuda::softmax_regression_step({(void*)x, (int64_t*)labels, (int64_t*)index, (float*)weight, (float*)coef,
+        (float*)grad, (double*)result, rows, n, d, c, (float)lr, (DType)t}, 0);
+  });
+  m.def("softmax_scratch", [](int64_t n, int64_t d, int64_t c, double lr, int t) {
+    SoftmaxStep a{};
+    a.n = n, a.d = d, a.c = c, a.lr = (float)lr, a.dtype = (DType)t;
+    return pybind11::make_tuple(cuda::softmax_scratch(a), cuda::softmax_parts(a));
+  });
 }
 """
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
-    """csrc/cuda/project.cu, compiled by g++ on the stand-in for CUDA."""
+    """The files of csrc/cuda in SOURCES, compiled by g++ on the stand-in for CUDA."""
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("emulated")
@@ -49,7 +73,8 @@ def emulated(tmp_path_factory):
     done = subprocess.run(
         ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", f"-I{ROOT / 'csrc'}",
          f"-I{Path(__file__).parent}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}",
-         "-x", "c++", str(folder / "binding.cpp"), str(ROOT / "csrc/cuda/project.cu"), "-o", str(target)],
+         "-x", "c++", str(folder / "binding.cpp"), *(str(ROOT / f"csrc/cuda/{name}.cu") for name in SOURCES),
+         "-o", str(target)],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -132,11 +157,139 @@ def test_classwise_and_labels_out_of_range(kernels, dtype, shared):
         check(got[good], reference.project_classwise(x, bases, labels)[good], dtype)
 
 
-def test_gpu_script_fails_loudly_without_a_gpu():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    env = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run(["bash", str(ROOT / "benchmarks/gpu.sh")], capture_output=True, text=True, env=env)
-    assert done.returncode == 1
-    assert done.stderr.startswith("gpu.sh: ")
-    assert done.stdout == ""
+HALF = {torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+def pictures(n, h, w, c, k, classes=0):
+    """Images, their basis (a basis a class with `classes`), mean, std, and what the augmentation does to eleven."""
+    g = torch.Generator().manual_seed(n + h + w + c + k)
+    images = torch.randint(0, 256, (n, h, w, c), generator=g, dtype=torch.uint8)
+    basis = torch.stack([rows(h * w * c, k, seed) for seed in range(max(1, classes))]).float()
+    mean, std = torch.rand(c, generator=g), torch.rand(c, generator=g) + 0.2
+    index = torch.randint(0, n, (11,), generator=g)
+    edges = [[0, 0], [4, -4], [-1, 2], [h, 0], [0, -w], [h - 1, w - 1], [1 - h, 1 - w], [2**31 - 1, -(2**31)], [-3, 1]]
+    shift = torch.tensor([*edges, [-h, 1], [2, w]], dtype=torch.int32)
+    return images, basis if classes else basis[0], mean, std, index, shift, torch.arange(11) % 3 != 1
+
+
+def close(got, want, dtype):
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    scale = want.float().abs().max().clamp_min(1)
+    assert (got.float() - want.float()).abs().max() <= HALF[dtype] * scale
+
+
+@pytest.mark.parametrize(
+    ("size", "k"),
+    [
+        ((1, 1, 1), 1),
+        ((3, 5, 1), 3),
+        ((1, 17, 1), 10),
+        ((9, 8, 3), 17),
+        ((5, 7, 3), 16),
+        ((6, 4, 4), 32),
+        ((3, 5, 3), 0),
+    ],
+)
+@pytest.mark.parametrize("shared", ["102400", "2400"])
+def test_ingest(kernels, size, k, shared):
+    """Small shared memory and L2 cut the images in pieces and the batch in chunks; the shift reaches every border."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", shared)
+    kernels.setenv("ULFAST_EMULATED_L2", "2000")
+    images, basis, mean, std, index, shift, flip = pictures(5, *size, k)
+    basis, dtype = basis if k else None, list(HALF)[(size[0] + k) % 3]
+    for options in ((index, shift, flip), (None, shift[:5], None), (index, None, flip), (None, None, None)):
+        got = cuda.ingest(images, basis, mean, std, dtype, *options)
+        close(got, reference.ingest(images, basis, mean, std, dtype, *options), dtype)
+
+
+@pytest.mark.parametrize("shared", ["102400", "9000"])
+def test_ingest_of_cifar_images(kernels, shared):
+    """d = 3072, eight images a group; in pieces of a few image rows with little shared memory."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", shared)
+    kernels.setenv("ULFAST_EMULATED_SMS", "1")
+    kernels.setenv("ULFAST_EMULATED_L2", str(8 * 3072 * 2))
+    images, basis, mean, std, index, shift, flip = pictures(5, 32, 32, 3, 10)
+    got = cuda.ingest(images, basis, mean, std, torch.bfloat16, index, shift, flip)
+    close(got, reference.ingest(images, basis, mean, std, torch.bfloat16, index, shift, flip), torch.bfloat16)
+
+
+@pytest.mark.parametrize("shared", ["102400", "3600"])
+def test_ingest_classwise_and_what_is_out_of_range(kernels, shared):
+    kernels.setenv("ULFAST_EMULATED_SHARED", shared)
+    kernels.setenv("ULFAST_EMULATED_SMS", "1")
+    images, bases, mean, std, index, shift, flip = pictures(5, 6, 10, 3, 3, classes=3)
+    labels = torch.arange(11) * 2 % 3
+    index[2], index[7], labels[4], labels[9] = -1, 5, 3, -1
+    bad = torch.tensor([2, 4, 7, 9])
+    good = torch.tensor([i for i in range(11) if i not in bad])
+    got = cuda.ingest(images, bases, mean, std, torch.float32, index, shift, flip, labels)
+    assert got[bad].isnan().all()
+    close(
+        got[good].contiguous(memory_format=torch.channels_last),
+        reference.ingest(images, bases, mean, std, torch.float32, index[good], shift[good], flip[good], labels[good]),
+        torch.float32,
+    )
+
+
+def test_ingest_of_strided_no_and_too_wide_images(kernels):
+    images, basis, mean, std, index, shift, flip = pictures(5, 4, 6, 3, 2)
+    strided = images.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    assert not strided.is_contiguous()
+    want = reference.ingest(images, basis, mean, std, torch.float32, index, shift, flip)
+    close(cuda.ingest(strided, basis, mean, std, torch.float32, index, shift, flip), want, torch.float32)
+    assert cuda.ingest(images, basis, mean, std, torch.float32, index[:0]).shape == (0, 3, 4, 6)
+    for size, k in (((1, 2000, 3), 1), ((2, 3, 65), 1), ((6, 6, 3), 40)):  # these go to the library
+        images, basis, mean, std, index, shift, flip = pictures(5, *size, k)
+        got = cuda.ingest(images, basis, mean, std, torch.float32, index, shift, flip)
+        close(got, reference.ingest(images, basis, mean, std, torch.float32, index, shift, flip), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    ("n", "d", "classes", "shared"),
+    [(1, 1, 2, 102400), (9, 15, 3, 102400), (19, 130, 10, 3000), (70, 5, 4, 102400), (12, 17, 33, 102400),
+     (6, 260, 17, 102400)],
+)  # fmt: skip
+def test_softmax_regression_step(kernels, dtype, n, d, classes, shared):
+    """With 3000 bytes the rows are cut in pieces, whose logits are added."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", str(shared))
+    g = torch.Generator().manual_seed(n)
+    x, labels = draw(n, d, dtype), torch.randint(0, classes, (n,), generator=g)
+    index = torch.randint(0, n, (2 * n // 3 + 1,), generator=g)
+    start = torch.randn(classes, d, generator=g) * 0.1
+    for rows_ in (None, index):
+        ours, twin = start.clone(), start.double()
+        got = cuda.softmax_regression_step(x, labels, ours, 0.1, rows_)
+        want = reference.softmax_regression_step(x, labels, twin, 0.1, rows_)
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.double(), twin, atol=1e-6, rtol=1e-5)
+
+
+def test_softmax_of_cifar_rows_large_logits_and_nothing(kernels):
+    x, labels = draw(18, 3072, torch.uint8), torch.arange(18) % 10
+    for shared in ("102400", "9000"):
+        kernels.setenv("ULFAST_EMULATED_SHARED", shared)
+        ours, twin = torch.full((10, 3072), 1e-3), torch.full((10, 3072), 1e-3, dtype=torch.float64)
+        got = cuda.softmax_regression_step(x, labels, ours, 0.1)
+        torch.testing.assert_close(
+            got[0], reference.softmax_regression_step(x, labels, twin, 0.1)[0], atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(ours.double(), twin, atol=1e-6, rtol=1e-5)
+    weight = torch.tensor([[500.0, 500.0], [-500.0, -500.0]])
+    before = weight.clone()
+    full, y = torch.full((4, 2), 255, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+    assert cuda.softmax_regression_step(full, y, weight, 0.0).tolist() == [pytest.approx(1000.0), 2]
+    assert torch.equal(weight, before)
+    assert cuda.softmax_regression_step(full, y, weight, 1.0, torch.empty(0, dtype=torch.int64)).tolist() == [0, 0]
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize(("labels", "index"), [([0, 3], None), ([0, -1], None), ([0, 1], [0, 2]), ([0, 1], [-1, 0])])
+def test_softmax_out_of_range_is_not_a_number(kernels, labels, index):
+    weight = torch.zeros(3, 4)
+    got = cuda.softmax_regression_step(
+        draw(2, 4, torch.uint8), torch.tensor(labels), weight, 0.1, None if index is None else torch.tensor(index)
+    )
+    assert got[0].isnan()
+    assert weight.isnan().all()

@@ -188,23 +188,23 @@ def _project_library(x: Tensor, basis: Tensor, out: Tensor) -> None:
             target.copy_(torch.addmm(wide, wide @ basis.T, basis, alpha=-1))
 
 
-def ingest(
+def check_ingest(
     images: Tensor,
     basis: Tensor | None,
     mean: Tensor,
     std: Tensor,
     dtype: torch.dtype,
-    index: Tensor | None = None,
-    shift: Tensor | None = None,
-    flip: Tensor | None = None,
-    labels: Tensor | None = None,
-) -> Tensor:
+    index: Tensor | None,
+    shift: Tensor | None,
+    flip: Tensor | None,
+    labels: Tensor | None,
+) -> tuple[Tensor | None, int, int]:
+    """Raises for arguments that `ingest` cannot take; returns the contiguous index, images a batch, basis rows."""
     if images.dim() != 4 or images.dtype not in _DTYPES:
         got = f"{tuple(images.shape)} {images.dtype}"
         raise ValueError(f"ingest: images must be (N, H, W, C) uint8 or of a floating format, got {got}")
     if dtype not in _OUT:
         raise TypeError(f"ingest: dtype must be float32, bfloat16 or float16, got {dtype}")
-    _cpu("ingest", images=images, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip, labels=labels)
     index = _index("ingest", "index", index)
     n_images, h, w, c = images.shape
     n = n_images if index is None else index.shape[0]
@@ -221,6 +221,23 @@ def ingest(
     if flip is not None and (flip.shape != (n,) or flip.dtype != torch.bool):
         raise ValueError(f"ingest: flip must be ({n},) bool, got {tuple(flip.shape)} {flip.dtype}")
     k = 0 if basis is None else basis.shape[-2]
+    return index, n, k
+
+
+def ingest(
+    images: Tensor,
+    basis: Tensor | None,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    index: Tensor | None = None,
+    shift: Tensor | None = None,
+    flip: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    _cpu("ingest", images=images, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip, labels=labels)
+    index, n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
+    n_images, h, w, c = images.shape
     if k > FUSED_RANK or w * c > INGEST_WIDTH:
         x = images if index is None else images[index]
         if basis is not None and labels is not None:
@@ -250,23 +267,30 @@ def ingest(
     return out.permute(0, 3, 1, 2)
 
 
-def softmax_regression_step(
-    x: Tensor, labels: Tensor, weight: Tensor, lr: float, index: Tensor | None = None
-) -> Tensor:
+def check_softmax(x: Tensor, labels: Tensor, weight: Tensor, index: Tensor | None) -> tuple[Tensor | None, int]:
+    """Raises for arguments that `softmax_regression_step` cannot take; returns the index and rows a batch."""
     op = "softmax_regression_step"
-    _cpu(op, x=x, labels=labels, weight=weight, index=index)
     if x.dtype not in (torch.uint8, torch.float32):
         raise TypeError(f"{op}: x must be uint8 or float32, got {x.dtype}")
     if weight.dim() != 2 or weight.dtype != torch.float32 or not weight.is_contiguous():
         raise ValueError(f"{op}: weight must be a contiguous (c, d) float32 tensor, got {tuple(weight.shape)}")
     if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(f"{op}: labels must be ({x.shape[0]},) int64, got {tuple(labels.shape)} {labels.dtype}")
-    c, d = weight.shape
+    d = weight.shape[1]
     if math.prod(x.shape[1:]) != d:
         raise ValueError(f"{op}: the rows of x have {math.prod(x.shape[1:])} features, those of weight {d}")
     index = _index(op, "index", index)
+    return index, x.shape[0] if index is None else index.shape[0]
+
+
+def softmax_regression_step(
+    x: Tensor, labels: Tensor, weight: Tensor, lr: float, index: Tensor | None = None
+) -> Tensor:
+    op = "softmax_regression_step"
+    _cpu(op, x=x, labels=labels, weight=weight, index=index)
+    index, n = check_softmax(x, labels, weight, index)
+    c, d = weight.shape
     x, labels = x.contiguous(), labels.contiguous()
-    n = x.shape[0] if index is None else index.shape[0]
     threads = torch.get_num_threads()
     coef = torch.empty(n, c)
     grad = torch.empty(threads, c, d) if lr else torch.empty(0)

@@ -15,17 +15,26 @@ from torch import Tensor
 from . import _extension, reference
 from .cpu import (
     _DTYPES,
+    _OUT,
     FUSED_RANK,
     PGD_NORMS,
+    _address,
     _rows,
     _signed,
     check_classwise,
+    check_ingest,
     check_pgd_step,
     check_project,
     check_project_out,
+    check_softmax,
     dense_layout,
 )
 from .schemas import LIBRARY
+
+# The widest image row (width * channels) and the most channels that the ingest kernel's shared memory always holds.
+INGEST_WIDTH, INGEST_CHANNELS = 4096, 64
+# Beyond this many classes the library's matrix products win over the linear classifier's kernels.
+SOFTMAX_CLASSES = 128
 
 
 def enabled() -> bool:
@@ -97,6 +106,85 @@ def _project(x: Tensor, basis: Tensor, out: Tensor, d: int, k: int, labels: Tens
         )  # fmt: skip
 
 
+def _together(op: str, device: torch.device, **tensors: Tensor | None) -> None:
+    for name, t in tensors.items():
+        if t is not None and t.device != device:
+            raise ValueError(f"{op}: {name} must be on {device} like the first argument, got {t.device}")
+
+
+def ingest(
+    images: Tensor,
+    basis: Tensor | None,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    index: Tensor | None = None,
+    shift: Tensor | None = None,
+    flip: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """As on the CPU, but an index or a label out of range makes its image NaN: nothing here waits for the device."""
+    n_images, h, w, c = images.shape
+    if (
+        not enabled()
+        or images.dtype != torch.uint8
+        or h * w * c >= 2**31
+        or w * c > INGEST_WIDTH
+        or c > INGEST_CHANNELS
+    ):
+        return reference.ingest(images, basis, mean, std, dtype, index, shift, flip, labels).contiguous(
+            memory_format=torch.channels_last
+        )
+    index, n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
+    _together("ingest", images.device, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip,
+              labels=labels)  # fmt: skip
+    if k > FUSED_RANK and basis is not None:  # library products, then the pass of the augmentation
+        rows = images if index is None else images[index]
+        x = project(rows, basis) if labels is None else project_classwise(rows, basis, labels)
+        return reference.augment(x, mean, std, dtype, shift, flip).contiguous(memory_format=torch.channels_last)
+    images, device, kernels = images.contiguous(), images.device, _extension.load().cuda
+    mean, std = mean.float().contiguous(), std.float().contiguous()
+    shift = None if shift is None else shift.contiguous()
+    flip = None if flip is None else flip.contiguous()
+    out = torch.empty((n, h, w, c), dtype=dtype, device=device)
+    basis = basis.float().contiguous() if k and basis is not None else None
+    labels = None if labels is None or not k else labels.contiguous()
+    # Images of a label side by side share the reading of its basis.
+    order = None if labels is None else labels.argsort()
+    with torch.cuda.device(device):
+        coef = torch.empty(kernels.ingest_scratch(n, h, w, c, k), device=device)
+        kernels.ingest(
+            images.data_ptr(), _address(basis), mean.data_ptr(), std.data_ptr(), _address(index), _address(shift),
+            _address(flip), coef.data_ptr(), out.data_ptr(), n_images, n, h, w, c, k, _OUT[dtype], _address(labels),
+            0 if basis is None else basis.shape[0], _address(order), _stream(device),
+        )  # fmt: skip
+    return out.permute(0, 3, 1, 2)
+
+
+def softmax_regression_step(
+    x: Tensor, labels: Tensor, weight: Tensor, lr: float, index: Tensor | None = None
+) -> Tensor:
+    """As on the CPU, but an index or a label out of range makes the loss and the weight NaN: nothing here waits for
+    the device."""
+    if not enabled() or len(weight) > SOFTMAX_CLASSES:
+        return reference.softmax_regression_step(x, labels, weight, lr, index)
+    index, n = check_softmax(x, labels, weight, index)
+    _together("softmax_regression_step", x.device, labels=labels, weight=weight, index=index)
+    c, d = weight.shape
+    if not n * c * d:
+        return torch.zeros(2, dtype=torch.float64, device=x.device)
+    x, labels, device, kernels = x.contiguous(), labels.contiguous(), x.device, _extension.load().cuda
+    with torch.cuda.device(device):
+        products, parts = kernels.softmax_scratch(n, d, c, lr, _DTYPES[x.dtype])
+        coef, grad = torch.empty(products, device=device), torch.empty(parts, c, d, device=device)
+        result = torch.empty(2 + 2 * n, dtype=torch.float64, device=device)  # the two results, then the rows' own
+        kernels.softmax_regression_step(
+            x.data_ptr(), labels.data_ptr(), _address(index), weight.data_ptr(), coef.data_ptr(), grad.data_ptr(),
+            result.data_ptr(), x.shape[0], n, d, c, lr, _DTYPES[x.dtype], _stream(device),
+        )  # fmt: skip
+    return result[:2]
+
+
 def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = None, truncate: bool = False) -> Tensor:
     """As on the CPU, but an index out of range leaves its image as it was: nothing here waits for the device."""
     if not enabled() or images.dtype != torch.uint8 or delta.shape[1:] != images.shape[1:]:
@@ -145,5 +233,7 @@ def philox(name: str, seed: int, stream: int, first: int, n: int, d: int, device
 
 for _name in ("project", "project_out", "project_", "project_classwise"):
     LIBRARY.impl(_name, globals()[_name], "CUDA")
+LIBRARY.impl("ingest", ingest, "CUDA")
+LIBRARY.impl("softmax_regression_step", softmax_regression_step, "CUDA")
 LIBRARY.impl("apply_perturbation", apply_perturbation, "CUDA")
 LIBRARY.impl("pgd_step", pgd_step, "CUDA")

@@ -1,0 +1,57 @@
+"""benchmarks/gpu.sh and what it runs, as far as a machine without a GPU can: --dry, and that it fails without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+
+
+def test_dry_run_makes_the_table_and_the_json(tmp_path):
+    done = run("bash", "benchmarks/gpu.sh", "--dry", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "ok    sweep.log" in done.stdout
+    assert "ok    table.log" in done.stdout
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["dry"] is True
+    assert result["left_out"] == []
+    assert {"copy_bytes_per_s", "sgemm_flops_per_s", "tf32_flops_per_s", "bf16_flops_per_s"} == set(result["ceilings"])
+    assert {row["op"] for row in result["rows"]} == {
+        "ingest", "project", "project_classwise", "softmax_regression_step", "lsp", "ar", "regions", "cuda",
+    }  # fmt: skip
+    for row in result["rows"]:
+        assert row["seconds"]["ulfast"] > 0
+        assert set(row["ratio"]) == set(row["seconds"]) - {"ulfast"}
+        assert row["ratio"]["eager"] == pytest.approx(row["seconds"]["eager"] / row["seconds"]["ulfast"])
+        assert row["of_copy"] > 0
+        assert row["error"] <= 2 * row["plain_error"] + 1e-6, row["case"]
+    project = next(row for row in result["rows"] if row["op"] == "project" and row["dtype"] == "float32")
+    assert set(project["ratio"]) == {"eager", "compile", "addmm", "TF32 products", "bf16 products"}
+    table = (tmp_path / "gpu.md").read_text()
+    assert table.startswith("DRY RUN")
+    assert table in done.stdout
+    assert table.count("\n|") == 2 + len(result["rows"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("script", ["gpu.sh", "gpu.py", "gpu_sweep.py"])
+def test_without_a_gpu_it_fails_loudly(script, tmp_path):
+    program = "bash" if script.endswith(".sh") else sys.executable
+    arguments = ["--out", str(tmp_path)] if script == "gpu.py" else []
+    done = run(program, f"benchmarks/{script}", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{script}: ")
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
