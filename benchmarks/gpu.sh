@@ -45,13 +45,14 @@ if [ -n "$dry" ]; then
 else
     step 150 build.log env ULFAST_CUDA=1 ULFAST_CUDA_ARCHS="$arch" "$python" setup.py build_ext --inplace
     [ $status = 0 ] || fail "the kernels did not build; see $out/build.log"
-    step 60 tests.log "$python" -m pytest -q -m gpu tests/ops/test_cuda.py
+    step 60 tests.log "$python" -m pytest -q -m gpu tests/ops/test_cuda.py tests/ops/test_cuda_generators.py
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck initcheck; do
             step 35 "$tool.log" compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" benchmarks/gpu_sweep.py
         done
     else
-        echo "compute-sanitizer is not installed: not run" | tee "$out/sanitizer.log"
+        echo "FAIL  compute-sanitizer is not installed: not run" | tee "$out/sanitizer.log" >&2
+        status=1
     fi
 fi
 left=$((limit - SECONDS - 20)) # a case that has begun may end

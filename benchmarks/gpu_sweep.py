@@ -68,6 +68,27 @@ def main() -> int:
     for name in ("philox_uniform", "philox_normal"):
         got, want = getattr(ops, name)(1, 2, 3, 7, 13, device=device), getattr(ops, name)(1, 2, 3, 7, 13)
         check(name, got.cpu(), want, 1e-9)
+    for side, channels, classes in ((8, 1, 2), (9, 3, 3), (32, 3, 10)):
+        images = torch.randint(0, 256, (7, side, side, channels), dtype=torch.uint8, device=device)
+        labels, size = torch.arange(7, device=device) % classes, (side, side)
+        windows = torch.rand(classes, channels, 3, 3, device=device) / 9
+        filters = torch.rand(classes, 3, 3, device=device)
+        m = 4 * 4 * channels
+        centroids, mixing = torch.randn(classes, m, device=device), torch.rand(classes, m, m, device=device)
+        patch = -(-side // 4)
+        for name, got, want, tolerance in (
+            ("perturb_ar", ops.perturb_ar(labels, windows, seed=1, first=5, size=size, images=images),
+             reference.perturb_ar(labels, windows, 1, 5, side, side, 1.0, "l2", images), 1.0),
+            ("perturb_lsp", ops.perturb_lsp(labels, centroids, mixing, seed=1, first=5, size=(*size, channels),
+                                            patch=patch, norm=1.0, images=images),
+             reference.perturb_lsp(labels, centroids, mixing, 1, 5, side, side, channels, patch, 1.0, images), 1.0),
+            ("perturb_convolution", ops.perturb_convolution(images, labels, filters),
+             reference.perturb_convolution(images, labels, filters), 1.0),
+        ):  # fmt: skip
+            check(name, got, want, tolerance)
+        sums, squares = ops.class_moments(images, labels, classes)
+        for got, want in zip((sums, squares), reference.class_moments(images, labels, classes), strict=True):
+            check("class_moments", got, want, 1e-9)
     if not dry:
         torch.cuda.synchronize()
     print(f"every kernel is within {worst:.2f} of its tolerance")
