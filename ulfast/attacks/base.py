@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +66,8 @@ class Context:
     progress: Callable[..., None] | None = None
     basis: Basis | None = None  # fitted before: by an interrupted run, or given by the user
     clean: Dataset | None = None  # clean training images, for methods that need some
+    folder: Path | None = None  # of the run, for what a fit keeps while it lasts
+    resume: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class LinearFit(Attack):
             return fit_basis(
                 plan.train, steps=self.fit_steps, epochs=self.fit_epochs, lr=self.fit_lr, init=self.init,
                 rank=rank, seed=context.seed, device=context.device, progress=context.progress,
+                checkpoint=context.folder / "fit.pt" if context.folder else None, resume=context.resume,
             )  # fmt: skip
         if context.basis.image_shape != plan.train.image_shape:
             raise InputError(

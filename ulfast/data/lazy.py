@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from ..environment import cores
 
 # Data sets that take more than this when decoded are read piece by piece.
 STREAM_BYTES = 4 << 30
@@ -22,11 +23,6 @@ Read = Callable[[int, np.ndarray], None]
 def streams(count: int, shape: Sequence[int], wanted: bool | None) -> bool:
     """Whether images are to be decoded on demand: as wanted, else by their size."""
     return count * int(np.prod(shape)) > STREAM_BYTES if wanted is None else wanted
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)))
 
 
 class LazyImages:
