@@ -48,21 +48,26 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             yield part
-            for file in part.rglob("*"):
-                if file.is_file():
-                    sync(file)
-            part.chmod(0o777 & ~_umask())
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-                os.replace(path, old / "old")
-                os.replace(part, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(part, path)
-            sync(path.parent)
+            publish(part, path)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+
+
+def publish(part: Path, path: Path) -> None:
+    """A finished folder `part` becomes `path` beside it, in place of what is there."""
+    for file in part.rglob("*"):
+        if file.is_file():
+            sync(file)
+    part.chmod(0o777 & ~_umask())
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        os.replace(path, old / "old")
+        os.replace(part, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(part, path)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
