@@ -63,7 +63,8 @@ def fit_basis(
             what the rounds before have left of the images.
         seed: draws the order and the random start.
         device: "auto", "cpu", "cuda" or a torch.device.
-        checkpoint: file that keeps the weights every few seconds, for a fit that may be killed; gone at the end.
+        checkpoint: file that keeps the weights every few seconds, for a fit that may be killed; yours to remove when
+            the basis is saved.
         resume: go on with what that file holds, to the same weights.
         progress: called as ``progress("fit", done, total, loss=..., accuracy=...)``.
 
@@ -117,7 +118,6 @@ def fit_basis(
         if bases and not found.rank:
             break  # nothing linear is left
         state.done(found)
-    state.forget()
     return bases[0] if rank is None else _joined(bases, rank)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import distributed
 from .basis import Basis
 from .errors import InputError
-from .files import atomic_file, writing
+from .files import save_tensors, writing
 
 # Seconds of a fit that a kill may lose.
 SAVE_SECONDS = 5.0
@@ -65,16 +65,10 @@ class FitState:
             content = {"identity": self._identity, "bases": bases, "step": step, "weight": weight.cpu()}
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(self._path) as part:
-                    torch.save(content, part)
+                save_tensors(self._path, content)
         self._saved = time.monotonic()
 
     def done(self, basis: Basis) -> None:
         """A round has ended."""
         self.bases.append(basis)
         self.step, self.weight = 0, None
-
-    def forget(self) -> None:
-        """Removes the file: what it led to is written."""
-        if self._path is not None and distributed.is_main():
-            self._path.unlink(missing_ok=True)

@@ -20,6 +20,8 @@ from ..training.refit import Refit
 # Where in the course of things an attack works: on the stored images, on their projection, on training batches, on the
 # search for the hardest of them, on the trained network. Attacks that are joined are carried out in this order.
 IMAGES, PROJECTION, BATCHES, SEARCH, NETWORK = range(5)
+# What a fit keeps in the run's folder while it lasts.
+FIT_FILE = "fit.pt"
 
 
 @dataclass

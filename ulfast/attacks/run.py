@@ -21,7 +21,7 @@ from ..files import check_free, write_json, writing
 from ..parameters import with_parameters
 from ..poisons import poison
 from ..training import Recipe, TrainResult, build_model, get_recipe, mixing
-from .base import Attack, Context, Plan
+from .base import FIT_FILE, Attack, Context, Plan
 from .examples import examples
 from .registry import get_attack
 from .result import AttackResult
@@ -148,6 +148,7 @@ def attack(
     if fitted is not None and plan.basis is not None and distributed.is_main():
         with writing(fitted):
             plan.basis.save(fitted)
+            fitted.with_name(FIT_FILE).unlink(missing_ok=True)
     if folder is not None and distributed.is_main():
         with writing(folder):
             examples(train_set, clean, plan).save(folder / "examples.npz")

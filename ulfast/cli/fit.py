@@ -63,6 +63,7 @@ def command(
         basis.save(out)
     picture = out.with_suffix(".png")
     pictures.save(pictures.basis_figure(basis, train.classes), picture)
+    kept.unlink(missing_ok=True)
     output.result({**basis.metadata, "out": str(out), "figure": str(picture)})
     output.say(
         f"rank {basis.rank}, train accuracy {100 * basis.metadata['train_accuracy']:.1f} %,"
