@@ -48,7 +48,9 @@ def test_processes_together_do_what_one_does(data, alone, tmp_path, processes):
     for name in ("cnn", "resnet18-4"):  # without and with batch normalisation
         np.testing.assert_allclose(got[name], want[name], rtol=1e-3)
         for key, value in want[f"{name} state"].items():
-            torch.testing.assert_close(got[f"{name} state"][key], value, rtol=1e-2, atol=2e-3, msg=lambda m, k=key: k + m)
+            torch.testing.assert_close(
+                got[f"{name} state"][key], value, rtol=1e-2, atol=2e-3, msg=lambda m, k=key: k + m
+            )
         whole, parts = got[f"{name} evaluated"]
         assert parts[0] == pytest.approx(whole[0], rel=1e-6)
         assert parts[1] == whole[1]

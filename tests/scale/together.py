@@ -27,8 +27,8 @@ def main(folder: str, out: Path) -> None:
     found["weights"], found["rows"] = basis.weights, basis.rows
     found["fit"] = (basis.metadata["loss"], basis.metadata["train_accuracy"])
     found["statistics"] = channel_statistics(data, shared=True)
-    for name, rate in (("cnn", 1e-3), ("resnet18-4", 0.01)):
-        recipe = Recipe("test", 2, 32, "sgd", rate, 0.0, "one-cycle")
+    for name, rate in (("cnn", 1e-3), ("resnet18-4", 1e-4)):
+        recipe = Recipe("test", 2, 32, "sgd", rate, 0.0, "one-cycle", half=False)
         model = build_model(name, num_classes=3, image_shape=data.image_shape)
         loader = MemoryLoader(data, 32, augment=recipe.augment, shuffle=True, drop_last=True, part=part)
         result = train(model, loader, MemoryLoader(test, 7, part=part), recipe)

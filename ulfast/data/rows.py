@@ -65,6 +65,14 @@ class RowWriter:
         self._lock = self._file = -1
 
     def __enter__(self) -> RowWriter:
+        try:
+            self._enter()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def _enter(self) -> None:
         if distributed.is_main():
             check_free(self.path, self._overwrite)
             with writing(self.path):
@@ -74,7 +82,12 @@ class RowWriter:
             self._file = os.open(self.folder / "train" / "images.npy", os.O_RDWR)
         self._notes = self._read()
         distributed.wait()  # until all have read the same
-        return self
+
+    def _close(self) -> None:
+        for descriptor in (self._file, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._lock = -1
 
     def _open_folder(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +107,13 @@ class RowWriter:
             for notes in self.folder.glob(".done-*"):  # a kill may have cut the last line short
                 os.truncate(notes, notes.read_bytes().rfind(b"\n") + 1)
             return
+        try:
+            self._begin(settings)
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def _begin(self, settings: Path) -> None:
         for entry in self.folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         (self.folder / "train").mkdir()
@@ -197,9 +217,7 @@ class RowWriter:
             elif kind is not None and distributed.size() == 1 and self._lock >= 0 and self._file >= 0:
                 shutil.rmtree(self.folder, ignore_errors=True)
         finally:
-            for descriptor in (self._file, self._lock):
-                if descriptor >= 0:
-                    os.close(descriptor)
+            self._close()
         if kind is None:
             distributed.wait()
 
