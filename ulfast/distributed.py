@@ -88,11 +88,13 @@ def joined(device: str = "auto") -> Iterator[None]:
     _RANK, _SIZE = dist.get_rank(), dist.get_world_size()
     try:
         yield
+        # Nobody leaves before the last has arrived. After an error the others may wait for this process; it ends
+        # without them, and the launcher ends them.
+        wait()
+        if ours:
+            dist.destroy_process_group()
     finally:
         _RANK, _SIZE = 0, 1
-        # After an error the others may wait for this process; it ends without them, and the launcher ends them.
-        if ours and sys.exc_info()[0] is None:
-            dist.destroy_process_group()
 
 
 def share(n: int, rank: int | None = None, size: int | None = None) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def test_processes_together_do_what_one_does(data, alone, tmp_path, processes):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     done = subprocess.run([*command, str(TOGETHER), str(data), str(tmp_path)], capture_output=True, text=True,
                           env=ENVIRONMENT, timeout=120)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     want, got = torch.load(alone / "found-1.pt"), torch.load(tmp_path / f"found-{processes}.pt")
     torch.testing.assert_close(got["weights"], want["weights"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(got["rows"].T @ got["rows"], want["rows"].T @ want["rows"], rtol=0, atol=1e-5)
@@ -84,7 +84,7 @@ def test_one_process_is_left_alone():
 
 
 def attack(data, out, *more):
-    return [*ULFAST, "attack", "--data", str(data), "--fit-steps", "20", "--epochs", "60", "--device", "cpu",
+    return [*ULFAST, "attack", "--data", str(data), "--fit-steps", "20", "--epochs", "30", "--device", "cpu",
             "--out", str(out), "--quiet", *more]  # fmt: skip
 
 
@@ -129,10 +129,9 @@ def test_a_killed_worker_ends_the_job_or_it_goes_on(data, tmp_path):
     assert not (ended / "result.json").exists()
     code, error, _ = killed_in_training(attack(data, restarted, "--nproc", "2", "--max-restarts", "1"), restarted)
     assert (code, error) == (0, "")
-    subprocess.run(attack(data, ended, "--nproc", "2", "--resume"), check=True, env=ENVIRONMENT,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
-    accuracies = [json.loads((out / "result.json").read_text())["test_accuracy"] for out in (whole, ended, restarted)]
-    assert accuracies[0] == accuracies[1] == accuracies[2]
+    want, got = (json.loads((out / "result.json").read_text()) for out in (whole, restarted))
+    assert got["test_accuracy"] == want["test_accuracy"]
+    assert [row["train_loss"] for row in got["history"]] == [row["train_loss"] for row in want["history"]]
 
 
 def test_what_the_user_did_wrong_is_one_line(data, tmp_path):

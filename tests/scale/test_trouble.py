@@ -71,12 +71,12 @@ def test_a_disk_too_small_is_met_before_the_work(make_dataset, tmp_path, monkeyp
 
 def test_an_early_error_leaves_nothing_and_a_late_one_what_is_done(make_dataset, tmp_path, monkeypatch):
     dataset = make_dataset(60)
-    with pytest.raises(KeyboardInterrupt), RowWriter(tmp_path / "out", dataset, {}) as writer:
+    with pytest.raises(KeyboardInterrupt), RowWriter(tmp_path / "out", dataset, {}) as writer:  # noqa: PT012
         writer.put(0, 20, dataset.images[:20], None)
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(ulfast.data.rows, "COMMIT_SECONDS", 0.0)
-    with pytest.raises(KeyboardInterrupt), RowWriter(tmp_path / "out", dataset, {"seed": 0}) as writer:
+    with pytest.raises(KeyboardInterrupt), RowWriter(tmp_path / "out", dataset, {"seed": 0}) as writer:  # noqa: PT012
         writer.put(20, 40, dataset.images[20:40], "middle")
         with pytest.raises(InputError, match="another process is writing"), RowWriter(tmp_path / "out", dataset, {}):
             raise AssertionError("not reached")
@@ -102,7 +102,7 @@ def test_an_early_error_leaves_nothing_and_a_late_one_what_is_done(make_dataset,
 
 def test_missing_rows_are_never_a_data_set(make_dataset, tmp_path):
     dataset = make_dataset(60)
-    with (
+    with (  # noqa: PT012
         pytest.raises(RuntimeError, match="rows 20 to 60 were not written"),
         RowWriter(tmp_path / "out", dataset, {}) as writer,
     ):
