@@ -82,7 +82,11 @@ def joined(device: str = "auto") -> Iterator[None]:
             if ":" in device:
                 raise InputError(f"--device {device} names one GPU, each process takes its own: say --device cuda")
             torch.cuda.set_device(local)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT)
+        store, number, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # The launcher's store outlives a restart, and with it the addresses of processes that are gone.
+        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
         if "ULFAST_LAUNCHED" not in os.environ:  # torchrun gives each one thread
             torch.set_num_threads(cores())
     _RANK, _SIZE = dist.get_rank(), dist.get_world_size()
