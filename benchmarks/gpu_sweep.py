@@ -73,9 +73,9 @@ def main() -> int:
         labels, size = torch.arange(7, device=device) % classes, (side, side)
         windows = torch.rand(classes, channels, 3, 3, device=device) / 9
         filters = torch.rand(classes, 3, 3, device=device)
-        m = 4 * 4 * channels
-        centroids, mixing = torch.randn(classes, m, device=device), torch.rand(classes, m, m, device=device)
         patch = -(-side // 4)
+        m = channels * (-(-side // patch)) ** 2
+        centroids, mixing = torch.randn(classes, m, device=device), torch.rand(classes, m, m, device=device)
         for name, got, want, tolerance in (
             ("perturb_ar", ops.perturb_ar(labels, windows, seed=1, first=5, size=size, images=images),
              reference.perturb_ar(labels, windows, 1, 5, side, side, 1.0, "l2", images), 1.0),

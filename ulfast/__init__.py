@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .errors import ExtensionError, InputError
+from .errors import ExtensionError, InputError, WorkerError
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import ops, transforms
+    from . import distributed, ops, transforms
     from .analysis.diagnosis import Diagnosis, diagnose
     from .attacks import AttackResult, attack
     from .basis import Basis
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .reproduce import GridResult, reproduce
 
 _HOME = {
-    "ops": "ops", "project": "ops", "project_": "ops", "project_classwise": "ops",
+    "distributed": "distributed", "ops": "ops", "project": "ops", "project_": "ops", "project_classwise": "ops",
     "ingest": "ops",
     "Basis": "basis", "fit_basis": "fit", "OrthogonalProjection": "modules", "transforms": "transforms",
     "Dataset": "data", "load_dataset": "data", "write_dataset": "data", "MemoryLoader": "data", "Augment": "data",
@@ -50,9 +50,11 @@ __all__ = [
     "OrthogonalProjection",
     "PatchBasis",
     "PatchProjection",
+    "WorkerError",
     "__version__",
     "attack",
     "diagnose",
+    "distributed",
     "fit_basis",
     "fit_patches",
     "ingest",

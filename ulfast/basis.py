@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import InputError
+from .files import atomic_file
 from .orthonormal import gram, orthonormal_rows
 
 # Singular values of the row-normalised weights below this share of the largest are rounding, not directions: the
@@ -109,9 +110,8 @@ class Basis:
             "image_shape": json.dumps(list(self.image_shape)),
             "metadata": json.dumps(self.metadata),
         }
-        part = path.with_name(path.name + ".part")
-        save_file(tensors, part, metadata=text)
-        os.replace(part, path)
+        with atomic_file(path) as part:
+            part.write_bytes(save(tensors, metadata=text))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Basis:

@@ -34,6 +34,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def cores() -> int:
+    """Processors that this process may use: its share where torchrun started several on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 @lru_cache
 def commit() -> str | None:
     """The commit of the checkout that this package runs from, with "+" after it if files differ; None outside one."""

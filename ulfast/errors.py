@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class ExtensionError(ImportError):
     """The compiled kernels are missing or broken. Raised at the first use of a kernel, never at import."""
+
+
+class WorkerError(RuntimeError):
+    """One of several processes died or failed. The message names it, in one line."""

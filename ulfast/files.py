@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -48,21 +49,26 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             yield part
-            for file in part.rglob("*"):
-                if file.is_file():
-                    sync(file)
-            part.chmod(0o777 & ~_umask())
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-                os.replace(path, old / "old")
-                os.replace(part, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(part, path)
-            sync(path.parent)
+            publish(part, path)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+
+
+def publish(part: Path, path: Path) -> None:
+    """A finished folder `part` becomes `path` beside it, in place of what is there."""
+    for file in part.rglob("*"):
+        if file.is_file():
+            sync(file)
+    part.chmod(0o777 & ~_umask())
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        os.replace(path, old / "old")
+        os.replace(part, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(part, path)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -71,6 +77,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
+        _sweep(path)
         try:
             yield part
             sync(part)
@@ -78,6 +85,33 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+def _sweep(path: Path) -> None:
+    """Removes what processes that were killed have left of the same file."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        number = stale.name.removesuffix(".part").rpartition(".")[2]
+        if number.isdigit() and stale.is_file():
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                stale.unlink(missing_ok=True)
+            except OSError:
+                pass  # it lives, and is somebody else's
+
+
+def save_tensors(path: str | os.PathLike[str], content: Any) -> None:
+    """`torch.save`, atomically; a full disk is one line here too, which torch hides behind an error of its own."""
+    import torch
+
+    with atomic_file(path) as part, part.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            reason: BaseException | None = error
+            while reason is not None and not isinstance(reason, OSError):
+                reason = reason.__context__
+            raise (reason or error) from None
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

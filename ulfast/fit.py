@@ -7,23 +7,26 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import ops
+from . import distributed, ops
 from .basis import Basis
 from .data.dataset import Dataset
 from .data.lazy import LazyImages, prefetch
 from .data.loader import DEVICE_SHARE, as_tensor
 from .errors import InputError
+from .fit_state import FitState
 
 # Rows at a time where a data set is copied to a device or read once more: a few MB of CIFAR, 150 MB at 224 px.
 CHUNK = 1024
 # Bytes of decoded images read once more at a time; batches whose decoding is planned together.
 DECODED_BYTES, PIECE = 32 << 20, 512
 
-_Block = tuple[Tensor, Tensor, Tensor | None]
+# Size of a batch; our part of it: (b,) indices, and the images, or all images and the rows among them.
+_Block = tuple[int, Tensor, Tensor, Tensor | None]
 
 
 def fit_basis(
@@ -37,6 +40,8 @@ def fit_basis(
     rank: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
+    checkpoint: Path | None = None,
+    resume: bool = False,
     progress: Callable[..., None] | None = None,
 ) -> Basis:
     """Train a linear classifier without bias on the images as they are and return the span of its weights.
@@ -58,7 +63,13 @@ def fit_basis(
             what the rounds before have left of the images.
         seed: draws the order and the random start.
         device: "auto", "cpu", "cuda" or a torch.device.
+        checkpoint: file that keeps the weights every few seconds, for a fit that may be killed; yours to remove when
+            the basis is saved.
+        resume: go on with what that file holds, to the same weights.
         progress: called as ``progress("fit", done, total, loss=..., accuracy=...)``.
+
+    In the processes of `distributed.joined` each batch is cut into a part for each; the weights are those of one
+    process within float32's rounding.
 
     Returns:
         Basis with c - 1 rows (zero start) or up to c rows. Its metadata holds `train_accuracy` (of the final weights
@@ -87,12 +98,14 @@ def fit_basis(
         "fit": "sgd", "init": init, "steps": total, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "seed": seed, "images": n, "source": dataset.name,
     }  # fmt: skip
-    bases: list[Basis] = []
+    state = FitState(checkpoint, resume, {**metadata, "image_shape": list(dataset.image_shape), "rank": rank})
+    bases = state.bases
     while not bases or (rank is not None and sum(b.rank for b in bases) < rank):
         taken = torch.cat([b.rows for b in bases]).to(target) if bases else None
-        weight = _start(init, dataset.num_classes, d, seed + len(bases)).to(target)
+        begun = state.weight
+        weight = (_start(init, dataset.num_classes, d, seed + len(bases)) if begun is None else begun).to(target)
         batches = _batches(n, batch_size, total, seed + len(bases), drop_last=epochs is None)
-        _descend(images, labels, weight, batches, total, lr, taken, progress)
+        _descend(images, labels, weight, batches, total, lr, taken, state, progress)
         if init == "zero":
             # The gradient's rows sum to zero, and so do the weights, but for a thousand steps' rounding, which must not
             # pass for a direction. Softmax does not see what all classes share.
@@ -104,7 +117,7 @@ def fit_basis(
         found = Basis.from_weights(weight.cpu(), dataset.image_shape, metadata | facts)
         if bases and not found.rank:
             break  # nothing linear is left
-        bases.append(found)
+        state.done(found)
     return bases[0] if rank is None else _joined(bases, rank)
 
 
@@ -121,24 +134,29 @@ def _joined(bases: list[Basis], rank: int) -> Basis:
 
 def _descend(
     images: Tensor | LazyImages, labels: Tensor, weight: Tensor, batches: Iterator[Tensor], total: int, lr: float,
-    taken: Tensor | None, progress: Callable[..., None] | None,
+    taken: Tensor | None, state: FitState, progress: Callable[..., None] | None,
 ) -> None:  # fmt: skip
-    """SGD on `weight` in place.
+    """SGD on `weight` in place, from the step after those that `state` has.
 
     With `taken` (k, d): on the images without those directions. The images stay as they are; projecting the weights
     gives the same logits and, as the projector is symmetric, the same steps.
     """
-    if taken is not None:
+    if taken is not None and not state.step:
         ops.project_(weight, taken)
-    for step, (index, x, rows) in enumerate(_blocks(images, batches, weight.device)):
+    rest = itertools.islice(batches, state.step, None)
+    for step, (size, index, x, rows) in enumerate(_blocks(images, rest, weight.device), state.step):
         rate = lr * (1.0 if step < total / 2 else 0.1 if step < 0.75 * total else 0.01)
         y = labels if rows is not None else labels[index.to(labels.device)]
-        state = ops.softmax_regression_step(x, y, weight, rate, index=rows)
+        result = ops.softmax_regression_step(x, y, weight, rate, index=rows) if len(index) else None
+        if distributed.size() > 1:
+            # A step is linear in its images' gradients: the mean of all parts' weights is the step of the whole batch.
+            distributed.sum_(weight.mul_(len(index) / size))
         if taken is not None:
             ops.project_(weight, taken)
-        if progress and (step % 20 == 19 or step + 1 == total):
-            loss, correct = state.tolist()
+        if progress and (step % 20 == 19 or step + 1 == total) and result is not None:
+            loss, correct = result.tolist()
             progress("fit", step + 1, total, loss=loss, accuracy=correct / len(index))
+        state.keep(step + 1, weight)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -159,20 +177,21 @@ def _images(dataset: Dataset, device: torch.device) -> Tensor | LazyImages:
 
 
 def _blocks(images: Tensor | LazyImages, batches: Iterator[Tensor], device: torch.device) -> Iterator[_Block]:
-    """(index, images or rows, index into them or None) of each batch; undecoded images are decoded ahead, so the memory
-    that is taken does not depend on their number."""
+    """Our part of each batch; undecoded images are decoded ahead, so the memory that is taken does not depend on their
+    number."""
+    parts = ((len(index), index[slice(*distributed.share(len(index)))]) for index in batches)
     if isinstance(images, LazyImages):
         # Indices are a permutation a pass: known in pieces, so that a long fit does not list them all.
-        while piece := list(itertools.islice(batches, PIECE)):
-            with contextlib.closing(prefetch(images, [index.numpy() for index in piece])) as decoded:  # type: ignore[type-var]
-                for index, block in zip(piece, decoded, strict=True):
-                    yield index, torch.from_numpy(block).to(device), None
+        while piece := list(itertools.islice(parts, PIECE)):
+            with contextlib.closing(prefetch(images, [index.numpy() for _, index in piece])) as decoded:  # type: ignore[type-var]
+                for (size, index), block in zip(piece, decoded, strict=True):
+                    yield size, index, torch.from_numpy(block).to(device), None
         return
-    for index in batches:
+    for size, index in parts:
         if images.device.type == device.type:
-            yield index, images, index.to(device)
+            yield size, index, images, index.to(device)
         else:
-            yield index, images[index].to(device), None
+            yield size, index, images[index].to(device), None
 
 
 def _start(init: str, classes: int, d: int, seed: int) -> Tensor:
@@ -201,9 +220,11 @@ def _evaluate(images: Tensor | LazyImages, labels: Tensor, weight: Tensor) -> tu
     state = torch.zeros(2, dtype=torch.float64)
     # Of images decoded anew, as many at a time as take a few dozen megabytes.
     chunk = max(1, min(CHUNK, DECODED_BYTES // weight.shape[1])) if isinstance(images, LazyImages) else CHUNK
-    for index, block, rows in _blocks(images, iter(torch.arange(len(labels)).split(chunk)), weight.device):
+    for _, index, block, rows in _blocks(images, iter(torch.arange(len(labels)).split(chunk)), weight.device):
+        if not len(index):
+            continue
         y = labels[index.to(labels.device)]
         x = block if rows is None else block[int(index[0]) : int(index[-1]) + 1]
         state += ops.softmax_regression_step(x, y, weight, 0.0).cpu() * torch.tensor([len(y), 1.0])
-    loss, correct = (state / len(labels)).tolist()
+    loss, correct = (distributed.sum_(state) / len(labels)).tolist()
     return loss, correct

@@ -52,6 +52,22 @@ class PerturbationStatistics:
         self._extreme += int((changed & ((poisoned == 0) | (poisoned == 255))).sum())
         self.images += len(clean)
 
+    def record(self) -> dict[str, Any]:
+        """The sums so far, exact in JSON."""
+        return {"images": self.images, "sum": self._sum, "max": self._max, "squares": self._squares,
+                "values": self._values, "extreme": self._extreme, "changed": self._changed}  # fmt: skip
+
+    def merge(self, record: dict[str, Any]) -> None:
+        """Adds another's sums."""
+        for key in self._sum:
+            self._sum[key] += record["sum"][key]
+            self._max[key] = max(self._max[key], record["max"][key])
+        self._squares += record["squares"]
+        self._values += record["values"]
+        self._changed += record["changed"]
+        self._extreme += record["extreme"]
+        self.images += record["images"]
+
     def summary(self) -> dict[str, Any]:
         """Mean and largest norms, PSNR in dB, and the share of changed values that ended at 0 or 255."""
         if not self.images:

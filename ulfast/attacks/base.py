@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,8 @@ from ..training.refit import Refit
 # Where in the course of things an attack works: on the stored images, on their projection, on training batches, on the
 # search for the hardest of them, on the trained network. Attacks that are joined are carried out in this order.
 IMAGES, PROJECTION, BATCHES, SEARCH, NETWORK = range(5)
+# What a fit keeps in the run's folder while it lasts.
+FIT_FILE = "fit.pt"
 
 
 @dataclass
@@ -65,6 +68,8 @@ class Context:
     progress: Callable[..., None] | None = None
     basis: Basis | None = None  # fitted before: by an interrupted run, or given by the user
     clean: Dataset | None = None  # clean training images, for methods that need some
+    folder: Path | None = None  # of the run, for what a fit keeps while it lasts
+    resume: bool = False
 
 
 @dataclass(frozen=True)

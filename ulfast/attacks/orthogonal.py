@@ -13,7 +13,7 @@ from ..basis import Basis
 from ..errors import InputError
 from ..fit import fit_basis
 from ..parameters import parameter
-from .base import Attack, Context, Plan
+from .base import FIT_FILE, Attack, Context, Plan
 
 SOURCE = "Sandoval-Segura et al., What Can We Learn from Unlearnable Datasets?, NeurIPS 2023, section 4.4"
 
@@ -33,6 +33,7 @@ class LinearFit(Attack):
             return fit_basis(
                 plan.train, steps=self.fit_steps, epochs=self.fit_epochs, lr=self.fit_lr, init=self.init,
                 rank=rank, seed=context.seed, device=context.device, progress=context.progress,
+                checkpoint=context.folder / FIT_FILE if context.folder else None, resume=context.resume,
             )  # fmt: skip
         if context.basis.image_shape != plan.train.image_shape:
             raise InputError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .. import environment
+from .. import distributed, environment
 from ..basis import Basis
 from ..data.dataset import Dataset
 from ..data.load import load_dataset
@@ -21,7 +21,7 @@ from ..files import check_free, write_json, writing
 from ..parameters import with_parameters
 from ..poisons import poison
 from ..training import Recipe, TrainResult, build_model, get_recipe, mixing
-from .base import Attack, Context, Plan
+from .base import FIT_FILE, Attack, Context, Plan
 from .examples import examples
 from .registry import get_attack
 from .result import AttackResult
@@ -78,6 +78,9 @@ def attack(
         progress: called as ``progress(stage, done, total, **numbers)``.
         parameters: of the method, for example ``init="torch", fit_epochs=20, project_test=True``.
 
+    In the processes of `distributed.joined` every batch is cut into a part for each, of the fit as of the trainings;
+    the first process writes `out`, and all get the result.
+
     Returns:
         AttackResult.
 
@@ -114,13 +117,16 @@ def attack(
     config = {
         "method": name, "parameters": {type(s).__name__: asdict(s) for s in steps if dataclasses.fields(s)},
         "model": model, "recipe": asdict(chosen), "seed": seed, "device": str(where), "limit": limit,
+        **({"processes": distributed.size()} if distributed.size() > 1 else {}),
         "half": str(half).removeprefix("torch.") if half else None,
         "data": {"name": train_set.name, "images": len(train_set), "image_shape": list(train_set.image_shape),
                  "classes": train_set.num_classes, "test_images": len(test_set), "manifest": train_set.manifest},
     }  # fmt: skip
     _rehearse(model, train_set, chosen)
     if folder is not None:
-        _open(folder, config, resume, overwrite)
+        if distributed.is_main():
+            _open(folder, config, resume, overwrite)
+        distributed.wait()
     runner = Runner(model, seed, where, folder, resume, keep_checkpoints, evaluate_every, progress)
 
     baselines: dict[str, TrainResult] = {}
@@ -131,14 +137,19 @@ def attack(
 
     plan = Plan(train_set, test_set, chosen)
     fitted = folder / "basis.safetensors" if folder is not None else None
-    if basis is None and resume and fitted is not None and fitted.is_file():
+    if basis is None and fitted is not None and distributed.agreed(resume and fitted.is_file()):
         basis = Basis.load(fitted)
-    context = Context(seed, where, progress, basis, clean)
+    distributed.wait()  # until all have read it, as it is written again below
+    context = Context(seed, where, progress, basis, clean, folder, resume)
     for step in steps:
         step.apply(plan, context)
-    if fitted is not None and plan.basis is not None:
-        plan.basis.save(fitted)
-    if folder is not None:
+    if plan.project is not None:
+        plan.project = distributed.same(plan.project)
+    if fitted is not None and plan.basis is not None and distributed.is_main():
+        with writing(fitted):
+            plan.basis.save(fitted)
+            fitted.with_name(FIT_FILE).unlink(missing_ok=True)
+    if folder is not None and distributed.is_main():
         with writing(folder):
             examples(train_set, clean, plan).save(folder / "examples.npz")
     result = runner.run("attack", plan, materialize)
@@ -153,7 +164,7 @@ def attack(
         images_per_second=result.images_per_second, config=config, environment=environment.describe(),
         notes=plan.notes, basis=plan.basis,
     )  # fmt: skip
-    if folder is not None:
+    if folder is not None and distributed.is_main():
         with writing(folder):
             done.save(folder)
     return done

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..data.dataset import Dataset
 from ..data.loader import Augment, FilteredLoader, MemoryLoader, channel_statistics
 from ..devices import fast_half
@@ -43,7 +44,7 @@ class Runner:
     def run(self, stage: str, plan: Plan, materialize: bool = False) -> TrainResult:
         """Trains, then refits what the plan says; `plan.notes` gets what the refits report."""
         recipe, data = plan.recipe, plan.train
-        mean, std = channel_statistics(data)
+        mean, std = channel_statistics(data, shared=True)
         plan.notes |= {"mean": list(mean), "std": list(std)}
         hooks = [mixing.cutmix(data.num_classes, recipe.cutmix)] if recipe.cutmix else []
         hooks += plan.hooks
@@ -53,19 +54,21 @@ class Runner:
         dtype = (None if recipe.strong else half) or torch.float32
 
         def test_like(
-            dataset: Dataset, batch_size: int, *, augment: Augment | None = None, shuffle: bool = False
-        ) -> MemoryLoader:
+            dataset: Dataset, batch_size: int, *, augment: Augment | None = None, shuffle: bool = False,
+            part: tuple[int, int] = (0, 1),
+        ) -> MemoryLoader:  # fmt: skip
             return MemoryLoader(
                 dataset, batch_size, basis=plan.project if plan.project_test else None, mean=mean, std=std,
-                dtype=dtype, augment=augment, shuffle=shuffle, seed=self.seed, device=self.device,
+                dtype=dtype, augment=augment, shuffle=shuffle, seed=self.seed, device=self.device, part=part,
             )  # fmt: skip
 
-        test_loader = test_like(plan.test, EVALUATION_BATCH)
+        part = (distributed.rank(), distributed.size())
+        test_loader = test_like(plan.test, EVALUATION_BATCH, part=part)
         network = build_model(self.model, num_classes=data.num_classes, image_shape=data.image_shape, seed=self.seed)
         identity = {"model": self.model, "stage": stage, "images": len(data), "method": data.manifest.get("method", "")}
         result = train(
             network, self._loader(plan, mean, std, dtype, materialize), test_loader, recipe, hooks=hooks,
-            select=test_like(plan.select, EVALUATION_BATCH) if plan.select is not None else None,
+            select=test_like(plan.select, EVALUATION_BATCH, part=part) if plan.select is not None else None,
             normalisation=(mean, std), seed=self.seed,
             folder=self.folder / "checkpoints" / stage if self.folder else None,
             resume=self.resume, identity=identity, keep_checkpoints=self.keep and stage == "attack",
@@ -74,7 +77,7 @@ class Runner:
         )  # fmt: skip
         if plan.select is not None:
             plan.notes["early-stop"] = {"epoch": result.chosen["epoch"], "images": len(plan.select)}
-        for refit in plan.refits:
+        for refit in plan.refits:  # on a few images: every process does the same
             note = refit(Trained(network, test_like, test_loader, half, self.seed, self.progress))
             plan.notes[note["refit"]] = note
             result = replace(result, refitted=note["test_accuracy"])
@@ -90,6 +93,7 @@ class Runner:
         options: dict[str, Any] = {
             "mean": mean, "std": std, "dtype": dtype, "augment": recipe.augment, "shuffle": True, "seed": self.seed,
             "drop_last": len(data) >= recipe.batch_size, "device": self.device,
+            "part": (distributed.rank(), distributed.size()),
         }  # fmt: skip
         transform = filters(plan, self.device)
         if materialize and (plan.project is not None or transform) and self.folder is not None:
@@ -98,7 +102,9 @@ class Runner:
             start = time.perf_counter()
             target = self.folder / "projected"
             on_cpu = filters(plan, torch.device("cpu"))
-            write_projected(target, data, plan.project, transform=on_cpu, progress=self.progress)
+            if distributed.is_main():
+                write_projected(target, data, plan.project, transform=on_cpu, progress=self.progress)
+            distributed.wait()
             plan.seconds["project"] = plan.seconds.get("project", 0.0) + time.perf_counter() - start
             return ProjectedLoader(target, data, recipe.batch_size, **options)
         if transform:

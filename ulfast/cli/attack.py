@@ -11,7 +11,7 @@ from ..errors import InputError
 from .common import Output, data_options, free_folder, settings, verb
 
 
-@verb("attack")
+@verb("attack", processes=True)
 @click.option("--method", "-m", default="orthogonal", show_default=True,
               help="An attack, or several joined with + (see `ulfast ls`).")  # fmt: skip
 @data_options
@@ -54,6 +54,7 @@ def command(
     ulfast attack --method orthogonal --data poisoned/ --clean cifar10 --compare --report answer.html
     ulfast attack --method orthogonal --init torch --fit-epochs 20 --recipe paper --data poisoned/
     """
+    from .. import distributed
     from ..attacks import AttackResult, attack, get_attack
     from ..basis import Basis
     from ..data import load_dataset
@@ -67,24 +68,28 @@ def command(
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--report {report} must end in .html")
     resolve_device(device)
+    if distributed.restarted() and out is not None and out.is_dir():
+        resume, overwrite = True, False
     if resume and out is None:
         raise InputError("which run goes on? Give --resume with its --out FOLDER")
     if resume and out is not None and not out.is_dir():
         raise InputError(f"there is no run {out} to resume: leave --resume out")
-    folder = out or free_folder(f"runs/{_stem(data)}-{name}")
-    if not resume:
+    folder = distributed.agreed(out or free_folder(f"runs/{_stem(data)}-{name}"))
+    if not resume and distributed.is_main():
         check_free(folder, overwrite)
     options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
     train = test = clean_set = None
     if data is not None:
-        train = load_dataset(data, limit=limit, seed=seed, **options)
-        test = load_dataset(data, split="test", test_data=test_data, **options)
+        with distributed.main_first():  # which downloads it
+            train = load_dataset(data, limit=limit, seed=seed, **options)
+            test = load_dataset(data, split="test", test_data=test_data, **options)
     elif test_data or resize or format_:
         raise InputError("--test-data, --resize and --format need --data")
     if clean is not None:
         if train is None:
             raise InputError("--clean needs --data: the embedded sample brings its own baselines")
-        clean_set = load_dataset(clean, limit=limit, seed=seed, resize=resize, progress=output.bars)
+        with distributed.main_first():
+            clean_set = load_dataset(clean, limit=limit, seed=seed, resize=resize, progress=output.bars)
     # Methods that need clean images take these; a training on all of them is then asked for with --compare.
     baseline = clean_set if compare or not any(step.needs_clean for step in steps) else None
     chosen = get_recipe(recipe, model, len(train) if train is not None else limit or 5000)
@@ -105,6 +110,8 @@ def command(
         init=init, fit_steps=fit_steps, fit_epochs=fit_epochs, fit=fit, rank=rank, project_test=project_test,
         **settings(pairs),
     )  # fmt: skip
+    if not distributed.is_main():
+        return
     names = train.classes if train is not None else load_dataset("sample").classes
     figure = folder / "attack.png"
     pictures.save(pictures.attack_figure(result, names), figure)

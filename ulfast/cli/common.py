@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -132,29 +134,30 @@ class Output:
 
     json: bool = False
     quiet: bool = False
+    silent: bool = False  # one of several processes, and not the first
     bars: Bars = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bars = Bars(self.quiet or self.json)
+        self.bars = Bars(self.quiet or self.json or self.silent)
 
     def result(self, value: dict[str, Any]) -> None:
         """The JSON object, where it was asked for."""
-        if self.json:
+        if self.json and not self.silent:
             click.echo(json.dumps(value, ensure_ascii=False, default=str))
 
     def say(self, text: str) -> None:
         """A line of the result."""
-        if not self.json:
+        if not (self.json or self.silent):
             click.echo(text)
 
     def remark(self, text: str) -> None:
         """A line beside the result."""
-        if not (self.json or self.quiet):
+        if not (self.json or self.quiet or self.silent):
             click.echo(text, err=True)
 
     def show(self, renderable: Any) -> None:
         """A table of rich."""
-        if not self.json:
+        if not (self.json or self.silent):
             from rich.console import Console
 
             title = getattr(renderable, "title", None)
@@ -164,18 +167,29 @@ class Output:
             Console(file=sys.stdout, highlight=False).print(renderable)
 
 
-def verb(name: str, *, seed: bool = True, device: bool = True, **attributes: Any) -> Callable[[F], click.Command]:
-    """A click command with the options every verb has; the function gets an `Output` first."""
+def verb(
+    name: str, *, seed: bool = True, device: bool = True, processes: bool = False, **attributes: Any
+) -> Callable[[F], click.Command]:
+    """A click command with the options every verb has; the function gets an `Output` first.
+
+    With `processes` it may be run by several processes, which torchrun or --nproc starts.
+    """
 
     def decorate(function: F) -> click.Command:
         @functools.wraps(function)
         def run(json: bool, quiet: bool, debug: bool, **options: Any) -> Any:
-            output = Output(json, quiet)
+            nproc, restarts = options.pop("nproc", None), options.pop("max_restarts", 0)
+            if (nproc or restarts) and not _launched():
+                return _launch(nproc or 1, restarts, options)
+            if not processes and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise InputError(f"`ulfast {name}` works in one process: start it without torchrun")
             from ..environment import keep_freed_memory
 
             keep_freed_memory()
-            with output.bars:
-                return function(output, **options)
+            with _joined(options) if _launched() else contextlib.nullcontext():
+                output = Output(json, quiet, int(os.environ.get("RANK", "0")) > 0)
+                with output.bars:
+                    return function(output, **options)
 
         command = click.command(name, **attributes)(run)
         if seed:
@@ -184,6 +198,13 @@ def verb(name: str, *, seed: bool = True, device: bool = True, **attributes: Any
         if device:
             command.params.append(click.Option(["--device"], default="auto", show_default=True, metavar="auto|cpu|cuda",
                                                help="Where to compute."))  # fmt: skip
+        if processes:
+            command.params += [
+                click.Option(["--nproc"], type=click.IntRange(1), metavar="N",
+                             help="Processes on this machine, one a GPU; torchrun for several machines."),
+                click.Option(["--max-restarts"], type=click.IntRange(0), default=0, metavar="N",
+                             help="Times to go on from the last checkpoint by itself when a process dies."),
+            ]  # fmt: skip
         command.params += [
             Config(),
             click.Option(["--json"], is_flag=True, help="One JSON object on stdout, nothing else."),
@@ -193,6 +214,25 @@ def verb(name: str, *, seed: bool = True, device: bool = True, **attributes: Any
         return command
 
     return decorate
+
+
+def _launched() -> bool:
+    """Whether a launcher has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _launch(processes: int, restarts: int, options: dict[str, Any]) -> None:
+    if restarts and options.get("out") is None:
+        raise InputError("a restart goes on with what is on the disk: give --max-restarts with an --out")
+    from .. import distributed
+
+    distributed.launch(processes, click.get_current_context().meta["ulfast.arguments"], restarts)
+
+
+def _joined(options: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+    from .. import distributed
+
+    return distributed.joined(options.get("device", "auto"))
 
 
 def data_options(function: F) -> F:

@@ -141,7 +141,7 @@ def export(output: Output, data: str, layout: str, base: str | None, out: Path |
     output.say(f"{len(train):,} images as {layout}: {out}")
 
 
-@verb("convert", device=False)
+@verb("convert", device=False, processes=True)
 @click.argument("data", metavar="PATH|NAME")
 @click.option("--to", type=click.Choice(["beton", "ulfast"]), default="beton", show_default=True,
               help="FFCV's .beton, or ulfast's folder of memory-mapped arrays.")  # fmt: skip
@@ -160,23 +160,28 @@ def convert(
 ) -> None:  # fmt: skip
     """Bring a data set of any size into a form that loads quickly; test images go to FILE.test.beton.
 
-    Images of large folders are read as they are written. Interrupted, the same command goes on where .beton was.
+    Images of large folders are read as they are written. Interrupted, the same command goes on where it was.
 
     \b
     ulfast data convert imagenet/ --resize 224 --mode jpeg --quality 90 --out imagenet.beton
     ulfast data convert cifar10 --out cifar10.beton
     """
-    from ..data import load_dataset, write_dataset
+    from .. import distributed
+    from ..data import load_dataset
     from ..data.beton import write_beton
     from ..data.readers.beton import test_file
+    from ..data.rows import write_resumable
 
     if out is None:
         raise InputError("where to? Give --out")
+    if to == "beton" and distributed.size() > 1:
+        raise InputError("a .beton file is written in order, by one process with a thread a core: leave --nproc out")
     options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
-    train = load_dataset(data, **options)
-    test = _test(data, **options)
+    with distributed.main_first():  # which downloads it
+        train = load_dataset(data, **options)
+        test = _test(data, **options)
     if to == "ulfast":
-        write_dataset(out, train, test, overwrite=overwrite)
+        write_resumable(out, train, test, overwrite=overwrite, progress=output.bars)
     else:
         for file, dataset in ((out, train), (test_file(out), test)):
             if dataset is not None:

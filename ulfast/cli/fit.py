@@ -10,10 +10,11 @@ from ..errors import InputError
 from .common import Output, data_options, verb
 
 
-@verb("fit")
+@verb("fit", processes=True)
 @data_options
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="File for the basis, FILE.safetensors.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted fit of --out.")
 @click.option("--init", type=click.Choice(["zero", "torch"]), default="zero", show_default=True,
               help="Start of the weights; torch is the paper's random default.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), help="SGD steps (default 1,000).")
@@ -21,8 +22,8 @@ from .common import Output, data_options, verb
 @click.option("--lr", type=float, default=0.1, show_default=True, help="First learning rate.")
 def command(
     output: Output, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
-    resize: int | None, out: Path | None, overwrite: bool, init: str, steps: int | None, epochs: int | None,
-    lr: float, seed: int, device: str,
+    resize: int | None, out: Path | None, overwrite: bool, resume: bool, init: str, steps: int | None,
+    epochs: int | None, lr: float, seed: int, device: str,
 ) -> None:  # fmt: skip
     """Fit the linear model whose weights the projection removes, and save their orthonormal basis and a picture.
 
@@ -30,9 +31,10 @@ def command(
     ulfast fit --data poisoned/ --out basis.safetensors
     ulfast fit --data poisoned/ --init torch --epochs 20 --out paper.safetensors
     """
+    from .. import distributed
     from ..data import load_dataset
     from ..devices import resolve_device
-    from ..files import check_free
+    from ..files import check_free, writing
     from ..fit import fit_basis
     from ..report import pictures
 
@@ -42,15 +44,26 @@ def command(
         raise InputError("where to? Give --out FILE.safetensors")
     if out.is_dir():
         raise InputError(f"{out} is a folder: give a file name, for example {out / 'basis.safetensors'}")
-    check_free(out, overwrite)
+    kept = out.with_name(f"{out.name}.part.pt")
+    if distributed.restarted():
+        resume = kept.is_file()
+    elif resume and not kept.is_file():
+        raise InputError(f"there is no interrupted fit {kept}: leave --resume out")
+    elif distributed.is_main():
+        check_free(out, overwrite)
     where = resolve_device(device)
-    train = load_dataset(data, format=format_, limit=limit, seed=seed, resize=resize, progress=output.bars)
+    with distributed.main_first():  # which downloads it
+        train = load_dataset(data, format=format_, limit=limit, seed=seed, resize=resize, progress=output.bars)
     basis = fit_basis(train, steps=steps, epochs=epochs, lr=lr, init=init, seed=seed, device=where,
-                      progress=output.bars)  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    basis.save(out)
+                      checkpoint=kept, resume=resume, progress=output.bars)  # fmt: skip
+    if not distributed.is_main():
+        return
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        basis.save(out)
     picture = out.with_suffix(".png")
     pictures.save(pictures.basis_figure(basis, train.classes), picture)
+    kept.unlink(missing_ok=True)
     output.result({**basis.metadata, "out": str(out), "figure": str(picture)})
     output.say(
         f"rank {basis.rank}, train accuracy {100 * basis.metadata['train_accuracy']:.1f} %,"

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..errors import InputError
+from ..errors import InputError, WorkerError
 from ..version import __version__
 
 # verb -> (module, what `ulfast --help` says)
@@ -44,6 +44,10 @@ class Verbs(click.Group):
             return None
         command: click.Command = importlib.import_module(f".{VERBS[cmd_name][0]}", __package__).command
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["ulfast.arguments"] = list(args)  # for the processes of --nproc
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[:2] == ["poison", "ar-search"]:
@@ -86,11 +90,17 @@ def main(arguments: list[str] | None = None) -> None:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         where = getattr(error, "ctx", None)
         hint = f" (try `{where.command_path} --help`)" if where is not None else ""
-        complain(f"{' '.join(message.split())}{hint}")
+        complain(f"{' '.join(message.split())}{hint}", error)
         sys.exit(INPUT_WRONG)
+    except WorkerError as error:
+        if debug:
+            raise
+        complain(str(error))
+        sys.exit(OUR_FAULT)
     except (KeyboardInterrupt, click.Abort):
-        complain("interrupted; finished epochs are kept: the same command with --resume goes on from there"
-                 if "attack" in arguments else "interrupted; nothing was written")  # fmt: skip
+        resumable = {"attack", "fit", "poison"} & set(arguments[:1])
+        complain("interrupted; finished work is kept: the same command with --resume goes on from there"
+                 if resumable else "interrupted; nothing was written")  # fmt: skip
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # `ulfast ls | head`: the reader is gone, which is no fault of anybody's.
@@ -100,10 +110,18 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         text = " ".join(str(error).split()) or "no message"
-        complain(f"internal error, {type(error).__name__}: {text[:300]}; run again with --debug for the traceback")
+        complain(
+            f"internal error, {type(error).__name__}: {text[:300]}; run again with --debug for the traceback", error
+        )
         sys.exit(OUR_FAULT)
 
 
-def complain(text: str) -> None:
-    """One line on stderr."""
+def complain(text: str, error: BaseException | None = None) -> None:
+    """One line on stderr; of one of several processes for the launcher to print."""
+    if error is not None and "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from .. import distributed
+
+        if distributed.tell_launcher(text, error):
+            return
+        text = f"process {os.environ.get('RANK', '?')}: {text}"
     click.echo(f"{click.style('ulfast:', fg='red', bold=True)} {text}", err=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from ..errors import InputError
 from .common import Output, data_options, existing, settings, verb
 
 
-@verb("poison")
+@verb("poison", processes=True)
 @click.option("--method", "-m", default="lsp", show_default=True, help="A poison (see `ulfast ls`).")
 @data_options
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
@@ -22,7 +25,7 @@ from .common import Output, data_options, existing, settings, verb
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
 @click.option("--work", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Where methods that train a network keep what they have (default: OUT.work).")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run in --work.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run of --out.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
 def command(
     output: Output, method: str, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
@@ -36,9 +39,11 @@ def command(
     ulfast poison --method regions-16 --data my_photos/ --resize 224 --rate 0.5 --out half/
     ulfast poison --method em --data cifar10 --set surrogate=resnet18-16 --out em/
     """
-    from ..data import DatasetWriter, load_dataset
+    from .. import distributed
+    from ..data import load_dataset
+    from ..data.rows import RowWriter, part_folder
     from ..files import check_free
-    from ..poisons import Poisoning, Workplace, get_poison, write_poisoned
+    from ..poisons import Poisoning, Workplace, get_poison, write_rows
     from ..report import pictures
 
     name, plain = get_poison(method)
@@ -46,17 +51,25 @@ def command(
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
         raise InputError("where to? Give --out FOLDER")
-    if out is not None:
+    if plain.trains and distributed.size() > 1:
+        raise InputError(f"{name} trains a network, which one process does: leave --nproc out")
+    part = part_folder(out) if out is not None else None
+    if distributed.restarted():
+        resume = distributed.agreed(part is not None and part.is_dir())
+    if out is not None and not resume and distributed.is_main():
         check_free(out, overwrite)
     place = None
     if plain.trains and out is not None and not dry_run:
         place = work or out.with_name(f"{out.name}.work")
-        _clear(place, resume, overwrite)
-    elif (work is not None or resume) and not plain.trains:
-        raise InputError(f"--work and --resume belong to methods that train a network, {name} does not: leave them")
+        _clear(place, resume and not existing(out), overwrite)
+    elif work is not None and not plain.trains:
+        raise InputError(f"--work belongs to methods that train a network, {name} does not: leave it out")
+    elif resume and out is not None and part is not None and not (part.is_dir() or existing(out)):
+        raise InputError(f"there is no interrupted run in {part}: leave --resume out")
     options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
-    train = load_dataset(data, limit=limit, seed=seed, **options)
-    test = _test_split(data, test_data, options)
+    with distributed.main_first():  # which downloads it
+        train = load_dataset(data, limit=limit, seed=seed, **options)
+        test = _test_split(data, test_data, options)
     poisoning = Poisoning(
         train,
         name,
@@ -74,17 +87,23 @@ def command(
         output.result({**summary, "dry_run": True})
         output.say(f"would poison {len(train):,} images of {train.name} with {name}: {summary['parameters']}")
         return
-    with DatasetWriter(out, overwrite=overwrite) as writer:
-        split = writer.split("train", train.image_shape, train.classes, source=train.name)
-        write_poisoned(poisoning, split, output.bars)
-        if test is not None:
-            clean = writer.split("test", test.image_shape, test.classes, source=test.name)
-            clean.append_all(test)
-        split.close()
-        poisoned = load_dataset(writer.folder / "train")
-        figure = pictures.comparison_figure(train, poisoned, seed=seed, title=f"{name} on {train.name}")
-        pictures.save(figure, writer.folder / "poison.png")
-        statistics = poisoning.statistics.summary()
+    if resume and existing(out) and not overwrite:
+        if not _is(out, summary):
+            check_free(out, overwrite)
+        output.result({**summary, "out": str(out)})
+        output.say(f"{out} is complete already")
+        return
+    identity = {**summary, "labels": zlib.crc32(train.labels.data), "image_shape": list(train.image_shape)}
+    with RowWriter(out, train, identity, resume=resume, overwrite=overwrite) as writer:
+        if write_rows(poisoning, writer, output.bars):
+            if test is not None:
+                writer.append_test(replace(test, manifest={}))
+            poisoned = load_dataset(writer.folder / "train")
+            figure = pictures.comparison_figure(train, poisoned, seed=seed, title=f"{name} on {train.name}")
+            pictures.save(figure, writer.folder / "poison.png")
+    statistics = poisoning.statistics.summary()
+    if not distributed.is_main():
+        return
     if place is not None and work is None:
         shutil.rmtree(place)
     output.result({**summary, "out": str(out), "figure": str(out / "poison.png"), "statistics": statistics})
@@ -120,6 +139,16 @@ def _clear(place: Path, resume: bool, overwrite: bool) -> None:
         if not ((place / "delta.npy").is_file() or (place / "surrogate").is_dir()):
             raise InputError(f"{place} holds something else than a run of this program: choose another --work")
         shutil.rmtree(place)
+
+
+def _is(out: Path, summary: dict[str, Any]) -> bool:
+    """Whether a folder is what a command would make: it was killed after its last image."""
+    from ..data import load_dataset
+
+    made = load_dataset(out)
+    wanted = {key: summary[key] for key in ("method", "parameters", "seed", "rate")}
+    same = all(made.manifest.get(key) == value for key, value in json.loads(json.dumps(wanted)).items())
+    return same and len(made) == summary["images"]
 
 
 def _test_split(data: str, test_data: str | None, options: dict[str, Any]) -> Any:

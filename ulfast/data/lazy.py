@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..environment import cores
 from ..errors import InputError
 
 # Data sets that take more than this when decoded are read piece by piece; ULFAST_STREAM_BYTES sets another limit.
@@ -33,11 +34,6 @@ def streams(count: int, shape: Sequence[int], wanted: bool | None) -> bool:
     if not limit.isdecimal():
         raise InputError(f"ULFAST_STREAM_BYTES is {limit!r}: give a number of bytes")
     return count * int(np.prod(shape)) > int(limit)
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)))
 
 
 class LazyImages:

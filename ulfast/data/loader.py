@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import distributed, ops
 from .dataset import Dataset, chunks
 from .lazy import LazyImages, prefetch
 
@@ -46,14 +46,20 @@ class Augment:
         return shift, u[:, 2] < 0.5 if self.flip else None
 
 
-def channel_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels, in units of [0, 1]; exact, in constant memory."""
+def channel_statistics(dataset: Dataset, *, shared: bool = False) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, in units of [0, 1]; exact, in constant memory.
+
+    With `shared` every process of `distributed.joined` counts its share of the images, to the same numbers.
+    """
     channels = dataset.image_shape[2]
     counts = np.zeros((channels, 256))
-    for begin, stop in chunks(dataset.images):
+    pieces = chunks(dataset.images)
+    for begin, stop in pieces[slice(*distributed.share(len(pieces)))] if shared else pieces:
         flat = dataset.images[begin:stop].reshape(-1, channels)
         for c in range(channels):
             counts[c] += np.bincount(flat[:, c], minlength=256)
+    if shared:
+        distributed.sum_(torch.from_numpy(counts))  # whole numbers: exact in any order
     levels = np.arange(256) / 255
     total = counts.sum(axis=1)
     mean = counts @ levels / total
@@ -65,12 +71,14 @@ class EpochLoader:
     """What loaders share: the order of a pass over n images, its draws, and how many batches it has."""
 
     def __init__(
-        self, n: int, batch_size: int, *, augment: Augment | None, shuffle: bool, seed: int, drop_last: bool
-    ) -> None:
+        self, n: int, batch_size: int, *, augment: Augment | None, shuffle: bool, seed: int, drop_last: bool,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._n, self.batch_size = n, batch_size
         self.augment, self.shuffle, self.seed, self.drop_last = augment, shuffle, seed, drop_last
+        self.part = part
         self.epoch = 0
 
     @property
@@ -83,6 +91,15 @@ class EpochLoader:
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order and the augmentation of the next pass."""
         self.epoch = epoch
+
+    def batch_images(self, i: int) -> int:
+        """Images of batch i, all parts of it together."""
+        return min(self.batch_size, self.images_per_epoch - i * self.batch_size)
+
+    def _batches(self) -> list[Tensor]:
+        """Numbers of the images of each batch, our part of it."""
+        batches = self._order().split(self.batch_size)
+        return [index[slice(*distributed.share(len(index), *self.part))] for index in batches]
 
     def _order(self) -> Tensor:
         """Numbers of the images of this pass, as they come."""
@@ -112,6 +129,8 @@ class MemoryLoader(EpochLoader):
         shuffle: a new order each epoch, from (seed, epoch).
         drop_last: leave a short last batch out.
         device: where batches are made. On a GPU the stored images are kept there if they fit.
+        part: (i, m): the i-th of m parts of each batch, of which m processes take one each. Batches of fewer than m
+            images leave some parts empty.
 
     Example:
         >>> for x, y in MemoryLoader(dataset, 128, basis=basis.rows, augment=Augment(), shuffle=True):
@@ -132,8 +151,11 @@ class MemoryLoader(EpochLoader):
         seed: int = 0,
         drop_last: bool = False,
         device: str | torch.device = "cpu",
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        super().__init__(len(dataset), batch_size, augment=augment, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        super().__init__(
+            len(dataset), batch_size, augment=augment, shuffle=shuffle, seed=seed, drop_last=drop_last, part=part
+        )
         if mean is None or std is None:
             mean, std = channel_statistics(dataset)
         self.dataset = dataset
@@ -150,7 +172,7 @@ class MemoryLoader(EpochLoader):
                 self._images = self._images.to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self._order().split(self.batch_size)
+        batches = self._batches()
         shift, flip = self._draws()
         with contextlib.ExitStack() as stack:
             blocks: Iterator[np.ndarray | None] = itertools.repeat(None, len(batches))

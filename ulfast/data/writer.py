@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,33 @@ from .dataset import Dataset, chunks
 FORMAT = "ulfast-dataset-1"
 
 
+def array_header(shape: Sequence[int]) -> bytes:
+    """The head of a .npy file of uint8. numpy pads it to 64 bytes, with room for the count to grow, so it can be
+    rewritten in place."""
+    head = io.BytesIO()
+    about: Any = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(head, about)  # type: ignore[no-untyped-call]
+    return head.getvalue()
+
+
+def complete_split(
+    folder: Path, labels: np.ndarray, image_shape: Sequence[int], classes: Sequence[str], sha256: str,
+    about: dict[str, Any],
+) -> None:  # fmt: skip
+    """Labels and manifest of a split whose images are written; `sha256` is of their bytes."""
+    np.save(folder / "labels.npy", labels)
+    manifest = {
+        "format": FORMAT,
+        "ulfast": __version__,
+        "classes": list(classes),
+        "image_shape": list(image_shape),
+        "images": len(labels),
+        "images_sha256": sha256,
+        **about,
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
 class SplitWriter:
     """Streams one split to a folder. Made by `DatasetWriter.split`."""
 
@@ -33,12 +61,7 @@ class SplitWriter:
         self._digest = hashlib.sha256()
 
     def _header(self, n: int) -> None:
-        # numpy pads the header to 64 bytes, with room for the count to grow, so it can be rewritten in place.
-        shape = (n, *self._shape)
-        np.lib.format.write_array_header_1_0(
-            self._file,
-            {"descr": "|u1", "fortran_order": False, "shape": shape},  # type: ignore[arg-type]
-        )
+        self._file.write(array_header((n, *self._shape)))
 
     def append(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Adds (m, H, W, C) uint8 images with their (m,) labels."""
@@ -71,17 +94,7 @@ class SplitWriter:
         if self._file.tell() != self._data_start:
             raise RuntimeError("the header of images.npy changed its length")
         self._file.close()
-        np.save(self._folder / "labels.npy", labels)
-        manifest = {
-            "format": FORMAT,
-            "ulfast": __version__,
-            "classes": list(self._classes),
-            "image_shape": list(self._shape),
-            "images": len(labels),
-            "images_sha256": self._digest.hexdigest(),
-            **self._about,
-        }
-        write_json(self._folder / "manifest.json", manifest)
+        complete_split(self._folder, labels, self._shape, self._classes, self._digest.hexdigest(), self._about)
 
     def abort(self) -> None:
         self._file.close()
@@ -151,11 +164,7 @@ def write_dataset(
     path: str | os.PathLike[str], train: Dataset, test: Dataset | None = None, *, overwrite: bool = False
 ) -> None:
     """Writes one or two splits to the folder `path`, atomically."""
-    if test is not None and (test.image_shape != train.image_shape or test.classes != train.classes):
-        raise InputError(
-            f"training and test images differ: {train.image_shape} with {train.num_classes} classes,"
-            f" {test.image_shape} with {test.num_classes}"
-        )
+    same_shape(train, test)
     with DatasetWriter(path, overwrite=overwrite) as writer:
         for name, dataset in (("train", train), ("test", test)):
             if dataset is None:
@@ -164,3 +173,12 @@ def write_dataset(
                 name, dataset.image_shape, dataset.classes, source=dataset.name, manifest=dataset.manifest
             )
             split.append_all(dataset)
+
+
+def same_shape(train: Dataset, test: Dataset | None) -> None:
+    """Raises InputError for two splits that are not of one data set."""
+    if test is not None and (test.image_shape != train.image_shape or test.classes != train.classes):
+        raise InputError(
+            f"training and test images differ: {train.image_shape} with {train.num_classes} classes,"
+            f" {test.image_shape} with {test.num_classes}"
+        )

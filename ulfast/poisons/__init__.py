@@ -2,6 +2,16 @@
 
 from .base import Poison, Workplace
 from .registry import POISONS, get_poison
-from .run import Poisoning, perturbation, poison, write_poisoned
+from .run import Poisoning, perturbation, poison, write_poisoned, write_rows
 
-__all__ = ["POISONS", "Poison", "Poisoning", "Workplace", "get_poison", "perturbation", "poison", "write_poisoned"]
+__all__ = [
+    "POISONS",
+    "Poison",
+    "Poisoning",
+    "Workplace",
+    "get_poison",
+    "perturbation",
+    "poison",
+    "write_poisoned",
+    "write_rows",
+]

@@ -14,6 +14,7 @@ import torch
 from .. import ops
 from ..analysis.statistics import PerturbationStatistics
 from ..data.dataset import Dataset, chunks
+from ..data.rows import RowWriter
 from ..data.writer import SplitWriter
 from ..errors import InputError
 from ..parameters import with_parameters
@@ -48,15 +49,26 @@ class Poisoning:
         self.statistics = PerturbationStatistics()
 
     def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        for begin, stop, out, _ in self.over(self.pieces()):
+            yield begin, stop, out
+
+    def pieces(self) -> list[tuple[int, int]]:
+        """All images in ranges, which do not depend on who works on them."""
+        return chunks(self.dataset.images, CHUNK_BYTES)
+
+    def over(self, pieces: list[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray, dict[str, Any]]]:
+        """(begin, stop, poisoned images, their `PerturbationStatistics.record`) of some ranges."""
         perturb = self.poison.prepare_in(self.dataset, self.seed, self.work)
         chosen = rate_mask(self.dataset, self.rate, self.seed)
-        for begin, stop in chunks(self.dataset.images, CHUNK_BYTES):
+        for begin, stop in pieces:
             clean = np.ascontiguousarray(self.dataset.images[begin:stop])
             out = perturb(begin, clean, self.dataset.labels[begin:stop])
             if chosen is not None:
                 out = np.where(chosen[begin:stop, None, None, None], out, clean)
-            self.statistics.add(clean, out, None if chosen is None else chosen[begin:stop])
-            yield begin, stop, out
+            one = PerturbationStatistics()
+            one.add(clean, out, None if chosen is None else chosen[begin:stop])
+            self.statistics.merge(one.record())
+            yield begin, stop, out, one.record()
 
     def manifest(self) -> dict[str, Any]:
         """What was done, to what: enough to make the same bytes again."""
@@ -145,3 +157,26 @@ def write_poisoned(work: Poisoning, split: SplitWriter, progress: Callable[..., 
         if progress:
             progress("poison", stop, len(work.dataset))
     split.set_manifest(work.manifest())
+
+
+def write_rows(work: Poisoning, writer: RowWriter, progress: Callable[..., None] | None = None) -> bool:
+    """Writes what a run that was killed has left of the split `train`, by all processes; True in the first of them.
+
+    The manifest is the same for every number of processes and kills.
+    """
+    left, total = writer.left(work.pieces()), len(work.dataset)
+    mine = sum(stop - begin for begin, stop in left)
+    done = 0
+    for begin, stop, block, record in work.over(left):
+        writer.put(begin, stop, block, record)
+        done += stop - begin
+        if progress:
+            progress("poison", total - mine + done, total)
+    records = writer.gather()
+    if records is None:
+        return False
+    work.statistics = PerturbationStatistics()
+    for record in records:
+        work.statistics.merge(record)
+    writer.finish(work.manifest())
+    return True

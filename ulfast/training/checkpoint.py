@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import atomic_file
+from ..files import save_tensors
 
 # What torch.load and load_state_dict raise for files cut short, overwritten or of another program.
 DAMAGED = (RuntimeError, LookupError, EOFError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
@@ -20,15 +20,13 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
     """`state` is JSON-like: epoch, history, what the run was asked to do."""
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as part:
-        torch.save(content, part)
+    save_tensors(path, content)
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """A network's `state_dict` alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as part:
-        torch.save({"model": weights}, part)
+    save_tensors(path, {"model": weights})
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import devices
+from .. import devices, distributed
 from ..data.loader import MemoryLoader
 from ..errors import InputError
-from . import checkpoint
+from . import checkpoint, parallel
 from .mixing import BatchHook, Step
 from .recipes import Recipe
 
@@ -87,7 +87,8 @@ def train(
     """Train `model` in place.
 
     Args:
-        loader, test_loader: batches on the device of training.
+        loader, test_loader: batches on the device of training; where they give parts of batches (`part`), the
+            processes of `distributed.joined` train together, and the first writes the files.
         recipe: optimizer, schedule, epochs.
         hooks: applied to every training batch, in order.
         select: batches by whose accuracy the best epoch is chosen; `model` ends with that epoch's weights.
@@ -111,45 +112,53 @@ def train(
     settings = {"recipe": asdict(recipe), "seed": seed, **(identity or {})}
     mean, std = normalisation or (loader.mean, loader.std)
     mean, std = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in (mean, std))
+    parts, main = loader.part[1], distributed.is_main()
+    if parts > 1 and loader.batch_images(len(loader) - 1) < parts:
+        raise InputError(f"batches of {loader.batch_images(len(loader) - 1)} images for {parts} processes: give fewer")
     history: list[dict[str, float]] = []
     best: dict[str, torch.Tensor] = {}
-    if folder and resume and (folder / "last.pt").is_file():
+    if folder and distributed.agreed(resume and (folder / "last.pt").is_file()):
         history = checkpoint.load(folder / "last.pt", model, optimizer, settings)["history"]
-    elif folder and keep_checkpoints:
+    elif folder and keep_checkpoints and main:
         checkpoint.save(folder / "epoch-000.pt", model, optimizer, {"identity": settings, "history": []})
     if history and select is not None and folder:
         best = checkpoint.load_weights(folder / "best.pt")
-    for epoch in range(len(history), recipe.epochs):
-        torch.manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
-        start = time.perf_counter()
-        row = _epoch(model, loader, recipe, optimizer, hooks, Step(model, epoch, mean, std, half), stage, progress)
-        devices.synchronize(device)
-        seconds = time.perf_counter() - start
-        if not math.isfinite(row["train_loss"]):
-            raise InputError(
-                f"the training loss is {row['train_loss']} in epoch {epoch + 1}: the data or the learning rate"
-                f" {recipe.lr:g} of recipe {recipe.name} do not fit this network; try another recipe"
-            )
-        if (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs or select is not None:
-            row["test_loss"], row["test_accuracy"] = evaluate(model, test_loader, half)
-        row["seconds"] = seconds
-        row["images_per_second"] = loader.images_per_epoch / seconds
-        if select is not None:
-            row["select_accuracy"] = evaluate(model, select, half)[1]
-        history.append(row)
-        if select is not None and best_epoch(history) is row:
-            best = {name: value.clone() for name, value in model.state_dict().items()}
-            if folder:
-                checkpoint.save_weights(folder / "best.pt", best)
-        if folder:
-            state = {"identity": settings, "history": history}
-            checkpoint.save(folder / "last.pt", model, optimizer, state)
-            if keep_checkpoints:
-                checkpoint.save(folder / f"epoch-{epoch + 1:03d}.pt", model, optimizer, state)
-        if progress:
-            seen = {"accuracy": row["test_accuracy"]} if "test_accuracy" in row else {}
-            progress(stage, epoch + 1, recipe.epochs, loss=row["train_loss"], **seen,
-                     images_per_second=row["images_per_second"])  # fmt: skip
+    with parallel.spread(model, device, parts) as network:
+        for epoch in range(len(history), recipe.epochs):
+            # Parts of a batch are not to be augmented alike.
+            torch.manual_seed((seed * 1_000_003 + epoch + (loader.part[0] << 48)) % (1 << 63))
+            start = time.perf_counter()
+            step = Step(model, epoch, mean, std, half)
+            row = _epoch(network, loader, recipe, optimizer, hooks, step, stage, progress)
+            if parts > 1:
+                parallel.same_buffers(model)
+            devices.synchronize(device)
+            seconds = time.perf_counter() - start
+            if not math.isfinite(row["train_loss"]):
+                raise InputError(
+                    f"the training loss is {row['train_loss']} in epoch {epoch + 1}: the data or the learning rate"
+                    f" {recipe.lr:g} of recipe {recipe.name} do not fit this network; try another recipe"
+                )
+            if (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs or select is not None:
+                row["test_loss"], row["test_accuracy"] = evaluate(model, test_loader, half)
+            row["seconds"] = seconds
+            row["images_per_second"] = loader.images_per_epoch / seconds
+            if select is not None:
+                row["select_accuracy"] = evaluate(model, select, half)[1]
+            history.append(row)
+            if select is not None and best_epoch(history) is row:
+                best = {name: value.clone() for name, value in model.state_dict().items()}
+                if folder and main:
+                    checkpoint.save_weights(folder / "best.pt", best)
+            if folder and main:
+                state = {"identity": settings, "history": history}
+                if keep_checkpoints:  # before the one that says that the epoch is done
+                    checkpoint.save(folder / f"epoch-{epoch + 1:03d}.pt", model, optimizer, state)
+                checkpoint.save(folder / "last.pt", model, optimizer, state)
+            if progress:
+                seen = {"accuracy": row["test_accuracy"]} if "test_accuracy" in row else {}
+                progress(stage, epoch + 1, recipe.epochs, loss=row["train_loss"], **seen,
+                         images_per_second=row["images_per_second"])  # fmt: skip
     if best:
         model.load_state_dict(best)
     seconds = sum(row["seconds"] for row in history)
@@ -172,7 +181,7 @@ def _epoch(
     device = loader.device
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device)
-    seen, lr, steps = 0, 0.0, len(loader)
+    seen, lr, steps, parts = 0, 0.0, len(loader), loader.part[1]
     begun = said = time.perf_counter()
     for i, (x, y) in enumerate(loader):
         labels = y
@@ -184,16 +193,21 @@ def _epoch(
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             out = model(x)
             loss = nn.functional.cross_entropy(out, y)
+        if parts > 1:  # of which the mean over the processes is the whole batch's
+            loss = loss * (len(labels) * parts / loader.batch_images(i))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        loss_sum += loss.detach() * len(labels)
+        loss_sum += loss.detach() * (len(labels) if parts == 1 else loader.batch_images(i) / parts)
         correct += (out.detach().argmax(1) == labels).sum()
         seen += len(labels)
         now = time.perf_counter()
         if progress and now - said > REPORT_EVERY:
             said = now
-            progress(stage, epoch + (i + 1) / steps, recipe.epochs, images_per_second=seen / (now - begun))
+            progress(stage, epoch + (i + 1) / steps, recipe.epochs, images_per_second=parts * seen / (now - begun))
+    if parts > 1:
+        total = distributed.sum_(torch.stack([loss_sum, correct]).double())
+        loss_sum, correct, seen = total[0], total[1], loader.images_per_epoch
     return {
         "epoch": epoch + 1,
         "lr": lr,
@@ -204,13 +218,17 @@ def _epoch(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: MemoryLoader, half: torch.dtype | None = None) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (0 to 1) over a loader, in evaluation mode."""
+    """Mean cross-entropy and accuracy (0 to 1) over a loader, in evaluation mode; of all parts where it gives parts."""
     model.eval()
     loss = torch.zeros((), device=loader.device)
     correct = torch.zeros((), device=loader.device)
     for x, y in loader:
+        if not len(y):
+            continue
         with torch.autocast(loader.device.type, dtype=half, enabled=half is not None):
             out = model(x)
         loss += nn.functional.cross_entropy(out.float(), y, reduction="sum")
         correct += (out.argmax(1) == y).sum()
+    if loader.part[1] > 1:
+        loss, correct = distributed.sum_(torch.stack([loss, correct]).double())
     return float(loss) / loader.images_per_epoch, float(correct) / loader.images_per_epoch

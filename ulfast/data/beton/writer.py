@@ -87,11 +87,15 @@ class BetonWriter:
         self.complete = (
             resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
         )
-        if not self.complete:
-            check_free(self.path, overwrite)
         self._part = self.path.with_name(self.path.name + ".part")
         self._journal = self.path.with_name(self.path.name + ".part.journal")
         self._settings = self.path.with_name(self.path.name + ".part.json")
+        if resume and not self.complete and self._unnamed():
+            self._describe()
+            self._discard()
+            self.complete = True
+        if not self.complete:
+            check_free(self.path, overwrite)
         self._resume, self._threads = resume, threads or cores()
         self._notes: list[np.ndarray] = []  # of images flushed before
         self._fresh: list[tuple[int, int, int, int, int]] = []
@@ -115,6 +119,14 @@ class BetonWriter:
                 self._file = self._part.open("w+b")
             self._pool = ThreadPoolExecutor(self._threads)
         return self
+
+    def _unnamed(self) -> bool:
+        """Whether a writer of the same settings was killed when the file had its name and not yet its manifest."""
+        try:
+            same = json.loads(self._settings.read_text(encoding="utf-8")) == json.loads(json.dumps(self._identity))
+        except (OSError, ValueError):
+            return False
+        return same and self.path.is_file() and not self._part.exists() and not fmt.manifest_path(self.path).exists()
 
     def _recover(self) -> bool:
         """Goes on with what an interrupted writer left; False where that is of other settings or nothing."""
@@ -203,20 +215,23 @@ class BetonWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        stop = len(head)
-        mapped = np.memmap(self._part, np.uint8, "r")
-        about = {
-            "format": fmt.FORMAT, "ulfast": __version__, "classes": self.classes, "images": self.count,
-            "image_shape": list(self._shape), "bytes": len(mapped), "settings": self._digest(),
-            "tables_sha256": fmt.tables_checksum(mapped, stop, self._end), **self._about,
-        }  # fmt: skip
-        del mapped
         # Killed between these lines: no manifest, so a file that is whole and has no checksums; never a wrong one.
         fmt.manifest_path(self.path).unlink(missing_ok=True)
         os.replace(self._part, self.path)
-        write_json(fmt.manifest_path(self.path), about)
+        self._describe()
         sync(self.path.parent)
         self._discard()
+
+    def _describe(self) -> None:
+        """Writes the manifest of the file, which has its name."""
+        mapped = np.memmap(self.path, np.uint8, "r")
+        end = int(np.frombuffer(mapped[: fmt.HEADER.itemsize], fmt.HEADER)["table"][0])
+        about = {
+            "format": fmt.FORMAT, "ulfast": __version__, "classes": self.classes, "images": self.count,
+            "image_shape": list(self._shape), "bytes": len(mapped), "settings": self._digest(),
+            "tables_sha256": fmt.tables_checksum(mapped, self._tables + 4 * self.count, end), **self._about,
+        }  # fmt: skip
+        write_json(fmt.manifest_path(self.path), about)
 
     def _discard(self) -> None:
         for file in (self._part, self._journal, self._settings):

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ulfast import InputError, distributed
+from ulfast.data import MemoryLoader, write_dataset
+
+TOGETHER = Path(__file__).with_name("together.py")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ULFAST = [sys.executable, "-m", "ulfast"]
+
+
+@pytest.fixture(scope="module")
+def data(make_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "clean"
+    write_dataset(folder, make_dataset(150, 16), make_dataset(33, 16, split="test", seed=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    subprocess.run([sys.executable, str(TOGETHER), str(data), str(out)], check=True, env=ENVIRONMENT)
+    return out
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_do_what_one_does(data, alone, tmp_path, processes):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    done = subprocess.run([*command, str(TOGETHER), str(data), str(tmp_path)], capture_output=True, text=True,
+                          env=ENVIRONMENT, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    want, got = torch.load(alone / "found-1.pt"), torch.load(tmp_path / f"found-{processes}.pt")
+    torch.testing.assert_close(got["weights"], want["weights"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(got["rows"].T @ got["rows"], want["rows"].T @ want["rows"], rtol=0, atol=1e-5)
+    assert got["fit"] == pytest.approx(want["fit"], rel=1e-5)
+    assert got["statistics"] == want["statistics"]
+    for name in ("cnn", "resnet18-4"):  # without and with batch normalisation
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-3)
+        for key, value in want[f"{name} state"].items():
+            torch.testing.assert_close(
+                got[f"{name} state"][key], value, rtol=1e-2, atol=2e-3, msg=lambda m, k=key: k + m
+            )
+        whole, parts = got[f"{name} evaluated"]
+        assert parts[0] == pytest.approx(whole[0], rel=1e-6)
+        assert parts[1] == whole[1]
+        assert got[f"{name} same"]
+    files = sorted(f.relative_to(alone) for f in (alone / "poisoned-1").rglob("*") if f.is_file())
+    assert len(files) == 3
+    for file in files:
+        other = tmp_path / f"poisoned-{processes}" / file.relative_to("poisoned-1")
+        assert other.read_bytes() == (alone / file).read_bytes()
+
+
+def test_parts_of_batches_are_the_batches(make_dataset):
+    dataset = make_dataset(50)
+    whole = list(MemoryLoader(dataset, 16, shuffle=True))
+    loaders = [MemoryLoader(dataset, 16, shuffle=True, part=(i, 3)) for i in range(3)]
+    for i, ((x, y), *parts) in enumerate(zip(whole, *loaders, strict=True)):
+        assert torch.equal(torch.cat([part[0] for part in parts]), x)
+        assert torch.equal(torch.cat([part[1] for part in parts]), y)
+        assert loaders[0].batch_images(i) == len(y)
+
+
+def test_one_process_is_left_alone():
+    assert (distributed.rank(), distributed.size(), distributed.is_main()) == (0, 1, True)
+    with distributed.joined():
+        value = torch.ones(2)
+        assert distributed.sum_(value) is value
+        assert distributed.share(7) == (0, 7)
+        assert distributed.agreed("x") == "x"
+        assert distributed.gathered(1) == [1]
+    assert [distributed.share(7, r, 3) for r in range(3)] == [(0, 2), (2, 4), (4, 7)]
+
+
+def attack(data, out, *more):
+    return [*ULFAST, "attack", "--data", str(data), "--fit-steps", "20", "--epochs", "30", "--device", "cpu",
+            "--out", str(out), "--quiet", *more]  # fmt: skip
+
+
+def worker(launcher: int, rank: int) -> int:
+    """Process number of a launcher's worker."""
+    for folder in Path("/proc").iterdir():
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"RANK={rank}" in (folder / "environ").read_text().split("\0"):
+                return int(folder.name)
+        except (OSError, ValueError, IndexError):
+            continue
+    raise AssertionError(f"no worker {rank}")
+
+
+def killed_in_training(command, out) -> tuple[int, str, float]:
+    """Exit code, stderr and seconds to the end of a job whose second worker is killed after its first epochs."""
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        end = time.monotonic() + 60
+        while not (out / "checkpoints" / "attack" / "last.pt").exists():
+            assert job.poll() is None, job.stderr.read()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        os.kill(worker(job.pid, 1), signal.SIGKILL)
+        start = time.monotonic()
+        error = job.communicate(timeout=60)[1]
+        return job.returncode, error, time.monotonic() - start
+    finally:
+        job.kill()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
+def test_a_killed_worker_ends_the_job_or_it_goes_on(data, tmp_path):
+    whole, ended, restarted = (tmp_path / name for name in ("whole", "ended", "restarted"))
+    subprocess.run(attack(data, whole, "--nproc", "2"), check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    code, error, seconds = killed_in_training(attack(data, ended, "--nproc", "2"), ended)
+    assert code == 1
+    assert error.startswith("ulfast: process 1 of 2 was killed by SIGKILL"), error
+    assert error.count("\n") == 1, error
+    assert seconds < 30
+    assert not (ended / "result.json").exists()
+    code, error, _ = killed_in_training(attack(data, restarted, "--nproc", "2", "--max-restarts", "1"), restarted)
+    assert code == 0, error
+    want, got = (json.loads((out / "result.json").read_text()) for out in (whole, restarted))
+    assert got["test_accuracy"] == want["test_accuracy"]
+    assert [row["train_loss"] for row in got["history"]] == [row["train_loss"] for row in want["history"]]
+
+
+def test_what_the_user_did_wrong_is_one_line(data, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("")
+    done = subprocess.run(attack(data, tmp_path / "taken", "--nproc", "2"), capture_output=True, text=True,
+                          env=ENVIRONMENT)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"ulfast: {tmp_path / 'taken'} exists already"), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "--data", "x", "--max-restarts", "1"], "give --max-restarts with an --out"),
+        (["fit", "--data", "sample", "--out", "b.safetensors", "--resume"], "there is no interrupted fit"),
+        (["poison", "--data", "sample", "--out", "p", "--resume"], "there is no interrupted run"),
+    ],
+)
+def test_wrong_options(words, message, tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from ulfast.cli.main import group
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        CliRunner().invoke(group, words, catch_exceptions=False, standalone_mode=False)

@@ -1,0 +1,53 @@
+"""What every process of a test does: `torchrun together.py DATA OUT`, or alone; the first writes what came out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+import ulfast
+import ulfast.poisons.run
+from ulfast import distributed
+from ulfast.data import MemoryLoader, channel_statistics
+from ulfast.data.rows import RowWriter
+from ulfast.poisons import Poisoning, write_rows
+from ulfast.training import Recipe, build_model, evaluate, train
+
+ulfast.poisons.run.CHUNK_BYTES = 20 * 768  # 20 images
+
+
+def main(folder: str, out: Path) -> None:
+    data, test = (ulfast.load_dataset(folder, split=split) for split in ("train", "test"))
+    part = (distributed.rank(), distributed.size())
+    found: dict[str, object] = {}
+    # An unstable fit makes float32's rounding grow without end: a rate at which it is none.
+    basis = ulfast.fit_basis(data, steps=60, lr=0.01, batch_size=31, device="cpu")
+    found["weights"], found["rows"] = basis.weights, basis.rows
+    found["fit"] = (basis.metadata["loss"], basis.metadata["train_accuracy"])
+    found["statistics"] = channel_statistics(data, shared=True)
+    for name, rate in (("cnn", 1e-3), ("resnet18-4", 1e-4)):
+        recipe = Recipe("test", 2, 32, "sgd", rate, 0.0, "one-cycle", half=False)
+        model = build_model(name, num_classes=3, image_shape=data.image_shape)
+        loader = MemoryLoader(data, 32, augment=recipe.augment, shuffle=True, drop_last=True, part=part)
+        result = train(model, loader, MemoryLoader(test, 7, part=part), recipe)
+        found[name] = [[row[key] for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")]
+                       for row in result.history]  # fmt: skip
+        state = {key: value.double() for key, value in model.state_dict().items()}
+        found[f"{name} state"] = state
+        whole = evaluate(model, MemoryLoader(test, 7))
+        found[f"{name} evaluated"] = (whole, evaluate(model, MemoryLoader(test, 7, part=part)))
+        found[f"{name} same"] = all(
+            all(torch.equal(value, other[key]) for key, value in state.items()) for other in distributed.gathered(state)
+        )
+    poisoning = Poisoning(data, "lsp", seed=3)
+    with RowWriter(out / f"poisoned-{distributed.size()}", data, {}) as writer:
+        write_rows(poisoning, writer)
+    if distributed.is_main():
+        torch.save(found, out / f"found-{distributed.size()}.pt")
+
+
+if __name__ == "__main__":
+    with distributed.joined("cpu"):
+        main(sys.argv[1], Path(sys.argv[2]))

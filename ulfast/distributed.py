@@ -1,0 +1,221 @@
+"""One piece of work by several processes, on torch's process groups and its elastic launcher.
+
+Every process runs the same program on its own share of each batch or of the images; the first one writes and prints.
+The helpers do nothing where there is one process, and they act inside of `joined` only: a program of yours that has a
+process group of its own and calls ulfast in one of its processes is not drawn into collective calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .environment import cores
+from .errors import InputError, WorkerError
+
+T = TypeVar("T")
+
+# How long a process waits for the others before it gives up. A process that died is noticed at once; this is for one
+# that lives and is stuck, and must cover what the first process does alone (writing a picture, a checksum of all).
+TIMEOUT = timedelta(minutes=30)
+# Seconds that processes have to end after one of them failed, before they are killed.
+SHUTDOWN = 5
+
+_RANK, _SIZE = 0, 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return _RANK
+
+
+def size() -> int:
+    """How many processes work together."""
+    return _SIZE
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return _RANK == 0
+
+
+def restarted() -> bool:
+    """Whether the launcher has started this process again, after one of the processes had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextlib.contextmanager
+def joined(device: str = "auto") -> Iterator[None]:
+    """Joins the processes that torchrun started, for as long as the block lasts; nothing with one process.
+
+    NCCL for tensors on GPUs, one GPU a process, and gloo for those on CPUs. Where the program has joined them already,
+    its process group is used and left alone. CPU threads are shared among the processes of a machine.
+
+    Raises:
+        InputError: more processes than GPUs, or one GPU for all of them.
+    """
+    global _RANK, _SIZE
+    ours = not dist.is_initialized()
+    if ours and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    if ours:
+        gpu = torch.cuda.is_available() and not device.startswith("cpu")
+        if gpu:
+            local, many = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if local >= many:
+                raise InputError(f"{local + 1} processes on a machine with {many} GPU: give fewer, or --device cpu")
+            if ":" in device:
+                raise InputError(f"--device {device} names one GPU, each process takes its own: say --device cuda")
+            torch.cuda.set_device(local)
+        store, number, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # The launcher's store outlives a restart, and with it the addresses of processes that are gone.
+        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+        if "ULFAST_LAUNCHED" not in os.environ:  # torchrun gives each one thread
+            torch.set_num_threads(cores())
+    _RANK, _SIZE = dist.get_rank(), dist.get_world_size()
+    try:
+        yield
+        # Nobody leaves before the last has arrived. After an error the others may wait for this process; it ends
+        # without them, and the launcher ends them.
+        wait()
+        if ours:
+            dist.destroy_process_group()
+    finally:
+        _RANK, _SIZE = 0, 1
+
+
+def share(n: int, rank: int | None = None, size: int | None = None) -> tuple[int, int]:
+    """[begin, stop) of this process's part of n things: parts differ by one at most, and follow each other."""
+    rank, size = _RANK if rank is None else rank, size or _SIZE
+    return n * rank // size, n * (rank + 1) // size
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Adds up a tensor over the processes, in place; the same bytes in each of them."""
+    if _SIZE > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def same(tensor: Tensor) -> Tensor:
+    """The first process's tensor, in place of everybody's own of the same shape."""
+    if _SIZE > 1:
+        tensor = tensor.contiguous()
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def agreed(value: T) -> T:
+    """The first process's value, for all: what it found on the disk, for example. Must be picklable."""
+    if _SIZE == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def gathered(value: T) -> list[T]:
+    """Everybody's value, by rank."""
+    if _SIZE == 1:
+        return [value]
+    box: list[Any] = [None] * _SIZE
+    dist.all_gather_object(box, value)
+    return box
+
+
+def wait() -> None:
+    """Until every process is here."""
+    sum_(torch.zeros(1))
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The block runs in the first process, then in the others: what the first downloads, the others find."""
+    if not is_main():
+        wait()
+    yield
+    if is_main():
+        wait()
+
+
+def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0) -> None:
+    """Runs ``ulfast ARGUMENTS`` in several processes of this machine, by torch's elastic launcher, until all are done.
+
+    When one of them fails or is killed the others are ended. Up to `max_restarts` times all are started again then, and
+    go on from the last checkpoint.
+
+    Raises:
+        InputError: what a process said of wrong input.
+        WorkerError: a process died or failed, and no restart was left. One line that names it.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable(logging.CRITICAL)  # of the launcher, for our one line
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    os.environ["ULFAST_LAUNCHED"] = "1"
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=max_restarts, monitor_interval=0.1,
+        shutdown_timeout=SHUTDOWN,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "ulfast", *arguments)
+    except ChildFailedError as error:
+        raise _reason(error.failures, processes) from None
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise WorkerError(f"ended by {error.sigval.name}; finished work is kept, --resume goes on from it") from None
+    finally:
+        logging.disable(logging.NOTSET)
+        del os.environ["ULFAST_LAUNCHED"]
+
+
+def _reason(failures: dict[int, Any], processes: int) -> Exception:
+    """The first cause: a process that was killed, then one that said why, then one that lost the others, then those
+    that the launcher ended."""
+
+    def weight(item: tuple[int, Any]) -> tuple[int, int]:
+        failure = item[1]
+        if failure.exitcode < 0:
+            return 3 if failure.exitcode == -signal.SIGTERM else 0, failure.timestamp
+        return 2 if failure.error_file_data.get("lost") else 1, failure.timestamp
+
+    number, failure = min(failures.items(), key=weight)
+    who = f"process {number} of {processes}"
+    if failure.exitcode < 0:
+        return WorkerError(f"{who} was killed by {failure.signal_name()} and the others were ended; finished work is"
+                           " kept: --resume goes on from it, --max-restarts N does so by itself")  # fmt: skip
+    text = failure.error_file_data.get("line") or f"{who} ended with exit code {failure.exitcode}"
+    return InputError(text) if failure.exitcode == 2 else WorkerError(f"{who}: {text}")
+
+
+def tell_launcher(line: str, error: BaseException) -> bool:
+    """Leaves the line where the launcher looks for it; False where there is none that prints it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return False
+    lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+    content = {"message": line, "line": line, "timestamp": int(time.time()), "lost": lost}
+    with contextlib.suppress(OSError):
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+    return "ULFAST_LAUNCHED" in os.environ
