@@ -99,7 +99,7 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
     patches = fit_patches(dataset, patch=small, seed=seed, progress=progress)
     share, where, name = constant_pixel(dataset, seed)
     evidence = (
-        _linear(accuracy, dataset.num_classes),
+        linear_evidence(accuracy, dataset.num_classes),
         Evidence("smooth patches", patches.metadata["largest"], *PATCHES,
                  "largest difference of the classes' statistics in their smooth patches"),
         Evidence("all patches", patches.metadata["largest_whole"], *PATCHES,
@@ -111,8 +111,8 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
     return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, basis, patches)
 
 
-def _linear(accuracy: float, classes: int) -> Evidence:
-    """Accuracies for ten classes; with another number the share above chance is what is compared."""
+def linear_evidence(accuracy: float, classes: int) -> Evidence:
+    """What an accuracy says. The bounds are for ten classes; with another number the share above chance is compared."""
     chance = 1 / classes
     bounds = [chance + (bound - 0.1) / 0.9 * (1 - chance) for bound in LINEAR]
     return Evidence(

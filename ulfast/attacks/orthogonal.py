@@ -57,7 +57,7 @@ class OrthogonalProjection(LinearFit):
 
     summary = "projection off a linear model's weights"
     source = SOURCE
-    aliases = ("op", "ortho", "orthogonal-projection")
+    aliases: ClassVar[tuple[str, ...]] = ("op", "ortho", "orthogonal-projection")
     excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": "both project off the same fit: choose one"}
 
     fit: str = parameter("sgd", "what gives the directions", choices=("sgd", *FITS, "leace"))

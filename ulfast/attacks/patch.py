@@ -1,13 +1,18 @@
-"""`orthogonal-patch`: take the directions out of small patches in which the classes differ by their variance."""
+"""`orthogonal-patch`: take the directions out of small patches in which the classes differ by their variance.
+`orthogonal-full`: that and the projection in pixel space, each where the data shows what it is for.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ..analysis.diagnosis import linear_accuracy, linear_evidence
 from ..parameters import parameter
 from ..patches import PATCH, fit_patches
 from .base import Attack, Context, Plan
+from .orthogonal import OrthogonalProjection
 
 
 @dataclass(frozen=True)
@@ -30,3 +35,30 @@ class OrthogonalPatch(Attack):
         )
         plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
         plan.notes |= {"patch_rank": plan.patches.rank, "patch_largest": plan.patches.metadata["largest"]}
+
+
+@dataclass(frozen=True)
+class OrthogonalFull(OrthogonalProjection):
+    """For any poison that a linear map removes: `orthogonal` unless a linear model does no better on held-out images of
+    the set than it does on clean ones, then `orthogonal-patch`. On clean data nothing is removed, where `orthogonal`
+    alone takes what the classes really differ by. Both are fitted to the images as they are.
+    """
+
+    summary = "both projections, each only where the data shows what it is for"
+    source = "ulfast, docs/orthogonal-patch.md"
+    aliases: ClassVar[tuple[str, ...]] = ("full",)
+    excludes: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("orthogonal", "orthogonal-classwise", "orthogonal-patch"), "do the same: orthogonal-full is enough"
+    )
+
+    patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
+    patch_rank: int | None = parameter(None, "patch directions to remove (default: chosen from the data)", at_least=0)
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        start = time.perf_counter()
+        accuracy, _ = linear_accuracy(plan.train, context.seed, context.progress)
+        plan.seconds["diagnose"] = time.perf_counter() - start
+        plan.notes |= {"held_out_accuracy": accuracy}
+        if context.basis is not None or linear_evidence(accuracy, plan.train.num_classes).finding != "clean":
+            super().apply(plan, context)
+        OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)

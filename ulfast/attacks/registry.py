@@ -10,7 +10,7 @@ from .clean import DeepFeatureReweighting, EarlyStop, FineTune, LinearProbe
 from .mix import CutMix, Cutout, MixUp
 from .none import NoAttack
 from .orthogonal import ClassWiseProjection, OrthogonalProjection
-from .patch import OrthogonalPatch
+from .patch import OrthogonalFull, OrthogonalPatch
 from .search import AdversarialTraining, UEraser
 from .squeeze import JPEG, BitDepth, GaussianBlur, Gray
 
@@ -19,6 +19,7 @@ ATTACKS: dict[str, Attack] = {
     "orthogonal": OrthogonalProjection(),
     "orthogonal-classwise": ClassWiseProjection(),
     "orthogonal-patch": OrthogonalPatch(),
+    "orthogonal-full": OrthogonalFull(),
     "iss-gray": Gray(),
     "iss-jpeg": JPEG(),
     "iss-bdr": BitDepth(),
@@ -35,9 +36,6 @@ ATTACKS: dict[str, Attack] = {
     "auto": Auto(),
 }
 
-# Names for combinations.
-JOINED = {"orthogonal-full": "orthogonal+orthogonal-patch", "full": "orthogonal+orthogonal-patch"}
-
 
 def get_attack(name: str) -> tuple[str, list[Attack]]:
     """The canonical name and the attacks for a name, an alias, or several joined with ``+``.
@@ -48,7 +46,7 @@ def get_attack(name: str) -> tuple[str, list[Attack]]:
         InputError: an unknown name (the message suggests the nearest), or a combination that makes no sense.
     """
     keys: list[str] = []
-    for part in JOINED.get(name.lower(), name).split("+"):
+    for part in name.split("+"):
         key = resolve(part.strip(), ATTACKS)
         if key is None:
             raise InputError(f"unknown attack {part!r}{nearest(part, ATTACKS)}: known are {', '.join(ATTACKS)}")
