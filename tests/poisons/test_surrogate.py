@@ -294,3 +294,8 @@ def test_an_unfinished_run_on_the_command_line(make_dataset, tmp_path, monkeypat
     assert load_dataset(tmp_path / "out").manifest["making"]["loss_after"] > 0
     wrong = CliRunner().invoke(group, ["poison", "-m", "lsp", "--data", "sample", "--dry-run", "--work", "x"])
     assert "belongs to methods that train a network" in str(wrong.exception)
+
+
+@pytest.mark.parametrize("method", ["em", "em-classwise", "rem", "hypo", "sep"])
+def test_the_manifest_says_the_step_that_was_taken(make_dataset, method):
+    assert get_poison(method)[1].resolved(make_dataset(12, 8))["alpha"] == pytest.approx(8 / 255 / (5 if method == "rem" else 10))

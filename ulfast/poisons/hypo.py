@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..data.dataset import Dataset
 from ..parameters import parameter
@@ -23,10 +24,13 @@ class Hypocritical(SurrogatePoison):
     steps: int = parameter(100, "steps of each image", at_least=1)
     epochs: int | None = parameter(None, "of the clean network (default: the quick recipe's)", at_least=1)
 
+    def resolved(self, dataset: Dataset) -> dict[str, Any]:
+        return {**self.parameters(), "alpha": self.eps / 10 if self.alpha is None else self.alpha}
+
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
         surrogates = trained_surrogates(self.surrogate, dataset, self.epochs, seed, work)
         store = self.open_store(dataset, work)
-        alpha = self.eps / 10 if self.alpha is None else self.alpha
+        alpha = self.resolved(dataset)["alpha"]
         sweep(
             surrogates, Images(dataset, surrogates[0].device), store, Run(work, store, self.identity(dataset, seed)),
             targets=lambda y: y, alphas=[-alpha] * self.steps, batch_size=self.batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..data.dataset import Dataset
 from ..parameters import parameter
@@ -26,11 +27,14 @@ class SelfEnsemble(SurrogatePoison):
     checkpoints: int = parameter(15, "of the training; no more than it has epochs", at_least=1)
     epochs: int | None = parameter(None, "of the training (default: the quick recipe's)", at_least=1)
 
+    def resolved(self, dataset: Dataset) -> dict[str, Any]:
+        return {**self.parameters(), "alpha": self.eps / 10 if self.alpha is None else self.alpha}
+
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
         surrogates = trained_surrogates(self.surrogate, dataset, self.epochs, seed, work, self.checkpoints)
         work.facts |= {"checkpoints": len(surrogates)}
         store = self.open_store(dataset, work)
-        alpha = self.eps / 10 if self.alpha is None else self.alpha
+        alpha = self.resolved(dataset)["alpha"]
         sweep(
             surrogates, Images(dataset, surrogates[0].device), store, Run(work, store, self.identity(dataset, seed)),
             targets=lambda y: (y + 1) % dataset.num_classes, alphas=[-alpha] * self.steps, batch_size=self.batch_size,
