@@ -3,100 +3,12 @@ backwards through the threads. What it cannot see: speed, alignment faults, memo
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
-import types
-from pathlib import Path
-
 import pytest
 import torch
 
 from ulfast.ops import cuda, reference
 
-ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = {torch.uint8: 3e-6, torch.float32: 3e-6, torch.float64: 1e-13, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-SOURCES = ("project", "ingest", "softmax")
-pybind11 = pytest.importorskip("pybind11")
-
-BINDING = r"""
-#include <pybind11/pybind11.h>
-#include "ulfast.h"
-using namespace ulfast;
-PYBIND11_MODULE(emulated, m) {
-  m.def("project", [](uintptr_t x, uintptr_t b, uintptr_t c, uintptr_t o, int64_t n, int64_t d, int64_t k, int64_t s,
-                      int t, uintptr_t l, uintptr_t r, int64_t classes, uintptr_t) {
-    cuda::project({(void*)x, (void*)b, (void*)c, (void*)o, n, d, k, s, (DType)t, (int64_t*)l, (int64_t*)r, classes}, 0);
-  });
-  m.def("project_scratch", [](int64_t n, int64_t d, int64_t k, int t) {
-    return cuda::project_scratch({0, 0, 0, 0, n, d, k, d, (DType)t, 0, 0, 0});
-  });
-  m.def("ingest", [](uintptr_t images, uintptr_t basis, uintptr_t mean, uintptr_t std_, uintptr_t index,
-                     uintptr_t shift, uintptr_t flip, uintptr_t coef, uintptr_t out, int64_t images_n, int64_t n,
-                     int64_t h, int64_t w, int64_t c, int64_t k, int t, uintptr_t labels, int64_t classes,
-                     uintptr_t order, uintptr_t) {
-    const char* bad = cuda::ingest({(uint8_t*)images, (float*)basis, (float*)mean, (float*)std_, (int64_t*)index,
-        (int32_t*)shift, (uint8_t*)flip, (float*)coef, (void*)out, images_n, n, h, w, c, k, (DType)t,
-        (int64_t*)labels, classes, DType::u8, (int64_t*)order}, 0);
-    if (bad) throw std::runtime_error(bad);
-  });
-  m.def("ingest_scratch", [](int64_t n, int64_t h, int64_t w, int64_t c, int64_t k) {
-    Ingest a{};
-    a.n = n, a.h = h, a.w = w, a.c = c, a.k = k;
-    return cuda::ingest_scratch(a);
-  });
-  m.def("softmax_regression_step", [](uintptr_t x, uintptr_t labels, uintptr_t index, uintptr_t weight,
-                                      uintptr_t coef, uintptr_t grad, uintptr_t result, int64_t rows, int64_t n,
-                                      int64_t d, int64_t c, double lr, int t, uintptr_t) {
-    cuda::softmax_regression_step({(void*)x, (int64_t*)labels, (int64_t*)index, (float*)weight, (float*)coef,
-        (float*)grad, (double*)result, rows, n, d, c, (float)lr, (DType)t}, 0);
-  });
-  m.def("softmax_scratch", [](int64_t n, int64_t d, int64_t c, double lr, int t) {
-    SoftmaxStep a{};
-    a.n = n, a.d = d, a.c = c, a.lr = (float)lr, a.dtype = (DType)t;
-    return pybind11::make_tuple(cuda::softmax_scratch(a), cuda::softmax_parts(a));
-  });
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The files of csrc/cuda in SOURCES, compiled by g++ on the stand-in for CUDA."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("emulated")
-    (folder / "binding.cpp").write_text(BINDING)
-    target = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    done = subprocess.run(
-        ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", f"-I{ROOT / 'csrc'}",
-         f"-I{Path(__file__).parent}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}",
-         "-x", "c++", str(folder / "binding.cpp"), *(str(ROOT / f"csrc/cuda/{name}.cu") for name in SOURCES),
-         "-o", str(target)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    spec = importlib.util.spec_from_file_location("emulated", target)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(params=["forwards", "backwards"])
-def kernels(request, emulated, monkeypatch):
-    """ulfast.ops.cuda on CPU tensors and the emulated kernels; fresh memory is NaN."""
-    monkeypatch.setenv("ULFAST_EMULATED_ORDER", "1" if request.param == "backwards" else "0")
-    monkeypatch.setattr(cuda, "enabled", lambda: True)
-    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
-    monkeypatch.setattr(cuda._extension, "load", lambda: types.SimpleNamespace(cuda=emulated))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    yield monkeypatch
-    torch.use_deterministic_algorithms(False)
 
 
 def draw(n, d, dtype, seed=0):

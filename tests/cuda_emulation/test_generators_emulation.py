@@ -2,70 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
-import types
-from pathlib import Path
-
 import pytest
 import torch
 
-from ulfast.ops import cuda, cuda_generators, reference
-
-ROOT = Path(__file__).resolve().parents[2]
-GENERATORS = ("lsp", "ar", "moments", "convolve")
-pybind11 = pytest.importorskip("pybind11")
-
-
-def binding() -> str:
-    """csrc/bindings_cuda.cpp with only the functions of the generators' files, as a module of its own."""
-    text = (ROOT / "csrc/bindings_cuda.cpp").read_text()
-    head, body = text.split("void add_cuda(py::module_ m) {\n")
-    names = ("perturb_lsp", "perturb_ar", "perturb_ar_fits", "class_moments", "perturb_convolution")
-    wanted = [*names, "perturb_convolution_scratch"]
-    functions = body.rstrip().removesuffix("}").split("  m.def(")[1:]
-    kept = ["  m.def(" + f for f in functions if f.split('"')[1] in wanted]
-    assert len(kept) == len(wanted)
-    return head + "PYBIND11_MODULE(emulated_generators, m) {\n" + "".join(kept) + "}\n"
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("emulated")
-    (folder / "binding.cpp").write_text(binding())
-    target = folder / f"emulated_generators{sysconfig.get_config_var('EXT_SUFFIX')}"
-    done = subprocess.run(
-        ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", f"-I{ROOT / 'csrc'}",
-         f"-I{Path(__file__).parent}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}",
-         "-x", "c++", str(folder / "binding.cpp"), *(str(ROOT / f"csrc/cuda/{k}.cu") for k in GENERATORS),
-         "-o", str(target)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    spec = importlib.util.spec_from_file_location("emulated_generators", target)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(params=["forwards", "backwards"])
-def kernels(request, emulated, monkeypatch):
-    """ulfast.ops.cuda_generators on CPU tensors and the emulated kernels; fresh memory is not zero."""
-    monkeypatch.setenv("ULFAST_EMULATED_ORDER", "1" if request.param == "backwards" else "0")
-    monkeypatch.setattr(cuda, "enabled", lambda: True)
-    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
-    monkeypatch.setattr(cuda_generators._extension, "load", lambda: types.SimpleNamespace(cuda=emulated))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    torch.use_deterministic_algorithms(True)
-    yield monkeypatch
-    torch.use_deterministic_algorithms(False)
+from ulfast.ops import cuda_generators, reference
 
 
 def draw(n, h, w, c, classes):

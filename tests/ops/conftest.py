@@ -24,3 +24,12 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Skips without a GPU; turns the CUDA kernels on."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    assert hasattr(_extension.load(), "cuda"), "the extension was built without CUDA: build it where nvcc is"
+    monkeypatch.setenv("ULFAST_CUDA_KERNELS", "1")

@@ -6,17 +6,9 @@ import pytest
 import torch
 
 from ulfast import ops
-from ulfast.ops import _extension, reference
+from ulfast.ops import reference
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def gpu(monkeypatch):
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    assert hasattr(_extension.load(), "cuda"), "the extension was built without CUDA: build it where nvcc is"
-    monkeypatch.setenv("ULFAST_CUDA_KERNELS", "1")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 
 
 @pytest.mark.parametrize("d", [1, 3, 4, 5, 64, 3072])

@@ -6,18 +6,9 @@ import pytest
 import torch
 
 from ulfast import ops
-from ulfast.ops import _extension
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 SHAPES = [(0, 8, 8, 3), (1, 9, 8, 1), (5, 8, 9, 3), (64, 32, 32, 3), (3, 33, 40, 3), (2, 224, 224, 3)]
-
-
-@pytest.fixture(autouse=True)
-def gpu(monkeypatch):
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    assert hasattr(_extension.load(), "cuda"), "the extension was built without CUDA: build it where nvcc is"
-    monkeypatch.setenv("ULFAST_CUDA_KERNELS", "1")
 
 
 def calls(shape, classes=4):

@@ -298,4 +298,6 @@ def test_an_unfinished_run_on_the_command_line(make_dataset, tmp_path, monkeypat
 
 @pytest.mark.parametrize("method", ["em", "em-classwise", "rem", "hypo", "sep"])
 def test_the_manifest_says_the_step_that_was_taken(make_dataset, method):
-    assert get_poison(method)[1].resolved(make_dataset(12, 8))["alpha"] == pytest.approx(8 / 255 / (5 if method == "rem" else 10))
+    assert get_poison(method)[1].resolved(make_dataset(12, 8))["alpha"] == pytest.approx(
+        8 / 255 / (5 if method == "rem" else 10)
+    )
