@@ -35,6 +35,7 @@ KERNELS = {
     "moments": "-ffp-contract=fast",  # whole numbers: exact either way
     "convolve": EXACT,
     "linear": "-ffp-contract=fast",
+    "patch": "-ffp-contract=fast",
     "level": "",
 }
 CUDA_ARCHITECTURES = "75,80,86,89,90"

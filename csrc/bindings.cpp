@@ -149,6 +149,16 @@ PYBIND11_MODULE(_C, m) {
       nogil);
   m.def("convolve_scratch", &convolve_scratch);
   m.def(
+      "patch_filter",
+      [](uintptr_t x, uintptr_t table, uintptr_t starts, uintptr_t ids, uintptr_t scratch, uintptr_t out, int64_t n,
+         int64_t h, int64_t w, int64_t c, int64_t taps, int64_t blocks, int threads) {
+        cpu::patch_filter({ptr<const float>(x), ptr<const float>(table), ptr<const int64_t>(starts),
+                           ptr<const int64_t>(ids), ptr<float>(scratch), ptr<float>(out), n, h, w, c, taps, blocks},
+                          threads);
+      },
+      nogil);
+  m.def("patch_scratch", &patch_scratch);
+  m.def(
       "perturb_linear",
       [](uintptr_t images, uintptr_t labels, uintptr_t weight, uintptr_t scratch, uintptr_t out, int64_t n, int64_t d,
          int64_t c, int64_t steps, double alpha, double eps, double share, double levels, int threads) {

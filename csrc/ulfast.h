@@ -126,6 +126,21 @@ struct Convolve {
   int64_t n, classes, h, w, c, side;
 };
 
+struct PatchFilter {
+  const float* x;         // (n, h, w, c)
+  const float* table;     // (ids, taps, taps, 2 reach + 1, patch_lanes): id of the block, kind of row, row, shift
+  const int64_t* starts;  // (blocks) first value of each block of patch_lanes in an image row; they may overlap
+  const int64_t* ids;     // (blocks) whose weights it takes
+  float* scratch;         // (threads, patch_scratch)
+  float* out;             // (n, h, w, c), not x
+  int64_t n, h, w, c, taps, blocks;
+};
+constexpr int64_t patch_lanes = 48;  // a multiple of 1, 2, 3 and 4 channels and of three vectors on every level
+constexpr int64_t patch_reach(int64_t taps, int64_t c) { return taps / 2 * c + c - 1; }
+constexpr int64_t patch_scratch(int64_t h, int64_t w, int64_t c, int64_t taps) {
+  return 4 * h * (w * c + 2 * patch_reach(taps, c));
+}
+
 struct Linear {
   const uint8_t* images;  // (n, d)
   const int64_t* labels;  // (n)
@@ -169,6 +184,7 @@ int64_t perturb_lsp(const Lsp& a, int threads);
 int64_t perturb_ar(const Ar& a, int threads);
 int64_t class_moments(const ClassMoments& a, int threads);
 int64_t perturb_convolution(const Convolve& a, int threads);
+void patch_filter(const PatchFilter& a, int threads);
 int64_t perturb_linear(const Linear& a, int threads);
 
 // Asks the system to back fresh memory with large pages, before it is first touched: a result of tens of megabytes

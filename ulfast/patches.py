@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import ops
 from .data.dataset import Dataset, balanced_indices
 from .data.loader import as_tensor
 from .errors import InputError
@@ -255,8 +256,8 @@ class PatchProjection(torch.nn.Module):
     """Removes a `PatchBasis` from a batch of images, borders exactly: every pixel is the mean over the patches that
     cover it.
 
-    Two convolutions with r filters of K x K, which is the exact form of one convolution with (2K - 1) x (2K - 1)
-    filters away from the border.
+    One convolution with (2K - 1) x (2K - 1) filters that change towards the border (`ops.patch_filter`) on a CPU and
+    without a gradient; else, and on smaller images, two convolutions with r filters of K x K, which give the same.
 
     Shape:
         (n, C, H, W) float in [0, 1], any size from K on; not clipped.
@@ -271,6 +272,7 @@ class PatchProjection(torch.nn.Module):
         self.synthesis: Tensor
         self.register_buffer("analysis", basis.analysis.contiguous(memory_format=torch.channels_last))
         self.register_buffer("synthesis", basis.synthesis.contiguous(memory_format=torch.channels_last))
+        self._kept: tuple[tuple[int, ...], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not len(self.analysis):
@@ -280,8 +282,18 @@ class PatchProjection(torch.nn.Module):
             raise ValueError(
                 f"expected (n, {self.analysis.shape[1]}, H, W) with sides of at least {side}, got {tuple(x.shape)}"
             )
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and min(x.shape[2:]) >= 2 * side - 1
+        if plain and not (torch.is_grad_enabled() and x.requires_grad):
+            return ops.patch_filter(x.permute(0, 2, 3, 1), self._folded()).permute(0, 3, 1, 2)
         removed = F.conv_transpose2d(F.conv2d(x, self.analysis), self.synthesis)
         return x - removed / self._cover(x)
+
+    def _folded(self) -> Tensor:
+        """`fold` of the buffers as they are now."""
+        state = (self.analysis.data_ptr(), self.analysis._version, self.synthesis.data_ptr(), self.synthesis._version)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, fold(self.analysis, self.synthesis))
+        return self._kept[1]
 
     def _cover(self, x: Tensor) -> Tensor:
         """Patches over each pixel, (H, W)."""
@@ -291,6 +303,27 @@ class PatchProjection(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"patch={self.analysis.shape[-1]}, directions={self.analysis.shape[0]}"
+
+
+def fold(analysis: Tensor, synthesis: Tensor) -> Tensor:
+    """The filters of `ops.patch_filter` for (r, C, K, K) of each: (T, T, T, T, C, C) float32 with T = 2 K - 1.
+
+    A pixel is the mean over the patches that cover it, and near the border those at fewer places.
+    """
+    _, channels, side, _ = analysis.shape
+    taps = 2 * side - 1
+    # (a, b, output channel, input channel, p, q): what the value at (p, q) of a patch puts into the one at (a, b).
+    inside = torch.einsum("roab,ripq->aboipq", synthesis.double(), analysis.double())
+    answers = inside.new_zeros(side, side, taps, taps, channels, channels)
+    for a in range(side):
+        for b in range(side):
+            rows, columns = slice(side - 1 - a, taps - a), slice(side - 1 - b, taps - b)
+            answers[a, b, rows, columns] = inside[a, b].permute(2, 3, 1, 0)
+    kind, place = torch.arange(taps)[:, None], torch.arange(side)
+    # Places in a patch that a pixel of each kind of row can have.
+    can = ((place <= kind) | (kind >= side - 1)) & ((place >= kind - (side - 1)) | (kind <= side - 1))
+    weights = can.double() / can.sum(1, keepdim=True)
+    return torch.einsum("ya,xb,abpqio->yxpqio", weights, weights, answers).float()
 
 
 def _count(size: int, side: int, device: torch.device) -> Tensor:

@@ -246,6 +246,14 @@ int64_t perturb_convolution(const Convolve& a, int threads) {
   return kIndexOk;
 }
 
+void patch_filter(const PatchFilter& a, int threads) {
+  const Table* t = current;
+  const int64_t scratch = patch_scratch(a.h, a.w, a.c, a.taps);
+  share((a.n + 3) / 4, 1, threads, [&](int p, int64_t b, int64_t e) {
+    t->patch_filter(a, a.scratch + p * scratch, b * 4, e * 4 < a.n ? e * 4 : a.n);
+  });
+}
+
 int64_t perturb_linear(const Linear& a, int threads) {
   const int64_t bad = first_outside(a.labels, a.n, a.c);
   if (bad != kIndexOk) return bad;

@@ -22,7 +22,8 @@ const Table table = {ULFAST_STRING(ULFAST_LEVEL),
                      ar,
                      moments,
                      convolve,
-                     linear};
+                     linear,
+                     patch_filter};
 
 }  // namespace ULFAST_LEVEL
 }  // namespace ulfast

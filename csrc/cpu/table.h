@@ -24,6 +24,7 @@ struct Table {
   void (*moments)(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
   void (*convolve)(const Convolve& a, float* scratch, int64_t begin, int64_t end);
   void (*linear)(const Linear& a, float* scratch, int64_t begin, int64_t end);
+  void (*patch_filter)(const PatchFilter& a, float* scratch, int64_t begin, int64_t end);
 };
 
 #if defined(ULFAST_LEVEL)
@@ -41,6 +42,7 @@ void ar(const Ar& a, float* scratch, int64_t begin, int64_t end);
 void moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
 void convolve(const Convolve& a, float* scratch, int64_t begin, int64_t end);
 void linear(const Linear& a, float* scratch, int64_t begin, int64_t end);
+void patch_filter(const PatchFilter& a, float* scratch, int64_t begin, int64_t end);
 }  // namespace ULFAST_LEVEL
 #endif
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import cpu, cpu_generators, cuda, cuda_generators, philox, schemas  # noqa: F401  (importing them registers the operators)
+from . import cpu, cpu_filters, cpu_generators, cuda, cuda_generators, philox, schemas  # noqa: F401  (importing them registers the operators)
 
 __all__ = [
     "apply_perturbation",
     "class_moments",
     "ingest",
+    "patch_filter",
     "perturb_ar",
     "perturb_convolution",
     "perturb_linear",
@@ -263,6 +264,23 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     """
     sums, squares = _ops.class_moments(images, labels, classes)
     return sums, squares
+
+
+def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
+    """Takes from every pixel a filter's answer, exactly up to the border: one convolution whose weights change there.
+
+    Away from the border equivalent to ``x - conv2d(x, filters[r, r])``, r = T // 2. `ulfast.PatchProjection` makes the
+    filters of a projection of all patches, averaged where they overlap.
+
+    Args:
+        x: (n, H, W, C) float, sides of T or more; the kernel takes float32 with up to four channels.
+        filters: (T, T, T, T, C, C): kind of row (0 to r - 1 at the upper border, r within, r + 1 to 2 r at the lower),
+            kind of column, dy, dx, input channel, output channel.
+
+    Returns:
+        (n, H, W, C), new.
+    """
+    return _ops.patch_filter(x, filters)
 
 
 def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:

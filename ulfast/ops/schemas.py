@@ -65,6 +65,7 @@ LIBRARY.define(
     "perturb_convolution(Tensor images, Tensor labels, Tensor kernels) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+LIBRARY.define("patch_filter(Tensor x, Tensor filters) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 LIBRARY.define(
     "perturb_linear(Tensor images, Tensor labels, Tensor weight, int steps, float alpha, float eps, float share)"
     " -> Tensor",
@@ -151,6 +152,11 @@ def _(images, labels, classes):
 @torch.library.register_fake("ulfast::perturb_convolution", lib=LIBRARY)
 def _(images, labels, kernels):
     return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+
+
+@torch.library.register_fake("ulfast::patch_filter", lib=LIBRARY)
+def _(x, filters):
+    return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("ulfast::perturb_linear", lib=LIBRARY)
