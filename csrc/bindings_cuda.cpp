@@ -131,6 +131,15 @@ void add_cuda(py::module_ m) {
                ptr<uint8_t>(out), n, classes, h, w, c, side},
               ptr<void>(stream)));
         });
+  m.def("perturb_linear",
+        [](uintptr_t images, uintptr_t labels, uintptr_t weight, uintptr_t out, int64_t n, int64_t d, int64_t c,
+           int64_t steps, double alpha, double eps, double share, double levels, uintptr_t stream) {
+          launched(cuda::perturb_linear(
+              {ptr<const uint8_t>(images), ptr<const int64_t>(labels), ptr<const float>(weight), nullptr,
+               ptr<uint8_t>(out), n, d, c, steps, (float)alpha, (float)eps, (float)share, (float)levels},
+              ptr<void>(stream)));
+        });
+  m.def("perturb_linear_fits", &cuda::perturb_linear_fits);
   m.def("perturb_convolution_scratch", [](int64_t n, int64_t h, int64_t w, int64_t c) {
     return cuda::perturb_convolution_scratch({nullptr, nullptr, nullptr, nullptr, nullptr, n, 0, h, w, c, 0});
   });

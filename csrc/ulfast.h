@@ -228,6 +228,8 @@ const char* perturb_ar(const Ar& a, void* stream);
 bool perturb_ar_fits(const Ar& a);  // two rows of an image in shared memory
 const char* class_moments(const ClassMoments& a, void* stream);
 const char* perturb_convolution(const Convolve& a, void* stream);
+const char* perturb_linear(const Linear& a, void* stream);
+bool perturb_linear_fits(int64_t d, int64_t c);  // whether a block's shared memory holds the noise
 int64_t perturb_convolution_scratch(const Convolve& a);
 
 }  // namespace cuda

@@ -18,7 +18,7 @@ import torch
 from ulfast.ops import cuda
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("project", "ingest", "softmax", "lsp", "ar", "moments", "convolve")
+SOURCES = ("project", "ingest", "softmax", "lsp", "ar", "moments", "convolve", "linear")
 ELSEWHERE = ("apply_perturbation", "pgd_step", "philox_uniform", "philox_normal")  # functions of other files
 
 

@@ -70,6 +70,23 @@ def test_moments_are_exact(kernels, n, h, w, c, classes):
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize(("n", "d", "classes"), [(0, 12, 2), (1, 12, 2), (5, 300, 10), (9, 65, 33), (4, 700, 8)])
+def test_linear(kernels, n, d, classes):
+    """Where a slope is zero but for rounding its sign is anybody's: a few values may go the other way."""
+    g = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 256, (n, d), generator=g, dtype=torch.uint8)
+    labels, weight = torch.randint(0, classes, (n,), generator=g), torch.randn(classes, d, generator=g) / 10
+    given = (images, labels, weight, 7, 2 / 255, 8 / 255, 0.9)
+    got, want = cuda_generators.perturb_linear(*given), reference.perturb_linear(*given)
+    assert (got != want).sum() <= 0.003 * got.numel()
+    assert (got.int() - images.int()).abs().max() <= 8 if n else len(got) == 0
+    wrong = labels.clone()
+    wrong[:1] = classes
+    other = cuda_generators.perturb_linear(images, wrong, *given[2:])
+    assert torch.equal(other[:1], images[:1])
+    assert torch.equal(other[1:], got[1:])
+
+
 def test_labels_out_of_range_and_shards(kernels):
     images, labels = draw(5, 9, 8, 3, 2)
     g = torch.Generator().manual_seed(4)

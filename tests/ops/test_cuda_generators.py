@@ -84,3 +84,19 @@ def test_waits_for_nothing_and_goes_into_a_graph(name):
     there[0].random_(0, 256)
     graph.replay()
     near(out, op(there[0].cpu(), *tensors[1:]))
+
+
+@pytest.mark.parametrize(("n", "d", "classes"), [(0, 12, 2), (5, 300, 10), (64, 3072, 10), (3, 3073, 100)])
+def test_linear(n, d, classes):
+    """Where a slope is zero but for rounding its sign is anybody's: a few values may go the other way."""
+    g = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 256, (n, d), generator=g, dtype=torch.uint8)
+    labels, weight = torch.randint(0, classes, (n,), generator=g), torch.randn(classes, d, generator=g) / 10
+    given = (7, 2 / 255, 8 / 255, 0.9)
+    op = torch.ops.ulfast.perturb_linear
+    got, want = op(images.cuda(), labels.cuda(), weight.cuda(), *given).cpu(), op(images, labels, weight, *given)
+    assert (got != want).sum() <= 0.003 * got.numel()
+    labels[:1] = classes
+    other = op(images.cuda(), labels.cuda(), weight.cuda(), *given).cpu()
+    assert torch.equal(other[:1], images[:1])
+    assert torch.equal(other[1:], got[1:])

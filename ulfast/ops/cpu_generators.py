@@ -185,11 +185,9 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     return out
 
 
-def perturb_linear(
-    images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
-) -> Tensor:
+def check_linear(images: Tensor, labels: Tensor, weight: Tensor, steps: int, eps: float, share: float) -> Tensor:
+    """Raises for arguments that `perturb_linear` cannot take; returns the labels, contiguous."""
     op = "perturb_linear"
-    _cpu(op, images=images, labels=labels, weight=weight)
     if images.dtype != torch.uint8 or images.dim() < 2:
         raise TypeError(f"{op}: images must be (n, ...) uint8, got {tuple(images.shape)} {images.dtype}")
     if steps < 0 or eps < 0 or not 0 <= share <= 1:
@@ -202,6 +200,16 @@ def perturb_linear(
     checked = _index(op, "labels", labels)
     if checked is None or len(checked) != n:
         raise ValueError(f"{op}: labels must be ({n},) int64, got {tuple(labels.shape)}")
+    return checked
+
+
+def perturb_linear(
+    images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
+) -> Tensor:
+    op = "perturb_linear"
+    _cpu(op, images=images, labels=labels, weight=weight)
+    checked = check_linear(images, labels, weight, steps, eps, share)
+    n, d = images.shape[0], math.prod(images.shape[1:])
     library, threads, c = _extension.load(), torch.get_num_threads(), weight.shape[0]
     images, weight = images.contiguous(), weight.float().contiguous()
     scratch, out = torch.empty(threads, library.linear_scratch(d, c)), _result(images.shape, torch.uint8)

@@ -2,7 +2,7 @@
 
 As in `cuda.py`, the kernels run only with ULFAST_CUDA_KERNELS=1, the twins otherwise. The kernels do not wait for the
 device, so a label out of range is no error: its image stays as it was (a perturbation that is asked for itself becomes
-NaN), and in `class_moments` it counts nowhere. `perturb_linear` has no kernel and runs its twin.
+NaN), and in `class_moments` it counts nowhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _extension, cuda, reference
 from .cpu import _address, _signed
-from .cpu_generators import AR_NORMS, check_ar, check_class_moments, check_convolution, check_lsp
+from .cpu_generators import AR_NORMS, check_ar, check_class_moments, check_convolution, check_linear, check_lsp
 from .schemas import LIBRARY
 
 LSP_LATENTS = 4096  # more latent values of an image than this do not fit in a block's shared memory
@@ -126,5 +126,22 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     return out
 
 
-for _name in ("perturb_lsp", "perturb_ar", "class_moments", "perturb_convolution"):
+def perturb_linear(
+    images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
+) -> Tensor:
+    labels, device = check_linear(images, labels, weight, steps, eps, share), images.device
+    _together("perturb_linear", device, labels=labels, weight=weight)
+    c, d = weight.shape
+    if not cuda.enabled() or not _extension.load().cuda.perturb_linear_fits(d, c):
+        return reference.perturb_linear(images, labels, weight, steps, alpha, eps, share)
+    images, weight, out = images.contiguous(), weight.float().contiguous(), torch.empty_like(images)
+    with torch.cuda.device(device):
+        _extension.load().cuda.perturb_linear(
+            images.data_ptr(), labels.data_ptr(), weight.data_ptr(), out.data_ptr(), len(images), d, c, steps, alpha,
+            eps, share, reference.whole_levels(eps), cuda._stream(device),
+        )  # fmt: skip
+    return out
+
+
+for _name in ("perturb_lsp", "perturb_ar", "class_moments", "perturb_convolution", "perturb_linear"):
     LIBRARY.impl(_name, globals()[_name], "CUDA")
