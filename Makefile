@@ -17,6 +17,7 @@ setup: $(READY)
 $(READY): $(SOURCES)
 	tools/setup.sh
 	@touch $@
+	@case "$$EXTRAS" in *dev*) touch $(VENV)/.dev ;; esac
 
 $(VENV)/.dev: $(READY)
 	EXTRAS=test,dev tools/setup.sh

@@ -18,6 +18,11 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     [ -z "$(torch_of "$python")" ] || site=--system-site-packages
     "$python" -m venv $site .venv || fail "no virtual environment could be made (Debian, Ubuntu: apt-get install python3-venv)."
 fi
+# CUDA kernels are for the GPU that is here; where nvcc is and no GPU, for one architecture, so that they are linked.
+if [ -z "${ULFAST_CUDA_ARCHS:-}" ]; then
+    found=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | paste -sd, || true)
+    export ULFAST_CUDA_ARCHS=${found:-90}
+fi
 version=$(torch_of .venv/bin/python)
 if [ -n "$version" ]; then echo "torch==$version" >.venv/constraints.txt; else cp constraints.txt .venv/constraints.txt; fi
 pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
