@@ -27,7 +27,7 @@ import simplejpeg
 from ulfast import environment
 
 SIDE, CLASSES, QUALITY = 224, 1000, 90
-FIT_STEPS, FIT_BATCH = 40, 256
+FIT_STEPS, FIT_BATCH = 20, 256
 
 
 def make(folder: Path, n: int, test: int) -> int:
