@@ -154,11 +154,11 @@ def test_a_wrong_grid_is_refused_before_anything_is_trained(change, message):
 
 
 def test_shipped_grids_can_be_run():
-    assert shipped_grids() == ["ar", "cifar10", "cifar10-10k", "demo", "fit-start", "fits", "imagenet100"]
+    assert shipped_grids() == ["ar", "cifar10", "cifar10-10k", "demo", "fit-start", "fits", "imagenet100", "poisons"]
     for name in shipped_grids():
         content = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
         grid = Grid.of({**content, "data": "sample"})
-        assert len(grid.cells()) == len(grid.poisons) * len(grid.attacks) * len(grid.seeds)
+        assert len(grid.cells()) == len(grid.poisons) * len(grid.attacks) * len(grid.models) * len(grid.seeds)
         assert len({cell.path for cell in grid.cells()}) == len(grid.cells())
     with pytest.raises(InputError, match="did you mean 'demo'"):
         Grid.load("demoo")

@@ -17,6 +17,9 @@ from .base import FIT_FILE, Attack, Context, Plan
 
 SOURCE = "Sandoval-Segura et al., What Can We Learn from Unlearnable Datasets?, NeurIPS 2023, section 4.4"
 
+SAME_FIT = "both project off the same fit: choose one"
+IN_FULL = "do the same: orthogonal-full is enough"
+
 
 @dataclass(frozen=True)
 class LinearFit(Attack):
@@ -58,7 +61,7 @@ class OrthogonalProjection(LinearFit):
     summary = "projection off a linear model's weights"
     source = SOURCE
     aliases: ClassVar[tuple[str, ...]] = ("op", "ortho", "orthogonal-projection")
-    excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": "both project off the same fit: choose one"}
+    excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": SAME_FIT, "orthogonal-full": IN_FULL}
 
     fit: str = parameter("sgd", "what gives the directions", choices=("sgd", *FITS, "leace"))
     rank: int | None = parameter(None, "directions to take away (default: what the weights span)", at_least=1)
@@ -88,7 +91,7 @@ class ClassWiseProjection(LinearFit):
     summary = "projection off the own class's weight vector (uses the label)"
     source = SOURCE + " (rank-one form)"
     aliases = ("op-classwise", "classwise")
-    excludes: ClassVar[dict[str, str]] = {"orthogonal": "both project off the same fit: choose one"}
+    excludes: ClassVar[dict[str, str]] = {"orthogonal": SAME_FIT, "orthogonal-full": IN_FULL}
 
     def apply(self, plan: Plan, context: Context) -> None:
         start = time.perf_counter()

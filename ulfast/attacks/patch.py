@@ -12,7 +12,7 @@ from ..analysis.diagnosis import linear_accuracy, linear_evidence
 from ..parameters import parameter
 from ..patches import PATCH, fit_patches
 from .base import Attack, Context, Plan
-from .orthogonal import OrthogonalProjection
+from .orthogonal import IN_FULL, OrthogonalProjection
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class OrthogonalPatch(Attack):
     summary = "projection in patch space, for noise drawn anew for each image (ar)"
     source = "ulfast, docs/orthogonal-patch.md"
     aliases = ("patch",)
+    excludes: ClassVar[dict[str, str]] = {"orthogonal-full": IN_FULL}
 
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
     patch_rank: int | None = parameter(None, "directions to remove (default: chosen from the data)", at_least=0)
@@ -48,7 +49,7 @@ class OrthogonalFull(OrthogonalProjection):
     source = "ulfast, docs/orthogonal-patch.md"
     aliases: ClassVar[tuple[str, ...]] = ("full",)
     excludes: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("orthogonal", "orthogonal-classwise", "orthogonal-patch"), "do the same: orthogonal-full is enough"
+        ("orthogonal", "orthogonal-classwise", "orthogonal-patch"), IN_FULL
     )
 
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
