@@ -93,6 +93,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ["ULFAST_STREAM_BYTES"] = "0"
+    if options.json:  # found out now, not after minutes
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     about = environment.describe()
     print("| stage | images | seconds | ms an image | peak MB |\n|---|---|---|---|---|")
     rows = []
