@@ -15,16 +15,11 @@ from torch import Tensor
 from . import _extension, cuda, reference
 from .cpu import _address, _signed
 from .cpu_generators import AR_NORMS, check_ar, check_class_moments, check_convolution, check_linear, check_lsp
+from .cuda import _together
 from .schemas import LIBRARY
 
 LSP_LATENTS = 4096  # more latent values of an image than this do not fit in a block's shared memory
 LARGEST_FILTER = 64  # nor does a filter of a larger side
-
-
-def _together(op: str, device: torch.device, **tensors: Tensor | None) -> None:
-    for name, t in tensors.items():
-        if t is not None and t.device != device:
-            raise ValueError(f"{op}: {name} must be on {device} like the other arguments, got {t.device}")
 
 
 def perturb_lsp(
