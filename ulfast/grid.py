@@ -66,7 +66,8 @@ class Grid:
         resize: shorter side to that many pixels, centre square.
         poisons: rows; "clean" is the data as it is.
         attacks: columns.
-        models, seeds: every row and column with each of them. A seed draws the poison, the start and the order.
+        models, seeds: every row and column with each of them. A seed draws the start, the order, and the poison where
+            its entry has no `seed` of its own.
         recipe, epochs: how to train.
         evaluate_every: epochs between two looks at the test images.
         published: name of a published table to show beside.
@@ -156,7 +157,10 @@ class Grid:
         for poison in self.poisons:
             if poison.method != CLEAN:
                 name, plain = get_poison(poison.method)
-                own = {key: value for key, value in poison.parameters.items() if key != "rate"}
+                own = {key: value for key, value in poison.parameters.items() if key not in ("rate", "seed")}
+                seed = poison.parameters.get("seed", 0)
+                if not isinstance(seed, int) or isinstance(seed, bool):
+                    raise InputError(f"{where}: a poison's seed must be a whole number, got {seed!r}")
                 with_parameters(plain, name, own)
             elif poison.parameters:
                 raise InputError(f"{where}: clean data takes no parameters")

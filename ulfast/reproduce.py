@@ -22,8 +22,9 @@ from .attacks import AttackResult, attack
 from .data import Dataset, load_dataset
 from .errors import InputError
 from .files import check_free, write_json, writing
-from .grid import CLEAN, Cell, Grid
-from .poisons import poison
+from .grid import Cell, Grid
+from .grid_poisons import kept, poisoned
+from .grid_poisons import seed as poison_seed
 
 SUBSET_SEED = 0  # of `limit`: every seed trains on the same images
 
@@ -189,11 +190,18 @@ def _run(
     # Not forked: torch's threads would not survive it.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
-        # Neighbours share a poison, so each worker gets a run of cells and makes it once.
-        futures: dict[Future[str | None], Cell] = {
-            pool.submit(_run_cell, cell, folder, device, None): cell for cell in cells
-        }
         try:
+            # First what several cells share and nobody wants to wait for twice.
+            first = {where: cell for cell in cells if (where := kept(cell, folder)) is not None}
+            makings = {where: pool.submit(_make, cell, folder, device) for where, cell in first.items()}
+            # Neighbours share a poison, which each worker makes once.
+            futures: dict[Future[str | None], Cell] = {}
+            for cell in cells:
+                making = makings.get(where) if (where := kept(cell, folder)) is not None else None
+                if making is not None and (problem := making.result()) is not None:
+                    yield cell, problem
+                else:
+                    futures[pool.submit(_run_cell, cell, folder, device, None)] = cell
             while futures:
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION, timeout=0.5)
                 for future in finished:
@@ -224,7 +232,7 @@ def _run_cell(cell: Cell, folder: Path, device: str, progress: Progress | None) 
     where = folder / cell.path
     try:
         clean, test = _images(cell)
-        train = _poisoned(cell, clean)
+        train = _poisoned(cell, clean, folder, device, progress)
         started = (where / "config.json").is_file()
         with writing(where):
             where.parent.mkdir(parents=True, exist_ok=True)
@@ -252,14 +260,21 @@ def _images(cell: Cell) -> tuple[Dataset, Dataset]:
     return _kept["clean"], _kept["test"]
 
 
-def _poisoned(cell: Cell, clean: Dataset) -> Dataset:
-    if cell.poison.method == CLEAN:
-        return clean
-    key = json.dumps([asdict(cell.poison), cell.seed])
+def _poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: Progress | None) -> Dataset:
+    key = json.dumps([asdict(cell.poison), poison_seed(cell)])
     if _kept.get("poison") != key:
-        _kept.update(poison=key, train=poison(clean, cell.poison.method, seed=cell.seed, **cell.poison.parameters))
+        _kept.update(poison=key, train=poisoned(cell, clean, folder, device, progress))
     train: Dataset = _kept["train"]
     return train
+
+
+def _make(cell: Cell, folder: Path, device: str) -> str | None:
+    """Makes a cell's poison in the grid's folder. Returns what was wrong with the input, or None."""
+    try:
+        _poisoned(cell, _images(cell)[0], folder, device, None)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
