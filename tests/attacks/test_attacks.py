@@ -98,7 +98,7 @@ def test_materialize_trains_from_the_written_set(tmp_path, data):
     options = OPTIONS | {"epochs": 3, "limit": 300, "test": test}
     direct = ulfast.attack(poisoned, **options)
     written = ulfast.attack(poisoned, out=tmp_path / "run", materialize=True, **options)
-    images = np.load(tmp_path / "run" / "projected" / "images.npy")
+    images = np.load(tmp_path / "run" / "projected" / "images-00000.npy")
     assert images.shape == (300, 12, 12, 3)
     rows = written.basis.rows.numpy()
     assert np.abs(images.reshape(300, -1).astype(np.float32) @ rows.T).max() < 0.05

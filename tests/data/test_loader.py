@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ulfast.data import Augment, MemoryLoader, channel_statistics, load_dataset, write_dataset
+from ulfast.data import Augment, MemoryLoader, channel_statistics, load_dataset, projected, write_dataset
 from ulfast.data.projected import ProjectedLoader, write_projected
+from ulfast.errors import InputError
 from ulfast.ops import reference
 
 
@@ -115,12 +116,49 @@ def test_leaving_early_leaves_nothing_running(make_dataset):
     assert threading.active_count() == before
 
 
-def test_a_projected_set_on_disk_trains_alike(tmp_path, make_dataset):
-    data = make_dataset(50)
+def _projected(make_dataset, monkeypatch):
+    monkeypatch.setattr(projected, "SHARD_BYTES", 20 * 2 * 432)  # 20 images of 12 x 12 x 3
     basis = torch.linalg.qr(torch.randn(432, 3, generator=torch.Generator().manual_seed(1)))[0].T.contiguous()
+    return make_dataset(50), basis
+
+
+def test_a_projected_set_on_disk_trains_alike(tmp_path, make_dataset, monkeypatch):
+    data, basis = _projected(make_dataset, monkeypatch)
     write_projected(tmp_path / "p", data, basis)
     options = {"augment": Augment(), "shuffle": True, "seed": 4, "mean": (0.5,) * 3, "std": (0.2,) * 3}
     there = gather(ProjectedLoader(tmp_path / "p", data, 7, **options))[0]
     direct = gather(MemoryLoader(data, 7, basis=basis, **options))[0]
     torch.testing.assert_close(there, direct, atol=0.005, rtol=0)
-    assert np.load(tmp_path / "p" / "images.npy").dtype == np.float16
+    shards = [np.load(file) for file in sorted((tmp_path / "p").glob("images-*.npy"))]
+    assert [(shard.dtype, len(shard)) for shard in shards] == [(np.float16, 20), (np.float16, 20), (np.float16, 10)]
+
+
+def test_an_interrupted_projected_set_goes_on_and_a_whole_one_is_kept(tmp_path, make_dataset, monkeypatch):
+    data, basis = _projected(make_dataset, monkeypatch)
+
+    def stop(stage, done, total):
+        if done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_projected(tmp_path / "p", data, basis, progress=stop)
+    first = tmp_path / ".p.part" / "images-00000.npy"
+    kept = first.stat().st_ino
+    assert not (tmp_path / "p").exists()
+    write_projected(tmp_path / "p", data, basis)
+    files = {file.name: file.stat().st_ino for file in (tmp_path / "p").iterdir()}
+    assert files["images-00000.npy"] == kept
+    assert not (tmp_path / ".p.part").exists()
+    write_projected(tmp_path / "p", data, basis)
+    assert {file.name: file.stat().st_ino for file in (tmp_path / "p").iterdir()} == files
+    write_projected(tmp_path / "p", data, basis[:2])  # another projection
+    other = np.load(tmp_path / "p" / "images-00000.npy").reshape(20, -1).astype(np.float32)
+    assert np.abs(other @ basis[:2].T.numpy()).max() < 0.02 < np.abs(other @ basis[2].numpy()).max()
+
+
+def test_a_projected_set_with_a_missing_shard_says_so(tmp_path, make_dataset, monkeypatch):
+    data, basis = _projected(make_dataset, monkeypatch)
+    write_projected(tmp_path / "p", data, basis)
+    (tmp_path / "p" / "images-00001.npy").unlink()
+    with pytest.raises(InputError, match=r"images-00001\.npy"):
+        ProjectedLoader(tmp_path / "p", data, 7)

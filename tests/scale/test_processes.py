@@ -60,6 +60,12 @@ def test_processes_together_do_what_one_does(data, alone, tmp_path, processes):
     for file in files:
         other = tmp_path / f"poisoned-{processes}" / file.relative_to("poisoned-1")
         assert other.read_bytes() == (alone / file).read_bytes()
+    shards = [
+        sorted(folder.glob("images-*.npy")) for folder in (alone / "projected-1", tmp_path / f"projected-{processes}")
+    ]
+    assert [len(files) for files in shards] == [5, 5]
+    for one, other in zip(*shards, strict=True):
+        np.testing.assert_allclose(np.load(other).astype(np.float32), np.load(one), atol=1e-3)
 
 
 def test_parts_of_batches_are_the_batches(make_dataset):

@@ -10,7 +10,7 @@ import torch
 import ulfast
 import ulfast.poisons.run
 from ulfast import distributed
-from ulfast.data import MemoryLoader, channel_statistics
+from ulfast.data import MemoryLoader, channel_statistics, projected
 from ulfast.data.rows import RowWriter
 from ulfast.poisons import Poisoning, write_rows
 from ulfast.training import Recipe, build_model, evaluate, train
@@ -44,6 +44,8 @@ def main(folder: str, out: Path) -> None:
     poisoning = Poisoning(data, "lsp", seed=3)
     with RowWriter(out / f"poisoned-{distributed.size()}", data, {}) as writer:
         write_rows(poisoning, writer)
+    projected.SHARD_BYTES = 30 * 2 * 768  # 30 images
+    projected.write_projected(out / f"projected-{distributed.size()}", data, basis.rows)
     if distributed.is_main():
         torch.save(found, out / f"found-{distributed.size()}.pt")
 

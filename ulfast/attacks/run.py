@@ -70,7 +70,7 @@ def attack(
         compare: also train on the data without an attack (True), and on these clean images (a Dataset).
         clean: clean training images for the methods that need some (default: those of `compare`).
         basis: a basis fitted before, instead of fitting one.
-        materialize: write the projected training set (float16) to `out/projected` and train from there.
+        materialize: write the projected training set (float16, in shards) to `out/projected` and train from there.
         epochs: instead of the recipe's.
         limit: class-balanced subset of the training images.
         keep_checkpoints: keep every epoch's network in `out`, not only the last.

@@ -102,9 +102,7 @@ class Runner:
             start = time.perf_counter()
             target = self.folder / "projected"
             on_cpu = filters(plan, torch.device("cpu"))
-            if distributed.is_main():
-                write_projected(target, data, plan.project, transform=on_cpu, progress=self.progress)
-            distributed.wait()
+            write_projected(target, data, plan.project, transform=on_cpu, progress=self.progress)
             plan.seconds["project"] = plan.seconds.get("project", 0.0) + time.perf_counter() - start
             return ProjectedLoader(target, data, recipe.batch_size, **options)
         if transform:

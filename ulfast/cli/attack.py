@@ -32,7 +32,7 @@ from .common import Output, data_options, free_folder, settings, verb
 @click.option("--rank", type=click.IntRange(1), help="Directions to take away (default: what the weights span).")
 @click.option("--basis", type=click.Path(path_type=Path), help="A basis made by `ulfast fit`, instead of fitting.")
 @click.option("--project-test", is_flag=True, default=None, help="Project the test images too.")
-@click.option("--materialize", is_flag=True, help="Write the projected set and train from there.")
+@click.option("--materialize", is_flag=True, help="Write the projected set as shards and train from there.")
 @click.option("--keep-checkpoints", is_flag=True, help="Keep every epoch's network, not only the last.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the result as a page, FILE.html.")

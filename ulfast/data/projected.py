@@ -1,11 +1,15 @@
 """A projected training set on disk, for other people's training code and for `attack --materialize`.
 
-Projection leaves [0, 1] on both sides, so the pixels are float16 (spacing 0.0005 near 1, an eighth of a uint8 level):
-`images.npy` (n, H, W, C) float16 in units of [0, 1], not clipped; `labels.npy` (n,) int64; `manifest.json`.
+Projection leaves [0, 1] on both sides, so the pixels are float16 (spacing 0.0005 near 1, an eighth of a uint8 level),
+in shards of equally many images, the last one shorter: `images-00000.npy` (m, H, W, C) float16 in units of [0, 1], not
+clipped, and so on; `labels.npy` (n,) int64; `manifest.json`.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import atomic_folder, write_json
+from .. import distributed
+from ..errors import InputError
+from ..files import atomic_file, publish, write_json, writing
 from ..ops import reference
 from ..version import __version__
 from .dataset import Dataset, chunks
 from .loader import MemoryLoader, as_tensor, project_rows
+from .rows import part_folder
+from .writer import array_header
 
-FORMAT = "ulfast-projected-1"
+FORMAT = "ulfast-projected-2"
+
+# Of a shard at most: 43,000 images of CIFAR-10 or 890 of 224 px, a second or two of work that a kill may lose.
+SHARD_BYTES, CHUNK_BYTES = 256 << 20, 16 << 20
+PROBES = 16  # images that tell whether a folder was made from the same data by the same projection
+
+Work = Callable[[int, int], Tensor]
 
 
 def write_projected(
@@ -31,30 +45,108 @@ def write_projected(
     transform: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[..., None] | None = None,
 ) -> None:
-    """Writes ``x - (x B^T) B`` of every image, streaming; replaces `path`.
+    """Writes ``x - (x B^T) B`` of every image, shard by shard, by all processes; replaces `path`.
+
+    What was made from the same images in the same way is kept: a whole folder, or the shards that a run which was
+    killed has finished.
 
     Args:
         basis: (k, H*W*C) orthonormal rows, (c, r, H*W*C) of each class, or None.
         transform: (b, C, H, W) float32 -> the same, after the projection.
+
+    Raises:
+        InputError: the disk is full, or the folder may not be written.
     """
     basis = None if basis is None else basis.cpu()
-    labels, rank = as_tensor(dataset.labels), 0 if basis is None else basis.shape[-2]
-    with atomic_folder(path, overwrite=True) as folder:
-        out = np.lib.format.open_memmap(folder / "images.npy", "w+", np.float16, dataset.images.shape)
-        for begin, stop in chunks(dataset.images, 16 << 20):
-            x = project_rows(as_tensor(dataset.images[begin:stop]), basis, labels[begin:stop])
-            if transform is not None:
-                with torch.no_grad():
-                    x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            out[begin:stop] = x.to(torch.float16).numpy()
-            if progress:
-                progress("project", stop, len(dataset))
-        out.flush()
-        del out
-        np.save(folder / "labels.npy", dataset.labels)
-        manifest = {"format": FORMAT, "ulfast": __version__, "classes": list(dataset.classes), "rank": rank,
-                    "name": dataset.name, "manifest": dataset.manifest}  # fmt: skip
-        write_json(folder / "manifest.json", manifest)
+    labels = as_tensor(dataset.labels)
+
+    def work(begin: int, stop: int) -> Tensor:
+        x = project_rows(as_tensor(np.ascontiguousarray(dataset.images[begin:stop])), basis, labels[begin:stop])
+        if transform is not None:
+            with torch.no_grad():
+                x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x.to(torch.float16).contiguous()
+
+    rows = max(1, SHARD_BYTES // (2 * int(np.prod(dataset.image_shape))))
+    about = {"format": FORMAT, "ulfast": __version__, "name": dataset.name, "classes": list(dataset.classes),
+             "images": len(dataset), "image_shape": list(dataset.image_shape), "shard_images": rows,
+             "rank": 0 if basis is None else basis.shape[-2], "fingerprint": _fingerprint(dataset, work),
+             "manifest": dataset.manifest}  # fmt: skip
+    part = part_folder(path)
+    if distributed.agreed(_made_by(path, about)):
+        return
+    if distributed.is_main():
+        with writing(path):
+            if not _made_by(part, about):
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+                write_json(part / "manifest.json", about)
+    distributed.wait()
+    todo = [begin for begin in range(0, len(dataset), rows) if not _shard(part, begin // rows).is_file()]
+    distributed.wait()  # until all have looked
+    mine = todo[slice(*distributed.share(len(todo)))]
+    done = 0
+    for begin in mine:
+        size = min(rows, len(dataset) - begin)
+        with atomic_file(_shard(part, begin // rows)) as name, name.open("wb") as file:
+            file.write(array_header((size, *dataset.image_shape), "<f2"))
+            for first, last in chunks(dataset.images[begin : begin + size], CHUNK_BYTES):
+                file.write(work(begin + first, begin + last).numpy().data)
+                done += last - first
+                if progress:
+                    progress("project", done, len(mine) * rows)
+    distributed.wait()
+    if distributed.is_main():
+        with writing(path):
+            np.save(part / "labels.npy", dataset.labels)
+            publish(part, path)
+    distributed.wait()
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"images-{number:05d}.npy"
+
+
+def _made_by(folder: Path, about: dict[str, Any]) -> bool:
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found == json.loads(json.dumps(about)))
+
+
+def _fingerprint(dataset: Dataset, work: Work) -> str:
+    """Of the labels, and of some images before and after."""
+    check = zlib.crc32(np.ascontiguousarray(dataset.labels).data)
+    for i in np.unique(np.linspace(0, len(dataset) - 1, PROBES).round().astype(int)).tolist():
+        check = zlib.crc32(np.ascontiguousarray(dataset.images[i : i + 1]).data, check)
+        check = zlib.crc32(work(i, i + 1).numpy().data, check)
+    return f"{check:08x}"
+
+
+class Shards:
+    """The images of a folder that `write_projected` made, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            self._rows = int(about["shard_images"])
+            files = [_shard(path, i) for i in range(-(-int(about["images"]) // self._rows))]
+            self._parts = [as_tensor(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} is not a whole projected set ({error}): make it again") from None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """(b, H, W, C) float16 of the images at `index` (b,) int64."""
+        which = index // self._rows
+        out = torch.empty(len(index), *self._parts[0].shape[1:], dtype=torch.float16)
+        for number in which.unique().tolist():
+            here = which == number
+            out[here] = self._parts[number][index[here] - number * self._rows]
+        return out
 
 
 class ProjectedLoader(MemoryLoader):
@@ -62,7 +154,7 @@ class ProjectedLoader(MemoryLoader):
 
     def __init__(self, path: Path, dataset: Dataset, batch_size: int, **options: Any) -> None:
         super().__init__(dataset, batch_size, **options)
-        self._images = as_tensor(np.load(path / "images.npy", mmap_mode="r", allow_pickle=False))
+        self._images: Any = Shards(path)
 
     def _streams(self) -> bool:
         return False

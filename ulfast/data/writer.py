@@ -21,11 +21,13 @@ from .dataset import Dataset, chunks
 FORMAT = "ulfast-dataset-1"
 
 
-def array_header(shape: Sequence[int]) -> bytes:
-    """The head of a .npy file of uint8. numpy pads it to 64 bytes, with room for the count to grow, so it can be
-    rewritten in place."""
+def array_header(shape: Sequence[int], kind: str = "|u1") -> bytes:
+    """The head of a .npy file, of uint8 unless `kind` names another dtype.
+
+    numpy pads it to 64 bytes, with room for the count to grow, so it can be rewritten in place.
+    """
     head = io.BytesIO()
-    about: Any = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+    about: Any = {"descr": kind, "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(head, about)  # type: ignore[no-untyped-call]
     return head.getvalue()
 
