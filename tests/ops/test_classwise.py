@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ulfast import ops
-from ulfast.ops import cpu, reference
+from ulfast.ops import crossover, reference
 
 DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EPS = {torch.uint8: 6e-8, torch.float32: 6e-8, torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float64: 1.2e-16}
@@ -93,7 +93,7 @@ def test_large_results_images_and_strides():
 
 
 def test_library_product_above_the_fused_rank():
-    x, bases, labels = make(30, 200, 4, cpu.FUSED_RANK + 5)
+    x, bases, labels = make(30, 200, 4, crossover.FUSED_RANK["cpu"]["project_classwise"][torch.float32] + 5)
     check(x, bases, labels, ops.project_classwise(x, bases, labels))
     with pytest.raises(IndexError, match=r"labels\[2\] is 4"):
         ops.project_classwise(x, bases, torch.tensor([0, 1, 4] + [0] * 27))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ulfast import ops
-from ulfast.ops import reference
+from ulfast.ops import crossover, reference
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
@@ -76,11 +76,17 @@ def test_black_border_is_normalised():
 
 
 def test_large_basis_and_wide_images_go_to_the_library():
-    images, basis, mean, std = make(3, 6, 6, 3, 60)
-    torch.testing.assert_close(
-        ops.ingest(images, basis, mean, std), reference.ingest(images, basis, mean, std, torch.float32), atol=1e-4,
-        rtol=1e-4,
-    )  # fmt: skip
+    rank = crossover.FUSED_RANK["cpu"]["ingest"][torch.uint8] + 1
+    images, basis, mean, std = make(3, 6, 6, 3, rank)
+    index = torch.tensor([2, 0])
+    moves = {"index": index, "shift": torch.tensor([[1, -2], [0, 3]], dtype=torch.int32), "flip": index > 0}
+    got = ops.ingest(images, basis, mean, std, **moves)
+    want = reference.ingest(images, basis, mean, std, torch.float32, **moves)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    labels = torch.tensor([1, 0])
+    got = ops.ingest(images, torch.stack([basis, -basis.flip(1)]), mean, std, labels=labels, **moves)
+    each = [reference.ingest(images, b, mean, std, torch.float32, **moves) for b in (basis, -basis.flip(1))]
+    torch.testing.assert_close(got, torch.stack([each[1][0], each[0][1]]), atol=1e-4, rtol=1e-4)
     images, basis, mean, std = make(2, 1, 4000, 3, 2)
     torch.testing.assert_close(
         ops.ingest(images, basis, mean, std), reference.ingest(images, basis, mean, std, torch.float32), atol=1e-4,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ulfast import ops
 from ulfast.modules import OrthogonalProjection
-from ulfast.ops import cpu, reference
+from ulfast.ops import crossover, reference
 
 DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # One unit in the last place at 1.0: below this an error says nothing about a kernel.
@@ -243,5 +243,5 @@ def test_a_forked_worker_does_not_hang():
 
 def test_library_product_above_the_fused_rank():
     for dtype in DTYPES:
-        x, basis = make(5, 200, cpu.FUSED_RANK + 8, dtype)
+        x, basis = make(5, 200, crossover.FUSED_RANK["cpu"]["project"][dtype] + 8, dtype)
         assert_as_good_as_torch(x, basis, ops.project(x, basis))

@@ -7,13 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from . import _extension, reference
+from . import _extension, crossover, reference
 from .schemas import LIBRARY
 
 _DTYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
 _OUT = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
-# Beyond this many rows the library's matrix product wins over the fused kernel, which then reads the basis too often.
-FUSED_RANK = 32
 # The widest image row (width * channels) that the ingest kernel's tables hold (kWide in csrc/cpu/ingest.cpp).
 INGEST_WIDTH = 8192
 # Results from this size on are put on large pages: glibc maps and unmaps them at every call.
@@ -112,7 +110,7 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     basis = basis.to(compute).contiguous()
     n, k = x.shape[0], basis.shape[0]
-    if k > FUSED_RANK:
+    if not crossover.fused("cpu", "project", x.dtype, k):
         _project_library(x, basis, out)
         return
     x, stride = _rows(x, d)
@@ -151,7 +149,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     out = _result(x.shape, reference.projected_dtype(x.dtype))
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     bases, labels = bases.to(compute).contiguous(), labels.contiguous()
-    if r > FUSED_RANK:
+    if not crossover.fused("cpu", op, x.dtype, r):
         outside = ((labels < 0) | (labels >= classes)).nonzero()
         if len(outside):
             raise _bad_label(op, labels, int(outside[0]), classes)
@@ -238,12 +236,12 @@ def ingest(
     _cpu("ingest", images=images, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip, labels=labels)
     index, n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     n_images, h, w, c = images.shape
-    if k > FUSED_RANK or w * c > INGEST_WIDTH:
+    if basis is not None and (w * c > INGEST_WIDTH or not crossover.fused("cpu", "ingest", images.dtype, k)):
         x = images if index is None else images[index]
-        if basis is not None and labels is not None:
-            x = project_classwise(x, basis, labels)
-        elif basis is not None:
-            x = project(x, basis)
+        images = project(x, basis) if labels is None else project_classwise(x, basis, labels)
+        n_images, basis, index, labels, k = n, None, None, None, 0
+    if w * c > INGEST_WIDTH:
+        x = images if index is None else images[index]
         return reference.augment(reference.unit(x), mean, std, dtype, shift, flip).contiguous(
             memory_format=torch.channels_last
         )

@@ -12,11 +12,10 @@ import os
 import torch
 from torch import Tensor
 
-from . import _extension, reference
+from . import _extension, crossover, reference
 from .cpu import (
     _DTYPES,
     _OUT,
-    FUSED_RANK,
     PGD_NORMS,
     _address,
     _rows,
@@ -67,8 +66,8 @@ def project_(x: Tensor, basis: Tensor) -> None:
 
 
 def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
-    """The fused kernel up to `FUSED_RANK` rows of basis, library products above."""
-    if not enabled() or basis.shape[0] > FUSED_RANK or not out.is_contiguous():
+    """The fused kernel or library products, as `crossover` says."""
+    if not enabled() or not out.is_contiguous() or not crossover.fused("cuda", "project", x.dtype, len(basis)):
         out.copy_(reference.project(x, basis))
         return
     _project(x, basis, out, d, basis.shape[0], None, 0)
@@ -81,7 +80,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     n, d = x.shape[0], math.prod(x.shape[1:])
     check_classwise("project_classwise", bases, labels, n, d)
     classes, r, _ = bases.shape
-    if not enabled() or r > FUSED_RANK:
+    if not enabled() or not crossover.fused("cuda", "project_classwise", x.dtype, r):
         return reference.project_classwise(x, bases, labels)
     out = torch.empty(x.shape, dtype=reference.projected_dtype(x.dtype), device=x.device)
     _project(x, bases, out, d, r, labels.contiguous(), classes)
@@ -138,7 +137,9 @@ def ingest(
     index, n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     _together("ingest", images.device, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip,
               labels=labels)  # fmt: skip
-    if k > FUSED_RANK and basis is not None:  # library products, then the pass of the augmentation
+    if basis is not None and not crossover.fused(
+        "cuda", "ingest", images.dtype, k
+    ):  # library products, then the pass of the augmentation
         rows = images if index is None else images[index]
         x = project(rows, basis) if labels is None else project_classwise(rows, basis, labels)
         return reference.augment(x, mean, std, dtype, shift, flip).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,33 @@
+"""Up to which rank of the basis a fused kernel is quicker than the library's matrix products.
+
+A fused kernel reads the images once, and the basis for every few rows; a library product reads the images twice more,
+and the basis seldom. For the CPU these are the largest ranks measured by ``python benchmarks/crossover.py`` at which
+the kernel won for images of 32 and of 224 px, by a fifth or more where it is not `ingest` (docs/kernels.md has the
+table); float16 was not measured and goes with bfloat16. On a machine with a quicker matrix product they are lower. Those
+for CUDA are where the kernels' registers end, and have not been measured.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_U8, _F16, _BF16, _F32, _F64 = torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+# {device: {operator: {dtype of the images: largest rank of the fused kernel}}}
+FUSED_RANK = {
+    "cpu": {
+        "project": {_U8: 256, _F16: 128, _BF16: 128, _F32: 128, _F64: 128},
+        "project_classwise": {_U8: 256, _F16: 256, _BF16: 256, _F32: 128, _F64: 96},
+        "ingest": {_U8: 64, _F16: 32, _BF16: 32, _F32: 24, _F64: 96},
+    },
+    "cuda": {
+        "project": dict.fromkeys((_U8, _F16, _BF16, _F32, _F64), 32),
+        "project_classwise": dict.fromkeys((_U8, _F16, _BF16, _F32, _F64), 32),
+        "ingest": dict.fromkeys((_U8, _F16, _BF16, _F32, _F64), 32),
+    },
+}
+
+
+def fused(device: str, op: str, dtype: torch.dtype, rank: int) -> bool:
+    """Whether `op` takes its fused kernel for images of `dtype` and a basis of `rank` rows (a class)."""
+    return rank <= FUSED_RANK[device][op][dtype]
