@@ -3,8 +3,8 @@
 A fused kernel reads the images once, and the basis for every few rows; a library product reads the images twice more,
 and the basis seldom. For the CPU these are the largest ranks measured by ``python benchmarks/crossover.py`` at which
 the kernel won for images of 32 and of 224 px, by a fifth or more where it is not `ingest` (docs/kernels.md has the
-table); float16 was not measured and goes with bfloat16. On a machine with a quicker matrix product they are lower. Those
-for CUDA are where the kernels' registers end, and have not been measured.
+table); float16 was not measured and goes with bfloat16. On a machine with a quicker matrix product they are lower.
+Those for CUDA are where the kernels' registers end, and have not been measured.
 """
 
 from __future__ import annotations
