@@ -6,7 +6,8 @@ The images are made here: smooth noise with JPEG-like content. The raw sets are 
 a raw .beton; the JPEG set is a folder of JPEGs (one a file) and a .beton with the same quality. What each is asked for:
 crop with padding 4 and flip at 32 px, normalised float32 batches at 224 px; bare FFCV decodes and converts only. Every
 round runs each loader for one epoch, in turn; rounds before the first are not counted (compilation, page cache); the
-median is shown. Peak memory is of the whole process.
+median is shown. For the JPEG folder also the linear fit over it: its rate, and the share of that of decoding the same
+batches and doing nothing with them. Peak memory is of the whole process.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
+import ulfast
 from ulfast import InputError, environment
 from ulfast.data import Augment, Dataset, MemoryLoader, load_dataset, write_dataset
 from ulfast.data.beton import FFCVLoader, engine, write_beton
+from ulfast.data.lazy import prefetch
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 COUNTS = {"raw32": 20_000, "raw224": 1_000, "jpeg224": 1_000}
@@ -140,6 +143,26 @@ class Bare:
             seen += len(x)
 
 
+def fit_against_decoding(images, rounds):
+    """Images a second of decoding alone, and of the linear fit with its last pass, over the same images."""
+    n, batch = len(images), 64
+    steps = n // batch
+    rng = np.random.default_rng(0)
+    batches = [rng.permutation(n)[:batch] for _ in range(steps)] + list(np.array_split(np.arange(n), -(-n // batch)))
+    seconds = {"decoding alone": [], "linear fit": []}
+    for turn in range(rounds + 1):
+        for name, values in seconds.items():
+            begun = time.perf_counter()
+            if name == "linear fit":
+                ulfast.fit_basis(images, steps=steps, batch_size=batch, device="cpu")
+            else:
+                for _ in prefetch(images.images, batches):
+                    pass
+            if turn:
+                values.append(time.perf_counter() - begun)
+    return {name: (steps * batch + n) / statistics.median(values) for name, values in seconds.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", nargs="*", choices=list(COUNTS), default=list(COUNTS))
@@ -169,6 +192,13 @@ def main():
                     f"| {name}, {n} | {key} | {rate:,.0f} | {rate / rates['DataLoader, 2 workers']:.1f} |", flush=True
                 )
                 rows.append({"set": name, "images": n, "loader": key, "rate": rate, "seconds": seconds[key]})
+            if name.startswith("jpeg"):
+                found = fit_against_decoding(load_dataset(Path(folder) / "jpegs", stream=True), options.rounds)
+                share = found["linear fit"] / found["decoding alone"]
+                for key, rate in found.items():
+                    print(f"| {name}, {n} | {key} | {rate:,.0f} | |")
+                    rows.append({"set": name, "images": n, "loader": key, "rate": rate})
+                print(f"\nThe linear fit runs at {share:.0%} of the rate of decoding alone.\n", flush=True)
             del table
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\npeak memory {peak:,.0f} MB")
