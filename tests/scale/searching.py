@@ -3,6 +3,8 @@ came out, and each leaves a run that was interrupted in OUT/interrupted."""
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,13 +63,15 @@ def main(folder: str, out: Path) -> None:
         distributed._machine = lambda: str(distributed.rank())
         apart = ulfast.poison(data, "em", seed=1, device="cpu", **METHODS["em"][1])
         found["apart"] = distributed.gathered(apart.checksum())
-        interrupt(data, out / "interrupted")
+        found["long"] = LONG
+        found["resumed"], found["whole"] = interrupt(data, out / "interrupted")
     if distributed.is_main():
         torch.save(found, out / f"found-{distributed.size()}.pt")
 
 
-def interrupt(data: ulfast.Dataset, work: Path) -> None:
-    """A run that ends in its third round, after the second was kept."""
+def interrupt(data: ulfast.Dataset, work: Path) -> list[tuple[str, Any]]:
+    """A run that ends in its third round, after the second was kept, is left in `work`. What comes out when a copy of
+    it is gone on with, and when nothing interrupts it."""
     engine.COMMIT_SECONDS = 0.0
     commit, rounds = engine.Run.commit, []
 
@@ -78,11 +82,16 @@ def interrupt(data: ulfast.Dataset, work: Path) -> None:
         commit(run, state, last=last)
 
     engine.Run.commit = stop  # type: ignore[method-assign]
-    try:
+    with contextlib.suppress(Killed):
         ulfast.poison(data, "em", seed=1, device="cpu", folder=work, **LONG)
-    except Killed:
-        distributed.wait()
     engine.Run.commit = commit  # type: ignore[method-assign]
+    distributed.wait()
+    copy = work.with_name("copy")
+    if distributed.is_main():
+        shutil.copytree(work, copy)
+    made = [ulfast.poison(data, "em", seed=1, device="cpu", folder=copy, resume=True, **LONG),
+            ulfast.poison(data, "em", seed=1, device="cpu", **LONG)]  # fmt: skip
+    return [(one.checksum(), one.manifest) for one in made]
 
 
 if __name__ == "__main__":

@@ -221,7 +221,9 @@ def trained_surrogates(
     options: dict[str, Any] = {"mean": surrogate._mean.flatten().tolist(), "std": surrogate._std.flatten().tolist(),
                                "device": device, "seed": seed,
                                "part": (distributed.rank(), distributed.size())}  # fmt: skip
-    loader = MemoryLoader(dataset, recipe.batch_size, augment=recipe.augment, shuffle=True, **options)
+    # A last batch that does not go round is left out; this alone depends on the number of processes.
+    short = 0 < len(dataset) % recipe.batch_size < distributed.size()
+    loader = MemoryLoader(dataset, recipe.batch_size, augment=recipe.augment, shuffle=True, drop_last=short, **options)
     few = dataset.subset(np.arange(min(len(dataset), 1000)))
     folder = work.folder / "surrogate"
     result = train(
