@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ulfast import InputError, distributed
-from ulfast.data import MemoryLoader, write_dataset
+from ulfast.data import MemoryLoader, load_dataset, write_dataset
 
 TOGETHER = Path(__file__).with_name("together.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -106,12 +106,12 @@ def worker(launcher: int, rank: int) -> int:
     raise AssertionError(f"no worker {rank}")
 
 
-def killed_in_training(command, out) -> tuple[int, str, float]:
+def killed_in_training(command, checkpoint) -> tuple[int, str, float]:
     """Exit code, stderr and seconds to the end of a job whose second worker is killed after its first epochs."""
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
         end = time.monotonic() + 60
-        while not (out / "checkpoints" / "attack" / "last.pt").exists():
+        while not checkpoint.exists():
             assert job.poll() is None, job.stderr.read()
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -127,17 +127,40 @@ def killed_in_training(command, out) -> tuple[int, str, float]:
 def test_a_killed_worker_ends_the_job_or_it_goes_on(data, tmp_path):
     whole, ended, restarted = (tmp_path / name for name in ("whole", "ended", "restarted"))
     subprocess.run(attack(data, whole, "--nproc", "2"), check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-    code, error, seconds = killed_in_training(attack(data, ended, "--nproc", "2"), ended)
+    last = Path("checkpoints", "attack", "last.pt")
+    code, error, seconds = killed_in_training(attack(data, ended, "--nproc", "2"), ended / last)
     assert code == 1
     assert error.startswith("ulfast: process 1 of 2 was killed by SIGKILL"), error
     assert error.count("\n") == 1, error
     assert seconds < 30
     assert not (ended / "result.json").exists()
-    code, error, _ = killed_in_training(attack(data, restarted, "--nproc", "2", "--max-restarts", "1"), restarted)
+    command = attack(data, restarted, "--nproc", "2", "--max-restarts", "1")
+    code, error, _ = killed_in_training(command, restarted / last)
     assert code == 0, error
     want, got = (json.loads((out / "result.json").read_text()) for out in (whole, restarted))
     assert got["test_accuracy"] == want["test_accuracy"]
     assert [row["train_loss"] for row in got["history"]] == [row["train_loss"] for row in want["history"]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
+def test_a_killed_search_goes_on(data, tmp_path):
+    out = tmp_path / "out"
+    command = [*ULFAST, "poison", "-m", "hypo", "--data", str(data), "--out", str(out), "--device", "cpu", "--quiet",
+               "--nproc", "2", "--set", "surrogate=cnn", "--set", "steps=3", "--set", "epochs=40"]  # fmt: skip
+    code, error, _ = killed_in_training(command, tmp_path / "out.work" / "surrogate" / "last.pt")
+    assert code == 1
+    assert error.startswith("ulfast: process 1 of 2 was killed by SIGKILL"), error
+    assert "--resume goes on from it" in error
+    assert error.count("\n") == 1, error
+    assert not out.exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out.work").exists()
+    clean, poisoned = (load_dataset(folder) for folder in (data, out))
+    assert 0 < np.abs(poisoned.images.astype(int) - clean.images).max() <= 8
+    making = poisoned.manifest["making"]
+    assert making["surrogate_epochs"] == 40
+    assert making["loss_after"] < making["loss_before"]
 
 
 def test_what_the_user_did_wrong_is_one_line(data, tmp_path):

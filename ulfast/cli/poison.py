@@ -51,8 +51,6 @@ def command(
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
         raise InputError("where to? Give --out FOLDER")
-    if plain.trains and distributed.size() > 1:
-        raise InputError(f"{name} trains a network, which one process does: leave --nproc out")
     part = part_folder(out) if out is not None else None
     if distributed.restarted():
         resume = distributed.agreed(part is not None and part.is_dir())
@@ -61,7 +59,8 @@ def command(
     place = None
     if plain.trains and out is not None and not dry_run:
         place = work or out.with_name(f"{out.name}.work")
-        _clear(place, resume and not existing(out), overwrite)
+        if distributed.is_main() and not (distributed.restarted() and not existing(place)):
+            _clear(place, resume and not existing(out), overwrite)
     elif work is not None and not plain.trains:
         raise InputError(f"--work belongs to methods that train a network, {name} does not: leave it out")
     elif resume and out is not None and part is not None and not (part.is_dir() or existing(out)):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from .. import distributed
 from ..data.dataset import Dataset
 from ..devices import resolve_device
 
@@ -30,8 +31,8 @@ class Workplace:
     """Where a poison that has to be computed keeps what it has so far, and whom it tells.
 
     Args:
-        folder: for networks and perturbations; None: a temporary one, made when it is first asked for, which goes with
-            this object.
+        folder: for networks and perturbations; None: a temporary one, made when it is first asked for (by all processes
+            of `distributed.joined`, which share it), and which goes with this object.
         resume: go on with what the folder holds.
         device: "auto", "cpu", "cuda" or a torch.device.
         progress: called as ``progress(stage, done, total, **info)``.
@@ -53,8 +54,10 @@ class Workplace:
         if self._given is not None:
             self._given.mkdir(parents=True, exist_ok=True)
             return self._given
-        folder = Path(tempfile.mkdtemp(prefix="ulfast-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        folder = Path(distributed.agreed(tempfile.mkdtemp(prefix="ulfast-") if distributed.is_main() else ""))
+        folder.mkdir(exist_ok=True)  # on another machine
+        if distributed.first_here() == distributed.rank():
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
     def tell(self, stage: str, done: float, total: float, **info: float) -> None:

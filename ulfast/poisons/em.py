@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import distributed, ops
 from ..data.dataset import Dataset
 from ..parameters import parameter
 from .base import Workplace
@@ -21,6 +21,7 @@ from .surrogate import (  # fmt: skip
     check_finite,
     descend,
     new_surrogate,
+    part,
     searching,
     shuffled,
 )
@@ -62,22 +63,25 @@ class ErrorMinimising(SurrogatePoison):
         run = Run(work, store, self.identity(dataset, seed), (surrogate.model, optimizer))
         history: list[dict[str, float]] = run.begin({"rounds": []})["rounds"]
         search = self._class_round if classwise else self._sample_round
-        while len(history) < self.rounds and not (history and history[-1]["error"] < values["stop"]):
-            number = len(history)
-            torch.manual_seed((seed * 1_000_003 + number) % (1 << 63))  # of networks that drop out
-            surrogate.model.train()
-            for step in range(self.train_steps):
-                index = shuffled(images.n, self.batch_size, seed, number * self.train_steps + step)
-                y = images.labels[index.to(device)]
-                x = _perturbed(images, store, index, classwise)
-                loss = surrogate.learn(x, y, optimizer, clip=5.0)
-            check_finite(float(loss), f"round {number + 1}")
-            with searching(surrogate):
-                row = search(surrogate, images, store, values, work, number)
-            check_finite(row["loss_after"], f"round {number + 1}")
-            history.append(row)
-            run.commit({"rounds": history})
-            work.tell("rounds", len(history), self.rounds, loss=row["loss_after"], accuracy=1 - row["error"])
+        with surrogate.learning(min(self.batch_size, images.n)):
+            while len(history) < self.rounds and not (history and history[-1]["error"] < values["stop"]):
+                number = len(history)
+                # Of networks that drop out, not alike in all parts of a batch.
+                torch.manual_seed((seed * 1_000_003 + number + (distributed.rank() << 48)) % (1 << 63))
+                surrogate.model.train()
+                for step in range(self.train_steps):
+                    batch = shuffled(images.n, self.batch_size, seed, number * self.train_steps + step)
+                    index, _ = part(batch)
+                    y = images.labels[index.to(device)]
+                    x = _perturbed(images, store, index, classwise)
+                    loss = surrogate.learn(x, y, optimizer, len(batch), clip=5.0)
+                check_finite(float(distributed.sum_(loss)), f"round {number + 1}")
+                with searching(surrogate):
+                    row = search(surrogate, images, store, values, work, number)
+                check_finite(row["loss_after"], f"round {number + 1}")
+                history.append(row)
+                run.commit({"rounds": history})
+                work.tell("rounds", len(history), self.rounds, loss=row["loss_after"], accuracy=1 - row["error"])
         run.commit({"rounds": history}, last=True)
         work.facts |= {"rounds": history}
         return store
@@ -88,15 +92,16 @@ class ErrorMinimising(SurrogatePoison):
     ) -> dict[str, float]:  # fmt: skip
         totals = torch.zeros(3, dtype=torch.float64)
         alphas = [-values["alpha"]] * values["steps"]
-        for index in images.chunks(self.batch_size):
+        for together, index, at in images.chunks(self.batch_size):
             start, y = images.pixels(index), images.labels[index.to(images.device)]
             x = (start + store.read(index, images.device)).clamp_(0, 1)
-            before = descend([surrogate], x, start, y, alphas=alphas, eps=self.eps)
-            store.write(index, x - start)
-            after, correct = surrogate.judge(x, y)
-            totals += torch.stack([before.sum(), after.sum(), correct.sum()]).cpu()
-            work.tell_often("rounds", number + (int(index[-1]) + 1) / images.n, self.rounds)
-        return _row(totals, images.n)
+            if len(index):
+                before = descend([surrogate], x, start, y, alphas=alphas, eps=self.eps)
+                after, correct = surrogate.judge(x, y)
+                totals += torch.stack([before.sum(), after.sum(), correct.sum()]).cpu()
+            store.write(together, x - start, at)
+            work.tell_often("rounds", number + (int(together[-1]) + 1) / images.n, self.rounds)
+        return _row(distributed.sum_(totals), images.n)
 
     def _class_round(
         self, surrogate: Surrogate, images: Images, store: PerturbationStore, values: dict[str, Any], work: Workplace,
@@ -108,21 +113,25 @@ class ErrorMinimising(SurrogatePoison):
         for _ in range(values["steps"]):
             before = torch.zeros((), dtype=torch.float64)
             gradient = torch.zeros_like(delta)
-            for index in images.chunks(self.batch_size):
-                y = images.labels[index.to(images.device)]
-                part, losses, _ = surrogate.gradient((images.pixels(index) + delta[y]).clamp_(0, 1), y)
-                gradient.index_add_(0, y, part)
-                before += losses.double().sum().cpu()
-                work.tell_often("rounds", number + (int(index[-1]) + 1) / images.n, self.rounds)
+            for together, index, _ in images.chunks(self.batch_size):
+                if len(index):
+                    y = images.labels[index.to(images.device)]
+                    each, losses, _ = surrogate.gradient((images.pixels(index) + delta[y]).clamp_(0, 1), y)
+                    gradient.index_add_(0, y, each)
+                    before += losses.double().sum().cpu()
+                work.tell_often("rounds", number + (int(together[-1]) + 1) / images.n, self.rounds)
             totals[0] = totals[0] or before
+            distributed.sum_(gradient)
             ops.pgd_step(delta, gradient, torch.zeros_like(delta), alpha=-values["alpha"], eps=self.eps, clamp=False)
-        store.write(classes, delta)
+        mine, at = part(classes)
+        store.write(classes, delta[mine], at)
         delta = store.read(classes, images.device)
-        for index in images.chunks(self.batch_size):
-            y = images.labels[index.to(images.device)]
-            losses, correct = surrogate.judge((images.pixels(index) + delta[y]).clamp_(0, 1), y)
-            totals[1:] += torch.stack([losses.sum(), correct.sum()]).cpu()
-        return _row(totals, images.n)
+        for _, index, _ in images.chunks(self.batch_size):
+            if len(index):
+                y = images.labels[index.to(images.device)]
+                losses, correct = surrogate.judge((images.pixels(index) + delta[y]).clamp_(0, 1), y)
+                totals[1:] += torch.stack([losses.sum(), correct.sum()]).cpu()
+        return _row(distributed.sum_(totals), images.n)
 
 
 def _perturbed(images: Images, store: PerturbationStore, index: Tensor, classwise: bool) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import distributed, ops
 from ..data.dataset import Dataset
 from ..parameters import parameter
 from .base import Workplace
@@ -20,6 +20,7 @@ from .surrogate import (  # fmt: skip
     SurrogatePoison,
     check_finite,
     new_surrogate,
+    part,
     searching,
     shuffled,
 )
@@ -93,32 +94,18 @@ class RobustErrorMinimising(SurrogatePoison):
         store = self.open_store(dataset, work)
         run = Run(work, store, self.identity(dataset, seed), (surrogate.model, optimizer))
         state = run.begin({"iterations": 0, "done": 0, "recent": [], "before": 0.0, "after": 0.0})
-        for at in range(state["iterations"], self.iterations):
-            torch.manual_seed((seed * 1_000_003 + at) % (1 << 63))  # of networks that drop out
-            index = shuffled(images.n, self.batch_size, seed, at)
-            y = images.labels[index.to(device)]
-            with searching(surrogate):
-                x, before, after = self._search(surrogate, images, store, index, values, seed, at * (self.samples + 1))
-                moved = Moved.draw(self.padding, seed, at * (self.samples + 1) + self.samples).there(x)
-                hardest = self._adversary(surrogate, moved, y, values)
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr * (
-                    1.0 if at < 0.4 * self.iterations else 0.1 if at < 0.8 * self.iterations else 0.01
-                )
-            surrogate.model.train()
-            surrogate.learn(hardest, y, optimizer)
-            # The last few searches' mean losses, before and after.
-            state["recent"] = [*state["recent"][-9:], [before / len(y), after / len(y)]]
-            state["iterations"] = at + 1
-            if at % 10 == 0 or at + 1 == self.iterations:
-                check_finite(after, f"iteration {at + 1}")
-            run.commit(state)
-            work.tell_often("iterations", at + 1, self.iterations, loss=after / len(y))
+        with surrogate.learning(min(self.batch_size, images.n)):
+            for at in range(state["iterations"], self.iterations):
+                self._iterate(surrogate, images, store, optimizer, values, seed, at, state)
+                run.commit(state)
+                work.tell_often("iterations", at + 1, self.iterations, loss=state["recent"][-1][1])
         with searching(surrogate):
-            for index in images.chunks(self.batch_size, state["done"]):
-                draw = self.iterations * (self.samples + 1) + int(index[0]) * self.samples
-                _, before, after = self._search(surrogate, images, store, index, values, seed, draw)
-                state |= {"done": int(index[-1]) + 1, "before": state["before"] + before,
+            for together, index, begin in images.chunks(self.batch_size, state["done"]):
+                draw = self.iterations * (self.samples + 1) + (int(together[0]) + begin) * self.samples
+                x, losses = self._search(surrogate, images, store, index, values, seed, draw)
+                store.write(together, x - images.pixels(index), begin)
+                before, after = distributed.sum_(losses).tolist()
+                state |= {"done": int(together[-1]) + 1, "before": state["before"] + before,
                           "after": state["after"] + after}  # fmt: skip
                 run.commit(state)
                 work.tell("search", state["done"], images.n, loss=state["after"] / state["done"])
@@ -126,6 +113,32 @@ class RobustErrorMinimising(SurrogatePoison):
         work.facts |= {"recent": state["recent"], "loss_before": state["before"] / images.n,
                        "loss_after": state["after"] / images.n}  # fmt: skip
         return store
+
+    def _iterate(
+        self, surrogate: Surrogate, images: Images, store: PerturbationStore, optimizer: torch.optim.Optimizer,
+        values: dict[str, Any], seed: int, at: int, state: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """A search of a batch's noise, and a step of the surrogate on what the adversary makes of it."""
+        # Of networks that drop out, not alike in all parts of a batch.
+        torch.manual_seed((seed * 1_000_003 + at + (distributed.rank() << 48)) % (1 << 63))
+        batch = shuffled(images.n, self.batch_size, seed, at)
+        index, begin = part(batch)
+        y = images.labels[index.to(images.device)]
+        with searching(surrogate):
+            x, losses = self._search(surrogate, images, store, index, values, seed, at * (self.samples + 1))
+            store.write(batch, x - images.pixels(index), begin)
+            moved = Moved.draw(self.padding, seed, at * (self.samples + 1) + self.samples).there(x)
+            hardest = self._adversary(surrogate, moved, y, values)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * (1.0 if at < 0.4 * self.iterations else 0.1 if at < 0.8 * self.iterations else 0.01)
+        surrogate.model.train()
+        surrogate.learn(hardest, y, optimizer, len(batch))
+        before, after = (distributed.sum_(losses) / len(batch)).tolist()
+        # The last few searches' mean losses, before and after.
+        state["recent"] = [*state["recent"][-9:], [before, after]]
+        state["iterations"] = at + 1
+        if at % 10 == 0 or at + 1 == self.iterations:
+            check_finite(after, f"iteration {at + 1}")
 
     def _adversary(self, surrogate: Surrogate, x: Tensor, y: Tensor, values: dict[str, Any]) -> Tensor:
         """x moved up the loss, within its own ball."""
@@ -138,12 +151,14 @@ class RobustErrorMinimising(SurrogatePoison):
     def _search(
         self, surrogate: Surrogate, images: Images, store: PerturbationStore, index: Tensor, values: dict[str, Any],
         seed: int, draw: int,
-    ) -> tuple[Tensor, float, float]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Steps of the noise of the images at `index`: the perturbed pixels, and the adversary's loss summed over the
-        batch, mean over the augmentations, at the first step and after the last.
+        images, mean over the augmentations, at the first step and after the last, (2,) float64.
         """
         start, y = images.pixels(index), images.labels[index.to(images.device)]
         x = (start + store.read(index, images.device)).clamp_(0, 1)
+        if not len(index):
+            return x, torch.zeros(2, dtype=torch.float64)
         moves = [Moved.draw(self.padding, seed, draw + s) for s in range(self.samples)]
         first = last = torch.zeros(())
         for step in range(self.steps + 1):
@@ -159,5 +174,4 @@ class RobustErrorMinimising(SurrogatePoison):
             first, last = loss if step == 0 else first, loss
             if step < self.steps:
                 ops.pgd_step(x, total, start, alpha=-values["alpha"], eps=self.eps)
-        store.write(index, x - start)
-        return x, float(first) / self.samples, float(last) / self.samples
+        return x, torch.stack([first, last]).double().cpu() / self.samples

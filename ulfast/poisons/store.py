@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import distributed, ops
 from ..data.loader import as_tensor
 from ..errors import InputError
 from ..files import atomic_file, sync, writing
@@ -27,8 +27,12 @@ class PerturbationStore:
     `commit` keeps a copy of the whole under a number; `restore` goes back to one. A run writes the number into its own
     state after the commit, so a killed run finds the two together.
 
+    The processes of `distributed.joined` make the store and write to it together. The first one on each machine keeps
+    the machine's file, which the others of the machine map: what a process writes is sent to all, so that nobody relies
+    on a network's file system to show him what another machine has mapped. The first process commits.
+
     Args:
-        folder: of the files `delta.npy` and `delta-NUMBER.npy`.
+        folder: of the files `delta.npy` (of another machine: `delta.RANK.npy`) and `delta-NUMBER.npy`.
         shape: (H, W, C) of a perturbation.
         eps: L-infinity bound, pixels in [0, 1].
         kind: "int8" or "float16".
@@ -42,26 +46,47 @@ class PerturbationStore:
             raise InputError(f"a perturbation is stored as {' or '.join(KINDS)}, got {kind!r}")
         self.folder, self.rows, self.eps, self.kind = folder, rows, eps, kind
         self.unit = eps / 127 if kind == "int8" else 1.0
-        self._shape, self._file = (rows, *shape), folder / "delta.npy"
+        keeper = distributed.first_here()
+        self._keeps = keeper == distributed.rank()
+        self._shape, self._file = (rows, *shape), folder / (f"delta.{keeper}.npy" if keeper else "delta.npy")
         self._open("w+")
 
     def _open(self, mode: str) -> None:
+        """Maps the file, in the process that keeps it with a mode, then in the others of the machine to read."""
+        if not self._keeps:
+            distributed.wait()
+            mode = "r"
         with writing(self._file):
             self._map: np.memmap = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
                 self._file, mode=mode, dtype=KINDS[self.kind], shape=self._shape if mode == "w+" else None
             )
         self._values = as_tensor(self._map)
+        if self._keeps:
+            distributed.wait()
 
     def read(self, rows: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """(b, C, H, W) float32, channels_last, pixels in [0, 1], of the perturbations at `rows` (b,) int64."""
         return self._values[rows.cpu()].to(device).float().mul_(self.unit).permute(0, 3, 1, 2)
 
-    def write(self, rows: Tensor, delta: Tensor) -> None:
-        """Stores (b, C, H, W), which comes back within the bound."""
+    def write(self, rows: Tensor, delta: Tensor, at: int = 0) -> None:
+        """Stores perturbations at `rows` (b,) int64; they come back within the bound, in every process.
+
+        Args:
+            rows: those that all processes write in this call, the same in each.
+            delta: (p, C, H, W), this process's part of them: all of them where it is alone.
+            at: where its part begins; every row is in the part of one process.
+        """
         values = delta.detach().permute(0, 2, 3, 1).clamp(-self.eps, self.eps)
         if self.kind == "int8":
             values = (values / max(self.unit, 1e-30)).round()
-        self._values[rows.cpu()] = values.cpu().to(self._values.dtype)
+        values = values.cpu().to(self._values.dtype)
+        if distributed.size() > 1:
+            whole = torch.zeros((len(rows), *self._shape[1:]), dtype=values.dtype)
+            whole[at : at + len(values)] = values
+            values = distributed.sum_(whole)
+        if self._keeps:
+            self._values[rows.cpu()] = values
+        distributed.wait()  # until it is there to read
 
     def apply(self, images: np.ndarray, rows: Tensor) -> np.ndarray:
         """Images (b, H, W, C) uint8 with the perturbations at `rows`, in whole levels, none of them beyond eps."""
@@ -70,7 +95,7 @@ class PerturbationStore:
         return ops.apply_perturbation(as_tensor(images), levels / 255).numpy()
 
     def commit(self, number: int) -> None:
-        """Keeps what there is now as number `number`, safe on the disk."""
+        """Keeps what there is now as number `number`, safe on the disk; in the first process."""
         self._map.flush()
         with atomic_file(self.folder / f"delta-{number}.npy") as part:
             shutil.copyfile(self._file, part)
@@ -83,7 +108,7 @@ class PerturbationStore:
                 file.unlink()
 
     def restore(self, number: int) -> None:
-        """Back to copy `number`.
+        """Back to copy `number`, in all processes.
 
         Raises:
             InputError: it is missing, or of other data.
@@ -91,7 +116,8 @@ class PerturbationStore:
         kept = self.folder / f"delta-{number}.npy"
         with writing(self._file):
             try:
-                shutil.copyfile(kept, self._file)
+                if self._keeps:
+                    shutil.copyfile(kept, self._file)
                 self._open("r+")
             except (FileNotFoundError, ValueError):
                 raise InputError(f"{kept} is missing or damaged: start anew without --resume") from None

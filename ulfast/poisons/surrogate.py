@@ -1,5 +1,8 @@
 """The engine of the poisons that train a network: the network and its gradients, the search, rounds that resume.
 
+The processes of `distributed.joined` go through all of it together. They train on their part of each batch, and search
+the batches in turn, so that a batch of a search is the same for every number of processes.
+
 This file alone of the poisons imports `ulfast.training`.
 """
 
@@ -18,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import devices, ops
+from .. import devices, distributed, ops
 from ..data.dataset import Dataset
 from ..data.loader import MemoryLoader, as_tensor, channel_statistics
 from ..errors import InputError
 from ..files import write_json
 from ..parameters import parameter
-from ..training import build_model, checkpoint, get_recipe, train
+from ..training import build_model, checkpoint, get_recipe, parallel, train
 from .base import Perturb, Poison, Workplace
 from .store import KINDS, PerturbationStore
 
@@ -50,6 +53,7 @@ class SurrogatePoison(Poison):
         if self.eps <= 0:
             raise InputError("a surrogate's poison needs an eps above 0")
         store = self.find(dataset, seed, work)
+        distributed.wait()  # until the first process has kept everything
         classwise = store.rows != len(dataset)
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -87,10 +91,17 @@ class Images:
         images = self._images[index].to(self.device, non_blocking=True)
         return ops.ingest(images, None, self._zero, self._one)
 
-    def chunks(self, size: int, begin: int = 0) -> Iterator[Tensor]:
-        """Indices of all images from `begin` on, in order."""
-        for first in range(begin, self.n, size):
-            yield torch.arange(first, min(first + size, self.n))
+    def chunks(self, size: int, begin: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """All images from `begin` on, in order, a batch of `size` for each process at a time.
+
+        Yields:
+            Indices of the images that all processes take now; those of this one's batch, which may be none; where they
+            begin among all.
+        """
+        for first in range(begin, self.n, size * distributed.size()):
+            together = torch.arange(first, min(first + size * distributed.size(), self.n))
+            at = min(size * distributed.rank(), len(together))
+            yield together, together[at : at + size], at
 
 
 def shuffled(n: int, size: int, seed: int, at: int) -> Tensor:
@@ -101,6 +112,12 @@ def shuffled(n: int, size: int, seed: int, at: int) -> Tensor:
     return torch.randperm(n, generator=generator)[at % each * size :][:size]
 
 
+def part(index: Tensor) -> tuple[Tensor, int]:
+    """This process's part of a batch to train on, and where in the batch it begins."""
+    begin, stop = distributed.share(len(index))
+    return index[begin:stop], begin
+
+
 class Surrogate:
     """A network that takes pixels in [0, 1] and gives their gradients.
 
@@ -109,17 +126,17 @@ class Surrogate:
     """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        self.model = model.to(device)
+        self.model = self._network = model.to(device)
         self.device, self.half = device, devices.fast_half(device)
         self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
 
     def normalised(self, x: Tensor) -> Tensor:
         return x.sub(self._mean).div_(self._std).to(self.half or torch.float32)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, network: nn.Module | None = None) -> Tensor:
         """Logits (b, c) float32 of normalised pixels."""
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
-            out = self.model(x)
+            out = (network or self.model)(x)
         return out.float()
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,11 +153,30 @@ class Surrogate:
         logits = self.forward(self.normalised(x))
         return nn.functional.cross_entropy(logits, y, reduction="none"), logits.argmax(1) == y
 
-    def learn(self, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> Tensor:
-        """One step of training; the mean loss before it."""
-        loss = nn.functional.cross_entropy(self.forward(self.normalised(x)), y)
+    @contextlib.contextmanager
+    def learning(self, batch_size: int) -> Iterator[None]:
+        """For as long as the block lasts, `learn` is a step by all processes, in `parallel.spread`.
+
+        Raises:
+            InputError: batches of fewer images than there are processes.
+        """
+        if batch_size < distributed.size():
+            raise InputError(f"batches of {batch_size} images for {distributed.size()} processes: give fewer")
+        with parallel.spread(self.model, self.device, distributed.size()) as self._network:
+            try:
+                yield
+            finally:
+                self._network = self.model
+
+    def learn(self, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer, size: int, clip: float = 0.0) -> Tensor:
+        """One step of training on a batch of `size` images, of which x, y are this process's part.
+
+        Returns:
+            The part's share of the batch's mean loss before the step: over the processes they add up to it.
+        """
+        loss = nn.functional.cross_entropy(self.forward(self.normalised(x), self._network), y) * (len(y) / size)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * distributed.size()).backward()  # gradients are averaged over the processes
         if clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         optimizer.step()
@@ -149,7 +185,10 @@ class Surrogate:
 
 @contextlib.contextmanager
 def searching(*surrogates: Surrogate) -> Iterator[None]:
-    """Evaluation mode, and no gradients of the weights, which are a third of the arithmetic."""
+    """Evaluation mode, and no gradients of the weights, which are a third of the arithmetic; one network everywhere."""
+    if distributed.size() > 1:
+        for s in surrogates:
+            parallel.same_buffers(s.model)
     before = [(s.model.training, [p.requires_grad for p in s.model.parameters()]) for s in surrogates]
     for s in surrogates:
         s.model.eval().requires_grad_(False)
@@ -165,7 +204,7 @@ def searching(*surrogates: Surrogate) -> Iterator[None]:
 def new_surrogate(name: str, dataset: Dataset, seed: int, device: torch.device) -> Surrogate:
     """A randomly initialised network with the data's own normalisation."""
     model = build_model(name, num_classes=dataset.num_classes, image_shape=dataset.image_shape, seed=seed)
-    return Surrogate(model, *channel_statistics(dataset), device)
+    return Surrogate(model, *channel_statistics(dataset, shared=True), device)
 
 
 def trained_surrogates(
@@ -180,8 +219,11 @@ def trained_surrogates(
     recipe = get_recipe("quick", name, len(dataset))
     recipe = replace(recipe, epochs=epochs or recipe.epochs, batch_size=min(recipe.batch_size, len(dataset)))
     options: dict[str, Any] = {"mean": surrogate._mean.flatten().tolist(), "std": surrogate._std.flatten().tolist(),
-                               "device": device, "seed": seed}  # fmt: skip
-    loader = MemoryLoader(dataset, recipe.batch_size, augment=recipe.augment, shuffle=True, **options)
+                               "device": device, "seed": seed,
+                               "part": (distributed.rank(), distributed.size())}  # fmt: skip
+    # A last batch that does not go round is left out; this alone depends on the number of processes.
+    short = 0 < len(dataset) % recipe.batch_size < distributed.size()
+    loader = MemoryLoader(dataset, recipe.batch_size, augment=recipe.augment, shuffle=True, drop_last=short, **options)
     few = dataset.subset(np.arange(min(len(dataset), 1000)))
     folder = work.folder / "surrogate"
     result = train(
@@ -196,7 +238,10 @@ def trained_surrogates(
     found = []
     for epoch in chosen:
         one = new_surrogate(name, dataset, seed, device)
-        one.model.load_state_dict(checkpoint.load_weights(folder / f"epoch-{epoch:03d}.pt"))
+        if distributed.is_main():  # which has written them
+            one.model.load_state_dict(checkpoint.load_weights(folder / f"epoch-{epoch:03d}.pt"))
+        if distributed.size() > 1:
+            parallel.same_network(one.model)
         found.append(one)
     return found
 
@@ -234,6 +279,8 @@ def mean_loss(surrogates: Sequence[Surrogate], x: Tensor, y: Tensor) -> Tensor:
 class Run:
     """What makes a search resumable: perturbations, network, optimizer and a small state, committed together.
 
+    All processes begin, and have the same state at any time; the first keeps it, when it likes.
+
     Args:
         identity: settings that a resumed run must share.
         network: and its optimizer, where they change during the search.
@@ -256,7 +303,7 @@ class Run:
         Raises:
             InputError: it was a run with other settings, or its files are damaged.
         """
-        if not (self.work.resume and self._file.is_file()):
+        if not distributed.agreed(self.work.resume and self._file.is_file()):
             return state
         if self.network:
             kept = checkpoint.load(self._file, *self.network, self.identity)
@@ -279,7 +326,7 @@ class Run:
     def commit(self, state: dict[str, Any], *, last: bool = False) -> None:
         """Keeps everything, if the last time is long enough ago."""
         now = time.monotonic()
-        if not last and now - self._committed < COMMIT_SECONDS:
+        if not distributed.is_main() or (not last and now - self._committed < COMMIT_SECONDS):
             return
         self._number += 1
         self.store.commit(self._number)
@@ -315,36 +362,57 @@ def sweep(
 
     The facts of the workplace get the mean loss before and after.
     """
-    eps, work = store.eps, run.work
+    work = run.work
     state = run.begin({"done": 0, "before": 0.0, "after": 0.0})
-    down = not alphas or alphas[0] < 0
     with searching(*surrogates):
-        for index in images.chunks(batch_size, state["done"]):
-            start, y = images.pixels(index), targets(images.labels[index.to(images.device)])
-            first = mean_loss(surrogates, start, y) if restarts else None
-            best, least = start, None
-            for number in range(max(1, restarts)):
-                offset = random_start(seed, number, index, start, eps) if restarts else store.read(index, images.device)
-                x = (start + offset).clamp_(0, 1)
-                before = descend(surrogates, x, start, y, alphas=alphas, eps=eps)
-                loss = mean_loss(surrogates, x, y)
-                first = before if first is None else first
-                if least is None:
-                    best, least = x, loss
+        for together, index, at in images.chunks(batch_size, state["done"]):
+            start = images.pixels(index)
+            found, losses = torch.zeros_like(start), torch.zeros(2, dtype=torch.float64)
+            if len(index):
+                y = targets(images.labels[index.to(images.device)])
+                if restarts:
+                    offsets = (random_start(seed, number, index, start, store.eps) for number in range(restarts))
+                    found, first, last = _best(surrogates, start, offsets, y, alphas, store.eps)
                 else:
-                    better = loss < least if down else loss > least
-                    best = torch.where(better[:, None, None, None], x, best)
-                    least = torch.where(better, loss, least)
-            store.write(index, best - start)
-            assert first is not None
-            assert least is not None
-            state = {"done": int(index[-1]) + 1, "before": state["before"] + float(first.sum()),
-                     "after": state["after"] + float(least.sum())}  # fmt: skip
+                    found, first, last = _one(surrogates, start, store.read(index, images.device), y, alphas, store.eps)
+                losses += torch.stack([first.sum(), last.sum()]).cpu()
+            store.write(together, found, at)
+            before, after = distributed.sum_(losses).tolist()
+            state = {"done": int(together[-1]) + 1, "before": state["before"] + before,
+                     "after": state["after"] + after}  # fmt: skip
             run.commit(state)
             work.tell_often(stage, state["done"], images.n, loss=state["after"] / state["done"])
     run.commit(state, last=True)
     work.tell(stage, images.n, images.n, loss=state["after"] / images.n)
     work.facts |= {"loss_before": state["before"] / images.n, "loss_after": state["after"] / images.n}
+
+
+# A perturbation (b, C, H, W), and losses (b,) before and after.
+Found = tuple[Tensor, Tensor, Tensor]
+
+
+def _one(
+    surrogates: Sequence[Surrogate], start: Tensor, offset: Tensor, y: Tensor, alphas: Sequence[float], eps: float
+) -> Found:
+    """The steps of a batch from `start` and what lies beside it."""
+    x = (start + offset).clamp_(0, 1)
+    before = descend(surrogates, x, start, y, alphas=alphas, eps=eps)
+    return x - start, before, mean_loss(surrogates, x, y)
+
+
+def _best(
+    surrogates: Sequence[Surrogate], start: Tensor, offsets: Iterator[Tensor], y: Tensor, alphas: Sequence[float],
+    eps: float,
+) -> Found:  # fmt: skip
+    """The best of several starts; the loss before is that of the clean images."""
+    before = mean_loss(surrogates, start, y)
+    found, _, least = _one(surrogates, start, next(offsets), y, alphas, eps)
+    for offset in offsets:
+        other, _, loss = _one(surrogates, start, offset, y, alphas, eps)
+        better = loss < least if not alphas or alphas[0] < 0 else loss > least
+        found = torch.where(better[:, None, None, None], other, found)
+        least = torch.where(better, loss, least)
+    return found, before, least
 
 
 def random_start(seed: int, number: int, index: Tensor, like: Tensor, eps: float) -> Tensor:

@@ -86,3 +86,10 @@ def same_buffers(model: nn.Module) -> None:
     """The first process's running statistics, for all: those of parts may differ."""
     for buffer in model.buffers():
         buffer.copy_(distributed.same(buffer))
+
+
+@torch.no_grad()
+def same_network(model: nn.Module) -> None:
+    """The first process's parameters and buffers, for all."""
+    for value in model.state_dict().values():
+        value.copy_(distributed.same(value))

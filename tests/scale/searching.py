@@ -1,0 +1,99 @@
+"""The poisons that train a network, by every process of a test: `torchrun searching.py DATA OUT`; the first writes what
+came out, and each leaves a run that was interrupted in OUT/interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ulfast
+from ulfast import devices, distributed
+from ulfast.poisons import surrogate as engine
+from ulfast.poisons.store import PerturbationStore
+
+CNN = {"surrogate": "cnn", "batch_size": 25}
+# 70 images in batches of 25: of the last batch but one on, a second process has none to search.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "em": ("em", {**CNN, "lr": 0.01, "rounds": 2, "steps": 3, "train_steps": 3, "stop": 0.0}),
+    "em float16": ("em", {**CNN, "lr": 0.01, "rounds": 1, "steps": 3, "train_steps": 2, "store": "float16"}),
+    "em resnet18-4": (
+        "em", {"surrogate": "resnet18-4", "batch_size": 32, "lr": 0.001, "rounds": 2, "steps": 1, "train_steps": 2},
+    ),
+    "em-classwise": ("em-classwise", {**CNN, "lr": 0.01, "rounds": 4, "train_steps": 3, "stop": 0.0}),
+    "tap": ("tap", {**CNN, "epochs": 2, "steps": 6, "restarts": 2}),
+    "hypo": ("hypo", {**CNN, "epochs": 2, "steps": 6}),
+    "sep": ("sep", {**CNN, "epochs": 3, "checkpoints": 2, "steps": 4}),
+    "rem": ("rem", {**CNN, "lr": 0.01, "iterations": 5, "steps": 2, "steps_a": 2, "samples": 2}),
+    "pil": ("pil", {"epochs": 3, "batch_size": 25}),
+}  # fmt: skip
+LONG = {**METHODS["em"][1], "rounds": 5}
+
+
+# In half precision a network's gradients depend in their third digit on how a batch is cut.
+devices.fast_half = lambda device: None
+
+
+class Killed(Exception):
+    pass
+
+
+def main(folder: str, out: Path) -> None:
+    data = ulfast.load_dataset(folder)
+    found: dict[str, Any] = {}
+    values: list[torch.Tensor] = []
+    apply = PerturbationStore.apply
+
+    def watched(store: PerturbationStore, *arguments: Any) -> Any:
+        values.append(store._values.clone())
+        return apply(store, *arguments)
+
+    PerturbationStore.apply = watched  # type: ignore[method-assign]
+    for name, (method, options) in METHODS.items():
+        values.clear()
+        made = ulfast.poison(data, method, seed=1, device="cpu", **options)
+        found[name] = {"images": made.images, "making": made.manifest["making"], "values": values[-1:]}
+        found[name]["everybody"] = distributed.gathered((made.checksum(), made.manifest))
+    if distributed.size() > 1:
+        # As if on machines of their own.
+        distributed._machine = lambda: str(distributed.rank())
+        apart = ulfast.poison(data, "em", seed=1, device="cpu", **METHODS["em"][1])
+        found["apart"] = distributed.gathered(apart.checksum())
+        found["long"] = LONG
+        found["resumed"], found["whole"] = interrupt(data, out / "interrupted")
+    if distributed.is_main():
+        torch.save(found, out / f"found-{distributed.size()}.pt")
+
+
+def interrupt(data: ulfast.Dataset, work: Path) -> list[tuple[str, Any]]:
+    """A run that ends in its third round, after the second was kept, is left in `work`. What comes out when a copy of
+    it is gone on with, and when nothing interrupts it."""
+    engine.COMMIT_SECONDS = 0.0
+    commit, rounds = engine.Run.commit, []
+
+    def stop(run: engine.Run, state: dict[str, Any], *, last: bool = False) -> None:
+        if len(rounds) == 2:
+            raise Killed
+        rounds.append(state)
+        commit(run, state, last=last)
+
+    engine.Run.commit = stop  # type: ignore[method-assign]
+    with contextlib.suppress(Killed):
+        ulfast.poison(data, "em", seed=1, device="cpu", folder=work, **LONG)
+    engine.Run.commit = commit  # type: ignore[method-assign]
+    distributed.wait()
+    copy = work.with_name("copy")
+    if distributed.is_main():
+        shutil.copytree(work, copy)
+    made = [ulfast.poison(data, "em", seed=1, device="cpu", folder=copy, resume=True, **LONG),
+            ulfast.poison(data, "em", seed=1, device="cpu", **LONG)]  # fmt: skip
+    return [(one.checksum(), one.manifest) for one in made]
+
+
+if __name__ == "__main__":
+    with distributed.joined("cpu"):
+        main(sys.argv[1], Path(sys.argv[2]))
