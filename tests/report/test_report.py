@@ -21,6 +21,7 @@ import ulfast
 from ulfast import InputError
 from ulfast.attacks.examples import Examples
 from ulfast.cli.main import group
+from ulfast.data import load_dataset
 from ulfast.grid import SHIPPED, Grid, shipped_grids
 from ulfast.report import page, text
 from ulfast.report.collect import Verdict, collect
@@ -95,6 +96,35 @@ def test_jobs_give_the_same_results(tmp_path):
     assert [(r.poison, r.attack, r.mean) for r in one.rows] == [(r.poison, r.attack, r.mean) for r in two.rows]
 
 
+def test_a_poison_may_have_a_seed_of_its_own(tmp_path):
+    poisons = [{"name": "five", "method": "lsp", "seed": 5}]
+    result = reproduce(Grid.of({**GRID, "epochs": 1, "poisons": poisons, "attacks": ["none"]}), tmp_path / "g")
+    kept = [json.loads((result.folder / f / "result.json").read_text()) for f in result.rows[0].folders]
+    assert [(r["seed"], r["config"]["data"]["manifest"]["seed"]) for r in kept] == [(0, 5), (1, 5)]
+    assert kept[0]["test_accuracy"] != kept[1]["test_accuracy"] or kept[0]["history"] != kept[1]["history"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_a_network_poisons_is_made_once_for_all_cells(tmp_path, jobs):
+    surrogate = {"name": "noise", "method": "em", "wise": "class", "surrogate": "cnn", "lr": 0.01, "rounds": 2}
+    bad = {"name": "bad", "method": "em", "surrogate": "cnn", "lr": 1e30, "rounds": 2, "steps": 1}
+    small = {**GRID, "limit": 40, "epochs": 1, "seeds": [0], "attacks": ["none", "orthogonal"], "poisons": [surrogate]}
+    result = reproduce(Grid.of({**small, "poisons": [surrogate, bad]}), tmp_path / "g", jobs=jobs)
+    (made,) = (tmp_path / "g" / "poisons").glob("noise-seed0-*")
+    data = load_dataset(made)
+    assert data.manifest["method"] == "em"
+    assert len(data.manifest["making"]["rounds"]) == 2
+    configs = [json.loads((result.folder / r.folders[0] / "config.json").read_text()) for r in result.rows]
+    assert [c["data"]["manifest"] for c in configs] == [json.loads(json.dumps(data.manifest))] * 2
+    assert set(result.failed) == {f"cells/bad/{attack}/cnn-seed0" for attack in ("none", "orthogonal")}
+    assert all("learning rate" in message for message in result.failed.values())
+    before = (made / "train" / "manifest.json").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "g" / "cells" / "noise" / "none")
+    again = reproduce(Grid.of(small), tmp_path / "g", jobs=jobs)
+    assert not again.missing
+    assert (made / "train" / "manifest.json").stat().st_mtime_ns == before
+
+
 def test_a_killed_grid_goes_on(tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(yaml.safe_dump({**GRID, "epochs": 30, "seeds": [0], "attacks": ["none"]}))
@@ -132,6 +162,7 @@ def test_a_cell_that_cannot_run_does_not_stop_the_others(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"poisons": ["lspp"]}, "did you mean 'lsp'"),
+        ({"poisons": [{"method": "lsp", "seed": "x"}]}, "a poison's seed must be a whole number"),
         ({"attacks": ["orthogonl"]}, "did you mean 'orthogonal'"),
         ({"attacks": [{"method": "orthogonal", "qality": 3}]}, "no parameter 'qality'"),
         ({"attacks": [{"method": "iss-jpeg", "quality": 0}]}, "at least 1"),
@@ -154,7 +185,8 @@ def test_a_wrong_grid_is_refused_before_anything_is_trained(change, message):
 
 
 def test_shipped_grids_can_be_run():
-    assert shipped_grids() == ["ar", "cifar10", "cifar10-10k", "demo", "fit-start", "fits", "imagenet100", "poisons"]
+    assert shipped_grids() == ["ar", "cifar10", "cifar10-10k", "demo", "fit-start", "fits", "imagenet100", "poisons",
+                               "surrogates"]  # fmt: skip
     for name in shipped_grids():
         content = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
         grid = Grid.of({**content, "data": "sample"})
