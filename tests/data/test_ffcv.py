@@ -86,6 +86,20 @@ def test_batches_are_those_of_the_memory_loader(tmp_path, make_dataset, mode):
     assert next(iter(theirs))[0].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_resized_crops_are_those_of_the_memory_loader(raw):
+    path, data = raw
+    options = {
+        "basis": basis_of(432),
+        "augment": Augment(0, True, (0.3, 1.0)),
+        "shuffle": True,
+        "seed": 4,
+        **STATISTICS,
+    }
+    (x, y), (want, labels) = gather(FFCVLoader(path, 8, **options)), gather(MemoryLoader(data, 8, **options))
+    assert torch.equal(y, labels)
+    torch.testing.assert_close(x, want, atol=1e-5, rtol=0)
+
+
 def test_classwise_projection_and_subset(raw):
     path, data = raw
     bases = torch.stack([basis_of(432, 4)[:2], basis_of(432, 4)[2:], basis_of(432, 4)[1:3]])

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ulfast.data import Augment, MemoryLoader, channel_statistics, load_dataset, projected, write_dataset
+from ulfast.data.crops import resized_crop
 from ulfast.data.projected import ProjectedLoader, write_projected
 from ulfast.errors import InputError
 from ulfast.ops import reference
@@ -114,6 +115,47 @@ def test_leaving_early_leaves_nothing_running(make_dataset):
         for _ in MemoryLoader(make_dataset(50), 4, shuffle=True):
             break
     assert threading.active_count() == before
+
+
+def test_a_random_resized_crop_is_the_slice_blown_up():
+    x = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
+    torch.testing.assert_close(resized_crop(x, whole), x, atol=1e-5, rtol=0)
+    left = torch.tensor([[0.0, 0.25, 0.5, 0.5], [0.5, 0.0, 0.5, 1.0]])  # 6 x 4 pixels from row 2, and the right half
+    got = resized_crop(x, left)
+    blown = torch.nn.functional.interpolate(x[:1, :, 2:6, :6], (8, 12), mode="bilinear")
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # at its border it mixes in what lies beside
+    torch.testing.assert_close(got[:1][inner], blown[inner], atol=1e-5, rtol=0)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert resized_crop(x.bfloat16(), left).dtype == torch.bfloat16
+
+
+def test_boxes_are_inside_and_as_large_as_asked():
+    boxes = Augment(area=(0.25, 0.5)).boxes(5000, (20, 30), 3, 1)
+    left, top, w, h = boxes.double().unbind(1)
+    assert min(left.min(), top.min()) >= 0
+    assert max((left + w).max(), (top + h).max()) <= 1 + 1e-6
+    ratio, area = w * 30 / (h * 20), w * h
+    cut = (w == 1) | (h == 1)
+    assert not cut.all()
+    assert 0.749 < ratio[~cut].min() < ratio[~cut].max() < 1.334
+    assert 0.249 < area[~cut].min() < 0.27
+    assert 0.47 < area[~cut].max() < 0.501
+    assert min(left.std(), top.std()) > 0.05
+    assert not torch.equal(boxes, Augment(area=(0.25, 0.5)).boxes(5000, (20, 30), 3, 2))
+    with pytest.raises(ValueError, match="two shares"):
+        Augment(area=(0.5, 0.25))
+
+
+def test_resized_crops_do_not_depend_on_the_batches(make_dataset):
+    data = make_dataset(30)
+    options = {"augment": Augment(0, True, (0.3, 1.0)), "seed": 2, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    one, other = (gather(MemoryLoader(data, batch, **options))[0] for batch in (30, 7))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    plain = gather(MemoryLoader(data, 30, **{**options, "augment": Augment(0, True)}))[0]
+    boxes = options["augment"].boxes(30, (12, 12), 2, 0)
+    torch.testing.assert_close(one, resized_crop(plain, boxes))
+    assert (one - plain).abs().mean() > 0.1
 
 
 def _projected(make_dataset, monkeypatch):

@@ -62,7 +62,8 @@ def attack(
         test: clean test images (default: the test split of `data`, when that is a path or a name).
         method: name of an attack, or several joined with "+".
         model: see `build_model`.
-        recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "paper" or "paper-plain".
+        recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "paper", "paper-plain" or
+            "imagenet".
         device: "auto", "cpu" or "cuda".
         out: folder for result, basis, history and checkpoints; None writes nothing.
         resume: go on with an interrupted run in `out`.

@@ -16,7 +16,7 @@ from .common import Output, data_options, free_folder, settings, verb
               help="An attack, or several joined with + (see `ulfast ls`).")  # fmt: skip
 @data_options
 @click.option("--model", default="cnn", show_default=True, help="cnn, resnet18, resnet18-WIDTH or timm:NAME.")
-@click.option("--recipe", default="quick", show_default=True, help="quick, quick-noflip, paper or paper-plain.")
+@click.option("--recipe", default="quick", show_default=True, help="quick, quick-noflip, paper, paper-plain, imagenet.")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the run (default: a new one in runs/).")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")

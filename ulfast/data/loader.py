@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed, ops
+from .crops import draw_boxes, resized_crop
 from .dataset import Dataset, chunks
 from .lazy import LazyImages, prefetch
 
@@ -33,10 +34,17 @@ class Augment:
     Attributes:
         crop_padding: pixels of black border before a random crop of the original size; 0 for none.
         flip: mirror left-right with probability 1/2.
+        area: smallest and largest share of the image's area that a random crop keeps, of a shape between 3:4 and 4:3,
+            before it is blown up to the whole (the usual augmentation of ImageNet: (0.08, 1)); None for none.
     """
 
     crop_padding: int = 4
     flip: bool = True
+    area: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.area is not None and not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area is two shares above 0 and up to 1, the smaller one first, got {self.area}")
 
     def draw(self, n: int, seed: int, epoch: int) -> tuple[Tensor | None, Tensor | None]:
         """Shifts (n, 2) int32 and flips (n,) bool of all n images in one epoch."""
@@ -44,6 +52,11 @@ class Augment:
         span = 2 * self.crop_padding + 1
         shift = (u[:, :2] * span).to(torch.int32) - self.crop_padding if self.crop_padding else None
         return shift, u[:, 2] < 0.5 if self.flip else None
+
+    def boxes(self, n: int, shape: tuple[int, int], seed: int, epoch: int) -> Tensor | None:
+        """Boxes (n, 4) of all n images of shape (H, W) in one epoch, as `resized_crop` takes them."""
+        first = (epoch << EPOCH_BITS) + (1 << EPOCH_BITS - 1)  # beside those of `draw`
+        return None if self.area is None else draw_boxes(n, self.area, shape, seed, first)
 
 
 def channel_statistics(dataset: Dataset, *, shared: bool = False) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -110,6 +123,10 @@ class EpochLoader:
         """Shifts and flips of all n images in this pass, or None."""
         return self.augment.draw(self._n, self.seed, self.epoch) if self.augment else (None, None)
 
+    def _boxes(self, shape: tuple[int, int]) -> Tensor | None:
+        """Parts of all n images of shape (H, W) that this pass takes, or None."""
+        return self.augment.boxes(self._n, shape, self.seed, self.epoch) if self.augment else None
+
 
 class MemoryLoader(EpochLoader):
     """Iterable of batches ``(x, y)``: x (b, C, H, W) normalised and channels_last, y (b,) int64.
@@ -174,6 +191,7 @@ class MemoryLoader(EpochLoader):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         batches = self._batches()
         shift, flip = self._draws()
+        boxes = self._boxes(self.dataset.image_shape[:2])
         with contextlib.ExitStack() as stack:
             blocks: Iterator[np.ndarray | None] = itertools.repeat(None, len(batches))
             if self._streams():
@@ -184,7 +202,7 @@ class MemoryLoader(EpochLoader):
                 picked = None if shift is None else shift[index].to(self.device)
                 mirrored = None if flip is None else flip[index].to(self.device)
                 x = self._batch(index, picked, mirrored, None if block is None else torch.from_numpy(block))
-                yield x, self._labels_at(index)
+                yield x if boxes is None else resized_crop(x, boxes[index]), self._labels_at(index)
 
     def _streams(self) -> bool:
         """Whether batches are decoded ahead."""

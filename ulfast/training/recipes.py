@@ -1,4 +1,5 @@
-"""How to train: `quick` (minutes on two cores), `quick-noflip`, `paper` and `paper-plain` (the published schedule)."""
+"""How to train: `quick` (minutes on two cores), `quick-noflip`, `paper` and `paper-plain` (the published schedule),
+`imagenet`."""
 
 from __future__ import annotations
 
@@ -75,10 +76,17 @@ def _paper_plain(model: str, n: int) -> Recipe:
     return Recipe("paper-plain", 50, 128, "sgd", 0.1, 1e-4, "step", Augment(4, True), half=False)
 
 
+def _imagenet(model: str, n: int) -> Recipe:
+    """The usual one; parts of an image below a quarter of it are left out, as FFCV's recipes do."""
+    augment = Augment(crop_padding=0, flip=True, area=(0.25, 1.0))
+    return Recipe("imagenet", 90, 256, "sgd", 0.1, 1e-4, "one-cycle", augment, warmup=5 / 90)
+
+
 RECIPES: dict[str, tuple[Callable[[str, int], Recipe], str]] = {
     "quick": (_quick, "one-cycle, few epochs, half precision where it is faster"),
     "quick-noflip": (_quick_noflip, "the same without mirroring, which hides the direction of ar's recurrences"),
     "paper": (_paper, "50 epochs, x0.1 at half and three quarters, strong augmentation and CutMix (needs kornia)"),
+    "imagenet": (_imagenet, "90 epochs with random resized crops, for 224 px"),
     "paper-plain": (_paper_plain, "the same schedule with crop and flip only"),
 }
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ... import ops
 from ...errors import InputError
+from ..crops import resized_crop
 from ..lazy import cores
 from ..loader import Augment, EpochLoader, channel_statistics
 from . import engine
@@ -92,7 +93,9 @@ class FFCVLoader(EpochLoader):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order()
         # In the epoch's order once, so that a batch is a slice.
-        shifts, flips = (None if draw is None else draw[order] for draw in self._draws())
+        height, width, _ = self.image_shape
+        draws = (*self._draws(), self._boxes((height, width)))
+        shifts, flips, boxes = (None if draw is None else draw[order] for draw in draws)
         labels = self._labels[order]
         classwise = self.basis is not None and self.basis.dim() == 3
         epoch = _pieces().epoch(self._engine, self._rows[order.numpy()].astype(np.uint64), self._checked.need)
@@ -105,7 +108,8 @@ class FFCVLoader(EpochLoader):
                     shift=None if shifts is None else shifts[part], flip=None if flips is None else flips[part],
                     labels=labels[part] if classwise else None,
                 )  # fmt: skip
-                yield x.to(self.device), labels[part].to(self.device)
+                x = x.to(self.device)
+                yield x if boxes is None else resized_crop(x, boxes[part]), labels[part].to(self.device)
         finally:
             epoch.close()
             self._checked.pass_ended()
