@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import ulfast
@@ -63,6 +64,8 @@ def main(folder: str, out: Path) -> None:
         distributed._machine = lambda: str(distributed.rank())
         apart = ulfast.poison(data, "em", seed=1, device="cpu", **METHODS["em"][1])
         found["apart"] = distributed.gathered(apart.checksum())
+        few = data.subset(np.arange(65))  # 32, 32 and one
+        found["few"] = [few.images, ulfast.poison(few, "hypo", device="cpu", **METHODS["hypo"][1]).images]
         found["long"] = LONG
         found["resumed"], found["whole"] = interrupt(data, out / "interrupted")
     if distributed.is_main():

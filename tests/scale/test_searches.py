@@ -79,6 +79,12 @@ def test_machines_that_share_no_memory_find_the_same(pair):
     assert pair["apart"] == [checksum for checksum, _ in pair["em"]["everybody"]]
 
 
+def test_a_last_batch_that_does_not_go_round_is_no_error(pair):
+    clean, poisoned = (images.astype(int) for images in pair["few"])
+    assert 0 < np.abs(poisoned - clean).max() <= 8
+    assert (poisoned != clean).any(axis=(1, 2, 3)).all()
+
+
 def test_an_interrupted_run_is_gone_on_with_by_any_number(data, pair, folder, monkeypatch):
     assert pair["resumed"] == pair["whole"]
     monkeypatch.setattr(devices, "fast_half", lambda device: None)
