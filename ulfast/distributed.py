@@ -8,6 +8,7 @@ process group of its own and calls ulfast in one of its processes is not drawn i
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -97,6 +98,9 @@ def joined(device: str = "auto") -> Iterator[None]:
         # without them, and the launcher ends them.
         wait()
         if ours:
+            # A network in DistributedDataParallel refers to itself and holds the group, whose threads would outlive
+            # the interpreter: "terminate called without an active exception".
+            gc.collect()
             dist.destroy_process_group()
     finally:
         _RANK, _SIZE = 0, 1
