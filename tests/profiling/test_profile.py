@@ -118,4 +118,6 @@ def test_the_text_of_the_command_line():
     result = CliRunner().invoke(group, ["profile", "philox_normal", "--shape", "8x48x1", "--repeats", "1"])
     assert result.exit_code == 0
     assert "philox_normal 8 x 48" in result.output
+    assert "x plain" in result.output
+    assert "…" not in result.output  # a pipe has no width to be cut to
     assert "GB/s" in result.output

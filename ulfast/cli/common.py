@@ -20,6 +20,8 @@ from ..errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+WIDEST = 400  # columns that a table may take in a file
+
 
 class Config(click.Option):
     """`--config FILE.yaml`: defaults for the verb's options, below flags."""
@@ -159,12 +161,18 @@ class Output:
         """A table of rich."""
         if not (self.json or self.silent):
             from rich.console import Console
+            from rich.measure import Measurement
 
             title = getattr(renderable, "title", None)
             if title:  # a table would break it at its own width
                 renderable.title = None
                 click.secho(str(title), bold=True)
-            Console(file=sys.stdout, highlight=False).print(renderable)
+            console = Console(file=sys.stdout, highlight=False)
+            need = Measurement.get(console, console.options.update(width=WIDEST), renderable)
+            # A file or a pipe has no width; a terminal that is too narrow for numbers breaks lines, not the numbers.
+            width = need.maximum if not console.is_terminal else need.minimum
+            console.width = max(console.width, width)
+            console.print(renderable, crop=False)
 
 
 def verb(
