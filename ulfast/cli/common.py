@@ -20,7 +20,8 @@ from ..errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-WIDEST = 400  # columns that a table may take in a file
+# Columns that a table may take in a file, and up to which it is not made narrower than it is for a terminal.
+WIDEST, SQUEEZED = 400, 140
 
 
 class Config(click.Option):
@@ -169,8 +170,8 @@ class Output:
                 click.secho(str(title), bold=True)
             console = Console(file=sys.stdout, highlight=False)
             need = Measurement.get(console, console.options.update(width=WIDEST), renderable)
-            # A file or a pipe has no width; a terminal that is too narrow for numbers breaks lines, not the numbers.
-            width = need.maximum if not console.is_terminal else need.minimum
+            # A file or a pipe has no width; a terminal breaks long lines, where a table squeezed cuts its numbers.
+            width = need.maximum if not console.is_terminal or need.maximum <= SQUEEZED else 0
             console.width = max(console.width, width)
             console.print(renderable, crop=False)
 

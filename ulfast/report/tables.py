@@ -81,7 +81,7 @@ def profile_table(rows: list[Row_]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("case", no_wrap=True)
     for column in ("ms", "±", "GB/s", "GFLOP/s", "of roof", "best peer, ms", "x best", "x plain", "error", "plain's"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for row in rows:
         low, high = row.spread[row.ours]
         errors = ["", ""] if row.error is None else [f"{e:.0e}" if e == e else "" for e in row.error]
