@@ -3,6 +3,8 @@
 // Bytes: n d (size of a pixel's value + of the result's). Flops: 4 n d k + 2 n d. A few image rows at a time are
 // projected into a tile that stays in the first-level cache, and leave it normalised, converted, shifted and mirrored;
 // the image is read from memory once.
+#include <type_traits>
+
 #include "table.h"
 #include "tiles.h"
 
@@ -17,25 +19,55 @@ constexpr int64_t kApart = kTile + 16;
 constexpr int64_t kGroup = 32;   // images that share a pass over the basis
 constexpr int64_t kWide = 8192;  // the widest image row (w * c) that the stack tables hold
 
-struct Line {  // per position in an image row: value = x * scale + bias; bias is also what black becomes
+template <class O> struct Line {  // per position in an image row: value = x * scale + bias; what black becomes
   alignas(64) float scale[kWide], bias[kWide];
+  alignas(64) O black[kWide];
 };
 
-template <class O> ULFAST_INLINE void normalise(const float* x, const Line& line, int64_t at, int64_t d, O* out) {
+// A cropped row is seldom a whole number of vectors: the last one lies over the one before it.
+template <class O> ULFAST_INLINE void normalise(const float* x, const Line<O>& line, int64_t at, int64_t d, O* out) {
   constexpr int n = Vec<float>::size;
-  int64_t i = 0;
-  for (; i + n <= d; i += n) store_as(out + i, load(x + i) * load(line.scale + at + i) + load(line.bias + at + i));
-  for (; i < d; ++i) out[i] = from_float<O>(x[i] * line.scale[at + i] + line.bias[at + i]);
+  if (d < n) {
+    for (int64_t i = 0; i < d; ++i) out[i] = from_float<O>(x[i] * line.scale[at + i] + line.bias[at + i]);
+    return;
+  }
+  for (int64_t i = 0; i < d; i += n) {
+    const int64_t j = i + n <= d ? i : d - n;
+    store_as(out + j, load(x + j) * load(line.scale + at + j) + load(line.bias + at + j));
+  }
 }
 
-template <class O> ULFAST_INLINE void pad(O* out, const Line& line, int64_t from, int64_t to) {
-  for (int64_t i = from; i < to; ++i) out[i] = from_float<O>(line.bias[i]);
+template <class O> ULFAST_INLINE void pad(O* out, const Line<O>& line, int64_t from, int64_t to) {
+  __builtin_memcpy(out + from, line.black + from, (to - from) * sizeof(O));
 }
+
+// Where three channels leave a vector with pixels in reverse order: ten pixels of 2 bytes, five of 4.
+template <class O> struct Reversed {
+  static constexpr int64_t values = 64 / (int64_t)sizeof(O), pixels = values / 3;
+  using Index = std::conditional_t<sizeof(O) == 2, uint16_t, uint32_t>;
+  alignas(64) Index from[values];
+  constexpr Reversed() : from() {
+    for (int64_t i = 0; i < values; ++i)
+      from[i] = (Index)(i < 3 * pixels ? 3 * (pixels - 1 - i / 3) + i % 3 : i);  // the rest is overwritten
+  }
+};
 
 // out[p] = in[w - 1 - p] by pixels. Three channels move as four values: the stray one is overwritten by the next pixel.
+// `in` has room for four values behind its last.
 template <class O> ULFAST_INLINE void mirror(const O* in, O* out, int64_t w, int64_t c) {
   if (c == 3) {
-    for (int64_t p = 0; p + 1 < w; ++p) __builtin_memcpy(out + 3 * p, in + 3 * (w - 1 - p), 4 * sizeof(O));
+    int64_t p = 0;
+#if defined(__AVX512BW__)
+    static constexpr Reversed<O> reversed;
+    constexpr int64_t n = Reversed<O>::pixels;
+    const __m512i from = _mm512_load_si512(reversed.from);
+    for (; p + n < w; p += n) {
+      const __m512i x = _mm512_loadu_si512(in + 3 * (w - n - p));
+      _mm512_storeu_si512(out + 3 * p,
+                          sizeof(O) == 2 ? _mm512_permutexvar_epi16(from, x) : _mm512_permutexvar_epi32(from, x));
+    }
+#endif
+    for (; p + 1 < w; ++p) __builtin_memcpy(out + 3 * p, in + 3 * (w - 1 - p), 4 * sizeof(O));
     __builtin_memcpy(out + 3 * (w - 1), in, 3 * sizeof(O));
   } else {
     for (int64_t p = 0; p < w; ++p)
@@ -44,7 +76,7 @@ template <class O> ULFAST_INLINE void mirror(const O* in, O* out, int64_t w, int
 }
 
 // One image row, projected, to its place in the result: out[y, x] = in[y + dy, x + dx], mirrored after that.
-template <class O> ULFAST_INLINE void place(const float* row, const Line& line, int64_t w, int64_t c, int64_t dx,
+template <class O> ULFAST_INLINE void place(const float* row, const Line<O>& line, int64_t w, int64_t c, int64_t dx,
                                             bool flip, O* out, O* spare) {
   O* dst = flip ? spare : out;
   const int64_t skip = dx > 0 ? dx : 0, lead = dx < 0 ? -dx : 0;  // left of the source, of the result
@@ -126,7 +158,7 @@ ULFAST_INLINE void measure(const Ingest& a, const Images<R>& s, const Block& bas
 }
 
 // Image rows [y, y + some) to their places in the result, projected.
-template <class O, int R, bool Bytes> ULFAST_INLINE void write(const Ingest& a, const Line& line, const Images<R>& s,
+template <class O, int R, bool Bytes> ULFAST_INLINE void write(const Ingest& a, const Line<O>& line, const Images<R>& s,
                                                                const Block& basis, int64_t y, int64_t some) {
   const int64_t wc = a.w * a.c, d = a.h * wc, i = y * wc, m = some * wc;
   Tile<R> tile;
@@ -160,7 +192,7 @@ template <class O, int R, bool Bytes> ULFAST_INLINE void write(const Ingest& a, 
 
 // Images [first, last) by one basis. A block of the basis serves all of them before the next is fetched: at 224 px the
 // basis lies beyond the second-level cache, and its traffic, not the arithmetic, would bound four images alone.
-template <class O, bool Bytes> void group(const Ingest& a, const Line& line, int64_t first, int64_t last) {
+template <class O, bool Bytes> void group(const Ingest& a, const Line<O>& line, int64_t first, int64_t last) {
   const int64_t wc = a.w * a.c, d = a.h * wc, full = first + (last - first) / kRows * kRows;
   const float* basis = a.basis + (a.labels ? a.labels[first] * a.k * d : 0);
   float* coef = a.coef + first * a.k;
@@ -193,12 +225,13 @@ template <class O, bool Bytes> void group(const Ingest& a, const Line& line, int
 }
 
 template <class O, bool Bytes> void run(const Ingest& a, int64_t begin, int64_t end) {
-  Line line;
+  Line<O> line;
   for (int64_t i = 0; i < a.w * a.c; ++i) {
     const double s = 1.0 / a.std[i % a.c];
     line.scale[i] =
         (float)(a.k || !Bytes ? s : s / 255);  // a projected tile is in [0, 1] already, one of bytes alone is not
     line.bias[i] = (float)(-a.mean[i % a.c] * s);
+    line.black[i] = from_float<O>(line.bias[i]);
   }
   const int64_t some = a.labels ? 1 : kGroup;  // images of a group share their basis, so class-wise ones go alone
   for (int64_t i = begin; i < end; i += some) group<O, Bytes>(a, line, i, i + some < end ? i + some : end);
