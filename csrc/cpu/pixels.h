@@ -11,26 +11,33 @@ ULFAST_INLINE float round_even(float v) {  // exact for |v| < 2**22, which a cla
   return (v + 0x1.8p23f) - 0x1.8p23f;
 }
 
-template <bool Truncate> ULFAST_INLINE uint8_t pixel(uint8_t x, float delta) {
-  float v = (float)x + 255.0f * delta;
+// Deltas are pixels in [0, 1], or levels in [0, 255] already.
+template <bool Truncate, bool Levels> ULFAST_INLINE uint8_t pixel(uint8_t x, float delta) {
+  float v = (float)x + (Levels ? delta : 255.0f * delta);
   v = v > 0.0f ? v : 0.0f;  // NaN becomes 0 here and never an undefined conversion
   v = v < 255.0f ? v : 255.0f;
   return (uint8_t)(int)(Truncate ? v : round_even(v));
 }
 
-template <bool Truncate> ULFAST_INLINE veci pixels(const uint8_t* x, const float* delta) {
-  vecf v = load_as(x) + 255.0f * load(delta);
-  v = smaller(larger(v, vecf{}), vecf{} + 255.0f);
-  if (!Truncate) v = (v + 0x1.8p23f) - 0x1.8p23f;
-  return __builtin_convertvector(v, veci);
+template <bool Truncate, bool Levels> ULFAST_INLINE void pixels(const uint8_t* x, const float* delta, uint8_t* out) {
+  const vecf v = larger(load_as(x) + (Levels ? load(delta) : 255.0f * load(delta)), vecf{});
+#if defined(__AVX512F__)
+  // The conversion rounds to even, and a value too large for it becomes 2^31, which the bytes' saturation makes white.
+  const __m512i w = Truncate ? _mm512_cvttps_epi32((__m512)v) : _mm512_cvtps_epi32((__m512)v);
+  _mm_storeu_si128((__m128i*)out, _mm512_cvtusepi32_epi8(w));
+#else
+  const vecf white = smaller(v, vecf{} + 255.0f);
+  narrow_bytes(out, __builtin_convertvector(Truncate ? white : (white + 0x1.8p23f) - 0x1.8p23f, veci));
+#endif
 }
 
 // out = clamp(x + 255 * delta) for n values.
-template <bool Truncate> ULFAST_INLINE void pixel_row(const uint8_t* x, const float* delta, uint8_t* out, int64_t n) {
+template <bool Truncate, bool Levels = false>
+ULFAST_INLINE void pixel_row(const uint8_t* x, const float* delta, uint8_t* out, int64_t n) {
   constexpr int step = Vec<float>::size;
   int64_t i = 0;
-  for (; i + step <= n; i += step) narrow_bytes(out + i, pixels<Truncate>(x + i, delta + i));
-  for (; i < n; ++i) out[i] = pixel<Truncate>(x[i], delta[i]);
+  for (; i + step <= n; i += step) pixels<Truncate, Levels>(x + i, delta + i, out + i);
+  for (; i < n; ++i) out[i] = pixel<Truncate, Levels>(x[i], delta[i]);
 }
 
 }  // namespace

@@ -41,6 +41,21 @@ void mix_all(const float* z, const float* factor, int64_t m, float* sum) {
   }
 }
 
+// A row of latent pixels, each repeated `patch` times, to w pixels.
+ULFAST_INLINE void enlarge(const float* from, int64_t w, int64_t patch, int64_t c, float* row) {
+  for (int64_t x = 0; x < w; x += patch, from += c) {
+    const int64_t stop = x + patch < w ? x + patch : w;
+    if (c == 3) {  // as four values, of which the next pixel overwrites one
+      const float pixel[4] = {from[0], from[1], from[2], 0};
+      for (int64_t p = x; p + 1 < stop; ++p) __builtin_memcpy(row + 3 * p, pixel, sizeof pixel);
+      __builtin_memcpy(row + 3 * (stop - 1), pixel, 3 * sizeof(float));
+    } else {
+      for (int64_t p = x; p < stop; ++p)
+        for (int64_t j = 0; j < c; ++j) row[p * c + j] = from[j];
+    }
+  }
+}
+
 }  // namespace
 
 void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
@@ -68,23 +83,17 @@ void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
     const double length = __builtin_sqrt(square);
     const float scale = (float)(a.norm / (length > 1e-12 ? length : 1e-12));
     for (int64_t j = 0; j < m; ++j) latent[j] *= scale;
+    for (int64_t j = 0; a.images && j < m; ++j) latent[j] *= 255.0f;  // in levels, once instead of for every pixel
     const int64_t line = a.w * a.channels;
     for (int64_t y = 0; y < a.h; ++y) {
-      if (y % a.patch == 0) {
-        const float* from = latent + y / a.patch * gw * a.channels;
-        for (int64_t x = 0; x < a.w; x += a.patch, from += a.channels) {
-          const int64_t stop = (x + a.patch < a.w ? x + a.patch : a.w) * a.channels;
-          for (int64_t t = x * a.channels; t < stop; t += a.channels)
-            for (int64_t c = 0; c < a.channels; ++c) row[t + c] = from[c];
-        }
-      }
+      if (y % a.patch == 0) { enlarge(latent + y / a.patch * gw * a.channels, a.w, a.patch, a.channels, row); }
       const int64_t at = (i * a.h + y) * line;
       if (!a.images)
         __builtin_memcpy(static_cast<float*>(a.out) + at, row, line * sizeof(float));
       else if (a.truncate)
-        pixel_row<true>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line);
+        pixel_row<true, true>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line);
       else
-        pixel_row<false>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line);
+        pixel_row<false, true>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line);
     }
   }
 }
