@@ -161,7 +161,7 @@ def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
         assert "rank" not in result.notes
     if method == "auto":
         assert result.notes["diagnosis"]["suggested_attack"] == "orthogonal-patch"
-    assert np.load(out / "projected" / "images.npy").shape == (700, 32, 32, 3)
+    assert np.load(out / "projected" / "images-00000.npy").shape == (700, 32, 32, 3)
 
 
 def test_full_takes_only_what_the_data_shows(tmp_path, clean):
