@@ -6,8 +6,8 @@ The images are made here: smooth noise with JPEG-like content. The raw sets are 
 a raw .beton; the JPEG set is a folder of JPEGs (one a file) and a .beton with the same quality. What each is asked for:
 crop with padding 4 and flip at 32 px, normalised float32 batches at 224 px; bare FFCV decodes and converts only. Every
 round runs each loader for one epoch, in turn; rounds before the first are not counted (compilation, page cache); the
-median is shown. For the JPEG folder also the linear fit over it: its rate, and the share of that of decoding the same
-batches and doing nothing with them. Peak memory is of the whole process.
+median is shown. For the JPEG folder also the linear fit over it: its share of the default loader's rate, and of that of
+decoding the same batches and doing nothing with them. Peak memory is of the whole process.
 """
 
 from __future__ import annotations
@@ -194,11 +194,12 @@ def main():
                 rows.append({"set": name, "images": n, "loader": key, "rate": rate, "seconds": seconds[key]})
             if name.startswith("jpeg"):
                 found = fit_against_decoding(load_dataset(Path(folder) / "jpegs", stream=True), options.rounds)
-                share = found["linear fit"] / found["decoding alone"]
                 for key, rate in found.items():
-                    print(f"| {name}, {n} | {key} | {rate:,.0f} | |")
+                    print(f"| {name}, {n} | {key} | {rate:,.0f} | {rate / rates['DataLoader, 2 workers']:.1f} |")
                     rows.append({"set": name, "images": n, "loader": key, "rate": rate})
-                print(f"\nThe linear fit runs at {share:.0%} of the rate of decoding alone.\n", flush=True)
+                fit = found["linear fit"]
+                print(f"\nThe linear fit runs at {fit / rates['default loader']:.0%} of the default loader's rate, at"
+                      f" {fit / found['decoding alone']:.0%} of that of decoding alone.\n", flush=True)  # fmt: skip
             del table
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\npeak memory {peak:,.0f} MB")
