@@ -1,6 +1,6 @@
 """How long the whole path takes past this machine: bytes, flops and seconds for ImageNet-1k and for 14 million images.
 
-    python benchmarks/scale.py [--measured benchmarks/results/imagenet-2cores.json] [--markdown]
+    python benchmarks/scale.py [--measured benchmarks/results/imagenet-2cores.json]
 
 Every input is printed with where it comes from: `measured` by benchmarks/imagenet.py, or `assumed`. Change them here or
 by --set NAME=VALUE. A stage takes the longest of what it reads, decodes and computes, as these overlap.
