@@ -50,6 +50,11 @@ class Cell:
         """Its folder below the grid's."""
         return f"cells/{self.poison.label}/{self.attack.label}/{self.model.replace(':', '-')}-seed{self.seed}"
 
+    @property
+    def poison_seed(self) -> int:
+        """What draws the poison: a seed of its own, where the grid gives it one, else the cell's."""
+        return int(self.poison.parameters.get("seed", self.seed))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return dataclasses.asdict(self)

@@ -21,14 +21,9 @@ def kept(cell: Cell, folder: Path) -> Path | None:
     """
     if cell.poison.method == CLEAN or not get_poison(cell.poison.method)[1].trains:
         return None
-    settings = [cell.data, cell.limit, cell.resize, asdict(cell.poison), seed(cell)]
+    settings = [cell.data, cell.limit, cell.resize, asdict(cell.poison), cell.poison_seed]
     check = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
-    return folder / "poisons" / f"{cell.poison.label}-seed{seed(cell)}-{check:08x}"
-
-
-def seed(cell: Cell) -> int:
-    """What draws the poison: its own `seed`, where the grid gives it one, else the cell's."""
-    return int(cell.poison.parameters.get("seed", cell.seed))
+    return folder / "poisons" / f"{cell.poison.label}-seed{cell.poison_seed}-{check:08x}"
 
 
 def poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: Any = None) -> Dataset:
@@ -40,7 +35,7 @@ def poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: An
     if cell.poison.method == CLEAN:
         return clean
     parameters = {key: value for key, value in cell.poison.parameters.items() if key != "seed"}
-    options: dict[str, Any] = {"seed": seed(cell), "device": device, "progress": progress, **parameters}
+    options: dict[str, Any] = {"seed": cell.poison_seed, "device": device, "progress": progress, **parameters}
     where = kept(cell, folder)
     if where is None:
         return poison(clean, cell.poison.method, **options)

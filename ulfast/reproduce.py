@@ -24,7 +24,6 @@ from .errors import InputError
 from .files import check_free, write_json, writing
 from .grid import Cell, Grid
 from .grid_poisons import kept, poisoned
-from .grid_poisons import seed as poison_seed
 
 SUBSET_SEED = 0  # of `limit`: every seed trains on the same images
 
@@ -192,13 +191,15 @@ def _run(
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
         try:
             # First what several cells share and nobody wants to wait for twice.
-            first = {where: cell for cell in cells if (where := kept(cell, folder)) is not None}
-            makings = {where: pool.submit(_make, cell, folder, device) for where, cell in first.items()}
+            places = [kept(cell, folder) for cell in cells]
+            makings: dict[Path | None, Future[str | None]] = {}
+            for cell, place in zip(cells, places, strict=True):
+                if place is not None and place not in makings:
+                    makings[place] = pool.submit(_make, cell, folder, device)
             # Neighbours share a poison, which each worker makes once.
             futures: dict[Future[str | None], Cell] = {}
-            for cell in cells:
-                making = makings.get(where) if (where := kept(cell, folder)) is not None else None
-                if making is not None and (problem := making.result()) is not None:
+            for cell, place in zip(cells, places, strict=True):
+                if place in makings and (problem := makings[place].result()) is not None:
                     yield cell, problem
                 else:
                     futures[pool.submit(_run_cell, cell, folder, device, None)] = cell
@@ -261,7 +262,7 @@ def _images(cell: Cell) -> tuple[Dataset, Dataset]:
 
 
 def _poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: Progress | None) -> Dataset:
-    key = json.dumps([asdict(cell.poison), poison_seed(cell)])
+    key = json.dumps([asdict(cell.poison), cell.poison_seed])
     if _kept.get("poison") != key:
         _kept.update(poison=key, train=poisoned(cell, clean, folder, device, progress))
     train: Dataset = _kept["train"]

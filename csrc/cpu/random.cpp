@@ -86,7 +86,7 @@ void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
     for (int64_t j = 0; a.images && j < m; ++j) latent[j] *= 255.0f;  // in levels, once instead of for every pixel
     const int64_t line = a.w * a.channels;
     for (int64_t y = 0; y < a.h; ++y) {
-      if (y % a.patch == 0) { enlarge(latent + y / a.patch * gw * a.channels, a.w, a.patch, a.channels, row); }
+      if (y % a.patch == 0) enlarge(latent + y / a.patch * gw * a.channels, a.w, a.patch, a.channels, row);
       const int64_t at = (i * a.h + y) * line;
       if (!a.images)
         __builtin_memcpy(static_cast<float*>(a.out) + at, row, line * sizeof(float));

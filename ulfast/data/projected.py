@@ -84,17 +84,16 @@ def write_projected(
     distributed.wait()
     todo = [begin for begin in range(0, len(dataset), rows) if not _shard(part, begin // rows).is_file()]
     distributed.wait()  # until all have looked
-    mine = todo[slice(*distributed.share(len(todo)))]
-    done = 0
-    for begin in mine:
-        size = min(rows, len(dataset) - begin)
+    mine = {begin: min(rows, len(dataset) - begin) for begin in todo[slice(*distributed.share(len(todo)))]}
+    done, total = 0, sum(mine.values())
+    for begin, size in mine.items():
         with atomic_file(_shard(part, begin // rows)) as name, name.open("wb") as file:
             file.write(array_header((size, *dataset.image_shape), "<f2"))
             for first, last in chunks(dataset.images[begin : begin + size], CHUNK_BYTES):
                 file.write(work(begin + first, begin + last).numpy().data)
                 done += last - first
                 if progress:
-                    progress("project", done, len(mine) * rows)
+                    progress("project", done, total)
     distributed.wait()
     if distributed.is_main():
         with writing(path):
@@ -135,9 +134,6 @@ class Shards:
             self._parts = [as_tensor(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files]
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path} is not a whole projected set ({error}): make it again") from None
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts))
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """(b, H, W, C) float16 of the images at `index` (b,) int64."""

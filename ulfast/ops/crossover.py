@@ -21,9 +21,7 @@ FUSED_RANK = {
         "ingest": {_U8: 64, _F16: 32, _BF16: 32, _F32: 24, _F64: 96},
     },
     "cuda": {
-        "project": dict.fromkeys((_U8, _F16, _BF16, _F32, _F64), 32),
-        "project_classwise": dict.fromkeys((_U8, _F16, _BF16, _F32, _F64), 32),
-        "ingest": dict.fromkeys((_U8, _F16, _BF16, _F32, _F64), 32),
+        op: dict.fromkeys((_U8, _F16, _BF16, _F32, _F64), 32) for op in ("project", "project_classwise", "ingest")
     },
 }
 

@@ -137,9 +137,8 @@ def ingest(
     index, n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     _together("ingest", images.device, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip,
               labels=labels)  # fmt: skip
-    if basis is not None and not crossover.fused(
-        "cuda", "ingest", images.dtype, k
-    ):  # library products, then the pass of the augmentation
+    if basis is not None and not crossover.fused("cuda", "ingest", images.dtype, k):
+        # Library products, then the pass of the augmentation.
         rows = images if index is None else images[index]
         x = project(rows, basis) if labels is None else project_classwise(rows, basis, labels)
         return reference.augment(x, mean, std, dtype, shift, flip).contiguous(memory_format=torch.channels_last)
