@@ -174,6 +174,26 @@ def test_what_the_user_did_wrong_is_one_line(data, tmp_path):
     assert done.stdout == ""
 
 
+def test_after_an_error_nothing_can_abort_a_process_of_several(tmp_path):
+    """A group's threads that still run when the interpreter ends may abort it; here an object does that stands in for
+    them. What is registered to run at the end, temporary folders to be removed, still runs."""
+    program = f"""
+import atexit, os, sys
+class Group:
+    def __del__(self, abort=os.abort): abort()
+sys.group = Group()
+atexit.register(print, "tidied")
+from ulfast.cli.main import main
+main(["fit", "--data", {str(tmp_path / "missing")!r}, "--out", "b.safetensors"])
+"""
+    environment = {**ENVIRONMENT, "TORCHELASTIC_RUN_ID": "none"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == "tidied\n"
+    assert done.stderr.startswith("ulfast: ")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
 import os
 import sys
@@ -77,13 +79,27 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with 0 (done), 2 (wrong input), 1 (our fault) or 130 (interrupted)."""
+    code = run(arguments)
+    if code != DONE and {"TORCHELASTIC_RUN_ID", "WORLD_SIZE"} & set(os.environ):
+        # One of several processes, and the others may be gone: the threads of their group, which an error leaves
+        # running, would abort the interpreter as it ends, and the launcher would print that in place of the error.
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs the command line, says what went wrong in one line, and gives the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments or os.environ.get("ULFAST_DEBUG") == "1"
     # libgomp's threads otherwise spin between two kernels and take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = group.main(arguments, prog_name="ulfast", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else DONE)
+        return code if isinstance(code, int) else DONE
     except (InputError, click.ClickException) as error:
         if debug:
             raise
@@ -91,21 +107,21 @@ def main(arguments: list[str] | None = None) -> None:
         where = getattr(error, "ctx", None)
         hint = f" (try `{where.command_path} --help`)" if where is not None else ""
         complain(f"{' '.join(message.split())}{hint}", error)
-        sys.exit(INPUT_WRONG)
+        return INPUT_WRONG
     except WorkerError as error:
         if debug:
             raise
         complain(str(error))
-        sys.exit(OUR_FAULT)
+        return OUR_FAULT
     except (KeyboardInterrupt, click.Abort):
         resumable = {"attack", "fit", "poison"} & set(arguments[:1])
         complain("interrupted; finished work is kept: the same command with --resume goes on from there"
                  if resumable else "interrupted; nothing was written")  # fmt: skip
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except BrokenPipeError:
         # `ulfast ls | head`: the reader is gone, which is no fault of anybody's.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(DONE)
+        return DONE
     except Exception as error:
         if debug:
             raise
@@ -113,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         complain(
             f"internal error, {type(error).__name__}: {text[:300]}; run again with --debug for the traceback", error
         )
-        sys.exit(OUR_FAULT)
+        return OUR_FAULT
 
 
 def complain(text: str, error: BaseException | None = None) -> None:
