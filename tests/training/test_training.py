@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from ulfast import InputError
 from ulfast.data import Augment, MemoryLoader
 from ulfast.devices import fast_half
 from ulfast.training import RECIPES, Recipe, build_model, evaluate, get_recipe, mixing, train
+from ulfast.training.models import BasicBlock
 
 STEP = mixing.Step(nn.Identity(), 0, torch.zeros(1), torch.ones(1))
 FAST = Recipe("test", 3, 16, "adamw", 3e-3, 0.0, "one-cycle", Augment(2, True))
@@ -44,6 +46,19 @@ def test_sizes_of_the_networks():
     assert count("resnet18") == 11_173_962
     assert count("resnet18", 224) == 11_181_642
     assert count("resnet18-16") < count("resnet18") / 15
+
+
+@pytest.mark.parametrize("width", [1, 4, 6, 12, 16])
+def test_gradients_of_narrow_networks(width):
+    """Of the strided 1 x 1 convolution, where oneDNN once damaged the heap; against float64, which it does not do."""
+    conv = BasicBlock(width, 2 * width, 2).shortcut[0].to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(conv).double()
+    for _ in range(10):
+        x = torch.randn(32, width, 16, 16).contiguous(memory_format=torch.channels_last)
+        for layer, images in ((conv, x), (exact, x.double())):
+            layer.zero_grad()
+            layer(images).square().sum().backward()
+        torch.testing.assert_close(conv.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-3)
 
 
 def test_the_seed_makes_the_network_and_leaves_the_generator_alone():

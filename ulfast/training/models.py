@@ -35,6 +35,21 @@ class CNN(nn.Sequential):
         )  # fmt: skip
 
 
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution of every `stride`-th pixel, which are picked first.
+
+    oneDNN's own way of skipping pixels writes past its workspace in the backward pass where there are fewer input
+    channels than a vector has lanes (uxlfoundation/oneDNN#6035): wrong gradients, a hang, or a damaged heap.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, bias=False)
+        self.every = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., :: self.every, :: self.every])
+
+
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch normalisation and a shortcut."""
 
@@ -47,7 +62,12 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            conv = (
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                if inputs >= 16
+                else Pointwise(inputs, outputs, stride)
+            )
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
