@@ -44,10 +44,10 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "project",
       [](uintptr_t x, uintptr_t basis, uintptr_t coef, uintptr_t out, int64_t n, int64_t d, int64_t k, int64_t x_stride,
-         int dtype, uintptr_t labels, uintptr_t order, int64_t classes, int threads) {
+         int dtype, uintptr_t labels, uintptr_t order, int64_t classes, uintptr_t packed, int threads) {
         return cpu::project(
             {ptr<const void>(x), ptr<const void>(basis), ptr<void>(coef), ptr<void>(out), n, d, k, x_stride,
-             static_cast<DType>(dtype), ptr<const int64_t>(labels), ptr<int64_t>(order), classes},
+             static_cast<DType>(dtype), ptr<const int64_t>(labels), ptr<int64_t>(order), classes, ptr<void>(packed)},
             threads);
       },
       nogil);

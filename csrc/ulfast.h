@@ -25,6 +25,7 @@ struct Project {
   const int64_t* labels;  // (n), or null: one basis for all rows
   int64_t* order;         // (n + classes) scratch with labels, else null
   int64_t classes;
+  void* packed = nullptr;  // CPU: (k, d) scratch in the basis's dtype, or null; pays from some dozen rows on
 };
 
 struct Ingest {

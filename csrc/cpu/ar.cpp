@@ -21,11 +21,8 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kBorder = 4;  // rows and columns that the sweep starts from, and that are cut off
 
-typedef float lanes16 __attribute__((vector_size(64)));
-typedef float lanes16_loose __attribute__((vector_size(64), aligned(4), may_alias));
-
-ULFAST_INLINE lanes16 get(const float* p) { return *reinterpret_cast<const lanes16_loose*>(p); }
-ULFAST_INLINE void put(float* p, lanes16 v) { *reinterpret_cast<lanes16_loose*>(p) = v; }
+constexpr int kN = Vec<float>::size;
+constexpr int kParts = kLanes / kN;  // vectors that hold a value of all lanes
 
 // The sixteen images of a group, a row at a time. Row y of channel c is (W, lanes): the first two rows lie in `border`,
 // later ones take turns in `ring`.
@@ -41,28 +38,32 @@ struct Sweep {
     return y < 2 ? border + (c * each() + y * W) * kLanes : ring + (c * 3 + y % 3) * W * kLanes;
   }
 
-  // Row y >= 2 from the two above it.
+  // Row y >= 2 from the two above it, a vector of lanes at a time: its weights and its window stay in registers.
   const float* next(int64_t c, int64_t y) const {
-    const float *a = row(c, y - 2), *b = row(c, y - 1), *first = border + (c * each() + 2 * y + 2 * W - 4) * kLanes;
+    const float *above2 = row(c, y - 2), *above1 = row(c, y - 1);
+    const float* first = border + (c * each() + 2 * y + 2 * W - 4) * kLanes;
     float* out = row(c, y);
-    lanes16 w[8];
-    for (int t = 0; t < 8; ++t) w[t] = get(weights + (c * 8 + t) * kLanes);
-    lanes16 a0 = get(a), a1 = get(a + kLanes), b0 = get(b), b1 = get(b + kLanes);
-    lanes16 before2 = get(first), before1 = get(first + kLanes);
-    put(out, before2);
-    put(out + kLanes, before1);
-    for (int64_t x = 2 * kLanes; x < W * kLanes; x += kLanes) {
-      const lanes16 a2 = get(a + x), b2 = get(b + x);
-      lanes16 s = w[0] * a0;
-      s += w[1] * a1;
-      s += w[2] * a2;
-      s += w[3] * b0;
-      s += w[4] * b1;
-      s += w[5] * b2;
-      s += w[6] * before2;
-      s += w[7] * before1;
-      put(out + x, s);
-      a0 = a1, a1 = a2, b0 = b1, b1 = b2, before2 = before1, before1 = s;
+    for (int part = 0; part < kLanes; part += kN) {
+      const float *a = above2 + part, *b = above1 + part;
+      vecf w[8];
+      for (int t = 0; t < 8; ++t) w[t] = load(weights + (c * 8 + t) * kLanes + part);
+      vecf a0 = load(a), a1 = load(a + kLanes), b0 = load(b), b1 = load(b + kLanes);
+      vecf before2 = load(first + part), before1 = load(first + kLanes + part);
+      store(out + part, before2);
+      store(out + kLanes + part, before1);
+      for (int64_t x = 2 * kLanes; x < W * kLanes; x += kLanes) {
+        const vecf a2 = load(a + x), b2 = load(b + x);
+        vecf s = w[0] * a0;
+        s += w[1] * a1;
+        s += w[2] * a2;
+        s += w[3] * b0;
+        s += w[4] * b1;
+        s += w[5] * b2;
+        s += w[6] * before2;
+        s += w[7] * before1;
+        store(out + x + part, s);
+        a0 = a1, a1 = a2, b0 = b1, b1 = b2, before2 = before1, before1 = s;
+      }
     }
     return out;
   }
@@ -84,78 +85,85 @@ void start(const Ar& a, int64_t first, int lanes, const Sweep& sweep, float* z) 
 
 // What every lane is multiplied with: norm / its own norm, L2 in float64 or L-infinity; 1 for neither.
 void scales(const Ar& a, const Sweep& sweep, float* scale) {
-  double square[kLanes] = {};
-  float largest[kLanes] = {};
+  constexpr int kD = Vec<double>::size, kWide = kLanes / kD;
+  Vec<double>::type sums[kWide] = {};
+  vecf largest[kParts] = {};
   for (int64_t y = 2; a.kind != 0 && y < sweep.H; ++y)
     for (int64_t c = 0; c < a.channels; ++c) {
       const float* row = sweep.next(c, y);
       if (y < kBorder) continue;
-      // The pragmas are needed: the compiler otherwise takes the sixteen lanes apart one by one.
       for (int64_t x = kBorder * kLanes; x < sweep.W * kLanes; x += kLanes) {
         if (a.kind == 1) {
-#pragma omp simd
-          for (int l = 0; l < kLanes; ++l) square[l] += (double)row[x + l] * row[x + l];
+          for (int p = 0; p < kWide; ++p) {
+            const Vec<double>::type v = load_double(row + x + p * kD);
+            sums[p] += v * v;
+          }
         } else {
-#pragma omp simd
-          for (int l = 0; l < kLanes; ++l) {
-            const float v = row[x + l], size = v < 0 ? -v : v;
-            largest[l] = size > largest[l] ? size : largest[l];
+          for (int p = 0; p < kParts; ++p) {
+            const vecf v = load(row + x + p * kN);
+            largest[p] = larger(larger(v, -v), largest[p]);
           }
         }
       }
     }
+  double square[kLanes];
+  float most[kLanes];
+  __builtin_memcpy(square, sums, sizeof sums);
+  __builtin_memcpy(most, largest, sizeof largest);
   for (int l = 0; l < kLanes; ++l) {
-    const double length = a.kind == 2 ? largest[l] : __builtin_sqrt(square[l]);
+    const double length = a.kind == 2 ? most[l] : __builtin_sqrt(square[l]);
     scale[l] = a.kind == 0 ? 1.0f : (float)(a.norm / (length > 1e-12 ? length : 1e-12));
   }
 }
 
+// The kN vectors of kN lanes to as many lines: after the step of S, value j of vector i has bit S of i and j exchanged.
+#define ULFAST_LOW(S, j) (((j) & (S)) ? kN + (j) - (S) : (j))
+#define ULFAST_HIGH(S, j) (((j) & (S)) ? kN + (j) : (j) + (S))
+#define ULFAST_FOUR(F, S, j) F(S, j), F(S, j + 1), F(S, j + 2), F(S, j + 3)
 #if defined(__AVX512F__)
-// Sixteen vectors of sixteen lanes to sixteen lines: after the step of S, value j of vector i has bit S of i and j
-// exchanged.
-#define ULFAST_LOW(S, j) (((j) & (S)) ? 16 + (j) - (S) : (j))
-#define ULFAST_HIGH(S, j) (((j) & (S)) ? 16 + (j) : (j) + (S))
-#define ULFAST_ALL(F, S)                                                                                        \
-  F(S, 0), F(S, 1), F(S, 2), F(S, 3), F(S, 4), F(S, 5), F(S, 6), F(S, 7), F(S, 8), F(S, 9), F(S, 10), F(S, 11), \
-      F(S, 12), F(S, 13), F(S, 14), F(S, 15)
-template <int S> ULFAST_INLINE void exchange(lanes16* v) {
-  for (int i = 0; i < kLanes; ++i) {
+#define ULFAST_ALL(F, S) ULFAST_FOUR(F, S, 0), ULFAST_FOUR(F, S, 4), ULFAST_FOUR(F, S, 8), ULFAST_FOUR(F, S, 12)
+#elif defined(__AVX2__)
+#define ULFAST_ALL(F, S) ULFAST_FOUR(F, S, 0), ULFAST_FOUR(F, S, 4)
+#else
+#define ULFAST_ALL(F, S) ULFAST_FOUR(F, S, 0)
+#endif
+template <int S> ULFAST_INLINE void exchange(vecf* v) {
+  for (int i = 0; i < kN; ++i) {
     if (i & S) continue;
-    const lanes16 low = v[i], high = v[i | S];
+    const vecf low = v[i], high = v[i | S];
     v[i] = __builtin_shufflevector(low, high, ULFAST_ALL(ULFAST_LOW, S));
     v[i | S] = __builtin_shufflevector(low, high, ULFAST_ALL(ULFAST_HIGH, S));
   }
 }
-ULFAST_INLINE void scatter(lanes16* v, float* lines, int64_t line) {
+ULFAST_INLINE void scatter(vecf* v, float* lines, int64_t apart) {
   exchange<1>(v);
   exchange<2>(v);
-  exchange<4>(v);
-  exchange<8>(v);
-  for (int l = 0; l < kLanes; ++l) put(lines + l * line, v[l]);
+  if constexpr (kN > 4) exchange<4>(v);
+  if constexpr (kN > 8) exchange<8>(v);
+  for (int l = 0; l < kN; ++l) store(lines + l * apart, v[l]);
 }
-#else
-ULFAST_INLINE void scatter(const lanes16* v, float* lines, int64_t line) {
-  for (int l = 0; l < kLanes; ++l)
-    for (int t = 0; t < kLanes; ++t) lines[l * line + t] = v[t][l];
-}
-#endif
 
 // One row of the channels, (W, lanes) each, to a line of pixels of each lane, scaled; the lanes' lines lie `apart`.
 void interleave(const Sweep& sweep, int64_t y, const float* scale, float* lines, int64_t line, int64_t apart) {
-  const lanes16 by = get(scale);
   int64_t x = kBorder, c = 0;
-  for (int64_t at = 0; at < line; at += kLanes) {
-    const int count = line - at < kLanes ? (int)(line - at) : kLanes;
-    lanes16 v[kLanes];
+  for (int64_t at = 0; at < line; at += kN) {
+    const int count = line - at < kN ? (int)(line - at) : kN;
+    const float* from[kN];
     for (int t = 0; t < count; ++t) {
-      v[t] = get(sweep.row(c, y) + x * kLanes) * by;
+      from[t] = sweep.row(c, y) + x * kLanes;
       if (++c == sweep.channels) c = 0, ++x;
     }
-    if (count == kLanes) {
-      scatter(v, lines + at, apart);
-    } else {
-      for (int t = 0; t < count; ++t)
-        for (int l = 0; l < kLanes; ++l) lines[l * apart + at + t] = v[t][l];
+    for (int part = 0; part < kLanes; part += kN) {
+      const vecf by = load(scale + part);
+      float* to = lines + part * apart + at;
+      vecf v[kN];
+      for (int t = 0; t < count; ++t) v[t] = load(from[t] + part) * by;
+      if (count == kN) {
+        scatter(v, to, apart);
+      } else {
+        for (int t = 0; t < count; ++t)
+          for (int l = 0; l < kN; ++l) to[l * apart + t] = v[t][l];
+      }
     }
   }
 }
@@ -163,7 +171,7 @@ void interleave(const Sweep& sweep, int64_t y, const float* scale, float* lines,
 }  // namespace
 
 void ar(const Ar& a, float* scratch, int64_t begin, int64_t end) {
-  const int64_t H = a.h + kBorder, W = a.w + kBorder, line = a.w * a.channels;
+  const int64_t H = a.h + kBorder, W = a.w + kBorder, line = a.w * a.channels, size = a.n * a.h * line;
   Sweep sweep{H, W, a.channels, scratch, nullptr, nullptr};
   sweep.ring = scratch + a.channels * sweep.each() * kLanes;
   sweep.weights = sweep.ring + a.channels * 3 * W * kLanes;
@@ -188,9 +196,9 @@ void ar(const Ar& a, float* scratch, int64_t begin, int64_t end) {
         if (!a.images)
           __builtin_memcpy(static_cast<float*>(a.out) + at, from, m * sizeof(float));
         else if (a.truncate)
-          pixel_row<true>(a.images + at, from, static_cast<uint8_t*>(a.out) + at, m);
+          pixel_row<true>(a.images + at, from, static_cast<uint8_t*>(a.out) + at, m, size);
         else
-          pixel_row<false>(a.images + at, from, static_cast<uint8_t*>(a.out) + at, m);
+          pixel_row<false>(a.images + at, from, static_cast<uint8_t*>(a.out) + at, m, size);
       }
       held = 0;
     }

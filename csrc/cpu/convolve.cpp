@@ -3,7 +3,7 @@
 //
 // Bytes: 2 n d. Flops: 2 n d side^2, which bound it. In NHWC order a shift by one pixel is a shift by c values, so a
 // row of the result is side^2 shifted rows of the bordered image, each times one weight. Most of those loads straddle
-// two cache lines, so four rows go together and share them. Compiled without contraction: the taps are added in reading
+// two cache lines, so three or four rows go together and share them. Compiled without contraction: the taps are added in reading
 // order, as the twin does, bit for bit on every level.
 #include "simd.h"
 #include "table.h"
@@ -15,23 +15,35 @@ namespace {
 
 constexpr int kN = Vec<float>::size;
 
-constexpr int kTall = 4;  // rows of the result at a time: each loaded vector then serves that many
+// Rows of the result at a time, each loaded vector then serves that many, and vectors of each: as the registers allow.
+constexpr int kTall = kRegisters == 32 ? 4 : 3, kVectors = kRegisters == 32 ? 4 : 3;
+
+// What one line of the bordered image adds to the rows [first, last] of a tile: known when inlined, so that nothing is
+// asked for each tap.
+template <int R, int U>
+ULFAST_INLINE void line_taps(const float* in, const float* weights, int64_t side, int64_t stride, int64_t c,
+                             int64_t line, int64_t i, int first, int last, vecf (*acc)[U]) {
+  for (int64_t dx = 0; dx < side; ++dx) {
+    vecf v[U];
+    for (int u = 0; u < U; ++u) v[u] = load(in + line * stride + dx * c + i + u * kN);
+    for (int r = 0; r < R; ++r) {
+      if (r < first || r > last) continue;
+      const vecf w = splat<float>(weights[(line - r) * side + dx]);
+      for (int u = 0; u < U; ++u) acc[r][u] += w * v[u];
+    }
+  }
+}
 
 // Rows y .. y + R - 1 of the result, features [i, i + U vectors), m values apart; `top` keeps the largest. Every row's
 // taps are added in reading order, whatever R is.
 template <int R, int U> ULFAST_INLINE void tile(const float* in, const float* weights, int64_t side, int64_t stride,
                                                 int64_t c, int64_t m, int64_t i, float* out, vecf* top) {
   vecf acc[R][U] = {};
-  for (int64_t line = 0; line < side + R - 1; ++line)
-    for (int64_t dx = 0; dx < side; ++dx) {
-      vecf v[U];
-      for (int u = 0; u < U; ++u) v[u] = load(in + line * stride + dx * c + i + u * kN);
-      for (int r = 0; r < R; ++r) {
-        if (line < r || line >= r + side) continue;
-        const vecf w = splat<float>(weights[(line - r) * side + dx]);
-        for (int u = 0; u < U; ++u) acc[r][u] += w * v[u];
-      }
-    }
+  // Only the lines in the middle serve every row of the tile; the others stop at, or begin with, a row of their own.
+  for (int last = 0; last < R - 1; ++last) line_taps<R, U>(in, weights, side, stride, c, last, i, 0, last, acc);
+  for (int64_t line = R - 1; line < side; ++line) line_taps<R, U>(in, weights, side, stride, c, line, i, 0, R - 1, acc);
+  for (int first = 1; first < R; ++first)
+    line_taps<R, U>(in, weights, side, stride, c, side - 1 + first, i, first, R - 1, acc);
   for (int r = 0; r < R; ++r)
     for (int u = 0; u < U; ++u) {
       store(out + r * m + i + u * kN, acc[r][u]);
@@ -42,7 +54,7 @@ template <int R, int U> ULFAST_INLINE void tile(const float* in, const float* we
 // R rows of the result, m values each; returns the largest of them, or zero.
 template <int R>
 float rows(const float* in, const float* weights, int64_t side, int64_t stride, int64_t c, int64_t m, float* out) {
-  constexpr int U = kRows == 4 ? 4 : 2;
+  constexpr int U = kVectors;
   vecf top = {};
   int64_t i = 0;
   for (; i + U * kN <= m; i += U * kN) tile<R, U>(in, weights, side, stride, c, m, i, out, &top);
@@ -91,7 +103,7 @@ void convolve(const Convolve& a, float* scratch, int64_t begin, int64_t end) {
     const float* weights = a.kernels + a.labels[n] * a.side * a.side;
     float most = 0;
     for (int64_t r = 0; r < a.h;) {
-      const bool tall = r + kTall <= a.h;
+      const bool tall = r + kTall <= a.h && a.side >= kTall - 1;
       const auto some = tall ? rows<kTall> : rows<1>;
       const float top = some(padded + r * stride, weights, a.side, stride, a.c, wc, y + r * wc);
       most = top > most ? top : most;

@@ -130,6 +130,8 @@ int64_t project(const Project& a, int threads) {
     if (bad != kIndexOk) return bad;
     sort_by_label(a.labels, a.n, a.classes, a.order);
   }
+  const int64_t chunks = a.packed ? t->chunks(a) : 0;
+  share(chunks, (1 << 15) / (a.k + 1) + 1, threads, [&](int, int64_t b, int64_t e) { t->pack(a, b, e); });
   share(a.n, least(a.d * (a.k + 1)), threads, [&](int, int64_t b, int64_t e) { t->project(a, b, e); });
   return kIndexOk;
 }

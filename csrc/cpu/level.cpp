@@ -11,6 +11,8 @@ extern const Table table;
 const Table table = {ULFAST_STRING(ULFAST_LEVEL),
                      4,
                      project,
+                     pack,
+                     chunks,
                      ingest,
                      softmax_gradient,
                      softmax_update,

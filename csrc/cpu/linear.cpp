@@ -19,7 +19,7 @@ double exp_(double x) { return __builtin_exp(x); }
 // noise[r, i] = clamp(noise[r, i] - alpha * sign(sum_j p[r, j] * b[j, i]), -eps, eps) for R rows.
 template <int R> ULFAST_INLINE void descend(const float* b, int64_t bs, int64_t d, int64_t c, const float* p,
                                             float* noise, int64_t ns, float alpha, float eps) {
-  constexpr int n = Vec<float>::size, U = 4;
+  constexpr int n = Vec<float>::size, U = kRegisters == 32 ? 4 : 2;
   const vecf zero = {}, up = zero + alpha, high = zero + eps, low = -high;
   int64_t i = 0;
   for (; i + U * n <= d; i += U * n) {

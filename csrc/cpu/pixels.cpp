@@ -11,7 +11,8 @@ namespace {
 
 template <bool Truncate> void run(const Apply& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row)
-    pixel_row<Truncate>(a.images + row * a.d, a.delta + (a.index ? a.index[row] : row) * a.d, a.out + row * a.d, a.d);
+    pixel_row<Truncate>(a.images + row * a.d, a.delta + (a.index ? a.index[row] : row) * a.d, a.out + row * a.d, a.d,
+                        a.n * a.d);
 }
 
 }  // namespace

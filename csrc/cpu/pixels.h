@@ -31,11 +31,39 @@ template <bool Truncate, bool Levels> ULFAST_INLINE void pixels(const uint8_t* x
 #endif
 }
 
-// out = clamp(x + 255 * delta) for n values.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Eight of the 32 pixels below, as integers. What is too large for one becomes white, what is not a number INT_MIN.
+template <bool Truncate, bool Levels> ULFAST_INLINE __m256i level(const uint8_t* x, const float* delta) {
+  const vecf v = smaller(vecf{} + 255.0f, load_as(x) + (Levels ? load(delta) : 255.0f * load(delta)));
+  return Truncate ? _mm256_cvttps_epi32((__m256)v) : _mm256_cvtps_epi32((__m256)v);
+}
+
+// 32 pixels: the saturation of two packings is the clamp, and there is one store instead of four.
+template <bool Truncate, bool Levels> ULFAST_INLINE __m256i pixels32(const uint8_t* x, const float* delta) {
+  const __m256i a = _mm256_packs_epi32(level<Truncate, Levels>(x, delta), level<Truncate, Levels>(x + 8, delta + 8));
+  const __m256i b =
+      _mm256_packs_epi32(level<Truncate, Levels>(x + 16, delta + 16), level<Truncate, Levels>(x + 24, delta + 24));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order);
+}
+#endif
+
+constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
+
+// out = clamp(x + 255 * delta) for n values, a part of a result of `size` bytes.
 template <bool Truncate, bool Levels = false>
-ULFAST_INLINE void pixel_row(const uint8_t* x, const float* delta, uint8_t* out, int64_t n) {
+ULFAST_INLINE void pixel_row(const uint8_t* x, const float* delta, uint8_t* out, int64_t n, int64_t size) {
   constexpr int step = Vec<float>::size;
   int64_t i = 0;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if (size >= kStreamBytes && reinterpret_cast<uintptr_t>(out) % 32 == 0)
+    for (; i + 32 <= n; i += 32)
+      _mm256_stream_si256((__m256i*)(out + i), pixels32<Truncate, Levels>(x + i, delta + i));
+  for (; i + 32 <= n; i += 32)
+    _mm256_storeu_si256((__m256i*)(out + i), pixels32<Truncate, Levels>(x + i, delta + i));
+#else
+  (void)size;
+#endif
   for (; i + step <= n; i += step) pixels<Truncate, Levels>(x + i, delta + i, out + i);
   for (; i < n; ++i) out[i] = pixel<Truncate, Levels>(x[i], delta[i]);
 }

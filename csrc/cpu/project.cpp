@@ -3,17 +3,18 @@
 // Bytes (float32): 8 n d. Flops: 4 n d k. Bound: the larger of bytes / copy bandwidth and flops / multiply-add rate;
 // at k = 10 both are near on a two-core AVX-512 machine. Rows go in groups that stay in the second-level cache between
 // the products and the update; d is cut into blocks so that the block of the basis stays in the first level and is
-// fetched once a group, not once a row. Class-wise, rows are visited in the order of their labels, so that a group
+// fetched once a group, not once a row; where registers are few the basis is packed for that (packed.h). Class-wise, rows are visited in the order of their labels, so that a group
 // shares its basis there too; the caller sorts nothing.
+#include "packed.h"
 #include "table.h"
-#include "tiles.h"
 
 namespace ulfast {
 namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kBlock = 4096;           // features at a time, at most
+constexpr int64_t kBlock = 4224;           // features at a time, at most
+constexpr int64_t kPart = 192;              // a block is a whole number of these: of vectors, and of chunks
 constexpr int64_t kGroupBytes = 1 << 19;   // of x that should stay in the second-level cache
 constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
 
@@ -35,6 +36,14 @@ template <int R> struct Stage<double, R> {
   Rows<const double*, R> rows(const Rows<const double*, R>& x, int64_t) { return x; }
 };
 
+// d projected features of each row to their places: past the cache a row at a time, so that whole lines are written.
+template <class A, class O, int R>
+ULFAST_INLINE void leave(const Rows<const A*, R>& from, const Rows<O*, R>& out, int64_t d) {
+  constexpr int n = Vec<A>::size;
+  for (int r = 0; r < R; ++r)
+    for (int64_t i = 0; i < d; i += n) Put<O, true>::vector(out.row[r] + i, load(from.row[r] + i));
+}
+
 // Features [i, i + d) of the R rows at a position: their products with the basis, or the update by them.
 template <class T, class O, int R, bool Stream>
 ULFAST_INLINE void block(const Project& a, const typename Compute<T>::type* basis, int64_t at, int64_t i, int64_t d,
@@ -48,12 +57,32 @@ ULFAST_INLINE void block(const Project& a, const typename Compute<T>::type* basi
     out.row[r] = static_cast<O*>(a.out) + row * a.d + i;
   }
   Stage<T, R> stage;
-  const auto rows = stage.rows(x, d);
+  auto rows = stage.rows(x, d);
   A* coef = static_cast<A*>(a.coef) + at * a.k;
+  basis += i;
+  if constexpr (kPacks) {
+    // Whole chunks, then what is left, packed or not: a row has the same bits whatever rows are with it.
+    const int64_t some = d / kChunk<A>, whole = some * kChunk<A>;
+    const A* packed = static_cast<const A*>(a.packed) + i * a.k;
+    if (!update) {
+      a.packed ? packed_dots_all(rows, packed, a.k, some, coef, a.k) : dots_all(rows, basis, a.d, whole, a.k, coef, a.k);
+    } else if (!a.packed) {
+      subtract<A, O, R, kByte<T>, Stream>(rows, basis, a.d, whole, a.k, coef, a.k, out);
+    } else if constexpr (Stream) {
+      alignas(64) A tile[R * kBlock];
+      packed_subtract<A, A, R, kByte<T>>(rows, packed, a.k, some, coef, a.k, strided<R>((A*)tile, kBlock));
+      leave(strided<R>((const A*)tile, kBlock), out, whole);
+    } else {
+      packed_subtract<A, O, R, kByte<T>>(rows, packed, a.k, some, coef, a.k, out);
+    }
+    basis += whole, d -= whole;
+    for (int r = 0; r < R; ++r) rows.row[r] += whole, out.row[r] += whole;
+    if (d == 0) return;
+  }
   if (update)
-    subtract<A, O, R, kByte<T>, Stream>(rows, basis + i, a.d, d, a.k, coef, a.k, out);
+    subtract<A, O, R, kByte<T>, Stream>(rows, basis, a.d, d, a.k, coef, a.k, out);
   else
-    dots_all(rows, basis + i, a.d, d, a.k, coef, a.k);
+    dots_all(rows, basis, a.d, d, a.k, coef, a.k);
 }
 
 // Positions [begin, end), all by the same basis.
@@ -63,7 +92,7 @@ void run(const Project& a, const typename Compute<T>::type* basis, int64_t begin
   const int64_t fit = kGroupBytes / (a.d * (int64_t)sizeof(T));
   // Many rows share one fetch of a basis that no cache near the core can hold.
   const int64_t group = (fit < 32 ? 32 : fit) / kRows * kRows;
-  const int64_t blocks = (a.d + kBlock - 1) / kBlock, even = ((a.d + blocks - 1) / blocks + 63) / 64 * 64;
+  const int64_t blocks = (a.d + kBlock - 1) / kBlock, even = ((a.d + blocks - 1) / blocks + kPart - 1) / kPart * kPart;
   A* coef = static_cast<A*>(a.coef);
   for (int64_t g = begin; g < end; g += group) {
     const int64_t stop = g + group < end ? g + group : end;
@@ -72,6 +101,8 @@ void run(const Project& a, const typename Compute<T>::type* basis, int64_t begin
       for (int64_t i = 0; i < a.d; i += even) {
         const int64_t d = a.d - i < even ? a.d - i : even;
         int64_t at = g;
+        if (update && !(kPacks && a.packed))
+          for (; at + kUpdateRows <= stop; at += kUpdateRows) block<T, O, kUpdateRows, Stream>(a, basis, at, i, d, true);
         for (; at + kRows <= stop; at += kRows) block<T, O, kRows, Stream>(a, basis, at, i, d, update);
         for (; at < stop; ++at) block<T, O, 1, Stream>(a, basis, at, i, d, update);
       }
@@ -96,6 +127,18 @@ template <class T, class O, bool Stream> void run(const Project& a, int64_t begi
 }
 
 }  // namespace
+
+int64_t chunks(const Project& a) {
+  if (!kPacks || a.labels) return 0;
+  return a.dtype == DType::f64 ? a.d / kChunk<double> : a.d / kChunk<float>;
+}
+
+void pack(const Project& a, int64_t begin, int64_t end) {
+  if (a.dtype == DType::f64)
+    pack_chunks(static_cast<const double*>(a.basis), a.k, a.d, static_cast<double*>(a.packed), begin, end);
+  else
+    pack_chunks(static_cast<const float*>(a.basis), a.k, a.d, static_cast<float*>(a.packed), begin, end);
+}
 
 void project(const Project& a, int64_t begin, int64_t end) {
   // Streaming stores need every vector aligned.

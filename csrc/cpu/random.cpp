@@ -32,6 +32,8 @@ template <int U> ULFAST_INLINE void mix(const float* z, const float* factor, int
 void mix_all(const float* z, const float* factor, int64_t m, float* sum) {
   constexpr int n = Vec<float>::size;
   int64_t j = 0;
+  if constexpr (kRegisters == 16)  // twice the narrow vectors, or the additions would wait for each other
+    for (; j + 6 * n <= m; j += 6 * n) mix<6>(z, factor, m, j, sum);
   for (; j + 3 * n <= m; j += 3 * n) mix<3>(z, factor, m, j, sum);
   for (; j + n <= m; j += n) mix<1>(z, factor, m, j, sum);
   for (; j < m; ++j) {
@@ -84,16 +86,16 @@ void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
     const float scale = (float)(a.norm / (length > 1e-12 ? length : 1e-12));
     for (int64_t j = 0; j < m; ++j) latent[j] *= scale;
     for (int64_t j = 0; a.images && j < m; ++j) latent[j] *= 255.0f;  // in levels, once instead of for every pixel
-    const int64_t line = a.w * a.channels;
+    const int64_t line = a.w * a.channels, size = a.n * a.h * line;
     for (int64_t y = 0; y < a.h; ++y) {
       if (y % a.patch == 0) enlarge(latent + y / a.patch * gw * a.channels, a.w, a.patch, a.channels, row);
       const int64_t at = (i * a.h + y) * line;
       if (!a.images)
         __builtin_memcpy(static_cast<float*>(a.out) + at, row, line * sizeof(float));
       else if (a.truncate)
-        pixel_row<true, true>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line);
+        pixel_row<true, true>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line, size);
       else
-        pixel_row<false, true>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line);
+        pixel_row<false, true>(a.images + at, row, static_cast<uint8_t*>(a.out) + at, line, size);
     }
   }
 }

@@ -22,18 +22,15 @@ namespace ulfast {
 namespace ULFAST_LEVEL {
 
 #if defined(__AVX512F__)
-constexpr int kBytes = 64;
-constexpr int kRows = 4;  // rows a register tile holds; 32 registers
+constexpr int kBytes = 64, kRegisters = 32;
 #elif defined(__AVX2__)
-constexpr int kBytes = 32;
-constexpr int kRows = 2;  // 16 registers
+constexpr int kBytes = 32, kRegisters = 16;
 #elif defined(__aarch64__)
-constexpr int kBytes = 16;
-constexpr int kRows = 4;
+constexpr int kBytes = 16, kRegisters = 32;
 #else
-constexpr int kBytes = 16;
-constexpr int kRows = 2;
+constexpr int kBytes = 16, kRegisters = 16;
 #endif
+constexpr int kRows = 4;  // rows a register tile holds
 
 #define ULFAST_INLINE static inline __attribute__((always_inline))
 
@@ -176,6 +173,26 @@ ULFAST_INLINE void narrow_words(uint16_t* p, vecu v) {
 }
 #endif
 
+// Lower and upper halves of a * m, which the compiler does lane by lane outside of AVX-512.
+ULFAST_INLINE void multiply_wide(vecu a, uint32_t m, vecu* low, vecu* high) {
+#if defined(__AVX512F__)
+  const __m512i by = _mm512_set1_epi32((int)m);
+  const __m512i even = _mm512_mul_epu32((__m512i)a, by), odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), by);
+  *low = (vecu)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+  *high = (vecu)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+#elif defined(__AVX2__)
+  const __m256i by = _mm256_set1_epi32((int)m);
+  const __m256i even = _mm256_mul_epu32((__m256i)a, by), odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), by);
+  *low = (vecu)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  *high = (vecu)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+#else
+  for (int i = 0; i < Vec<float>::size; ++i) {
+    const uint64_t p = (uint64_t)a[i] * m;
+    (*low)[i] = (uint32_t)p, (*high)[i] = (uint32_t)(p >> 32);
+  }
+#endif
+}
+
 // Load Vec<float>::size values as floats.
 ULFAST_INLINE vecf load_as(const float* p) { return load(p); }
 ULFAST_INLINE vecf load_as(const uint8_t* p) { return __builtin_convertvector(widen_bytes(p), vecf); }
@@ -230,6 +247,17 @@ ULFAST_INLINE vecf smaller(vecf a, vecf b) { return (vecf)_mm256_min_ps((__m256)
 ULFAST_INLINE vecf larger(vecf a, vecf b) { return a > b ? a : b; }
 ULFAST_INLINE vecf smaller(vecf a, vecf b) { return a < b ? a : b; }
 #endif
+
+// Vec<double>::size floats as doubles.
+ULFAST_INLINE Vec<double>::type load_double(const float* p) {
+#if defined(__AVX512F__)
+  return (Vec<double>::type)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+  return (Vec<double>::type)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+  return Vec<double>::type{p[0], p[1]};
+#endif
+}
 
 // Past the cache: for results too large to be read back from it. The address must be aligned to the vector.
 ULFAST_INLINE void stream(float* p, vecf v) {

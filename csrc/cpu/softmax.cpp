@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kBlock = 512;                // features at a time
 constexpr int kGroup = 32;                     // rows at a time: group * block floats stay in the first-level cache
-constexpr int kClasses = kRows == 4 ? 10 : 5;  // gradient rows a register tile holds (two vectors each)
+constexpr int kClasses = kRegisters == 32 ? 10 : 5;  // gradient rows a register tile holds (two vectors each)
 
 double exp_(double x) { return __builtin_exp(x); }
 

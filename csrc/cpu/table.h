@@ -9,6 +9,9 @@ struct Table {
   const char* name;
   int tile;  // rows that a range should be a multiple of
   void (*project)(const Project& a, int64_t begin, int64_t end);
+  // Chunks [begin, end) of the packed basis, and how many there are; none where a level uses the basis as it lies.
+  void (*pack)(const Project& a, int64_t begin, int64_t end);
+  int64_t (*chunks)(const Project& a);
   void (*ingest)(const Ingest& a, int64_t begin, int64_t end);
   // Adds the gradient of the rows to grad (c, d), the loss and the number of correct rows to result.
   void (*softmax_gradient)(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end);
@@ -30,6 +33,8 @@ struct Table {
 #if defined(ULFAST_LEVEL)
 namespace ULFAST_LEVEL {
 void project(const Project& a, int64_t begin, int64_t end);
+void pack(const Project& a, int64_t begin, int64_t end);
+int64_t chunks(const Project& a);
 void ingest(const Ingest& a, int64_t begin, int64_t end);
 void softmax_gradient(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end);
 void softmax_update(const SoftmaxStep& a, int threads, float scale, int64_t begin, int64_t end);

@@ -6,8 +6,11 @@
 namespace ulfast {
 namespace ULFAST_LEVEL {
 
-// Basis rows a tile of products holds: kRows * kCols accumulators, kRows + 1 operands, in 32 or 16 registers.
-constexpr int kCols = 5;
+// Basis rows a tile of products holds: kRows * kCols sums and their operands, in 32 or 16 registers.
+constexpr int kCols = kRegisters == 32 ? 5 : 3;
+// Rows and vectors of a tile of updates. With 16 registers two rows go at a time: of each a line or two is then
+// written at once, which results that go past the cache need.
+constexpr int kUpdateRows = kRegisters == 32 ? kRows : 2, kVectors = 4;
 
 // Rows that may lie anywhere: the class-wise projection takes them out of order.
 template <class P, int R> struct Rows {
@@ -27,11 +30,11 @@ ULFAST_INLINE void dots(const Rows<const A*, R>& x, const A* b, int64_t bs, int6
   V acc[R][K] = {};
   int64_t i = 0;
   for (; i + n <= d; i += n) {
-    V xv[R];
-    for (int r = 0; r < R; ++r) xv[r] = load(x.row[r] + i);
-    for (int j = 0; j < K; ++j) {
-      const V bv = load(b + j * bs + i);
-      for (int r = 0; r < R; ++r) acc[r][j] += xv[r] * bv;
+    V bv[K];
+    for (int j = 0; j < K; ++j) bv[j] = load(b + j * bs + i);
+    for (int r = 0; r < R; ++r) {
+      const V xv = load(x.row[r] + i);
+      for (int j = 0; j < K; ++j) acc[r][j] += xv * bv[j];
     }
   }
   for (int r = 0; r < R; ++r)
@@ -57,11 +60,8 @@ template <class A, int R> ULFAST_INLINE void dots_all(const Rows<const A*, R>& x
       case 3:
         dots<A, R, 3>(x, b, bs, d, c, cs);
         break;
-      case 4:
-        dots<A, R, 4>(x, b, bs, d, c, cs);
-        break;
-      default:
-        dots<A, R, 5>(x, b, bs, d, c, cs);
+      default:  // four or five, where the registers hold them
+        if constexpr (kCols > 3) now == 4 ? dots<A, R, 4>(x, b, bs, d, c, cs) : dots<A, R, 5>(x, b, bs, d, c, cs);
         break;
     }
     b += now * bs, c += now, k -= now;
@@ -83,32 +83,40 @@ template <class O, bool Stream> struct Put {
 constexpr float kUnit = 1.0f / 255.0f;
 constexpr float kUnitRest = (float)(1.0 / 255.0 - (double)kUnit);
 
+// U vectors of `subtract`: those of the basis at b, of the rows at feature i.
+template <class A, class O, int R, bool Bytes, bool Stream, int U>
+ULFAST_INLINE void subtract_vectors(const Rows<const A*, R>& x, const A* b, int64_t bs, int64_t k, const A* c,
+                                    int64_t cs, const Rows<O*, R>& out, int64_t i) {
+  using V = typename Vec<A>::type;
+  constexpr int n = Vec<A>::size;
+  V acc[R][U] = {};
+  for (int64_t j = 0; j < k; ++j) {
+    V bv[U];
+    for (int u = 0; u < U; ++u) bv[u] = load(b + j * bs + u * n);
+    for (int r = 0; r < R; ++r) {
+      const V cv = splat<A>(c[r * cs + j]);
+      for (int u = 0; u < U; ++u) acc[r][u] += cv * bv[u];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int u = 0; u < U; ++u) {
+      const V xv = load(x.row[r] + i + u * n);
+      const V v = Bytes ? xv * (A)kUnit - (acc[r][u] - xv * (A)kUnitRest) : xv - acc[r][u];
+      Put<O, Stream>::vector(out.row[r] + i + u * n, v);
+    }
+}
+
 // out[r, i] = unit(x[r, i]) - sum_j c[r, j] * b[j, i] for R rows; x / 255 if Bytes. The coefficients are broadcast from
 // memory, so that any k goes through in one pass with the sums in registers. The sum is taken first: it is small, and
 // subtracting its terms one by one would round each time at the size of x.
 template <class A, class O, int R, bool Bytes, bool Stream>
 ULFAST_INLINE void subtract(const Rows<const A*, R>& x, const A* b, int64_t bs, int64_t d, int64_t k, const A* c,
                             int64_t cs, const Rows<O*, R>& out) {
-  using V = typename Vec<A>::type;
-  constexpr int n = Vec<A>::size, U = 4;
+  constexpr int n = Vec<A>::size;
   int64_t i = 0;
-  for (; i + U * n <= d; i += U * n) {
-    V acc[R][U] = {};
-    for (int64_t j = 0; j < k; ++j) {
-      V bv[U];
-      for (int u = 0; u < U; ++u) bv[u] = load(b + j * bs + i + u * n);
-      for (int r = 0; r < R; ++r) {
-        const V cv = splat<A>(c[r * cs + j]);
-        for (int u = 0; u < U; ++u) acc[r][u] += cv * bv[u];
-      }
-    }
-    for (int r = 0; r < R; ++r)
-      for (int u = 0; u < U; ++u) {
-        const V xv = load(x.row[r] + i + u * n);
-        const V v = Bytes ? xv * (A)kUnit - (acc[r][u] - xv * (A)kUnitRest) : xv - acc[r][u];
-        Put<O, Stream>::vector(out.row[r] + i + u * n, v);
-      }
-  }
+  for (; i + kVectors * n <= d; i += kVectors * n)
+    subtract_vectors<A, O, R, Bytes, Stream, kVectors>(x, b + i, bs, k, c, cs, out, i);
+  for (; i + n <= d; i += n) subtract_vectors<A, O, R, Bytes, Stream, 1>(x, b + i, bs, k, c, cs, out, i);
   for (; i < d; ++i)
     for (int r = 0; r < R; ++r) {
       A s = 0;

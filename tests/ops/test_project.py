@@ -58,6 +58,17 @@ def test_matches_float64(level, dtype, d, k):
     assert_as_good_as_torch(x, basis, ops.project(x, basis))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("d", "k"), [(3072, 10), (700, 16), (9001, 5), (61, 7), (23, 4)])
+def test_a_row_is_the_same_whatever_rows_are_with_it(level, dtype, d, k):
+    """From some dozen rows on the basis may be laid out anew; large results go past the cache."""
+    x, basis = make(1000 if d == 3072 else 50, d, k, dtype)
+    y = ops.project(x, basis)
+    assert_as_good_as_torch(x, basis, y)
+    assert torch.equal(ops.project(x[3:10], basis), y[3:10])
+    assert torch.equal(ops.project(x[49:50], basis), y[49:50])
+
+
 @pytest.mark.parametrize("k", [1, 10, 64])
 def test_imagenet_size(k):
     x, basis = make(3, 150528, k, torch.float32)

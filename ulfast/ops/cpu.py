@@ -115,9 +115,11 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
         return
     x, stride = _rows(x, d)
     coef = torch.empty(n, k, dtype=compute)
+    # Room to lay the basis out anew, where that pays: csrc/cpu/packed.h.
+    packed = torch.empty(k, d, dtype=compute) if n >= 32 and k >= 4 else None
     _extension.load().project(
         x.data_ptr(), basis.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, k, stride, _DTYPES[x.dtype], 0, 0, 0,
-        torch.get_num_threads(),
+        _address(packed), torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -163,7 +165,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     coef, order = torch.empty(n, r, dtype=compute), torch.empty(n + classes, dtype=torch.int64)
     bad = _extension.load().project(
         x.data_ptr(), bases.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, r, stride, _DTYPES[x.dtype],
-        labels.data_ptr(), order.data_ptr(), classes, torch.get_num_threads(),
+        labels.data_ptr(), order.data_ptr(), classes, 0, torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         raise _bad_label(op, labels, bad, classes)
