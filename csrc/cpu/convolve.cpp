@@ -3,8 +3,8 @@
 //
 // Bytes: 2 n d. Flops: 2 n d side^2, which bound it. In NHWC order a shift by one pixel is a shift by c values, so a
 // row of the result is side^2 shifted rows of the bordered image, each times one weight. Most of those loads straddle
-// two cache lines, so three or four rows go together and share them. Compiled without contraction: the taps are added in reading
-// order, as the twin does, bit for bit on every level.
+// two cache lines, so three or four rows go together and share them. Compiled without contraction: the taps are added
+// in reading order, as the twin does, bit for bit on every level.
 #include "simd.h"
 #include "table.h"
 
@@ -20,9 +20,9 @@ constexpr int kTall = kRegisters == 32 ? 4 : 3, kVectors = kRegisters == 32 ? 4 
 
 // What one line of the bordered image adds to the rows [first, last] of a tile: known when inlined, so that nothing is
 // asked for each tap.
-template <int R, int U>
-ULFAST_INLINE void line_taps(const float* in, const float* weights, int64_t side, int64_t stride, int64_t c,
-                             int64_t line, int64_t i, int first, int last, vecf (*acc)[U]) {
+template <int R, int U> ULFAST_INLINE void line_taps(const float* in, const float* weights, int64_t side,
+                                                     int64_t stride, int64_t c, int64_t line, int64_t i, int first,
+                                                     int last, vecf (*acc)[U]) {
   for (int64_t dx = 0; dx < side; ++dx) {
     vecf v[U];
     for (int u = 0; u < U; ++u) v[u] = load(in + line * stride + dx * c + i + u * kN);

@@ -58,15 +58,15 @@ const Table* best() {
 
 const Table* current = nullptr;
 
-// Rows [0, n) in pieces of at least `least` rows to at most `threads` threads. One thread opens no parallel region:
-// a forked worker that did would wait for threads that the fork did not copy.
-template <class F> void share(int64_t n, int64_t least, int threads, F&& f) {
+// Rows [0, n) in pieces of at least `least` rows, whole tiles, to at most `threads` threads. One thread opens no
+// parallel region: a forked worker that did would wait for threads that the fork did not copy.
+template <class F> void share(int64_t n, int64_t least, int threads, F&& f, int64_t tile = current->tile) {
   const int64_t pieces = n < least * threads ? (n + least - 1) / least : threads;
   if (pieces <= 1) {
     if (n > 0) f(0, (int64_t)0, n);
     return;
   }
-  const int64_t tile = current->tile, tiles = (n + tile - 1) / tile;
+  const int64_t tiles = (n + tile - 1) / tile;
 #pragma omp parallel for num_threads((int)pieces) schedule(static, 1)
   for (int64_t p = 0; p < pieces; ++p) {
     const int64_t begin = tiles * p / pieces * tile, end = tiles * (p + 1) / pieces * tile;
@@ -131,7 +131,7 @@ int64_t project(const Project& a, int threads) {
     sort_by_label(a.labels, a.n, a.classes, a.order);
   }
   const int64_t chunks = a.packed ? t->chunks(a) : 0;
-  share(chunks, (1 << 15) / (a.k + 1) + 1, threads, [&](int, int64_t b, int64_t e) { t->pack(a, b, e); });
+  share(chunks, (1 << 15) / (a.k + 1) + 1, threads, [&](int, int64_t b, int64_t e) { t->pack(a, b, e); }, 1);
   share(a.n, least(a.d * (a.k + 1)), threads, [&](int, int64_t b, int64_t e) { t->project(a, b, e); });
   return kIndexOk;
 }
@@ -220,7 +220,8 @@ int64_t perturb_ar(const Ar& a, int threads) {
   const int64_t scratch = ar_scratch(a.h, a.w, a.channels);
   // Sixteen images at a time share the lanes; pieces are whole groups, so that few lanes stay empty.
   share((a.n + 15) / 16, 1, threads,
-        [&](int p, int64_t b, int64_t e) { t->ar(a, a.scratch + p * scratch, b * 16, e * 16 < a.n ? e * 16 : a.n); });
+        [&](int p, int64_t b, int64_t e) { t->ar(a, a.scratch + p * scratch, b * 16, e * 16 < a.n ? e * 16 : a.n); },
+        1);
   return kIndexOk;
 }
 
@@ -232,9 +233,12 @@ int64_t class_moments(const ClassMoments& a, int threads) {
   // Threads share the features out, so that no sums have to be joined.
   constexpr int64_t line = 64;
   const int64_t lines = (a.d + line - 1) / line;
-  share(lines, least(a.n * line), threads, [&](int p, int64_t b, int64_t e) {
-    t->moments(a, a.scratch + p * 2 * class_moments_block, b * line, e * line < a.d ? e * line : a.d);
-  });
+  share(
+      lines, least(a.n * line), threads,
+      [&](int p, int64_t b, int64_t e) {
+        t->moments(a, a.scratch + p * 2 * class_moments_block, b * line, e * line < a.d ? e * line : a.d);
+      },
+      1);
   return kIndexOk;
 }
 
@@ -251,9 +255,11 @@ int64_t perturb_convolution(const Convolve& a, int threads) {
 void patch_filter(const PatchFilter& a, int threads) {
   const Table* t = current;
   const int64_t scratch = patch_scratch(a.h, a.w, a.c, a.taps);
-  share((a.n + 3) / 4, 1, threads, [&](int p, int64_t b, int64_t e) {
-    t->patch_filter(a, a.scratch + p * scratch, b * 4, e * 4 < a.n ? e * 4 : a.n);
-  });
+  share((a.n + 3) / 4, 1, threads,
+        [&](int p, int64_t b, int64_t e) {
+          t->patch_filter(a, a.scratch + p * scratch, b * 4, e * 4 < a.n ? e * 4 : a.n);
+        },
+        1);
 }
 
 int64_t perturb_linear(const Linear& a, int threads) {

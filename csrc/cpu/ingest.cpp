@@ -31,9 +31,14 @@ template <class O> ULFAST_INLINE void normalise(const float* x, const Line<O>& l
     for (int64_t i = 0; i < d; ++i) out[i] = from_float<O>(x[i] * line.scale[at + i] + line.bias[at + i]);
     return;
   }
-  for (int64_t i = 0; i < d; i += n) {
+  const auto value = [&](int64_t i) __attribute__((always_inline)) {
+    return load(x + i) * load(line.scale + at + i) + load(line.bias + at + i);
+  };
+  int64_t i = 0;
+  for (; i + 2 * n <= d; i += 2 * n) store_two(out + i, value(i), value(i + n));
+  for (; i < d; i += n) {
     const int64_t j = i + n <= d ? i : d - n;
-    store_as(out + j, load(x + j) * load(line.scale + at + j) + load(line.bias + at + j));
+    store_as(out + j, value(j));
   }
 }
 

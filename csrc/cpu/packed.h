@@ -1,6 +1,6 @@
-// A basis laid out for tiles of four rows and sixteen registers: chunk after chunk of features, and in a chunk row after
-// row of the basis. Rows of a basis lie a multiple of 4 KB apart, where a first-level cache holds eight of them at most;
-// packed, what a tile reads follows on from what it read before. Measured on AVX2 against the basis as it lies
+// A basis laid out for tiles of four rows and sixteen registers: chunk after chunk of features, and in a chunk row
+// after row of the basis. Rows of a basis lie a multiple of 4 KB apart, where a first-level cache holds eight of them
+// at most; packed, what a tile reads follows on from what it read before. Measured on AVX2 against the basis as it lies
 // (4096 x 3072 float32): 1.1 times as fast at k = 10, 1.4 at 16, 1.5 at 100. With 32 registers larger tiles read less
 // of the basis for every row, and it is left as it lies.
 #pragma once

@@ -57,10 +57,8 @@ ULFAST_INLINE void pixel_row(const uint8_t* x, const float* delta, uint8_t* out,
   int64_t i = 0;
 #if defined(__AVX2__) && !defined(__AVX512F__)
   if (size >= kStreamBytes && reinterpret_cast<uintptr_t>(out) % 32 == 0)
-    for (; i + 32 <= n; i += 32)
-      _mm256_stream_si256((__m256i*)(out + i), pixels32<Truncate, Levels>(x + i, delta + i));
-  for (; i + 32 <= n; i += 32)
-    _mm256_storeu_si256((__m256i*)(out + i), pixels32<Truncate, Levels>(x + i, delta + i));
+    for (; i + 32 <= n; i += 32) _mm256_stream_si256((__m256i*)(out + i), pixels32<Truncate, Levels>(x + i, delta + i));
+  for (; i + 32 <= n; i += 32) _mm256_storeu_si256((__m256i*)(out + i), pixels32<Truncate, Levels>(x + i, delta + i));
 #else
   (void)size;
 #endif

@@ -3,8 +3,8 @@
 // Bytes (float32): 8 n d. Flops: 4 n d k. Bound: the larger of bytes / copy bandwidth and flops / multiply-add rate;
 // at k = 10 both are near on a two-core AVX-512 machine. Rows go in groups that stay in the second-level cache between
 // the products and the update; d is cut into blocks so that the block of the basis stays in the first level and is
-// fetched once a group, not once a row; where registers are few the basis is packed for that (packed.h). Class-wise, rows are visited in the order of their labels, so that a group
-// shares its basis there too; the caller sorts nothing.
+// fetched once a group, not once a row; where registers are few the basis is packed for that (packed.h). Class-wise,
+// rows are visited in the order of their labels, so that a group shares its basis there too; the caller sorts nothing.
 #include "packed.h"
 #include "table.h"
 
@@ -14,7 +14,7 @@ namespace ULFAST_LEVEL {
 namespace {
 
 constexpr int64_t kBlock = 4224;           // features at a time, at most
-constexpr int64_t kPart = 192;              // a block is a whole number of these: of vectors, and of chunks
+constexpr int64_t kPart = 192;             // a block is a whole number of these: of vectors, and of chunks
 constexpr int64_t kGroupBytes = 1 << 19;   // of x that should stay in the second-level cache
 constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
 
@@ -65,7 +65,8 @@ ULFAST_INLINE void block(const Project& a, const typename Compute<T>::type* basi
     const int64_t some = d / kChunk<A>, whole = some * kChunk<A>;
     const A* packed = static_cast<const A*>(a.packed) + i * a.k;
     if (!update) {
-      a.packed ? packed_dots_all(rows, packed, a.k, some, coef, a.k) : dots_all(rows, basis, a.d, whole, a.k, coef, a.k);
+      a.packed ? packed_dots_all(rows, packed, a.k, some, coef, a.k)
+               : dots_all(rows, basis, a.d, whole, a.k, coef, a.k);
     } else if (!a.packed) {
       subtract<A, O, R, kByte<T>, Stream>(rows, basis, a.d, whole, a.k, coef, a.k, out);
     } else if constexpr (Stream) {
@@ -102,7 +103,8 @@ void run(const Project& a, const typename Compute<T>::type* basis, int64_t begin
         const int64_t d = a.d - i < even ? a.d - i : even;
         int64_t at = g;
         if (update && !(kPacks && a.packed))
-          for (; at + kUpdateRows <= stop; at += kUpdateRows) block<T, O, kUpdateRows, Stream>(a, basis, at, i, d, true);
+          for (; at + kUpdateRows <= stop; at += kUpdateRows)
+            block<T, O, kUpdateRows, Stream>(a, basis, at, i, d, true);
         for (; at + kRows <= stop; at += kRows) block<T, O, kRows, Stream>(a, basis, at, i, d, update);
         for (; at < stop; ++at) block<T, O, 1, Stream>(a, basis, at, i, d, update);
       }

@@ -224,6 +224,24 @@ ULFAST_INLINE void store_as(bf16* p, vecf v) {
   narrow_words(&p->bits, (((u | 0x400000) & isnan) | (even & ~isnan)) >> 16);
 #endif
 }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+ULFAST_INLINE __m256i bf16_bits(vecf v) {  // in the lower half of each
+  const vecu u = (vecu)v, even = u + (((u >> 16) & 1) + 0x7FFF);
+  const __m256 isnan = _mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q);
+  return _mm256_srli_epi32((__m256i)_mm256_blendv_ps((__m256)even, (__m256)(u | 0x400000), isnan), 16);
+}
+#endif
+// Two vectors to 2 * Vec<float>::size values that follow each other.
+template <class O> ULFAST_INLINE void store_two(O* p, vecf a, vecf b) {
+  store_as(p, a);
+  store_as(p + Vec<float>::size, b);
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <> inline __attribute__((always_inline)) void store_two<bf16>(bf16* p, vecf a, vecf b) {
+  const __m256i both = _mm256_packus_epi32(bf16_bits(a), bf16_bits(b));
+  _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(both, 0xD8));
+}
+#endif
 ULFAST_INLINE void store_as(f16* p, vecf v) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

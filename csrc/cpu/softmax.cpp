@@ -10,8 +10,8 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kBlock = 512;                // features at a time
-constexpr int kGroup = 32;                     // rows at a time: group * block floats stay in the first-level cache
+constexpr int64_t kBlock = 512;  // features at a time
+constexpr int kGroup = 32;       // rows at a time: group * block floats stay in the first-level cache
 constexpr int kClasses = kRegisters == 32 ? 10 : 5;  // gradient rows a register tile holds (two vectors each)
 
 double exp_(double x) { return __builtin_exp(x); }
@@ -105,6 +105,10 @@ template <class T> void run(const SoftmaxStep& a, float* grad, double* result, i
     for (int64_t i = 0; i < a.d; i += kBlock) {
       const int64_t d = a.d - i < kBlock ? a.d - i : kBlock;
       for (int64_t r = 0; r < rows; ++r) widen(x[r] + i, d, tile + r * kBlock);
+      // Rows are drawn anywhere: what the next group will read is asked for while this one's gradient is computed.
+      for (int64_t r = g + kGroup; r < g + 2 * kGroup && r < end; ++r)
+        for (int64_t t = 0; t < d; t += 64 / (int64_t)sizeof(T))
+          __builtin_prefetch(static_cast<const T*>(a.x) + (a.index ? a.index[r] : r) * a.d + i + t);
       outer_all(tile, rows, d, a.c, p, a.c, grad + i, a.d);
     }
   }

@@ -8,9 +8,10 @@ namespace ULFAST_LEVEL {
 
 // Basis rows a tile of products holds: kRows * kCols sums and their operands, in 32 or 16 registers.
 constexpr int kCols = kRegisters == 32 ? 5 : 3;
-// Rows and vectors of a tile of updates. With 16 registers two rows go at a time: of each a line or two is then
-// written at once, which results that go past the cache need.
-constexpr int kUpdateRows = kRegisters == 32 ? kRows : 2, kVectors = 4;
+// Rows and vectors of a tile of updates. With 16 registers two rows go at a time where results go past the cache: of
+// each a line or two is then written at once.
+constexpr int kUpdateRows = kRegisters == 32 ? kRows : 2;
+template <int R> constexpr int kVectors = kRegisters == 16 && R == kRows ? 3 : 4;
 
 // Rows that may lie anywhere: the class-wise projection takes them out of order.
 template <class P, int R> struct Rows {
@@ -114,8 +115,8 @@ ULFAST_INLINE void subtract(const Rows<const A*, R>& x, const A* b, int64_t bs, 
                             int64_t cs, const Rows<O*, R>& out) {
   constexpr int n = Vec<A>::size;
   int64_t i = 0;
-  for (; i + kVectors * n <= d; i += kVectors * n)
-    subtract_vectors<A, O, R, Bytes, Stream, kVectors>(x, b + i, bs, k, c, cs, out, i);
+  for (; i + kVectors<R> * n <= d; i += kVectors<R> * n)
+    subtract_vectors<A, O, R, Bytes, Stream, kVectors<R>>(x, b + i, bs, k, c, cs, out, i);
   for (; i + n <= d; i += n) subtract_vectors<A, O, R, Bytes, Stream, 1>(x, b + i, bs, k, c, cs, out, i);
   for (; i < d; ++i)
     for (int r = 0; r < R; ++r) {

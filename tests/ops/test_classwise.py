@@ -139,12 +139,28 @@ def test_gradients():
     assert torch.autograd.gradgradcheck(lambda a: ops.project_classwise(a, bases.detach(), labels), (x,))
 
 
+@pytest.mark.parametrize("r", [2, 200])
+def test_into_memory_that_is_there(r):
+    for dtype in (torch.float32, torch.uint8):
+        x, bases, labels = make(9, 300, 4, r, dtype)
+        want = ops.project_classwise(x, bases, labels)
+        out = torch.full_like(want, torch.nan)
+        assert ops.project_classwise(x, bases, labels, out=out) is out
+        assert torch.equal(out, want)
+        with pytest.raises(IndexError, match=r"labels\[0\] is 4"):
+            ops.project_classwise(x, bases, labels * 0 + 4, out=out)
+        for wrong in (torch.empty(9, 299), torch.empty(9, 300, dtype=torch.float64), torch.empty(300, 9).T):
+            with pytest.raises(ValueError, match="out must be a contiguous"):
+                ops.project_classwise(x, bases, labels, out=wrong)
+
+
 def test_opcheck_compile_and_vmap():
     for dtype in (torch.float32, torch.float64, torch.uint8):
         x, bases, labels = make(5, 11, 3, 2, dtype)
         x = x.requires_grad_() if dtype.is_floating_point else x
         torch.library.opcheck(torch.ops.ulfast.project_classwise.default, (x, bases, labels))
     x, bases, labels = make(6, 48, 4, 2)
+    torch.library.opcheck(torch.ops.ulfast.project_classwise_out.default, (x, bases, labels, torch.empty_like(x)))
     want = ops.project_classwise(x, bases, labels)
     compiled = torch.compile(lambda t: ops.project_classwise(t, bases, labels) + 1, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), want + 1)

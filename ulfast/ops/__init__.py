@@ -64,7 +64,7 @@ def project_(x: Tensor, basis: Tensor) -> Tensor:
     return x
 
 
-def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
+def project_classwise(x: Tensor, bases: Tensor, labels: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Remove from every row of `x` its component in the span of its own class's basis.
 
     Equivalent to ``torch.stack([x[i] - (x[i] @ B.T) @ B for i in range(n)])`` with ``B = bases[labels[i]]``.
@@ -73,6 +73,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
         x: (n, ...) as for `project`.
         bases: (c, r, d) float; the r rows of each class orthonormal.
         labels: (n,) int64 in [0, c), in any order.
+        out: as for `project`.
 
     Returns:
         Tensor of the shape of `x`, in its dtype (float32 for uint8). Differentiable in `x` and `bases`.
@@ -81,7 +82,10 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
         ValueError, TypeError: as for `project`.
         IndexError: a label out of range, on the CPU. A GPU is not waited for: there the row becomes NaN.
     """
-    return _ops.project_classwise(x, bases, labels)
+    if out is None:
+        return _ops.project_classwise(x, bases, labels)
+    _ops.project_classwise_out(x, bases, labels, out)
+    return out
 
 
 def ingest(

@@ -139,6 +139,21 @@ def _bad_label(op: str, labels: Tensor, at: int, classes: int) -> IndexError:
 
 
 def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
+    d = _check_classwise_rows(x, bases, labels)
+    _cpu("project_classwise", x=x, bases=bases, labels=labels)
+    out = _result(x.shape, reference.projected_dtype(x.dtype))
+    _classwise_into(x, bases, labels, out, d)
+    return out
+
+
+def project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
+    d = _check_classwise_rows(x, bases, labels)
+    _cpu("project_classwise", x=x, bases=bases, labels=labels, out=out)
+    check_project_out(x, out)
+    _classwise_into(x, bases, labels, out, d)
+
+
+def _check_classwise_rows(x: Tensor, bases: Tensor, labels: Tensor) -> int:
     op = "project_classwise"
     if x.dtype not in _DTYPES:
         raise TypeError(f"{op}: x must be uint8, float16, bfloat16, float32 or float64, got {x.dtype}")
@@ -146,9 +161,12 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(f"{op}: x must be (n, ...) with at least two dimensions, got shape {tuple(x.shape)}")
     n, d = x.shape[0], math.prod(x.shape[1:])
     check_classwise(op, bases, labels, n, d)
-    _cpu(op, x=x, bases=bases, labels=labels)
+    return d
+
+
+def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: int) -> None:
+    op, n = "project_classwise", x.shape[0]
     classes, r, _ = bases.shape
-    out = _result(x.shape, reference.projected_dtype(x.dtype))
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     bases, labels = bases.to(compute).contiguous(), labels.contiguous()
     if not crossover.fused("cpu", op, x.dtype, r):
@@ -160,7 +178,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
             part = torch.empty((len(rows), *x.shape[1:]), dtype=out.dtype)
             _project_library(x[rows], bases[label], part)
             out[rows] = part
-        return out
+        return
     x, stride = _rows(x, d)
     coef, order = torch.empty(n, r, dtype=compute), torch.empty(n + classes, dtype=torch.int64)
     bad = _extension.load().project(
@@ -169,7 +187,6 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     )  # fmt: skip
     if bad >= 0:
         raise _bad_label(op, labels, bad, classes)
-    return out
 
 
 def _project_library(x: Tensor, basis: Tensor, out: Tensor) -> None:
@@ -406,8 +423,8 @@ def philox_normal(seed: int, stream: int, first: int, n: int, d: int, *, device:
 
 # The twins serve every device without kernels of its own. Factory operators have no tensor to dispatch on.
 _DISPATCHED = (
-    "project", "project_out", "project_", "project_classwise", "ingest", "softmax_regression_step",
-    "apply_perturbation", "pgd_step",
+    "project", "project_out", "project_", "project_classwise", "project_classwise_out", "ingest",
+    "softmax_regression_step", "apply_perturbation", "pgd_step",
 )  # fmt: skip
 for _name in _DISPATCHED:
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")

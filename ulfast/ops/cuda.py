@@ -75,16 +75,26 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
 
 def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     """As on the CPU, but a label out of range makes its row NaN: nothing here waits for the device."""
+    out = torch.empty(x.shape, dtype=reference.projected_dtype(x.dtype), device=x.device)
+    _classwise_into(x, bases, labels, out)
+    return out
+
+
+def project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
+    check_project_out(x, out)
+    _classwise_into(x, bases, labels, out)
+
+
+def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
     if x.dtype not in _DTYPES or x.dim() < 2:
         raise TypeError(f"project_classwise: x must be (n, ...) of a number format, got {tuple(x.shape)} {x.dtype}")
     n, d = x.shape[0], math.prod(x.shape[1:])
     check_classwise("project_classwise", bases, labels, n, d)
     classes, r, _ = bases.shape
     if not enabled() or not crossover.fused("cuda", "project_classwise", x.dtype, r):
-        return reference.project_classwise(x, bases, labels)
-    out = torch.empty(x.shape, dtype=reference.projected_dtype(x.dtype), device=x.device)
+        out.copy_(reference.project_classwise(x, bases, labels))
+        return
     _project(x, bases, out, d, r, labels.contiguous(), classes)
-    return out
 
 
 def _project(x: Tensor, basis: Tensor, out: Tensor, d: int, k: int, labels: Tensor | None, classes: int) -> None:
@@ -231,7 +241,7 @@ def philox(name: str, seed: int, stream: int, first: int, n: int, d: int, device
     return out
 
 
-for _name in ("project", "project_out", "project_", "project_classwise"):
+for _name in ("project", "project_out", "project_", "project_classwise", "project_classwise_out"):
     LIBRARY.impl(_name, globals()[_name], "CUDA")
 LIBRARY.impl("ingest", ingest, "CUDA")
 LIBRARY.impl("softmax_regression_step", softmax_regression_step, "CUDA")

@@ -57,6 +57,11 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     return out.to(projected_dtype(x.dtype)).reshape(x.shape)
 
 
+def project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
+    """`project_classwise` into memory that is there already."""
+    out.copy_(project_classwise(x, bases, labels))
+
+
 def ingest(
     images: Tensor,  # (N, H, W, C) uint8, or float in [0, 1]
     basis: Tensor | None,  # (k, H*W*C), or (c, r, H*W*C) with labels

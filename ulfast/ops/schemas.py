@@ -22,6 +22,10 @@ LIBRARY.define(
     "project_classwise(Tensor x, Tensor bases, Tensor labels) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
 )
 LIBRARY.define(
+    "project_classwise_out(Tensor x, Tensor bases, Tensor labels, Tensor(a!) out) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
     "ingest(Tensor images, Tensor? basis, Tensor mean, Tensor std, ScalarType dtype,"
     " Tensor? index=None, Tensor? shift=None, Tensor? flip=None, Tensor? labels=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -96,6 +100,11 @@ def _(x: Tensor, basis: Tensor) -> None:
 def _(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     torch._check(bases.dim() == 3, lambda: f"project_classwise: bases must be (c, r, d), got {tuple(bases.shape)}")
     return torch.empty(x.shape, dtype=projected_dtype(x.dtype), device=x.device)
+
+
+@torch.library.register_fake("ulfast::project_classwise_out", lib=LIBRARY)
+def _(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
+    torch._check(out.shape == x.shape, lambda: f"project: out must be {tuple(x.shape)}, got {tuple(out.shape)}")
 
 
 @torch.library.register_fake("ulfast::ingest", lib=LIBRARY)

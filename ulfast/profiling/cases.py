@@ -167,8 +167,11 @@ def project_classwise(shape: Shape, dtype: torch.dtype, device: torch.device, co
     few, y = x[: min(n, 64)], labels[: min(n, 64)]
     exact = reference.project_classwise(reference.unit(few, torch.float64), bases.double(), y)
     error = (_deviation(ops.project_classwise(few, bases, y), exact), _deviation(gather(few, bases, y), exact))
+    out = torch.zeros(n, d, dtype=wide, device=device)
     return Case(
-        f"project_classwise {n} x {d}, {classes} classes", {"kernel": lambda: ops.project_classwise(x, bases, labels)},
+        f"project_classwise {n} x {d}, {classes} classes",
+        {"kernel": lambda: ops.project_classwise(x, bases, labels),
+         "kernel out=": lambda: ops.project_classwise(x, bases, labels, out=out)},
         {"gather": lambda: gather(x, bases, labels),
          "masked products": lambda: reference.project_classwise(x, bases, labels),
          **_compiled(compiled, gather, x, bases, labels)},
