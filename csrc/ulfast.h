@@ -154,8 +154,8 @@ struct Linear {
   float levels;  // largest change of a stored pixel
 };
 
-// Floats of scratch a thread needs for perturb_linear: four rows of noise, and their logits.
-constexpr int64_t linear_scratch(int64_t d, int64_t c) { return 4 * d + 12 * c; }
+// Floats of scratch a thread needs for perturb_linear: four rows of noise, their logits, and the weights packed.
+constexpr int64_t linear_scratch(int64_t d, int64_t c) { return 4 * d + 12 * c + c * d; }
 
 // Floats of scratch a thread needs for perturb_convolution: the image with its border, and the result.
 constexpr int64_t convolve_scratch(int64_t h, int64_t w, int64_t c, int64_t side) {

@@ -4,51 +4,76 @@
 // flops 4 n d c a step, bytes 2 n d in all. A few rows of noise stay in the second-level cache over all steps, beside
 // the weights; features go in blocks, so that a block of the weights is fetched once for the step and for the products
 // of what the step has made. The multiply-adds bound it.
+#include "packed.h"
 #include "table.h"
-#include "tiles.h"
 
 namespace ulfast {
 namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kBlock = 512;  // features at a time: ten rows of weights and four of noise fit the first level
+// Features at a time: ten rows of weights and four of noise fit the first level, of two threads where they are packed.
+constexpr int64_t kBlock = kPacks ? 8 * kChunk<float> : 512;
 
 double exp_(double x) { return __builtin_exp(x); }
 
-// noise[r, i] = clamp(noise[r, i] - alpha * sign(sum_j p[r, j] * b[j, i]), -eps, eps) for R rows.
-template <int R> ULFAST_INLINE void descend(const float* b, int64_t bs, int64_t d, int64_t c, const float* p,
-                                            float* noise, int64_t ns, float alpha, float eps) {
-  constexpr int n = Vec<float>::size, U = kRegisters == 32 ? 4 : 2;
-  const vecf zero = {}, up = zero + alpha, high = zero + eps, low = -high;
-  int64_t i = 0;
-  for (; i + U * n <= d; i += U * n) {
-    vecf g[R][U] = {};
-    for (int64_t j = 0; j < c; ++j) {
-      vecf bv[U];
-      for (int u = 0; u < U; ++u) bv[u] = load(b + j * bs + i + u * n);
-      for (int r = 0; r < R; ++r) {
-        const vecf pv = splat<float>(p[r * c + j]);
-        for (int u = 0; u < U; ++u) g[r][u] += pv * bv[u];
-      }
+struct Step {
+  const float* p;  // (R, c) residuals
+  int64_t c;
+  float alpha, eps;
+};
+
+// noise[r, i] = clamp(noise[r, i] - alpha * sign(sum_j p[r, j] * b[j, i]), -eps, eps): U vectors of R rows.
+template <int R, int U>
+ULFAST_INLINE void descend_vectors(const float* b, int64_t bs, const Step& step, float* noise, int64_t ns) {
+  constexpr int n = Vec<float>::size;
+  const vecf zero = {}, up = zero + step.alpha, high = zero + step.eps, low = -high;
+  vecf g[R][U] = {};
+  for (int64_t j = 0; j < step.c; ++j) {
+    vecf bv[U];
+    for (int u = 0; u < U; ++u) bv[u] = load(b + j * bs + u * n);
+    for (int r = 0; r < R; ++r) {
+      const vecf pv = splat<float>(step.p[r * step.c + j]);
+      for (int u = 0; u < U; ++u) g[r][u] += pv * bv[u];
     }
-    for (int r = 0; r < R; ++r)
-      for (int u = 0; u < U; ++u) {
-        float* at = noise + r * ns + i + u * n;
-        const vecf step = g[r][u] > zero ? up : g[r][u] < zero ? -up : zero;
-        vecf v = load(at) - step;
-        v = v > low ? v : low;
-        store(at, v < high ? v : high);
-      }
   }
+  for (int r = 0; r < R; ++r)
+    for (int u = 0; u < U; ++u) {
+      float* at = noise + r * ns + u * n;
+      const vecf move = g[r][u] > zero ? up : g[r][u] < zero ? -up : zero;
+      vecf v = load(at) - move;
+      v = v > low ? v : low;
+      store(at, v < high ? v : high);
+    }
+}
+
+// Features [0, d) of R rows of noise: the step, and the products of what it has made with the weights b, added to
+// `own`. Whole chunks of them by the packed weights, where there are any.
+template <int R> ULFAST_INLINE void advance(const float* b, int64_t bs, const float* packed, int64_t d,
+                                            const Step& step, float* noise, int64_t ns, float* own) {
+  constexpr int n = Vec<float>::size, U = 4;
+  const int64_t c = step.c;
+  int64_t i = 0, done = 0;
+  if constexpr (kPacks) {
+    const int64_t chunks = d / kChunk<float>;
+    for (int64_t t = 0; t < chunks; ++t)
+      descend_vectors<R, kChunkVectors>(packed + t * c * kChunk<float>, kChunk<float>, step, noise + t * kChunk<float>,
+                                        ns);
+    packed_dots_all(strided<R>((const float*)noise, ns), packed, c, chunks, own, c);
+    i = done = chunks * kChunk<float>;
+  } else {
+    for (; i + U * n <= d; i += U * n) descend_vectors<R, U>(b + i, bs, step, noise + i, ns);
+  }
+  for (; i + n <= d; i += n) descend_vectors<R, 1>(b + i, bs, step, noise + i, ns);
   for (; i < d; ++i)
     for (int r = 0; r < R; ++r) {
       float g = 0;
-      for (int64_t j = 0; j < c; ++j) g += p[r * c + j] * b[j * bs + i];
-      float v = noise[r * ns + i] - (g > 0 ? alpha : g < 0 ? -alpha : 0.0f);
-      v = v > -eps ? v : -eps;
-      noise[r * ns + i] = v < eps ? v : eps;
+      for (int64_t j = 0; j < c; ++j) g += step.p[r * c + j] * b[j * bs + i];
+      float v = noise[r * ns + i] - (g > 0 ? step.alpha : g < 0 ? -step.alpha : 0.0f);
+      v = v > -step.eps ? v : -step.eps;
+      noise[r * ns + i] = v < step.eps ? v : step.eps;
     }
+  if (done < d) dots_all(strided<R>((const float*)noise + done, ns), b + done, bs, d - done, c, own, c);
 }
 
 // p[j] += scale * softmax(z)[j], or of `from - z` where `from` is given. Float64 inside.
@@ -85,7 +110,7 @@ ULFAST_INLINE void publish(const uint8_t* x, const float* noise, float levels, u
 }
 
 // All steps of the R rows from `first` on. noise (R, d); logits (3, R, c): of the images, of the noise, the residuals.
-template <int R> void rows(const Linear& a, float* noise, float* logits, int64_t first) {
+template <int R> void rows(const Linear& a, const float* packed, float* noise, float* logits, int64_t first) {
   const int64_t d = a.d, c = a.c;
   float *image = logits, *own = logits + R * c, *p = logits + 2 * R * c;
   for (int64_t i = 0; i < 2 * R * c; ++i) logits[i] = 0;
@@ -93,6 +118,7 @@ template <int R> void rows(const Linear& a, float* noise, float* logits, int64_t
   dots_all(strided<R>((const float*)noise, d), a.weight, d, d, c, image, c);
   for (int64_t i = 0; i < R * c; ++i) image[i] *= kUnit;
   for (int64_t i = 0; i < R * d; ++i) noise[i] = 0;
+  const Step step{p, c, a.alpha, a.eps};
   for (int64_t t = 0; t < a.steps; ++t) {
     for (int r = 0; r < R; ++r) {
       float* pr = p + r * c;
@@ -104,8 +130,7 @@ template <int R> void rows(const Linear& a, float* noise, float* logits, int64_t
     for (int64_t i = 0; i < R * c; ++i) own[i] = 0;
     for (int64_t i = 0; i < d; i += kBlock) {
       const int64_t width = d - i < kBlock ? d - i : kBlock;
-      descend<R>(a.weight + i, d, width, c, p, noise + i, d, a.alpha, a.eps);
-      dots_all(strided<R>((const float*)noise + i, d), a.weight + i, d, width, c, own, c);
+      advance<R>(a.weight + i, d, packed + i * c, width, step, noise + i, d, own);
     }
   }
   for (int r = 0; r < R; ++r) publish(a.images + (first + r) * d, noise + r * d, a.levels, a.out + (first + r) * d, d);
@@ -114,9 +139,10 @@ template <int R> void rows(const Linear& a, float* noise, float* logits, int64_t
 }  // namespace
 
 void linear(const Linear& a, float* scratch, int64_t begin, int64_t end) {
-  float* logits = scratch + kRows * a.d;
-  for (; begin + kRows <= end; begin += kRows) rows<kRows>(a, scratch, logits, begin);
-  for (; begin < end; ++begin) rows<1>(a, scratch, logits, begin);
+  float *logits = scratch + kRows * a.d, *packed = logits + 3 * kRows * a.c;
+  if (kPacks) pack_chunks(a.weight, a.c, a.d, packed, 0, a.d / kChunk<float>);
+  for (; begin + kRows <= end; begin += kRows) rows<kRows>(a, packed, scratch, logits, begin);
+  for (; begin < end; ++begin) rows<1>(a, packed, scratch, logits, begin);
 }
 
 }  // namespace ULFAST_LEVEL

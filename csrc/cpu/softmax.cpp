@@ -10,8 +10,10 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kBlock = 512;  // features at a time
-constexpr int kGroup = 32;       // rows at a time: group * block floats stay in the first-level cache
+constexpr int kGroup = 32;  // rows at a time
+// Features at a time: in the forward products, where four rows are floats in the first-level cache, and in the
+// gradient, where the group is.
+constexpr int64_t kForward = kRegisters == 32 ? 512 : 1024, kBackward = kRegisters == 32 ? 512 : 96;
 constexpr int kClasses = kRegisters == 32 ? 10 : 5;  // gradient rows a register tile holds (two vectors each)
 
 double exp_(double x) { return __builtin_exp(x); }
@@ -27,7 +29,7 @@ ULFAST_INLINE void outer(const float* x, int64_t rows, int64_t d, const float* p
       for (int u = 0; u < U; ++u) acc[j][u] = load(grad + j * gs + i + u * n);
     for (int64_t r = 0; r < rows; ++r) {
       vecf xv[U];
-      for (int u = 0; u < U; ++u) xv[u] = load(x + r * kBlock + i + u * n);
+      for (int u = 0; u < U; ++u) xv[u] = load(x + r * kBackward + i + u * n);
       for (int j = 0; j < K; ++j) {
         const vecf pv = splat<float>(p[r * ps + j]);
         for (int u = 0; u < U; ++u) acc[j][u] += pv * xv[u];
@@ -39,7 +41,7 @@ ULFAST_INLINE void outer(const float* x, int64_t rows, int64_t d, const float* p
   for (; i < d; ++i)
     for (int j = 0; j < K; ++j) {
       float s = grad[j * gs + i];
-      for (int64_t r = 0; r < rows; ++r) s += p[r * ps + j] * x[r * kBlock + i];
+      for (int64_t r = 0; r < rows; ++r) s += p[r * ps + j] * x[r * kBackward + i];
       grad[j * gs + i] = s;
     }
 }
@@ -75,23 +77,27 @@ ULFAST_INLINE double residual(float* p, int64_t c, int64_t label, double scale, 
   return loss;
 }
 
+// Adds the products of R rows' features [i, i + d) with the weights to their logits p.
+template <class T, int R>
+ULFAST_INLINE void forward(const SoftmaxStep& a, const T* const* x, int64_t i, int64_t d, float* tile, float* p) {
+  for (int r = 0; r < R; ++r) widen(x[r] + i, d, tile + r * kForward);
+  dots_all(strided<R>((const float*)tile, kForward), a.weight + i, a.d, d, a.c, p, a.c);
+}
+
 template <class T> void run(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end) {
   constexpr float unit = sizeof(T) == 1 ? kUnit : 1.0f;
-  alignas(64) float tile[kGroup * kBlock];
+  alignas(64) float tile[kGroup * kBackward > kRows * kForward ? kGroup * kBackward : kRows * kForward];
   for (int64_t g = begin; g < end; g += kGroup) {
     const int64_t rows = end - g < kGroup ? end - g : kGroup;
     float* p = a.coef + g * a.c;
     const T* x[kGroup];
     for (int64_t r = 0; r < rows; ++r) x[r] = static_cast<const T*>(a.x) + (a.index ? a.index[g + r] : g + r) * a.d;
     for (int64_t i = 0; i < rows * a.c; ++i) p[i] = 0;
-    for (int64_t i = 0; i < a.d; i += kBlock) {
-      const int64_t d = a.d - i < kBlock ? a.d - i : kBlock;
-      for (int64_t r = 0; r < rows; ++r) widen(x[r] + i, d, tile + r * kBlock);
+    for (int64_t i = 0; i < a.d; i += kForward) {
+      const int64_t d = a.d - i < kForward ? a.d - i : kForward;
       int64_t r = 0;
-      for (; r + kRows <= rows; r += kRows)
-        dots_all(strided<kRows>((const float*)tile + r * kBlock, kBlock), a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
-      for (; r < rows; ++r)
-        dots_all(strided<1>((const float*)tile + r * kBlock, kBlock), a.weight + i, a.d, d, a.c, p + r * a.c, a.c);
+      for (; r + kRows <= rows; r += kRows) forward<T, kRows>(a, x + r, i, d, tile, p + r * a.c);
+      for (; r < rows; ++r) forward<T, 1>(a, x + r, i, d, tile, p + r * a.c);
     }
     for (int64_t r = 0; r < rows; ++r) {
       bool correct;
@@ -102,9 +108,9 @@ template <class T> void run(const SoftmaxStep& a, float* grad, double* result, i
       result[1] += correct;
     }
     if (!grad) continue;
-    for (int64_t i = 0; i < a.d; i += kBlock) {
-      const int64_t d = a.d - i < kBlock ? a.d - i : kBlock;
-      for (int64_t r = 0; r < rows; ++r) widen(x[r] + i, d, tile + r * kBlock);
+    for (int64_t i = 0; i < a.d; i += kBackward) {
+      const int64_t d = a.d - i < kBackward ? a.d - i : kBackward;
+      for (int64_t r = 0; r < rows; ++r) widen(x[r] + i, d, tile + r * kBackward);
       // Rows are drawn anywhere: what the next group will read is asked for while this one's gradient is computed.
       for (int64_t r = g + kGroup; r < g + 2 * kGroup && r < end; ++r)
         for (int64_t t = 0; t < d; t += 64 / (int64_t)sizeof(T))
