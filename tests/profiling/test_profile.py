@@ -32,8 +32,9 @@ def test_every_operator_can_be_raced(name):
 
 
 def test_contestants_compute_the_same():
-    for name in ("project", "project_classwise", "apply_perturbation"):
-        case = OPERATORS[name].make(Shape(32, 192, 4), OPERATORS[name].dtypes[0], CPU, False)
+    for name in ("project", "project_classwise", "apply_perturbation", "perturb_lsp", "perturb_ar", "class_moments",
+                 "perturb_convolution", "perturb_linear"):  # fmt: skip
+        case = OPERATORS[name].make(Shape(32, 192, 3), OPERATORS[name].dtypes[0], CPU, False)
         results = [run() for label, run in {**case.ours, **case.peers}.items() if "in place" not in label]
         for other in results[1:]:
             torch.testing.assert_close(results[0], other, atol=1e-5, rtol=0)

@@ -1,7 +1,7 @@
 """The operators as cases to race: ours, what PyTorch users write instead, bytes, flops and the error of each.
 
-`ulfast profile` and `benchmarks/run.py` share this registry. A new operator is a function here and a line in
-`OPERATORS`.
+`ulfast profile` and `benchmarks/run.py` share this registry and that of the generators beside it. A new operator is a
+function and a line in `OPERATORS`.
 """
 
 from __future__ import annotations

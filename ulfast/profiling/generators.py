@@ -1,0 +1,130 @@
+"""The generators' operators and the filters as cases; the peer is the PyTorch twin that says what each computes.
+
+The published programs of the poisons are raced in benchmarks/cases.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..ops import reference
+from .cases import F32, U8, Case, Operator, Shape, _compiled, _deviation, pixels
+
+CLASSES = 10
+
+
+def _images(shape: Shape, device: torch.device, classes: int = CLASSES) -> tuple[Tensor, Tensor]:
+    """(n, side, side, 3) uint8 and (n,) labels."""
+    side = shape.side
+    labels = torch.randint(0, classes, (shape.n,), device=device)
+    return pixels(shape.n, shape.d, torch.uint8, device).view(shape.n, side, side, 3), labels
+
+
+def perturb_lsp(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    """Four patches a side, as on CIFAR-10; m latent values mixed by the class's (m, m) matrix."""
+    images, labels = _images(shape, device, shape.k)
+    side, patch = shape.side, math.ceil(shape.side / 4)
+    m = 3 * math.ceil(side / patch) ** 2
+    centroids = torch.randint(0, 2, (shape.k, m), device=device).float() * 2 - 1
+    mixing = torch.randn(shape.k, m, m, device=device) / m
+
+    def ours() -> Tensor:
+        return ops.perturb_lsp(labels, centroids, mixing, seed=0, first=0, size=(side, side, 3), patch=patch, norm=1.0,
+                               images=images)  # fmt: skip
+
+    def twin() -> Tensor:
+        return reference.perturb_lsp(labels, centroids, mixing, 0, 0, side, side, 3, patch, 1.0, images)
+
+    return Case(f"perturb_lsp {shape.n} x {side} px, {shape.k} classes", {"kernel": ours}, {"twin": twin},
+                2.0 * shape.n * shape.d, 2.0 * shape.n * m * m)  # fmt: skip
+
+
+def perturb_ar(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    images, labels = _images(shape, device, shape.k)
+    size = (shape.side, shape.side)
+    windows = torch.rand(shape.k, 3, 3, 3, device=device)
+    windows[..., 2, 2] = 0
+    windows /= windows.sum((2, 3), keepdim=True)  # as the published search draws them: stable enough to be timed
+
+    def ours() -> Tensor:
+        return ops.perturb_ar(labels, windows, seed=0, first=0, size=size, images=images)
+
+    def twin() -> Tensor:
+        return reference.perturb_ar(labels, windows, 0, 0, *size, 1.0, "l2", images)
+
+    values = 3.0 * (size[0] + 2) * (size[1] + 2)
+    return Case(f"perturb_ar {shape.n} x {shape.side} px, {shape.k} classes", {"kernel": ours}, {"twin": twin},
+                2.0 * shape.n * shape.d, 32.0 * shape.n * values, repeats=5)  # fmt: skip
+
+
+def class_moments(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    images, labels = _images(shape, device, shape.k)
+    return Case(
+        f"class_moments {shape.n} x {shape.d}, {shape.k} classes",
+        {"kernel": lambda: ops.class_moments(images, labels, shape.k)},
+        {"twin": lambda: reference.class_moments(images, labels, shape.k),
+         **_compiled(compiled, reference.class_moments, images, labels, shape.k)},
+        1.0 * shape.n * shape.d, 3.0 * shape.n * shape.d,
+    )  # fmt: skip
+
+
+def perturb_convolution(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    images, labels = _images(shape, device)
+    kernels = torch.rand(CLASSES, shape.k, shape.k, device=device)
+    return Case(
+        f"perturb_convolution {shape.n} x {shape.side} px, side {shape.k}",
+        {"kernel": lambda: ops.perturb_convolution(images, labels, kernels)},
+        {"twin": lambda: reference.perturb_convolution(images, labels, kernels)},
+        2.0 * shape.n * shape.d, 2.0 * shape.n * shape.d * shape.k**2,
+    )  # fmt: skip
+
+
+def perturb_linear(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    images, labels = _images(shape, device)
+    weight = torch.randn(CLASSES, shape.d, device=device) * 0.01
+    return Case(
+        f"perturb_linear {shape.n} x {shape.d}, {shape.k} steps",
+        {"kernel": lambda: ops.perturb_linear(images, labels, weight, steps=shape.k)},
+        {"twin": lambda: reference.perturb_linear(images, labels, weight, shape.k, 0.8 / 255, 8 / 255, 0.9)},
+        2.0 * shape.n * shape.d, 4.0 * shape.n * shape.d * CLASSES * shape.k, repeats=5,
+    )  # fmt: skip
+
+
+def patch_filter(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    """The projection of all k x k patches on a third of their directions: folded, and as two convolutions."""
+    from ..patches import fold
+
+    n, side, k = shape.n, shape.side, shape.k
+    rank = k * k
+    analysis, synthesis = (torch.randn(rank, 3, k, k, device=device) / (2 * k) for _ in range(2))
+    x = torch.rand(n, side, side, 3, device=device)
+    nchw, filters = x.permute(0, 3, 1, 2), fold(analysis, synthesis)
+    at = torch.arange(side, device=device)
+    cover = torch.minimum(torch.minimum(at + 1, side - at), torch.tensor(k)).float()
+    cover = cover[:, None] * cover[None, :]
+
+    def two(x: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        return x - torch.nn.functional.conv_transpose2d(torch.nn.functional.conv2d(x, a), s) / cover
+
+    few = two(nchw[:2].double(), analysis.double(), synthesis.double()).permute(0, 2, 3, 1)
+    plain = two(nchw[:2], analysis, synthesis).permute(0, 2, 3, 1)
+    return Case(
+        f"patch_filter {n} x {side} px, patches of {k}", {"kernel": lambda: ops.patch_filter(x, filters)},
+        {"two convolutions": lambda: two(nchw, analysis, synthesis)},
+        8.0 * n * shape.d, 2.0 * n * shape.d * 3 * (2 * k - 1) ** 2,
+        (_deviation(ops.patch_filter(x[:2], filters), few), _deviation(plain, few)), repeats=5,
+    )  # fmt: skip
+
+
+GENERATORS: dict[str, Operator] = {
+    "perturb_lsp": Operator(perturb_lsp, "classes", (U8,)),
+    "perturb_ar": Operator(perturb_ar, "classes", (U8,)),
+    "class_moments": Operator(class_moments, "classes", (U8,)),
+    "perturb_convolution": Operator(perturb_convolution, "side of the filter", (U8,), Shape(2048, 3072, 3)),
+    "perturb_linear": Operator(perturb_linear, "steps", (U8,), Shape(512, 3072, 10)),
+    "patch_filter": Operator(patch_filter, "side of the patch", (F32,), Shape(64, 3072, 7)),
+}
