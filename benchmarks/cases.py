@@ -271,30 +271,6 @@ def search(model: str, n: int, steps: int) -> Case:
                 error=(abs(losses[0] - losses[1]), math.nan), repeats=5, goals={"best": 2})  # fmt: skip
 
 
-def patches(n: int, side: int) -> Case:
-    """The projection of all 7 x 7 patches, 70 directions: folded, and as the two convolutions that it is."""
-    from ulfast.patches import fold
-
-    generator = torch.Generator().manual_seed(0)
-    shape = (70, 3, 7, 7)
-    analysis, synthesis = (torch.randn(*shape, generator=generator) / 12 for _ in range(2))
-    x = torch.rand(n, side, side, 3, generator=generator)
-    nchw, filters = x.permute(0, 3, 1, 2), fold(analysis, synthesis)
-    at = torch.arange(side)
-    cover = torch.minimum(torch.minimum(at + 1, side - at), torch.tensor(7)).float()
-    cover = cover[:, None] * cover[None, :]
-
-    def two(x: torch.Tensor, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        return x - torch.nn.functional.conv_transpose2d(torch.nn.functional.conv2d(x, a), s) / cover
-
-    few = two(nchw[:2].double(), analysis.double(), synthesis.double()).permute(0, 2, 3, 1)
-    errors = (float((ops.patch_filter(x[:2], filters) - few).abs().max()),
-              float((two(nchw[:2], analysis, synthesis).permute(0, 2, 3, 1) - few).abs().max()))  # fmt: skip
-    return Case(f"patch projection, {n} images of {side} px", {"patch_filter": lambda: ops.patch_filter(x, filters)},
-                {"two convolutions": lambda: two(nchw, analysis, synthesis)}, 8.0 * n * 3 * side * side,
-                2.0 * n * 3 * side * side * 13 * 13 * 3, errors, repeats=3, goals={"best": 5})  # fmt: skip
-
-
 def loader(n: int) -> Case:
     """The usual way: a DataLoader with two workers that crops, flips and normalises each image."""
     from ulfast.data import Augment, Dataset, MemoryLoader
@@ -354,7 +330,7 @@ def cases(compiled: bool) -> dict[str, Callable[[], Case]]:
     table["search-resnet18-16"] = lambda: search("resnet18-16", 128, 5)
     table["search-resnet18"] = lambda: search("resnet18", 32, 3)
     table["search-cnn"] = lambda: search("cnn", 512, 5)
-    for n, side in ((512, 32), (16, 224)):
-        table[f"patches-{side}px"] = lambda n=n, s=side: patches(n, s)  # type: ignore[misc]
+    for side, size in ((32, "512x3072x7"), (224, "16x150528x7")):
+        table[f"patches-{side}px"] = lambda s=size: operator("patch_filter", s, None, compiled)  # type: ignore[misc]
     table["loader-20000"] = lambda: loader(20000)
     return table

@@ -75,26 +75,29 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
 
 def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     """As on the CPU, but a label out of range makes its row NaN: nothing here waits for the device."""
+    if not _classwise_kernel(x, bases, labels):
+        return reference.project_classwise(x, bases, labels)
     out = torch.empty(x.shape, dtype=reference.projected_dtype(x.dtype), device=x.device)
-    _classwise_into(x, bases, labels, out)
+    project_classwise_out(x, bases, labels, out)
     return out
 
 
 def project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
+    kernel = _classwise_kernel(x, bases, labels)
     check_project_out(x, out)
-    _classwise_into(x, bases, labels, out)
-
-
-def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
-    if x.dtype not in _DTYPES or x.dim() < 2:
-        raise TypeError(f"project_classwise: x must be (n, ...) of a number format, got {tuple(x.shape)} {x.dtype}")
-    n, d = x.shape[0], math.prod(x.shape[1:])
-    check_classwise("project_classwise", bases, labels, n, d)
-    classes, r, _ = bases.shape
-    if not enabled() or not crossover.fused("cuda", "project_classwise", x.dtype, r):
+    if not kernel:
         out.copy_(reference.project_classwise(x, bases, labels))
         return
+    classes, r, d = bases.shape
     _project(x, bases, out, d, r, labels.contiguous(), classes)
+
+
+def _classwise_kernel(x: Tensor, bases: Tensor, labels: Tensor) -> bool:
+    """Whether the kernel takes it; raises for what neither it nor the twin can take."""
+    if x.dtype not in _DTYPES or x.dim() < 2:
+        raise TypeError(f"project_classwise: x must be (n, ...) of a number format, got {tuple(x.shape)} {x.dtype}")
+    check_classwise("project_classwise", bases, labels, x.shape[0], math.prod(x.shape[1:]))
+    return enabled() and crossover.fused("cuda", "project_classwise", x.dtype, bases.shape[1])
 
 
 def _project(x: Tensor, basis: Tensor, out: Tensor, d: int, k: int, labels: Tensor | None, classes: int) -> None:
