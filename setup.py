@@ -88,7 +88,8 @@ def cuda_rule() -> list[str]:
     """Machine code for every architecture asked for, and PTX of the last for those to come. No contraction: the
     perturbations must have the same bytes as on the CPU."""
     names = [a.strip().replace(".", "") for a in os.environ.get("ULFAST_CUDA_ARCHS", CUDA_ARCHITECTURES).split(",")]
-    codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in names]
+    # Of compute capability 8 one intermediate code serves all: a fifth less time, and the same size.
+    codes = [f"-gencode arch=compute_{'80' if a[0] == '8' else a},code=sm_{a}" for a in names]
     codes.append(f"-gencode arch=compute_{names[-1]},code=compute_{names[-1]}")
     flags = f"-O3 -std=c++17 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden {' '.join(codes)}"
     command = f"nvcc --threads 0 {flags} -ccbin {shlex.quote(compiler().split()[0])} -MD -MF $out.d -c $in -o $out"

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 command -v nvcc >/dev/null || { echo "compile_cuda: no nvcc here" >&2; exit 1; }
 IFS=, read -ra architectures <<<"${ULFAST_CUDA_ARCHS:-75,80,86,89,90}"
 codes=()
-for a in "${architectures[@]}"; do codes+=(-gencode "arch=compute_$a,code=sm_$a"); done
+for a in "${architectures[@]}"; do codes+=(-gencode "arch=compute_${a/#8?/80},code=sm_$a"); done  # as setup.py has it
 mkdir -p build/cuda
 spilled=0
 for file in csrc/cuda/*.cu; do

@@ -48,8 +48,6 @@ template <bool Truncate, bool Levels> ULFAST_INLINE __m256i pixels32(const uint8
 }
 #endif
 
-constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
-
 // out = clamp(x + 255 * delta) for n values, a part of a result of `size` bytes.
 template <bool Truncate, bool Levels = false>
 ULFAST_INLINE void pixel_row(const uint8_t* x, const float* delta, uint8_t* out, int64_t n, int64_t size) {

@@ -13,10 +13,9 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kBlock = 4224;           // features at a time, at most
-constexpr int64_t kPart = 192;             // a block is a whole number of these: of vectors, and of chunks
-constexpr int64_t kGroupBytes = 1 << 19;   // of x that should stay in the second-level cache
-constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
+constexpr int64_t kBlock = 4224;          // features at a time, at most
+constexpr int64_t kPart = 192;            // a block is a whole number of these: of vectors, and of chunks
+constexpr int64_t kGroupBytes = 1 << 19;  // of x that should stay in the second-level cache
 
 template <class T> constexpr bool kByte = sizeof(T) == 1;
 

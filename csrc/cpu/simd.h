@@ -30,7 +30,8 @@ constexpr int kBytes = 16, kRegisters = 32;
 #else
 constexpr int kBytes = 16, kRegisters = 16;
 #endif
-constexpr int kRows = 4;  // rows a register tile holds
+constexpr int kRows = 4;                   // rows a register tile holds
+constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
 
 #define ULFAST_INLINE static inline __attribute__((always_inline))
 
@@ -212,25 +213,21 @@ ULFAST_INLINE Vec<double>::type load_as(const double* p) { return load(p); }
 
 ULFAST_INLINE void store_as(float* p, vecf v) { store(p, v); }
 ULFAST_INLINE void store_as(double* p, Vec<double>::type v) { store(p, v); }
-ULFAST_INLINE void store_as(bf16* p, vecf v) {
-  const vecu u = (vecu)v;
-  const vecu even = u + (((u >> 16) & 1) + 0x7FFF);
+// The upper half of each, rounded to even, as a whole number. Not a number stays so, with the quiet bit.
+ULFAST_INLINE vecu bf16_bits(vecf v) {
+  const vecu u = (vecu)v, even = u + (((u >> 16) & 1) + 0x7FFF), quiet = u | 0x400000;
 #if defined(__AVX512F__)
-  // Not a number stays so: its upper half with the quiet bit, chosen by one comparison.
   const __mmask16 isnan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-  narrow_words(&p->bits, (vecu)_mm512_mask_mov_epi32((__m512i)even, isnan, (__m512i)(u | 0x400000)) >> 16);
+  return (vecu)_mm512_mask_mov_epi32((__m512i)even, isnan, (__m512i)quiet) >> 16;
+#elif defined(__AVX2__)
+  const __m256 isnan = _mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q);
+  return (vecu)_mm256_blendv_ps((__m256)even, (__m256)quiet, isnan) >> 16;
 #else
   const vecu isnan = (vecu)((u & 0x7FFFFFFF) > 0x7F800000);
-  narrow_words(&p->bits, (((u | 0x400000) & isnan) | (even & ~isnan)) >> 16);
+  return ((quiet & isnan) | (even & ~isnan)) >> 16;
 #endif
 }
-#if defined(__AVX2__) && !defined(__AVX512F__)
-ULFAST_INLINE __m256i bf16_bits(vecf v) {  // in the lower half of each
-  const vecu u = (vecu)v, even = u + (((u >> 16) & 1) + 0x7FFF);
-  const __m256 isnan = _mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q);
-  return _mm256_srli_epi32((__m256i)_mm256_blendv_ps((__m256)even, (__m256)(u | 0x400000), isnan), 16);
-}
-#endif
+ULFAST_INLINE void store_as(bf16* p, vecf v) { narrow_words(&p->bits, bf16_bits(v)); }
 // Two vectors to 2 * Vec<float>::size values that follow each other.
 template <class O> ULFAST_INLINE void store_two(O* p, vecf a, vecf b) {
   store_as(p, a);
@@ -238,7 +235,7 @@ template <class O> ULFAST_INLINE void store_two(O* p, vecf a, vecf b) {
 }
 #if defined(__AVX2__) && !defined(__AVX512F__)
 template <> inline __attribute__((always_inline)) void store_two<bf16>(bf16* p, vecf a, vecf b) {
-  const __m256i both = _mm256_packus_epi32(bf16_bits(a), bf16_bits(b));
+  const __m256i both = _mm256_packus_epi32((__m256i)bf16_bits(a), (__m256i)bf16_bits(b));
   _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(both, 0xD8));
 }
 #endif
