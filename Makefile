@@ -1,4 +1,4 @@
-# make demo | test | setup | lint | format | sanitize | cuda | bench | clean
+# make demo | test | setup | lint | format | sanitize | emulate | cuda | bench | clean
 VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -6,7 +6,7 @@ SOURCES := pyproject.toml setup.py constraints.txt tools/setup.sh tools/ffcv.sh 
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test setup lint format sanitize cuda bench clean
+.PHONY: demo test setup lint format sanitize emulate cuda bench clean
 demo: $(READY)
 	$(VENV)/bin/ulfast attack --method orthogonal
 
@@ -37,6 +37,10 @@ format: $(VENV)/.dev
 # The operators' tests once more, on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(READY)
 	tools/sanitize.sh
+
+# The operators' tests on the AVX-512 kernels where the processor has no AVX-512; not part of CI.
+emulate: $(READY)
+	tools/emulate_avx512.sh
 
 # Compiles every CUDA file for every default architecture and says what spills; needs nvcc, no GPU.
 cuda: $(READY)

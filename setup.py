@@ -4,6 +4,7 @@ Environment:
     ULFAST_CUDA=0|1        force the CUDA kernels off or on (default: on where nvcc is found)
     ULFAST_CUDA_ARCHS      e.g. "80,90" (default 75,80,86,89,90 and PTX of the last)
     ULFAST_SANITIZE=1      AddressSanitizer and UndefinedBehaviorSanitizer, for the tests
+    ULFAST_BASELINE        flags of the lowest level, for the tests (tools/emulate_avx512.sh)
     CXX                    the C++ compiler (default g++)
 """
 
@@ -39,7 +40,7 @@ KERNELS = {
     "level": "",
 }
 CUDA_ARCHITECTURES = "75,80,86,89,90"
-LEVELS = {"baseline": ""}
+LEVELS = {"baseline": os.environ.get("ULFAST_BASELINE", "")}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"v3": "-march=x86-64-v3", "v4": "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-maybe-uninitialized"}
 
