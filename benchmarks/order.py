@@ -17,65 +17,56 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 import ulfast
-from ulfast import environment, ops
+from ulfast import environment
 from ulfast.analysis.diagnosis import linear_accuracy
 from ulfast.data import Dataset
-
-Map = Callable[[Tensor], Tensor]
-
-
-def floats(data: Dataset) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(data.images)).float().div_(255)
+from ulfast.ops.reference import unit
+from ulfast.poisons import perturbation
 
 
-def pixel(data: Dataset) -> Map:
-    rows = ulfast.fit_basis(data).rows
-    return lambda x: ops.project(x, rows)
+def pixel(data: Dataset) -> nn.Module:
+    return ulfast.OrthogonalProjection(ulfast.fit_basis(data))
 
 
-def patch(data: Dataset) -> Map:
-    module = ulfast.PatchProjection(ulfast.fit_patches(data))
-    return lambda x: torch.cat([module(part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for part in x.split(500)])
+def patch(data: Dataset) -> nn.Module:
+    return ulfast.PatchProjection(ulfast.fit_patches(data))
 
 
-def orders(data: Dataset, after: Callable[[Map], Dataset]) -> dict[str, Map]:
-    """`after` gives the images that a map leaves, for the second one to be fitted to."""
+def orders(data: Dataset, after: Callable[[nn.Module], Dataset]) -> dict[str, nn.Module]:
+    """`after` gives the images that a projection leaves, for the second one to be fitted to."""
     first, second = pixel(data), patch(data)
-    pixel_after, patch_after = pixel(after(second)), patch(after(first))
     return {
-        "neither": lambda x: x,
+        "neither": nn.Identity(),
         "pixel space alone": first,
         "patches alone": second,
-        "pixel space, then patches": lambda x: second(first(x)),
-        "patches, then pixel space": lambda x: first(second(x)),
-        "pixel space, then patches fitted to what it leaves": lambda x: patch_after(first(x)),
-        "patches, then pixel space fitted to what they leave": lambda x: pixel_after(second(x)),
+        "pixel space, then patches": nn.Sequential(first, second),
+        "patches, then pixel space": nn.Sequential(second, first),
+        "pixel space, then patches fitted to what it leaves": nn.Sequential(first, patch(after(first))),
+        "patches, then pixel space fitted to what they leave": nn.Sequential(second, pixel(after(second))),
     }
 
 
 def table(clean: Dataset, name: str) -> list[dict[str, float | str]]:
     one = ulfast.poison(clean, name, seed=0)
     both = ulfast.poison(one, "ar", seed=0)
-    x = floats(both)
-    noise = {name: floats(one) - floats(clean), "ar": x - floats(one)}
+    x = unit(torch.from_numpy(both.images)).permute(0, 3, 1, 2)
+    noise = [perturbation(*pair).permute(0, 3, 1, 2) for pair in ((clean, one), (one, both))]
 
-    def after(change: Map) -> Dataset:
-        return Dataset(change(x).mul(255).round_().clamp_(0, 255).byte().numpy(), both.labels, both.classes)
+    def after(change: nn.Module) -> Dataset:
+        levels = change(x).mul(255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
+        return Dataset(levels.contiguous().numpy(), both.labels, both.classes)
 
-    rows = []
+    rows: list[dict[str, float | str]] = []
     for order, change in orders(both, after).items():
         images = after(change)
-        rows.append({
-            "poison": name, "order": order, "linear": linear_accuracy(images, 0, None)[0],
-            "patches": float(ulfast.fit_patches(images).spectrum[0]),
-            **{f"left of {key}": float(change(d).square().sum() / d.square().sum()) for key, d in noise.items()},
-        })  # fmt: skip
-        linear, largest, *left = list(rows[-1].values())[2:]
+        linear, largest = linear_accuracy(images, 0, None)[0], float(ulfast.fit_patches(images).spectrum[0])
+        left = [float(change(d).square().sum() / d.square().sum()) for d in noise]
+        rows.append({"poison": name, "order": order, "linear": linear, "patches": largest,
+                     f"left of {name}": left[0], "left of ar": left[1]})  # fmt: skip
         kept = " | ".join(f"{100 * v:.1f} %" for v in left)
         print(f"| {name} + ar | {order} | {linear:.3f} | {largest:.1f} | {kept} |", flush=True)
     return rows
