@@ -3,7 +3,8 @@
     python benchmarks/diagnosis.py [--data cifar10] [--limit 10000] [--poisoned FOLDER ...] [--json FILE]
 
 Clean sets are the data itself, random halves and tenths of it, and what is done to clean data in practice: gray,
-blurred, mirrored, enlarged, compressed, some classes cut short. `--poisoned` adds folders that `ulfast poison` wrote.
+blurred, mirrored, enlarged, compressed, some classes cut short; and other data: scikit-learn's digits and pieces of its
+two photographs. `--poisoned` adds folders that `ulfast poison` wrote.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import simplejpeg
+import sklearn.datasets
 import torch
 from torch.nn import functional as F
 
@@ -27,7 +29,7 @@ from ulfast.analysis.diagnosis import diagnose
 from ulfast.data import Dataset
 
 POISONS = ("lsp", "ops", "ar", "regions-4", "regions-16", "cwrandom", "cuda", "pil")
-RATES = (1.0, 0.5, 0.2, 0.1)
+RATES = (1.0, 0.5, 0.2, 0.1, 0.05)
 
 
 def changed(data: Dataset, images: np.ndarray) -> Dataset:
@@ -68,6 +70,38 @@ def clean_sets(data: Dataset) -> Iterator[tuple[str, Dataset]]:
     yield f"imbalanced ({len(keep[0])} to {len(keep[-1])} a class)", data.subset(np.sort(np.concatenate(keep)))
     yield "swrandom (control)", ulfast.poison(data, "swrandom")
 
+    for name, classes in (("airplanes and frogs", (0, 6)), ("dog to truck", (5, 6, 7, 8, 9))):
+        yield name, some_classes(data, classes)
+    vehicle = np.isin(data.labels, (0, 1, 8, 9)).astype(np.int64)
+    yield "animals and vehicles", Dataset(images, vehicle, ("animal", "vehicle"))
+    yield "digits", digits()
+    yield "pieces of two photographs", pieces()
+
+
+def some_classes(data: Dataset, classes: tuple[int, ...]) -> Dataset:
+    rows = np.flatnonzero(np.isin(data.labels, classes))
+    return Dataset(
+        data.images[rows], np.searchsorted(classes, data.labels[rows]), tuple(data.classes[c] for c in classes)
+    )
+
+
+def digits() -> Dataset:
+    bunch = sklearn.datasets.load_digits()
+    x = F.interpolate(torch.from_numpy(bunch.images / 16 * 255).float()[:, None], size=(32, 32), mode="bilinear")
+    images = x.round().byte().permute(0, 2, 3, 1).repeat(1, 1, 1, 3).contiguous().numpy()
+    return Dataset(images, bunch.target.astype(np.int64), tuple("0123456789"))
+
+
+def pieces(side: int = 32) -> Dataset:
+    bunch = sklearn.datasets.load_sample_images()
+    cut, labels = [], []
+    for label, photo in enumerate(bunch.images):
+        for i in range(0, photo.shape[0] - side + 1, side // 2):
+            for j in range(0, photo.shape[1] - side + 1, side // 2):
+                cut.append(photo[i : i + side, j : j + side])
+                labels.append(label)
+    return Dataset(np.stack(cut), np.array(labels), tuple(Path(name).stem for name in bunch.filenames))
+
 
 def poisoned_sets(data: Dataset) -> Iterator[tuple[str, Dataset]]:
     for method in POISONS:
@@ -94,8 +128,8 @@ def main() -> None:
         print(f"| {name} | {values} | {verdict} | {found.suggested_attack} |", flush=True)
         rows.append({"name": name, "poisoned": poisoned, **found.to_dict()})
 
-    heads = ("linear model", "smooth patches", "all patches", "constant pixel")
-    print(f"| data | {' | '.join(heads)} | verdict | suggested |\n|---|---|---|---|---|---|---|")
+    heads = ("linear model", "fine detail", "marked images", "smooth patches", "all patches", "constant pixel")
+    print(f"| data | {' | '.join(heads)} | verdict | suggested |\n|---|{'---|' * len(heads)}---|---|")
     for name, dataset in clean_sets(data):
         say(name, dataset, False)
     for name, dataset in poisoned_sets(data):

@@ -22,7 +22,7 @@ from torch import nn
 
 import ulfast
 from ulfast import environment
-from ulfast.analysis.diagnosis import linear_accuracy
+from ulfast.analysis.diagnosis import linear_model
 from ulfast.data import Dataset
 from ulfast.ops.reference import unit
 from ulfast.poisons import perturbation
@@ -63,7 +63,7 @@ def table(clean: Dataset, name: str) -> list[dict[str, float | str]]:
     rows: list[dict[str, float | str]] = []
     for order, change in orders(both, after).items():
         images = after(change)
-        linear, largest = linear_accuracy(images, 0, None)[0], float(ulfast.fit_patches(images).spectrum[0])
+        linear, largest = linear_model(images).accuracy, float(ulfast.fit_patches(images).spectrum[0])
         left = [float(change(d).square().sum() / d.square().sum()) for d in noise]
         rows.append({"poison": name, "order": order, "linear": linear, "patches": largest,
                      f"left of {name}": left[0], "left of ar": left[1]})  # fmt: skip

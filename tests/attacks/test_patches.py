@@ -7,11 +7,10 @@ from torch.nn import functional as F
 
 import ulfast
 from ulfast import InputError
-from ulfast.analysis.diagnosis import CONSTANT, LINEAR, PATCHES, Evidence, conclude, constant_pixel, diagnose
+from ulfast.analysis.diagnosis import DETAIL, PATCHES
 from ulfast.data import load_dataset
 from ulfast.data.loader import Augment, FilteredLoader
 from ulfast.patches import PatchProjection, estimator, fit_patches, spectrum, statistics
-from ulfast.report import pictures
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +155,8 @@ def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
     out = tmp_path / "run"
     result = ulfast.attack(small, test=small, method=method, epochs=1, out=out, materialize=True)
     assert result.notes["patch_rank"] > 10
-    if method == "orthogonal-full":  # a linear model learns no more here than from clean images
-        assert result.notes["held_out_accuracy"] < LINEAR[0]
+    if method == "orthogonal-full":  # fine detail says no more of the class here than in clean images
+        assert result.notes["detail_accuracy"] < DETAIL[0]
         assert "rank" not in result.notes
     if method == "auto":
         assert result.notes["diagnosis"]["suggested_attack"] == "orthogonal-patch"
@@ -172,49 +171,3 @@ def test_full_takes_only_what_the_data_shows(tmp_path, clean):
         assert full.notes["patch_rank"] == 0
         assert full.notes.get("rank") == other.notes.get("rank")
         assert [row["train_loss"] for row in full.history] == [row["train_loss"] for row in other.history]
-
-
-@pytest.mark.parametrize(
-    ("method", "verdict", "attack"),
-    [
-        (None, "clean", "none"),
-        ("swrandom", "clean", "none"),
-        ("lsp", "poisoned", "orthogonal"),
-        ("regions-16", "poisoned", "orthogonal"),
-        ("ops", "poisoned", "orthogonal"),
-        ("cuda", "poisoned", "orthogonal"),
-        ("ar", "poisoned", "orthogonal-patch"),
-    ],
-)
-def test_diagnosis(tmp_path, clean, method, verdict, attack):
-    data = clean if method is None else ulfast.poison(clean, method)
-    found = diagnose(data)
-    assert (found.verdict, found.suggested_attack) == (verdict, attack), found.to_dict()
-    if method in (None, "ar"):
-        pictures.save(pictures.diagnosis_figure(found, clean.classes), tmp_path / "d.png")
-        assert (tmp_path / "d.png").stat().st_size > 10_000
-
-
-def test_constant_pixels_are_found_where_they_are(clean):
-    images = clean.images.copy()
-    images[clean.labels == 4, 5, 9] = (255, 0, 255)
-    share, where, name = constant_pixel(ulfast.Dataset(images, clean.labels, clean.classes))
-    assert share == pytest.approx(1.0, abs=0.01)
-    assert (where, name) == ((5, 9), "deer")
-    images[:, 5, 9] = 0  # the same in every class: no trace of a class-wise poison
-    assert constant_pixel(ulfast.Dataset(images, clean.labels, clean.classes))[0] < CONSTANT[0]
-
-
-def test_conclusions():
-    def conclusion(linear, smooth, whole, constant):
-        values = ((linear, LINEAR), (smooth, PATCHES), (whole, PATCHES), (constant, CONSTANT))
-        return conclude(tuple(Evidence("", value, *bounds, "") for value, bounds in values))
-
-    assert conclusion(0.4, 8, 8, 0.0) == ("clean", "none")
-    assert conclusion(0.47, 8, 8, 0.0) == ("unknown", "orthogonal-full")
-    assert conclusion(0.4, 15, 8, 0.0) == ("unknown", "orthogonal-full")
-    assert conclusion(0.9, 8, 8, 0.0) == ("poisoned", "orthogonal")
-    assert conclusion(0.4, 80, 8, 0.0) == ("poisoned", "orthogonal-patch")
-    assert conclusion(0.9, 80, 80, 0.0) == ("poisoned", "orthogonal-full")
-    assert conclusion(0.9, 8, 80, 1.0) == ("poisoned", "orthogonal")
-    assert conclusion(0.4, 8, 40, 0.0) == ("poisoned", "orthogonal")

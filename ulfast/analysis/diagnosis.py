@@ -1,15 +1,15 @@
 """`diagnose`: is a data set poisoned, how, and which attack to try; without a clean image.
 
-Four pieces of evidence, each with the range that clean data gives and the range that poisons give. A data set is
-called poisoned if one of them lies where no clean set of ours was, clean if all lie where only clean ones were, and
-unknown in between.
+Six pieces of evidence, each with the range that clean data gives and the range that poisons give. A data set is called
+poisoned if one of them lies where no clean set of ours was, clean if all lie where only clean ones were, and unknown in
+between. Where the classes differ by more than a perturbation could make them, nothing counts as poison.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,32 +19,45 @@ from ..basis import Basis
 from ..data.dataset import Dataset, balanced_indices, chunks
 from ..fit import fit_basis
 from ..patches import PATCH, PRESENT, PatchBasis, fit_patches
+from .detail import Detail, fine_detail
 
 # Below the first value evidence counts as clean, from the second on as poisoned. The measurements behind them stand in
 # docs/diagnose.md.
-LINEAR = (0.42, 0.50)
+LINEAR = 0.42
+DETAIL = (0.35, 0.48)
 PATCHES = (12.0, PRESENT)
 CONSTANT = (0.20, 0.35)
+MARKED = (0.005, 0.01)
+# 8-bit levels. Classes of photographs, poisoned or not, differ by 1 to 22 along the weights of a linear model; more is
+# what the images show (digits: 35 to 46).
+PERTURBATION = 25.0
 # Images a class that constant pixels are looked for in, and of all classes that the linear model is fitted to.
 CONSTANT_IMAGES, LINEAR_IMAGES = 500, 50_000
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One measurement: `value`, the range of clean sets (`clean_below`), where poisons begin (`poisoned_from`)."""
+    """One measurement: `value`, the range of clean sets (`clean_below`), where poisons begin (`poisoned_from`).
+
+    `poisoned_from` is None if no value alone is a sign of poison. `doubt` says why, if there is a reason, even a value
+    from there on is none.
+    """
 
     name: str
     value: float
     clean_below: float
-    poisoned_from: float
+    poisoned_from: float | None
     text: str
+    doubt: str = ""
 
     @property
     def finding(self) -> str:
         """ "poisoned", "clean" or "unclear"."""
-        if self.value >= self.poisoned_from:
-            return "poisoned"
-        return "clean" if self.value < self.clean_below else "unclear"
+        if self.value < self.clean_below:
+            return "clean"
+        if self.poisoned_from is None or self.doubt or self.value < self.poisoned_from:
+            return "unclear"
+        return "poisoned"
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,11 @@ class Diagnosis:
     basis: Basis
     patches: PatchBasis
 
+    @property
+    def doubt(self) -> str:
+        """Why nothing counts as poison, if there is a reason."""
+        return next((e.doubt for e in self.evidence if e.doubt), "")
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
@@ -85,21 +103,21 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
         progress: called with the stages "fit" and "patches".
 
     Returns:
-        Diagnosis. It finds what a linear model, patch statistics or constant pixels show; a poison made with a network
-        shows in none of them and is called clean or unknown. A clean data set that a linear model can classify (digits,
-        for example) cannot be told from a linear poison and is called poisoned: know your data.
+        Diagnosis. It finds what fine detail, patch statistics, constant pixels or a class's pattern in some images
+        show; a poison made with a network may show in none of them and be called clean or unknown. Images that a linear
+        model can classify by what they show (digits, for example) are called unknown, poisoned or not.
 
     Example:
         >>> ulfast.diagnose(ulfast.load_dataset("poisoned/")).verdict
         'poisoned'
     """
     start = time.perf_counter()
-    accuracy, basis = linear_accuracy(dataset, seed, progress)
+    linear = linear_model(dataset, seed, progress)
     small = min(PATCH, *dataset.image_shape[:2])
     patches = fit_patches(dataset, patch=small, seed=seed, progress=progress)
     share, where, name = constant_pixel(dataset, seed)
-    evidence = (
-        linear_evidence(accuracy, dataset.num_classes),
+    found = (
+        *pixel_space(linear, fine_detail(dataset, seed), dataset.num_classes),
         Evidence("smooth patches", patches.metadata["largest"], *PATCHES,
                  "largest difference of the classes' statistics in their smooth patches"),
         Evidence("all patches", patches.metadata["largest_whole"], *PATCHES,
@@ -107,26 +125,62 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
         Evidence("constant pixel", share, *CONSTANT,
                  f"share of class {name!r} with one colour at row {where[0]}, column {where[1]}, and not of others"),
     )  # fmt: skip
+    evidence = tuple(replace(e, doubt=linear.doubt) for e in found)
     verdict, attack = conclude(evidence)
-    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, basis, patches)
+    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear.basis, patches)
 
 
-def linear_evidence(accuracy: float, classes: int) -> Evidence:
-    """What an accuracy says. The bounds are for ten classes; with another number the share above chance is compared."""
-    chance = 1 / classes
-    bounds = [chance + (bound - 0.1) / 0.9 * (1 - chance) for bound in LINEAR]
-    return Evidence(
-        "linear model",
-        accuracy,
-        bounds[0],
-        bounds[1],
-        "mean over classes of a linear model's accuracy on held-out images of the set",
-    )
+def pixel_space(linear: LinearModel, detail: Detail, classes: int) -> tuple[Evidence, Evidence, Evidence]:
+    """What a linear model, fine detail and marked images say."""
+    low, high = (_for_classes(bound, classes) for bound in DETAIL)
+    return (
+        Evidence("linear model", linear.accuracy, _for_classes(LINEAR, classes), None,
+                 "accuracy of a linear model on held-out images; easy classes can be told as well as poison",
+                 linear.doubt),
+        Evidence("fine detail", detail.accuracy, low, high,
+                 "accuracy of the differences of neighbouring pixels at fixed places, on held-out images",
+                 linear.doubt),
+        Evidence("marked images", detail.marked, *MARKED,
+                 f"share of class {detail.name!r} in which one pattern stands out, and not of others",
+                 linear.doubt),
+    )  # fmt: skip
 
 
-def linear_accuracy(
-    dataset: Dataset, seed: int = 0, progress: Callable[..., None] | None = None
-) -> tuple[float, Basis]:
+def has_pattern(evidence: tuple[Evidence, ...]) -> bool:
+    """Whether so many images carry a pattern of their class, by these three, that it is worth taking out."""
+    linear, detail, marked = (e.finding for e in evidence)
+    return detail == "poisoned" or (marked == "poisoned" and "unclear" in (linear, detail))
+
+
+def _for_classes(bound: float, classes: int) -> float:
+    """A bound on an accuracy for ten classes, as the same share above chance for another number."""
+    return 1 / classes + (bound - 0.1) / 0.9 * (1 - 1 / classes)
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A linear model of a data set.
+
+    Attributes:
+        accuracy: on held-out images of the set, mean over classes.
+        levels: how far a class lies from the others along its own weights, in 8-bit levels a value (root mean square),
+            median over classes: a perturbation of a bound of 8 levels moves it by no more than that.
+        basis: of the weights.
+    """
+
+    accuracy: float
+    levels: float
+    basis: Basis
+
+    @property
+    def doubt(self) -> str:
+        """Why an accuracy, however high, is no sign of poison; empty if it may be one."""
+        if self.levels <= PERTURBATION:
+            return ""
+        return f"the classes differ by {self.levels:.0f} levels, more than a perturbation: by what the images show"
+
+
+def linear_model(dataset: Dataset, seed: int = 0, progress: Callable[..., None] | None = None) -> LinearModel:
     """Fits a linear model to four fifths of the images and measures it on the rest.
 
     Held out, because few images are always separable; averaged over classes, because a large class is a good guess.
@@ -136,24 +190,35 @@ def linear_accuracy(
     test, train = np.sort(order[: len(some) // 5]), np.sort(order[len(some) // 5 :])
     basis = fit_basis(some.subset(train), seed=seed, progress=progress)
     assert basis.weights is not None
-    held = some.subset(test)
-    hits, counts = np.zeros(some.num_classes), np.zeros(some.num_classes)
+    held, classes = some.subset(test), some.num_classes
+    hits, counts, sums = np.zeros(classes), np.zeros(classes), np.zeros((classes, classes))
     for begin, stop in chunks(held.images):
-        x = torch.from_numpy(held.images[begin:stop]).flatten(1).float().div_(255)
-        right = (x @ basis.weights.T).argmax(1).numpy() == held.labels[begin:stop]
-        np.add.at(hits, held.labels[begin:stop], right)
-        np.add.at(counts, held.labels[begin:stop], 1)
-    return float((hits[counts > 0] / counts[counts > 0]).mean()), basis
+        labels = held.labels[begin:stop]
+        scores = (torch.from_numpy(held.images[begin:stop]).flatten(1).float().div_(255) @ basis.weights.T).numpy()
+        np.add.at(hits, labels, scores.argmax(1) == labels)
+        np.add.at(counts, labels, 1)
+        np.add.at(sums, labels, scores)
+    seen = counts > 0
+    own = sums.diagonal()[seen] / counts[seen]
+    others = (sums.sum(0) - sums.diagonal())[seen] / (len(held) - counts[seen]).clip(1)
+    lengths = basis.weights.norm(dim=1).numpy()[seen].clip(1e-12)
+    levels = 255 * np.median((own - others) / lengths) / basis.weights.shape[1] ** 0.5
+    return LinearModel(float((hits[seen] / counts[seen]).mean()), float(levels), basis)
 
 
 def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
     """Verdict and suggested attack."""
-    findings = linear, smooth, _, _ = tuple(e.finding for e in evidence)
-    if "poisoned" not in findings:
-        return ("clean", "none") if set(findings) == {"clean"} else ("unknown", "orthogonal-full")
+    findings = *_, smooth, whole, constant = tuple(e.finding for e in evidence)
+    if set(findings) == {"clean"}:
+        return "clean", "none"
+    if "poisoned" not in findings:  # with a doubt, a projection would take away what the classes really differ by
+        return "unknown", "none" if any(e.doubt for e in evidence) else "orthogonal-full"
+    pattern = has_pattern(evidence[:3])
     if smooth == "poisoned":
-        return "poisoned", "orthogonal-full" if linear == "poisoned" else "orthogonal-patch"
-    return "poisoned", "orthogonal"  # a constant pixel, too, shows in the patches that hold it
+        return "poisoned", "orthogonal-full" if pattern else "orthogonal-patch"
+    if pattern or "poisoned" in (whole, constant):  # a constant pixel, too, shows in the patches that hold it
+        return "poisoned", "orthogonal"
+    return "poisoned", "orthogonal-full"  # few marked images alone, so perhaps nothing to take away
 
 
 def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, int], str]:

@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..analysis.diagnosis import linear_accuracy, linear_evidence
+from ..analysis.detail import fine_detail
+from ..analysis.diagnosis import has_pattern, linear_model, pixel_space
 from ..parameters import parameter
 from ..patches import PATCH, fit_patches
 from .base import Attack, Context, Plan
@@ -40,8 +41,8 @@ class OrthogonalPatch(Attack):
 
 @dataclass(frozen=True)
 class OrthogonalFull(OrthogonalProjection):
-    """For any poison that a linear map removes: `orthogonal` unless a linear model does no better on held-out images of
-    the set than it does on clean ones, then `orthogonal-patch`. On clean data nothing is removed, where `orthogonal`
+    """For any poison that a linear map removes: `orthogonal` unless the fine detail of the images says no more of their
+    classes than that of photographs does, then `orthogonal-patch`. On clean data nothing is removed, where `orthogonal`
     alone takes what the classes really differ by. Both are fitted to the images as they are.
     """
 
@@ -57,9 +58,11 @@ class OrthogonalFull(OrthogonalProjection):
 
     def apply(self, plan: Plan, context: Context) -> None:
         start = time.perf_counter()
-        accuracy, _ = linear_accuracy(plan.train, context.seed, context.progress)
+        linear = linear_model(plan.train, context.seed, context.progress)
+        detail = fine_detail(plan.train, context.seed)
+        shown = has_pattern(pixel_space(linear, detail, plan.train.num_classes))
         plan.seconds["diagnose"] = time.perf_counter() - start
-        plan.notes |= {"held_out_accuracy": accuracy}
-        if context.basis is not None or linear_evidence(accuracy, plan.train.num_classes).finding != "clean":
+        plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
+        if context.basis is not None or shown:
             super().apply(plan, context)
         OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)

@@ -43,12 +43,12 @@ def command(
     verdicts = {"poisoned": "poisoned", "clean": "looks clean", "unknown": "unknown"}
     output.say(f"{train.name}, {len(train):,} images: {verdicts[found.verdict]}")
     for e in found.evidence:
-        output.say(
-            f"  {e.name:<15} {e.value:7.3f}   {e.finding:<9} clean below {e.clean_below:.3g},"
-            f" poisoned from {e.poisoned_from:.3g}: {e.text}"
-        )
+        above = "no sign by itself" if e.poisoned_from is None else f"poisoned from {e.poisoned_from:.3g}"
+        output.say(f"  {e.name:<15} {e.value:7.3f}   {e.finding:<9} clean below {e.clean_below:.3g}, {above}: {e.text}")
     if found.verdict == "clean":
-        output.say("nothing to attack; a poison made with a network (em, tap, rem) leaves none of these traces")
+        output.say("nothing to attack; a poison made with a network (tap, sep) leaves none of these traces")
+    elif found.doubt:
+        output.say(f"{found.doubt}; a projection would take that away too")
     else:
         output.say(f"try: ulfast attack --data {data} --method {found.suggested_attack}")
     if out is not None:

@@ -57,7 +57,7 @@ def describe(
         from ..analysis import diagnose
 
         found = diagnose(train.balanced(min(LOOKED_AT, len(train)), seed), seed=seed, progress=progress)
-        if found.verdict != "clean":
+        if found.suggested_attack != "none":
             what = "look poisoned" if found.verdict == "poisoned" else "may be poisoned"
             warnings.append(f"the training images {what}: `ulfast diagnose {source}` says why")
     return {"data": str(source), "splits": splits, "warnings": warnings}

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+from torch.nn import functional as F
+
+import ulfast
+from ulfast.analysis.detail import fine_detail
+from ulfast.analysis.diagnosis import (
+    CONSTANT,
+    DETAIL,
+    LINEAR,
+    MARKED,
+    PATCHES,
+    Evidence,
+    conclude,
+    constant_pixel,
+    diagnose,
+)
+from ulfast.data import load_dataset
+from ulfast.report import pictures
+
+
+@pytest.fixture(scope="module")
+def every():
+    return load_dataset("sample")
+
+
+@pytest.fixture(scope="module")
+def clean(every):
+    return every.balanced(1500)
+
+
+@pytest.mark.parametrize(
+    ("method", "verdict", "attack"),
+    [
+        (None, "clean", "none"),
+        ("swrandom", "clean", "none"),
+        ("lsp", "poisoned", "orthogonal"),
+        ("regions-16", "poisoned", "orthogonal"),
+        ("ops", "poisoned", "orthogonal"),
+        ("cuda", "poisoned", "orthogonal"),
+        ("ar", "poisoned", "orthogonal-patch"),
+    ],
+)
+def test_diagnosis(tmp_path, clean, method, verdict, attack):
+    data = clean if method is None else ulfast.poison(clean, method)
+    found = diagnose(data)
+    assert (found.verdict, found.suggested_attack) == (verdict, attack), found.to_dict()
+    if method in (None, "ar"):
+        pictures.save(pictures.diagnosis_figure(found, clean.classes), tmp_path / "d.png")
+        assert (tmp_path / "d.png").stat().st_size > 10_000
+
+
+def test_constant_pixels_are_found_where_they_are(clean):
+    images = clean.images.copy()
+    images[clean.labels == 4, 5, 9] = (255, 0, 255)
+    share, where, name = constant_pixel(ulfast.Dataset(images, clean.labels, clean.classes))
+    assert share == pytest.approx(1.0, abs=0.01)
+    assert (where, name) == ((5, 9), "deer")
+    images[:, 5, 9] = 0  # the same in every class: no trace of a class-wise poison
+    assert constant_pixel(ulfast.Dataset(images, clean.labels, clean.classes))[0] < CONSTANT[0]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Clean, and yet a linear model classifies 96 % of them."""
+    bunch = sklearn.datasets.load_digits()
+    x = torch.from_numpy(bunch.images / 16 * 255).float()[:, None]
+    x = F.interpolate(x, size=(32, 32), mode="bilinear").round().byte()
+    images = x.permute(0, 2, 3, 1).repeat(1, 1, 1, 3).contiguous().numpy()
+    return ulfast.Dataset(images, bunch.target.astype(np.int64), tuple("0123456789"))
+
+
+def test_what_images_show_is_no_poison(digits):
+    found = diagnose(digits)
+    assert found.evidence[0].value > 0.9
+    assert (found.verdict, found.suggested_attack) == ("unknown", "none")
+    assert "levels" in found.doubt
+    assert found.to_dict()["evidence"][0]["finding"] == "unclear"
+    few = digits.balanced(200)
+    full = ulfast.attack(few, test=few, method="orthogonal-full", model="cnn", epochs=1)
+    assert "rank" not in full.notes
+
+
+@pytest.mark.parametrize("method", ["lsp", "regions-4", "regions-16", "cwrandom", "pil"])
+def test_few_images_are_enough_to_tell(every, method):
+    """By the marked images: the accuracy of the linear model is about that of clean images."""
+    found = diagnose(ulfast.poison(every, method, rate=0.2 if method == "lsp" else 0.1))
+    assert found.verdict == "poisoned", found.to_dict()
+    assert found.evidence[2].value > MARKED[1]
+
+
+def test_no_image_of_clean_ones_is_marked(every, clean):
+    for data in (every, clean, ulfast.poison(clean, "swrandom")):
+        assert fine_detail(data).marked == 0.0
+
+
+def test_marks_in_large_images_and_few_classes(every):
+    """Tiles are drawn at random there and taken from shrunk images too, which shows the edges of large regions."""
+    rows = np.flatnonzero(every.labels < 5)
+    x = torch.from_numpy(every.images[rows]).permute(0, 3, 1, 2).float()
+    x = F.interpolate(x, size=(72, 64), mode="bicubic").round().clamp(0, 255).byte()
+    large = ulfast.Dataset(x.permute(0, 2, 3, 1).contiguous().numpy(), every.labels[rows], every.classes[:5])
+    assert fine_detail(large).marked < MARKED[0]
+    assert fine_detail(ulfast.poison(large, "regions-4", rate=0.5)).marked > MARKED[1]
+
+
+def test_marks_of_classes_too_small_to_judge(clean):
+    few = clean.subset(np.arange(60))
+    assert fine_detail(few).marked == 0.0
+
+
+def test_classes_that_are_easy_to_tell_are_no_poison(every):
+    """Airplanes and frogs: a linear model tells them by the sky."""
+    rows = np.flatnonzero(np.isin(every.labels, (0, 6)))
+    pair = ulfast.Dataset(every.images[rows], (every.labels[rows] == 6).astype(np.int64), ("airplane", "frog"))
+    found = diagnose(pair)
+    assert found.evidence[0].value > 0.8
+    assert found.verdict == "unknown"
+    found = diagnose(ulfast.poison(pair, "lsp"))
+    assert (found.verdict, found.suggested_attack) == ("poisoned", "orthogonal")
+
+
+def test_conclusions():
+    def conclusion(linear=0.4, detail=0.2, marked=0.0, smooth=8, whole=8, constant=0.0, doubt=""):
+        values = ((linear, (LINEAR, None)), (detail, DETAIL), (marked, MARKED), (smooth, PATCHES), (whole, PATCHES),
+                  (constant, CONSTANT))  # fmt: skip
+        return conclude(tuple(Evidence("", value, *bounds, "", doubt) for value, bounds in values))
+
+    assert conclusion() == ("clean", "none")
+    assert conclusion(doubt="digits") == ("clean", "none")
+    for unclear in ({"linear": 0.9}, {"detail": 0.4}, {"marked": 0.007}, {"smooth": 15}):
+        assert conclusion(**unclear) == ("unknown", "orthogonal-full")
+        assert conclusion(**unclear, doubt="digits") == ("unknown", "none")
+    for pattern in ({"detail": 0.9}, {"detail": 0.4, "marked": 0.2}, {"linear": 0.9, "marked": 0.2}):
+        assert conclusion(**pattern) == ("poisoned", "orthogonal")
+        assert conclusion(**pattern, smooth=80) == ("poisoned", "orthogonal-full")
+        assert conclusion(**pattern, smooth=80, doubt="digits") == ("unknown", "none")
+    assert conclusion(smooth=80) == ("poisoned", "orthogonal-patch")
+    assert conclusion(detail=0.9, whole=80, constant=1.0) == ("poisoned", "orthogonal")
+    assert conclusion(whole=40) == ("poisoned", "orthogonal")
+    assert conclusion(marked=0.05) == ("poisoned", "orthogonal-full")

@@ -1,0 +1,139 @@
+"""Fine detail at a fixed place: it tells the class of poisoned images, and hardly that of photographs.
+
+A linear model of whole images finds what is bright and what is green, and so classifies poisons and easy photographs
+alike. The differences between neighbouring pixels at a fixed place say next to nothing of a photograph's class, and
+everything of a class-wise pattern's. Where only some images carry the pattern, they are too few for the accuracy to
+show it, but each of them lies many standard deviations off, where no clean image is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.dataset import Dataset, balanced_indices, chunks
+
+TILE, TILES = 8, 4  # differences a side of a tile, tiles a side
+SCALE = 8.0  # 8-bit levels; larger differences are edges of the photograph and count no more
+RIDGE = 1e-2  # of the covariance of features between -1 and 1
+FAR = 6.0  # standard deviations
+COARSE = 32  # px that larger images are also looked at in
+# With more images a class the means of photographs differ too, and the bounds of `diagnose` would depend on the number.
+IMAGES_A_CLASS, IMAGES, FEWEST = 1_000, 20_000, 20
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What the fine detail of images tells of their class.
+
+    Attributes:
+        accuracy: of a discriminant on images that it was not fitted to, mean over classes.
+        marked: share of the images of one class in which its pattern stands out by more than six standard deviations,
+            less two standard errors and less the share of other classes' images; of the class where that is largest.
+        name: that class.
+    """
+
+    accuracy: float
+    marked: float
+    name: str
+
+
+def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
+    """Looks at both halves of the images with discriminants fitted to the other.
+
+    Args:
+        dataset: training images with labels; of classes with fewer than 20 images none counts as marked.
+        seed: halves the images, and places the tiles in large ones.
+    """
+    classes = dataset.num_classes
+    limit = max(classes, min(len(dataset), IMAGES_A_CLASS * classes, IMAGES))
+    some = dataset.subset(balanced_indices(dataset.labels, classes, limit, seed))
+    labels = torch.from_numpy(some.labels.astype(np.int64))
+    total = torch.bincount(labels, minlength=classes)
+    rng = np.random.default_rng(seed)
+    tiles = _tiles(some, rng)
+    first = torch.zeros(len(labels), dtype=torch.bool)
+    for c in range(classes):
+        members = rng.permutation(np.flatnonzero(some.labels == c))
+        first[members[: len(members) // 2]] = True
+    right, marked, others = torch.zeros(classes), torch.zeros(classes), torch.zeros(classes)
+    for fitted in (first, ~first):
+        scores = torch.stack([_scores(_features(tile), labels, classes, fitted) for tile in tiles]).sum(0)
+        held = labels[~fitted]
+        right.index_add_(0, held, (scores.argmax(1) == held).float())
+        for c in torch.nonzero(total >= FEWEST).flatten().tolist():
+            own = held == c
+            far = _standardised(scores[:, c], ~own) > FAR
+            marked[c] += far[own].sum()
+            others[c] += far[~own].float().mean() / 2
+    share = (marked - 2 * marked.sqrt()) / total.clamp_min(1) - others
+    accuracy = (right / total)[total > 0].mean()
+    return Detail(float(accuracy), max(0.0, float(share.max())), dataset.classes[int(share.argmax())])
+
+
+def _tiles(dataset: Dataset, rng: np.random.Generator) -> list[Tensor]:
+    """(n, t + 1, t + 1, 3) float levels each: a grid that covers small images; random places in large ones, and in
+    these shrunk to about 32 px.
+    """
+    height, width = dataset.image_shape[:2]
+    parts: list[list[Tensor]] = []
+    factor = min(height, width) // COARSE
+    plans = [(1, _places(height, width, rng))]
+    if factor > 1:
+        plans.append((factor, _places(height // factor, width // factor, rng)))
+    for begin, stop in chunks(dataset.images):
+        x = torch.from_numpy(dataset.images[begin:stop].astype(np.float32))
+        found = []
+        for shrink, places in plans:
+            y = x if shrink == 1 else F.avg_pool2d(x.permute(0, 3, 1, 2), shrink).permute(0, 2, 3, 1)
+            found += [y[:, i : i + TILE + 1, j : j + TILE + 1].clone() for i, j in places]
+        parts.append(found)
+    return [torch.cat(tile) for tile in zip(*parts, strict=True)]
+
+
+def _places(height: int, width: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    ends = [max(0, side - TILE - 1) for side in (height, width)]
+    if max(ends) <= TILE * TILES:
+        rows, columns = (np.unique(np.linspace(0, end, TILES).round().astype(int)) for end in ends)
+        return [(int(i), int(j)) for i in rows for j in columns]
+    return [(int(rng.integers(ends[0] + 1)), int(rng.integers(ends[1] + 1))) for _ in range(TILES * TILES)]
+
+
+def _features(tile: Tensor) -> Tensor:
+    """(n, d) from -1 to 1: a tile's differences to the right and downwards, squashed."""
+    right = tile[:, :-1, 1:] - tile[:, :-1, :-1]
+    down = tile[:, 1:, :-1] - tile[:, :-1, :-1]
+    return torch.cat([right, down], 3).flatten(1).div_(SCALE).tanh_()
+
+
+def _scores(x: Tensor, labels: Tensor, classes: int, fitted: Tensor) -> Tensor:
+    """(m, classes): Fisher's discriminants of the `fitted` rows, for the others.
+
+    A class's is shrunk by what chance alone explains of the distance of its mean (James and Stein), so a tile in which
+    the classes do not differ adds nothing to the sum over tiles. By chance a mean of n images lies d / n from the true
+    one, less what it moves the mean of all; and the inverse of a covariance of N images is too large by N / (N - d).
+    """
+    known = labels[fitted]
+    count = torch.bincount(known, minlength=classes).clamp_min(1).float()
+    means = torch.zeros(classes, x.shape[1]).index_add_(0, known, x[fitted]).div_(count[:, None])
+    centred = x[fitted] - means[known]
+    covariance = centred.T @ centred / len(centred)
+    covariance.diagonal().add_(RIDGE)
+    apart = means - means.mean(0)
+    weights = torch.cholesky_solve(apart.T, torch.linalg.cholesky(covariance)).T
+    distance = (weights * apart).sum(1).clamp_min(1e-12)
+    images, features = len(centred), x.shape[1]
+    chance = features * ((1 - 2 / classes) / count + (1 / count).mean() / classes)
+    chance *= images / max(1, images - classes - features)
+    weights *= (1 - chance / distance).clamp_min(0)[:, None]
+    return (x[~fitted] - means.mean(0)) @ weights.T
+
+
+def _standardised(scores: Tensor, reference: Tensor) -> Tensor:
+    """By median and spread of the `reference` rows, which a few far ones do not move; zeros without spread."""
+    low, middle, high = torch.quantile(scores[reference], torch.tensor([0.1587, 0.5, 0.8413]))
+    return (scores - middle) / ((high - low) / 2).clamp_min(1e-12) if high > low else torch.zeros_like(scores)
