@@ -93,15 +93,14 @@ def statistics(
     """Second moments of the `patch` x `patch` patches of some images, in one pass.
 
     Args:
-        indices: images to take, streamed; each class needs at least one.
+        indices: images to take, streamed. Classes without one are left out.
     """
     height, width, channels = dataset.image_shape
     d = patch * patch * channels
-    classes = dataset.num_classes
     labels = dataset.labels[indices]
-    by_class = [indices[labels == c] for c in range(classes)]
+    by_class = [indices[labels == c] for c in np.unique(labels)]
     thresholds = _thresholds(dataset, patch, by_class)
-    smooth, whole = (_Moments(classes, d) for _ in range(2))
+    smooth, whole = (_Moments(len(by_class), d) for _ in range(2))
     # Large images fill the memory sooner.
     batch = max(1, BATCH * 32 * 32 // (height * width))
     done = 0

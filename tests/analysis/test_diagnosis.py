@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import ulfast
+from ulfast import InputError
 from ulfast.analysis.detail import fine_detail
 from ulfast.analysis.diagnosis import (
     CONSTANT,
@@ -20,6 +21,7 @@ from ulfast.analysis.diagnosis import (
     diagnose,
 )
 from ulfast.data import load_dataset
+from ulfast.patches import fit_patches
 from ulfast.report import pictures
 
 
@@ -122,6 +124,22 @@ def test_classes_that_are_easy_to_tell_are_no_poison(every):
     assert found.verdict == "unknown"
     found = diagnose(ulfast.poison(pair, "lsp"))
     assert (found.verdict, found.suggested_attack) == ("poisoned", "orthogonal")
+
+
+def test_classes_without_images(clean):
+    """A subset that keeps all names is judged by the classes that are there."""
+    rows = np.flatnonzero(clean.labels < 5)
+    some = ulfast.Dataset(clean.images[rows], clean.labels[rows], clean.classes)
+    same = ulfast.Dataset(clean.images[rows], clean.labels[rows], clean.classes[:5])
+    assert [e.clean_below for e in diagnose(some).evidence] == [e.clean_below for e in diagnose(same).evidence]
+    assert fit_patches(some).metadata["largest"] == pytest.approx(fit_patches(same).metadata["largest"])
+
+
+def test_one_class_is_nothing_to_compare(clean):
+    rows = np.flatnonzero(clean.labels == 3)
+    one = ulfast.Dataset(clean.images[rows], np.zeros(len(rows), dtype=np.int64), ("cat",))
+    with pytest.raises(InputError, match="one class"):
+        diagnose(one)
 
 
 def test_conclusions():

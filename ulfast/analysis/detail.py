@@ -51,21 +51,21 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
     """
     classes = dataset.num_classes
     limit = max(classes, min(len(dataset), IMAGES_A_CLASS * classes, IMAGES))
-    some = dataset.subset(balanced_indices(dataset.labels, classes, limit, seed))
-    labels = torch.from_numpy(some.labels.astype(np.int64))
+    rows = balanced_indices(dataset.labels, classes, limit, seed)
+    labels = torch.from_numpy(dataset.labels[rows].astype(np.int64))
     total = torch.bincount(labels, minlength=classes)
     rng = np.random.default_rng(seed)
-    tiles = _tiles(some, rng)
+    tiles = _tiles(dataset, rows, rng)
     first = torch.zeros(len(labels), dtype=torch.bool)
     for c in range(classes):
-        members = rng.permutation(np.flatnonzero(some.labels == c))
+        members = rng.permutation(np.flatnonzero(labels.numpy() == c))
         first[members[: len(members) // 2]] = True
     right, marked, others = torch.zeros(classes), torch.zeros(classes), torch.zeros(classes)
     for fitted in (first, ~first):
         scores = torch.stack([_scores(_features(tile), labels, classes, fitted) for tile in tiles]).sum(0)
         held = labels[~fitted]
         right.index_add_(0, held, (scores.argmax(1) == held).float())
-        for c in torch.nonzero(total >= FEWEST).flatten().tolist():
+        for c in torch.nonzero((total >= FEWEST) & (total < len(labels))).flatten().tolist():
             own = held == c
             far = _standardised(scores[:, c], ~own) > FAR
             marked[c] += far[own].sum()
@@ -75,9 +75,9 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
     return Detail(float(accuracy), max(0.0, float(share.max())), dataset.classes[int(share.argmax())])
 
 
-def _tiles(dataset: Dataset, rng: np.random.Generator) -> list[Tensor]:
-    """(n, t + 1, t + 1, 3) float levels each: a grid that covers small images; random places in large ones, and in
-    these shrunk to about 32 px.
+def _tiles(dataset: Dataset, rows: np.ndarray, rng: np.random.Generator) -> list[Tensor]:
+    """(n, t + 1, t + 1, 3) float levels each, of n rows: a grid that covers small images; random places in large ones,
+    and in these shrunk to about 32 px.
     """
     height, width = dataset.image_shape[:2]
     parts: list[list[Tensor]] = []
@@ -85,8 +85,9 @@ def _tiles(dataset: Dataset, rng: np.random.Generator) -> list[Tensor]:
     plans = [(1, _places(height, width, rng))]
     if factor > 1:
         plans.append((factor, _places(height // factor, width // factor, rng)))
-    for begin, stop in chunks(dataset.images):
-        x = torch.from_numpy(dataset.images[begin:stop].astype(np.float32))
+    step = chunks(dataset.images)[0][1]
+    for begin in range(0, len(rows), step):
+        x = torch.from_numpy(dataset.images[rows[begin : begin + step]].astype(np.float32))
         found = []
         for shrink, places in plans:
             y = x if shrink == 1 else F.avg_pool2d(x.permute(0, 3, 1, 2), shrink).permute(0, 2, 3, 1)

@@ -17,6 +17,7 @@ import torch
 
 from ..basis import Basis
 from ..data.dataset import Dataset, balanced_indices, chunks
+from ..errors import InputError
 from ..fit import fit_basis
 from ..patches import PATCH, PRESENT, PatchBasis, fit_patches
 from .detail import Detail, fine_detail
@@ -107,17 +108,22 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
         show; a poison made with a network may show in none of them and be called clean or unknown. Images that a linear
         model can classify by what they show (digits, for example) are called unknown, poisoned or not.
 
+    Raises:
+        InputError: images of one class, which leaves nothing to compare.
+
     Example:
         >>> ulfast.diagnose(ulfast.load_dataset("poisoned/")).verdict
         'poisoned'
     """
     start = time.perf_counter()
+    if len(np.unique(dataset.labels)) < 2:
+        raise InputError(f"{dataset.name} holds images of one class: diagnose tells classes apart and needs two")
     linear = linear_model(dataset, seed, progress)
     small = min(PATCH, *dataset.image_shape[:2])
     patches = fit_patches(dataset, patch=small, seed=seed, progress=progress)
     share, where, name = constant_pixel(dataset, seed)
     found = (
-        *pixel_space(linear, fine_detail(dataset, seed), dataset.num_classes),
+        *pixel_space(linear, fine_detail(dataset, seed), dataset),
         Evidence("smooth patches", patches.metadata["largest"], *PATCHES,
                  "largest difference of the classes' statistics in their smooth patches"),
         Evidence("all patches", patches.metadata["largest_whole"], *PATCHES,
@@ -130,8 +136,9 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
     return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear.basis, patches)
 
 
-def pixel_space(linear: LinearModel, detail: Detail, classes: int) -> tuple[Evidence, Evidence, Evidence]:
+def pixel_space(linear: LinearModel, detail: Detail, dataset: Dataset) -> tuple[Evidence, Evidence, Evidence]:
     """What a linear model, fine detail and marked images say."""
+    classes = len(np.unique(dataset.labels))
     low, high = (_for_classes(bound, classes) for bound in DETAIL)
     return (
         Evidence("linear model", linear.accuracy, _for_classes(LINEAR, classes), None,
@@ -234,6 +241,8 @@ def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, i
     best, place, name = -1.0, (0, 0), dataset.classes[0]
     for c in range(classes):
         own = labels == c
+        if own.all() or not own.any():
+            continue
         median = np.sort(images[own], axis=0)[own.sum() // 2]
         same = (images == median).all(axis=3)
         share = same[own].mean(0) - same[~own].mean(0)

@@ -60,7 +60,7 @@ class OrthogonalFull(OrthogonalProjection):
         start = time.perf_counter()
         linear = linear_model(plan.train, context.seed, context.progress)
         detail = fine_detail(plan.train, context.seed)
-        shown = has_pattern(pixel_space(linear, detail, plan.train.num_classes))
+        shown = has_pattern(pixel_space(linear, detail, plan.train))
         plan.seconds["diagnose"] = time.perf_counter() - start
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
         if context.basis is not None or shown:
