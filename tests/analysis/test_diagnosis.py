@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import ulfast
 from ulfast import InputError
-from ulfast.analysis.detail import fine_detail
+from ulfast.analysis.detail import _integrated, fine_detail, patterns
 from ulfast.analysis.diagnosis import (
     CONSTANT,
     DETAIL,
@@ -98,6 +98,32 @@ def test_few_images_are_enough_to_tell(every, method):
 def test_no_image_of_clean_ones_is_marked(every, clean):
     for data in (every, clean, ulfast.poison(clean, "swrandom")):
         assert fine_detail(data).marked == 0.0
+
+
+def test_marked_images_are_the_poisoned_ones_and_show_the_pattern(every):
+    poisoned = ulfast.poison(every, "regions-16", rate=0.2)
+    found = fine_detail(poisoned)
+    touched = (poisoned.images != every.images).any(axis=(1, 2, 3))
+    assert touched[found.images].mean() > 0.98
+    assert len(found.images) > 0.4 * touched.sum()
+    shown = patterns(poisoned, found)
+    many = [c for c in shown if (every.labels[found.images] == c).sum() >= 40]
+    assert len(many) >= 5
+    for c in many:
+        pattern = shown[c]
+        rows = np.flatnonzero(touched & (every.labels == c))
+        true = (poisoned.images[rows].astype(np.float32) - every.images[rows]).mean(0)
+        assert np.corrcoef(pattern.ravel(), true.ravel())[0, 1] > 0.5
+
+
+def test_no_pattern_without_marked_images(clean):
+    assert patterns(clean, fine_detail(clean)) == {}
+
+
+def test_an_image_comes_back_from_its_differences():
+    image = torch.randn(3, 10, 13)
+    back = _integrated(image.diff(dim=2), image.diff(dim=1)).permute(2, 0, 1)
+    torch.testing.assert_close(back, image - image.mean((1, 2), keepdim=True), rtol=0, atol=1e-4)
 
 
 def test_marks_in_large_images_and_few_classes(every):

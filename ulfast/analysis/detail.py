@@ -24,6 +24,7 @@ FAR = 6.0  # standard deviations
 COARSE = 32  # px that larger images are also looked at in
 # With more images a class the means of photographs differ too, and the bounds of `diagnose` would depend on the number.
 IMAGES_A_CLASS, IMAGES, FEWEST = 1_000, 20_000, 20
+SHOWN = 200  # marked images of a class that its pattern is drawn from
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Detail:
         marked: share of the images of one class in which its pattern stands out by more than six standard deviations,
             less two standard errors and less the share of other classes' images; of the class where that is largest.
         name: that class.
+        images: sorted indices of the images that stand out, of those looked at.
     """
 
     accuracy: float
     marked: float
     name: str
+    images: np.ndarray
 
 
 def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
@@ -61,6 +64,7 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
         members = rng.permutation(np.flatnonzero(labels.numpy() == c))
         first[members[: len(members) // 2]] = True
     right, marked, others = torch.zeros(classes), torch.zeros(classes), torch.zeros(classes)
+    images = []
     for fitted in (first, ~first):
         scores = torch.stack([_scores(_features(tile), labels, classes, fitted) for tile in tiles]).sum(0)
         held = labels[~fitted]
@@ -69,10 +73,69 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
             own = held == c
             far = _standardised(scores[:, c], ~own) > FAR
             marked[c] += far[own].sum()
+            images.append(rows[~fitted.numpy()][(far & own).numpy()])
             others[c] += far[~own].float().mean() / 2
     share = (marked - 2 * marked.sqrt()) / total.clamp_min(1) - others
     accuracy = (right / total)[total > 0].mean()
-    return Detail(float(accuracy), max(0.0, float(share.max())), dataset.classes[int(share.argmax())])
+    name, found = dataset.classes[int(share.argmax())], np.sort(np.concatenate([*images, rows[:0]]))
+    return Detail(float(accuracy), max(0.0, float(share.max())), name, found)
+
+
+def patterns(dataset: Dataset, detail: Detail, seed: int = 0) -> dict[int, Tensor]:
+    """What the marked images of a class have in common, for pictures: class -> (h, w, C) 8-bit levels around 0.
+
+    The mean of their squashed differences, less that of the class's other images (of other classes' where it has too
+    few), summed up again in the sense of least squares; images larger than 64 px shrunk to about 32. Classes with fewer
+    than ten marked images have none.
+    """
+    rng = np.random.default_rng(seed)
+    shrink = max(1, min(dataset.image_shape[:2]) // COARSE)
+    marked = np.zeros(len(dataset), dtype=bool)
+    marked[detail.images] = True
+    found = {}
+    for c in np.unique(dataset.labels[detail.images]).tolist():
+        own = dataset.labels == c
+        rows, others = np.flatnonzero(own & marked), np.flatnonzero(own & ~marked)
+        if len(rows) < FEWEST // 2:
+            continue
+        if len(others) < SHOWN:
+            others = np.flatnonzero(~own)
+        parts = [np.sort(rng.permutation(some)[:most]) for some, most in ((rows, SHOWN), (others, 5 * SHOWN))]
+        own_mean, other_mean = (_mean_differences(dataset, part, shrink) for part in parts)
+        found[c] = _integrated(own_mean[0] - other_mean[0], own_mean[1] - other_mean[1])
+    return found
+
+
+def _mean_differences(dataset: Dataset, rows: np.ndarray, shrink: int) -> tuple[Tensor, Tensor]:
+    """(C, h, w - 1) to the right and (C, h - 1, w) downwards, in levels."""
+    sums: list[Tensor] = []
+    step = chunks(dataset.images)[0][1]
+    for begin in range(0, len(rows), step):
+        x = torch.from_numpy(dataset.images[rows[begin : begin + step]].astype(np.float32)).permute(0, 3, 1, 2)
+        x = F.avg_pool2d(x, shrink)
+        parts = [x.diff(dim=axis).div_(SCALE).tanh_().mul_(SCALE).sum(0) for axis in (3, 2)]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+    return sums[0] / len(rows), sums[1] / len(rows)
+
+
+def _integrated(right: Tensor, down: Tensor) -> Tensor:
+    """(h, w, C), of mean 0: the image whose differences come closest. Mirrored at its borders, it is a division by the
+    eigenvalues of the Laplacian in Fourier space.
+    """
+    height, width = right.shape[1], down.shape[2]
+    source = torch.zeros(len(right), height, width)
+    source[:, :, 1:] += right
+    source[:, :, :-1] -= right
+    source[:, 1:] += down
+    source[:, :-1] -= down
+    whole = torch.cat([source, source.flip(2)], 2)
+    whole = torch.cat([whole, whole.flip(1)], 1)
+    rows, columns = (2 - 2 * torch.cos(torch.pi * torch.arange(2 * side) / side) for side in (height, width))
+    values = rows[:, None] + columns
+    values[0, 0] = 1.0
+    spectrum = torch.fft.fft2(whole) / values
+    spectrum[:, 0, 0] = 0
+    return torch.fft.ifft2(spectrum).real[:, :height, :width].permute(1, 2, 0)
 
 
 def _tiles(dataset: Dataset, rows: np.ndarray, rng: np.random.Generator) -> list[Tensor]:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..basis import Basis
 from ..data.dataset import Dataset, balanced_indices, chunks
 from ..errors import InputError
 from ..fit import fit_basis
 from ..patches import PATCH, PRESENT, PatchBasis, fit_patches
-from .detail import Detail, fine_detail
+from .detail import Detail, fine_detail, patterns
 
 # Below the first value evidence counts as clean, from the second on as poisoned. The measurements behind them stand in
 # docs/diagnose.md.
@@ -70,7 +71,8 @@ class Diagnosis:
         suggested_attack: name of an attack.
         evidence: the measurements.
         seconds: that it took.
-        basis, patches: what was fitted on the way, for pictures.
+        detail: with the indices of the images that stand out.
+        basis, patches, patterns: what was found on the way, for pictures.
     """
 
     verdict: str
@@ -79,6 +81,8 @@ class Diagnosis:
     seconds: float
     basis: Basis
     patches: PatchBasis
+    detail: Detail
+    patterns: dict[int, Tensor]
 
     @property
     def doubt(self) -> str:
@@ -91,6 +95,7 @@ class Diagnosis:
             "verdict": self.verdict,
             "suggested_attack": self.suggested_attack,
             "evidence": [{**asdict(e), "finding": e.finding} for e in self.evidence],
+            "marked_images": len(self.detail.images),
             "seconds": self.seconds,
         }
 
@@ -122,8 +127,9 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
     small = min(PATCH, *dataset.image_shape[:2])
     patches = fit_patches(dataset, patch=small, seed=seed, progress=progress)
     share, where, name = constant_pixel(dataset, seed)
+    detail = fine_detail(dataset, seed)
     found = (
-        *pixel_space(linear, fine_detail(dataset, seed), dataset),
+        *pixel_space(linear, detail, dataset),
         Evidence("smooth patches", patches.metadata["largest"], *PATCHES,
                  "largest difference of the classes' statistics in their smooth patches"),
         Evidence("all patches", patches.metadata["largest_whole"], *PATCHES,
@@ -133,7 +139,8 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
     )  # fmt: skip
     evidence = tuple(replace(e, doubt=linear.doubt) for e in found)
     verdict, attack = conclude(evidence)
-    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear.basis, patches)
+    shown = patterns(dataset, detail, seed)
+    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear.basis, patches, detail, shown)
 
 
 def pixel_space(linear: LinearModel, detail: Detail, dataset: Dataset) -> tuple[Evidence, Evidence, Evidence]:

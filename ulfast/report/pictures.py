@@ -198,18 +198,26 @@ def basis_figure(basis: Basis, classes: tuple[str, ...]) -> Figure:
 
 
 def diagnosis_figure(diagnosis: Diagnosis, classes: tuple[str, ...]) -> Figure:
-    """The patch spectrum with its thresholds, what the linear model learned, and the leading patch directions."""
+    """The patch spectrum with its thresholds, what the linear model learned, what marked images have in common, and the
+    leading patch directions.
+    """
     import matplotlib
 
     from ..patches import PRESENT
 
-    weights = diagnosis.basis.images()[:MAX_COLUMNS]
-    leading = diagnosis.patches.directions[:MAX_COLUMNS].permute(0, 2, 3, 1).numpy()
-    leading = 0.5 + 0.5 * leading / np.maximum(np.abs(leading).max(axis=(1, 2, 3), keepdims=True), 1e-12)
-    rows = (("linear weights of each class", weights), ("patch directions that differ most between classes", leading))
+    names = [name[:12] for name in classes]
+    weights = list(diagnosis.basis.images()[:MAX_COLUMNS])
+    directions = list(diagnosis.patches.directions[:MAX_COLUMNS].permute(0, 2, 3, 1).numpy())
+    common = list(diagnosis.patterns.items())[:MAX_COLUMNS]
+    rows = [("linear weights of each class", weights, names if len(weights) <= len(names) else range(1, 11))]
+    if common:
+        title = f"what the {len(diagnosis.detail.images):,} marked images have in common, by class"
+        rows += [(title, [_signed(p.numpy()) for _, p in common], [names[c] for c, _ in common])]
+    title = "patch directions that differ most between classes"
+    rows += [(title, [_signed(d) for d in directions], range(1, len(directions) + 1))]
     with matplotlib.rc_context(STYLE):
-        figure = _figure(7.2, 5.2)
-        upper, *lower = _stacked(figure, 2.6, 1.2, 1.2)
+        figure = _figure(7.2, 2.8 + 1.2 * len(rows))
+        upper, *lower = _stacked(figure, 2.6, *[1.2] * len(rows))
         axis = upper.subplots()
         values = diagnosis.patches.spectrum[:100].numpy()
         axis.bar(np.arange(1, len(values) + 1), values, color=np.where(values > PRESENT, "#D55E00", "#0072B2"))
@@ -217,9 +225,18 @@ def diagnosis_figure(diagnosis: Diagnosis, classes: tuple[str, ...]) -> Figure:
         axis.text(len(values), PRESENT, "poisoned from here ", color="#D55E00", ha="right", va="bottom", fontsize=8)
         axis.set(xlabel="direction", ylabel="eigenvalue", xlim=(0, len(values) + 1), ylim=(0, None))
         axis.set_title(f"{diagnosis.verdict}: how much the classes' patch statistics differ")
-        for part, (title, images) in zip(lower, rows, strict=True):
+        for part, (title, images, labels) in zip(lower, rows, strict=True):
             part.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
-            for c, panel in enumerate(np.atleast_1d(part.subplots(1, len(images)))):
-                _show(panel, images[c])
-                panel.set_xlabel(classes[c][:12] if images is weights and c < len(classes) else f"{c + 1}", fontsize=7)
+            columns = max(len(images), min(MAX_COLUMNS, len(weights)))  # a few pictures as large as the row above
+            panels = np.atleast_1d(part.subplots(1, columns))
+            for panel in panels[len(images) :]:
+                panel.set_axis_off()
+            for panel, image, label in zip(panels, images, labels, strict=False):
+                _show(panel, image)
+                panel.set_xlabel(str(label), fontsize=7)
     return figure
+
+
+def _signed(image: np.ndarray) -> np.ndarray:
+    """Values around 0 as colours around gray, by the largest."""
+    return 0.5 + 0.5 * image / max(float(np.abs(image).max()), 1e-12)
