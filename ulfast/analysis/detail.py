@@ -65,8 +65,13 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
         first[members[: len(members) // 2]] = True
     right, marked, others = torch.zeros(classes), torch.zeros(classes), torch.zeros(classes)
     images = []
-    for fitted in (first, ~first):
-        scores = torch.stack([_scores(_features(tile), labels, classes, fitted) for tile in tiles]).sum(0)
+    halves = (first, ~first)
+    sums = [torch.zeros(int((~fitted).sum()), classes) for fitted in halves]
+    for tile in tiles:
+        x = _features(tile)
+        for scores, fitted in zip(sums, halves, strict=True):
+            scores += _scores(x, labels, classes, fitted)
+    for scores, fitted in zip(sums, halves, strict=True):
         held = labels[~fitted]
         right.index_add_(0, held, (scores.argmax(1) == held).float())
         for c in torch.nonzero((total >= FEWEST) & (total < len(labels))).flatten().tolist():
