@@ -179,10 +179,13 @@ def test_conclusions():
     for unclear in ({"linear": 0.9}, {"detail": 0.4}, {"marked": 0.007}, {"smooth": 15}):
         assert conclusion(**unclear) == ("unknown", "orthogonal-full")
         assert conclusion(**unclear, doubt="digits") == ("unknown", "none")
-    for pattern in ({"detail": 0.9}, {"detail": 0.4, "marked": 0.2}, {"linear": 0.9, "marked": 0.2}):
+    for pattern in ({"linear": 0.9, "detail": 0.9}, {"detail": 0.4, "marked": 0.2}, {"linear": 0.9, "marked": 0.2}):
         assert conclusion(**pattern) == ("poisoned", "orthogonal")
         assert conclusion(**pattern, smooth=80) == ("poisoned", "orthogonal-full")
         assert conclusion(**pattern, smooth=80, doubt="digits") == ("unknown", "none")
+    assert conclusion(linear=0.5, detail=0.9) == ("poisoned", "iss-jpeg")
+    assert conclusion(linear=0.8, detail=0.9) == ("poisoned", "orthogonal")
+    assert conclusion(linear=0.5, detail=0.9, marked=0.4) == ("poisoned", "orthogonal")
     assert conclusion(smooth=80) == ("poisoned", "orthogonal-patch")
     assert conclusion(detail=0.9, whole=80, constant=1.0) == ("poisoned", "orthogonal")
     assert conclusion(whole=40) == ("poisoned", "orthogonal")
