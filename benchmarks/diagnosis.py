@@ -69,7 +69,6 @@ def clean_sets(data: Dataset) -> Iterator[tuple[str, Dataset]]:
     keep = [np.flatnonzero(data.labels == c)[: round(most * 0.74**c)] for c in range(data.num_classes)]
     yield f"imbalanced ({len(keep[0])} to {len(keep[-1])} a class)", data.subset(np.sort(np.concatenate(keep)))
     yield "swrandom (control)", ulfast.poison(data, "swrandom")
-
     for name, classes in (("airplanes and frogs", (0, 6)), ("dog to truck", (5, 6, 7, 8, 9))):
         yield name, some_classes(data, classes)
     vehicle = np.isin(data.labels, (0, 1, 8, 9)).astype(np.int64)

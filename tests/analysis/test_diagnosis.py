@@ -52,7 +52,7 @@ def test_diagnosis(tmp_path, clean, method, verdict, attack):
     found = diagnose(data)
     assert (found.verdict, found.suggested_attack) == (verdict, attack), found.to_dict()
     if method in (None, "ar"):
-        pictures.save(pictures.diagnosis_figure(found, clean.classes), tmp_path / "d.png")
+        pictures.save(pictures.diagnosis_figure(found, data), tmp_path / "d.png")
         assert (tmp_path / "d.png").stat().st_size > 10_000
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..basis import Basis
 from ..data.dataset import Dataset, balanced_indices, chunks
 from ..errors import InputError
 from ..fit import fit_basis
 from ..patches import PATCH, PRESENT, PatchBasis, fit_patches
-from .detail import Detail, fine_detail, patterns
+from .detail import Detail, fine_detail
 
 # Below the first value evidence counts as clean, from the second on as poisoned. The measurements behind them stand in
 # docs/diagnose.md.
@@ -74,7 +73,7 @@ class Diagnosis:
         evidence: the measurements.
         seconds: that it took.
         detail: with the indices of the images that stand out.
-        basis, patches, patterns: what was found on the way, for pictures.
+        basis, patches: what was fitted on the way, for pictures.
     """
 
     verdict: str
@@ -84,7 +83,6 @@ class Diagnosis:
     basis: Basis
     patches: PatchBasis
     detail: Detail
-    patterns: dict[int, Tensor]
 
     @property
     def doubt(self) -> str:
@@ -130,19 +128,18 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
     patches = fit_patches(dataset, patch=small, seed=seed, progress=progress)
     share, where, name = constant_pixel(dataset, seed)
     detail = fine_detail(dataset, seed)
-    found = (
+    evidence = (
         *pixel_space(linear, detail, dataset),
         Evidence("smooth patches", patches.metadata["largest"], *PATCHES,
-                 "largest difference of the classes' statistics in their smooth patches"),
+                 "largest difference of the classes' statistics in their smooth patches", linear.doubt),
         Evidence("all patches", patches.metadata["largest_whole"], *PATCHES,
-                 "the same of all their patches"),
+                 "the same of all their patches", linear.doubt),
         Evidence("constant pixel", share, *CONSTANT,
-                 f"share of class {name!r} with one colour at row {where[0]}, column {where[1]}, and not of others"),
+                 f"share of class {name!r} with one colour at row {where[0]}, column {where[1]}, and not of others",
+                 linear.doubt),
     )  # fmt: skip
-    evidence = tuple(replace(e, doubt=linear.doubt) for e in found)
     verdict, attack = conclude(evidence)
-    shown = patterns(dataset, detail, seed)
-    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear.basis, patches, detail, shown)
+    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear.basis, patches, detail)
 
 
 def pixel_space(linear: LinearModel, detail: Detail, dataset: Dataset) -> tuple[Evidence, Evidence, Evidence]:
@@ -258,10 +255,8 @@ def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, i
     rows = balanced_indices(dataset.labels, classes, limit, seed)
     images, labels = dataset.images[rows], dataset.labels[rows]
     best, place, name = -1.0, (0, 0), dataset.classes[0]
-    for c in range(classes):
+    for c in np.unique(labels):
         own = labels == c
-        if own.all() or not own.any():
-            continue
         median = np.sort(images[own], axis=0)[own.sum() // 2]
         same = (images == median).all(axis=3)
         share = same[own].mean(0) - same[~own].mean(0)

@@ -38,7 +38,7 @@ def command(
     found = diagnose(train, seed=seed, progress=output.bars)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pictures.save(pictures.diagnosis_figure(found, train.classes), out)
+        pictures.save(pictures.diagnosis_figure(found, train, seed), out)
     output.result({**found.to_dict(), "data": str(data), "images": len(train), "figure": str(out) if out else None})
     verdicts = {"poisoned": "poisoned", "clean": "looks clean", "unknown": "unknown"}
     output.say(f"{train.name}, {len(train):,} images: {verdicts[found.verdict]}")
@@ -46,7 +46,7 @@ def command(
         above = "no sign by itself" if e.poisoned_from is None else f"poisoned from {e.poisoned_from:.3g}"
         output.say(f"  {e.name:<15} {e.value:7.3f}   {e.finding:<9} clean below {e.clean_below:.3g}, {above}: {e.text}")
     if found.verdict == "clean":
-        output.say("nothing to attack; a poison made with a network (tap, sep) leaves none of these traces")
+        output.say("nothing to attack; a poison made with a network may leave none of these traces")
     elif found.doubt:
         output.say(f"{found.doubt}; a projection would take that away too")
     else:

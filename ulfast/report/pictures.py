@@ -197,18 +197,19 @@ def basis_figure(basis: Basis, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
-def diagnosis_figure(diagnosis: Diagnosis, classes: tuple[str, ...]) -> Figure:
-    """The patch spectrum with its thresholds, what the linear model learned, what marked images have in common, and the
-    leading patch directions.
+def diagnosis_figure(diagnosis: Diagnosis, dataset: Dataset, seed: int = 0) -> Figure:
+    """The patch spectrum with its thresholds, what the linear model learned, what marked images of the `dataset` have
+    in common (`seed` draws some of them), and the leading patch directions.
     """
     import matplotlib
 
+    from ..analysis.detail import patterns
     from ..patches import PRESENT
 
-    names = [name[:12] for name in classes]
+    names = [name[:12] for name in dataset.classes]
     weights = list(diagnosis.basis.images()[:MAX_COLUMNS])
     directions = list(diagnosis.patches.directions[:MAX_COLUMNS].permute(0, 2, 3, 1).numpy())
-    common = list(diagnosis.patterns.items())[:MAX_COLUMNS]
+    common = list(patterns(dataset, diagnosis.detail, seed).items())[:MAX_COLUMNS]
     rows = [("linear weights of each class", weights, names if len(weights) <= len(names) else range(1, 11))]
     if common:
         title = f"what the {len(diagnosis.detail.images):,} marked images have in common, by class"
