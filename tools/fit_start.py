@@ -3,14 +3,14 @@
     ulfast reproduce fit-start --out runs/fit-start
     python tools/fit_start.py runs/fit-start docs/images/fit-start.png
 
-Above, from the grid: test accuracy recovered. Below, computed here: the share of the perturbations' energy that lies in
-the basis, over the same steps and seeds.
+Above, from the grid: test accuracy recovered. Below, computed here over the same steps and seeds: the share of the
+perturbations' energy that lies in the basis, and the share of the energy of the class means' differences. Prints both,
+and how much of the weights' energy the start still has.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 
 import matplotlib
@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 import ulfast
 from ulfast.poisons import perturbation
@@ -27,22 +28,28 @@ STEPS = (10, 30, 100, 300, 1000, 3000)
 STYLE = {"zero": ("#1b6ca8", "o", "from zero"), "torch": ("#c8553d", "s", "from PyTorch's random default")}
 
 
-def captured(clean: ulfast.Dataset, poison: str, init: str, steps: int, seed: int) -> float:
-    """Share of the perturbations' energy in the span of the basis, 0 to 1."""
+def shares(clean: ulfast.Dataset, poison: str, init: str, steps: int, seed: int) -> tuple[float, float, float]:
+    """Of the perturbations' energy, and of the class means', what lies in the basis; of the weights', their start's."""
     poisoned = ulfast.poison(clean, poison, seed=seed)
     delta = perturbation(clean, poisoned).flatten(1)
     basis = ulfast.fit_basis(poisoned, init=init, steps=steps, seed=seed)
-    return float((delta @ basis.rows.T).square().sum() / delta.square().sum())
+    assert basis.weights is not None
+    pixels = torch.from_numpy(poisoned.images).flatten(1).float() / 255
+    means = torch.stack([pixels[torch.from_numpy(poisoned.labels == c)].mean(0) for c in range(poisoned.num_classes)])
+    # PyTorch draws rows whose squares sum to a third.
+    start = poisoned.num_classes / 3 if init == "torch" else 0.0
+    taken = [float((x @ basis.rows.T).square().sum() / x.square().sum()) for x in (delta, means - means.mean(0))]
+    return taken[0], taken[1], start / float(basis.weights.square().sum())
 
 
 def main(folder: str, out: str) -> None:
     result = GridResult.load(folder)
     poisons = [p.label for p in result.grid.poisons]
     clean = ulfast.load_dataset("sample")
-    figure, axes = plt.subplots(2, len(poisons), figsize=(3.6 * len(poisons), 5.4), sharex=True, squeeze=False)
-    table: dict[str, dict[str, list[float]]] = {}
+    figure, axes = plt.subplots(3, len(poisons), figsize=(3.6 * len(poisons), 7.6), sharex=True, squeeze=False)
+    table: dict[str, dict[str, list[list[float]]]] = {}
     for column, poison in enumerate(poisons):
-        above, below = axes[:, column]
+        above, *below = axes[:, column]
         none = result.row(poison, "none")
         assert none is not None
         above.axhline(100 * none.mean, color="#777", linestyle=":", label="no attack")
@@ -52,18 +59,19 @@ def main(folder: str, out: str) -> None:
             spread = [100 * (row.std or 0) for _, row in known]
             above.errorbar([s for s, _ in known], [100 * row.mean for _, row in known], spread, color=colour,
                            marker=mark, label=label, capsize=3)  # fmt: skip
-            shares = [[captured(clean, poison, init, s, seed) for seed in result.grid.seeds] for s in STEPS]
-            below.errorbar(STEPS, [100 * statistics.mean(v) for v in shares], [100 * float(np.std(v)) for v in shares],
-                           color=colour, marker=mark, capsize=3)  # fmt: skip
-            table[f"{poison} {init}"] = {str(s): v for s, v in zip(STEPS, shares, strict=True)}
+            found = np.array([[shares(clean, poison, init, s, seed) for seed in result.grid.seeds] for s in STEPS])
+            for axis, part in zip(below, (100 * found[:, :, 0], 100 * found[:, :, 1]), strict=True):
+                axis.errorbar(STEPS, part.mean(1), part.std(1, ddof=1), color=colour, marker=mark, capsize=3)
+            table[f"{poison} {init}"] = {str(s): v.T.tolist() for s, v in zip(STEPS, found, strict=True)}
         above.set_title(poison)
-        below.set_xscale("log")
-        below.set_xlabel("steps of the fit (256 images each)")
-        for axis in (above, below):
+        below[-1].set_xscale("log")
+        below[-1].set_xlabel("steps of the fit (256 images each)")
+        for axis in (above, *below):
             axis.grid(alpha=0.3)
             axis.set_ylim(0, None)
     axes[0, 0].set_ylabel("clean test accuracy, %")
-    axes[1, 0].set_ylabel("perturbation energy in the basis, %")
+    axes[1, 0].set_ylabel("perturbation taken, %")
+    axes[2, 0].set_ylabel("class means taken, %")
     axes[0, 0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(out, dpi=110)
