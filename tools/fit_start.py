@@ -18,9 +18,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
+from torch import Tensor
 
 import ulfast
+from ulfast.bases import moments
 from ulfast.poisons import perturbation
 from ulfast.reproduce import GridResult
 
@@ -28,17 +29,22 @@ STEPS = (10, 30, 100, 300, 1000, 3000)
 STYLE = {"zero": ("#1b6ca8", "o", "from zero"), "torch": ("#c8553d", "s", "from PyTorch's random default")}
 
 
-def shares(clean: ulfast.Dataset, poison: str, init: str, steps: int, seed: int) -> tuple[float, float, float]:
-    """Of the perturbations' energy, and of the class means', what lies in the basis; of the weights', their start's."""
+def case(clean: ulfast.Dataset, poison: str, seed: int) -> tuple[ulfast.Dataset, tuple[Tensor, Tensor], int]:
+    """The poisoned images, their perturbations (n, d) and what their class means differ by (c, d), the seed."""
     poisoned = ulfast.poison(clean, poison, seed=seed)
-    delta = perturbation(clean, poisoned).flatten(1)
+    means = moments(poisoned, second=False).means.float()
+    return poisoned, (perturbation(clean, poisoned).flatten(1), means - means.mean(0)), seed
+
+
+def shares(
+    poisoned: ulfast.Dataset, parts: tuple[Tensor, Tensor], seed: int, init: str, steps: int
+) -> tuple[float, float, float]:
+    """Of the energy of each of the `parts`, what lies in the basis; of the weights', what their start had."""
     basis = ulfast.fit_basis(poisoned, init=init, steps=steps, seed=seed)
     assert basis.weights is not None
-    pixels = torch.from_numpy(poisoned.images).flatten(1).float() / 255
-    means = torch.stack([pixels[torch.from_numpy(poisoned.labels == c)].mean(0) for c in range(poisoned.num_classes)])
     # PyTorch draws rows whose squares sum to a third.
     start = poisoned.num_classes / 3 if init == "torch" else 0.0
-    taken = [float((x @ basis.rows.T).square().sum() / x.square().sum()) for x in (delta, means - means.mean(0))]
+    taken = [float((x @ basis.rows.T).square().sum() / x.square().sum()) for x in parts]
     return taken[0], taken[1], start / float(basis.weights.square().sum())
 
 
@@ -52,6 +58,7 @@ def main(folder: str, out: str) -> None:
         above, *below = axes[:, column]
         none = result.row(poison, "none")
         assert none is not None
+        cases = [case(clean, poison, seed) for seed in result.grid.seeds]
         above.axhline(100 * none.mean, color="#777", linestyle=":", label="no attack")
         for init, (colour, mark, label) in STYLE.items():
             rows = [(s, result.row(poison, f"{init} {s}")) for s in STEPS]
@@ -59,7 +66,7 @@ def main(folder: str, out: str) -> None:
             spread = [100 * (row.std or 0) for _, row in known]
             above.errorbar([s for s, _ in known], [100 * row.mean for _, row in known], spread, color=colour,
                            marker=mark, label=label, capsize=3)  # fmt: skip
-            found = np.array([[shares(clean, poison, init, s, seed) for seed in result.grid.seeds] for s in STEPS])
+            found = np.array([[shares(*c, init, s) for c in cases] for s in STEPS])
             for axis, part in zip(below, (100 * found[:, :, 0], 100 * found[:, :, 1]), strict=True):
                 axis.errorbar(STEPS, part.mean(1), part.std(1, ddof=1), color=colour, marker=mark, capsize=3)
             table[f"{poison} {init}"] = {str(s): v.T.tolist() for s, v in zip(STEPS, found, strict=True)}

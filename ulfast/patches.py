@@ -35,7 +35,7 @@ SPARSE = 3  # pixels between the patches that the images' own covariance is take
 # 7 x 7 patches of clean photographs reach 5, of classes with less than a hundred images 11; ar has 71 and more, and 50
 # with a twentieth of the images poisoned. Between them, and well apart from both, lies
 PRESENT = 20.0
-# Where there are any, all directions above this are removed: more than those of natural images themselves.
+# Where there are any, all directions above this are removed; natural images hardly have one there.
 REMOVE = 7.0
 BATCH = 100  # images unfolded at a time: 67,600 patches of 7 x 7 x 3 are 40 MB
 
