@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .fit import fit_basis
     from .grid import Grid
     from .modules import OrthogonalProjection
+    from .noise import MeanNoise, fit_mean_noise
     from .ops import ingest, project, project_, project_classwise
     from .patches import PatchBasis, PatchProjection, fit_patches
     from .poisons import poison
@@ -31,6 +32,7 @@ _HOME = {
     "Basis": "basis", "fit_basis": "fit", "OrthogonalProjection": "modules", "transforms": "transforms",
     "Dataset": "data", "load_dataset": "data", "write_dataset": "data", "MemoryLoader": "data", "Augment": "data",
     "PatchBasis": "patches", "PatchProjection": "patches", "fit_patches": "patches",
+    "MeanNoise": "noise", "fit_mean_noise": "noise",
     "diagnose": "analysis", "Diagnosis": "analysis",
     "poison": "poisons", "attack": "attacks", "AttackResult": "attacks",
     "Grid": "grid", "GridResult": "reproduce", "reproduce": "reproduce",
@@ -46,6 +48,7 @@ __all__ = [
     "Grid",
     "GridResult",
     "InputError",
+    "MeanNoise",
     "MemoryLoader",
     "OrthogonalProjection",
     "PatchBasis",
@@ -56,6 +59,7 @@ __all__ = [
     "diagnose",
     "distributed",
     "fit_basis",
+    "fit_mean_noise",
     "fit_patches",
     "ingest",
     "load_dataset",

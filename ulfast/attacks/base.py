@@ -35,6 +35,8 @@ class Plan:
         project: (k, d) rows that every training image loses, (c, r, d) rows of each image's class, or None.
         transform: (b, C, H, W) float32 pixels -> the same, of every training image after that, or None.
         patches: what every training image loses of its patches, after that.
+        noise: (k, d) rows of which every training image gets random mixtures, anew in every pass, after that. What they
+            have of `project` and `patches` they lose too.
         project_test: whether test images lose them too.
         hooks: applied to every training batch, in order.
         select: clean images by whose accuracy the best epoch is chosen, or None for the last epoch.
@@ -50,6 +52,7 @@ class Plan:
     project: Tensor | None = None
     transform: Callable[[Tensor], Tensor] | None = None
     patches: PatchBasis | None = None
+    noise: Tensor | None = None
     project_test: bool = False
     hooks: list[BatchHook] = field(default_factory=list)
     select: Dataset | None = None

@@ -18,6 +18,7 @@ from .base import FIT_FILE, Attack, Context, Plan
 SOURCE = "Sandoval-Segura et al., What Can We Learn from Unlearnable Datasets?, NeurIPS 2023, section 4.4"
 
 SAME_FIT = "both project off the same fit: choose one"
+REFILLED = "do not go together: the noise fills what each class has lost"
 IN_FULL = "do the same: orthogonal-full is enough"
 
 
@@ -91,7 +92,9 @@ class ClassWiseProjection(LinearFit):
     summary = "projection off the own class's weight vector (uses the label)"
     source = SOURCE + " (rank-one form)"
     aliases = ("op-classwise", "classwise")
-    excludes: ClassVar[dict[str, str]] = {"orthogonal": SAME_FIT, "orthogonal-full": IN_FULL}
+    excludes: ClassVar[dict[str, str]] = {
+        "orthogonal": SAME_FIT, "orthogonal-full": IN_FULL, "mean-noise": REFILLED
+    }  # fmt: skip
 
     def apply(self, plan: Plan, context: Context) -> None:
         start = time.perf_counter()

@@ -8,6 +8,7 @@ from .auto import Auto
 from .base import IMAGES, Attack
 from .clean import DeepFeatureReweighting, EarlyStop, FineTune, LinearProbe
 from .mix import CutMix, Cutout, MixUp
+from .noise import ClassMeanNoise
 from .none import NoAttack
 from .orthogonal import ClassWiseProjection, OrthogonalProjection
 from .patch import OrthogonalFull, OrthogonalPatch
@@ -20,6 +21,7 @@ ATTACKS: dict[str, Attack] = {
     "orthogonal-classwise": ClassWiseProjection(),
     "orthogonal-patch": OrthogonalPatch(),
     "orthogonal-full": OrthogonalFull(),
+    "mean-noise": ClassMeanNoise(),
     "iss-gray": Gray(),
     "iss-jpeg": JPEG(),
     "iss-bdr": BitDepth(),

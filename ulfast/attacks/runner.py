@@ -15,6 +15,7 @@ from .. import distributed
 from ..data.dataset import Dataset
 from ..data.loader import Augment, FilteredLoader, MemoryLoader, channel_statistics
 from ..devices import fast_half
+from ..noise import outside
 from ..patches import PatchProjection
 from ..training import TrainResult, build_model, mixing, train
 from ..training.refit import Trained
@@ -93,7 +94,7 @@ class Runner:
         options: dict[str, Any] = {
             "mean": mean, "std": std, "dtype": dtype, "augment": recipe.augment, "shuffle": True, "seed": self.seed,
             "drop_last": len(data) >= recipe.batch_size, "device": self.device,
-            "part": (distributed.rank(), distributed.size()),
+            "part": (distributed.rank(), distributed.size()), "noise": noise_rows(plan),
         }  # fmt: skip
         transform = filters(plan, self.device)
         if materialize and (plan.project is not None or transform) and self.folder is not None:
@@ -108,6 +109,19 @@ class Runner:
         if transform:
             return FilteredLoader(data, recipe.batch_size, transform=transform, basis=plan.project, **options)
         return MemoryLoader(data, recipe.batch_size, basis=plan.project, **options)
+
+
+def noise_rows(plan: Plan) -> Tensor | None:
+    """A plan's noise as images without what they lose have it, or None."""
+    if plan.noise is None:
+        return None
+    rows = outside(plan.noise, plan.project if plan.project is not None and plan.project.dim() == 2 else None)
+    if plan.patches is not None and plan.patches.rank and len(rows):
+        height, width, channels = plan.train.image_shape
+        with torch.no_grad():
+            images = PatchProjection(plan.patches)(rows.view(-1, height, width, channels).permute(0, 3, 1, 2))
+        rows = images.permute(0, 2, 3, 1).reshape(len(rows), -1)
+    return rows
 
 
 def filters(plan: Plan, device: torch.device) -> Callable[[Tensor], Tensor] | None:

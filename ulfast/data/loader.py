@@ -148,6 +148,9 @@ class MemoryLoader(EpochLoader):
         device: where batches are made. On a GPU the stored images are kept there if they fit.
         part: (i, m): the i-th of m parts of each batch, of which m processes take one each. Batches of fewer than m
             images leave some parts empty.
+        noise: (k, H*W*C) rows, of which every image gets a random mixture, anew in every pass, after the projection and
+            before the augmentation: the weights are standard normal, drawn from (seed, epoch, place in the pass). See
+            `fit_mean_noise`.
 
     Example:
         >>> for x, y in MemoryLoader(dataset, 128, basis=basis.rows, augment=Augment(), shuffle=True):
@@ -169,6 +172,7 @@ class MemoryLoader(EpochLoader):
         drop_last: bool = False,
         device: str | torch.device = "cpu",
         part: tuple[int, int] = (0, 1),
+        noise: Tensor | None = None,
     ) -> None:
         super().__init__(
             len(dataset), batch_size, augment=augment, shuffle=shuffle, seed=seed, drop_last=drop_last, part=part
@@ -180,6 +184,7 @@ class MemoryLoader(EpochLoader):
         self.mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device)
         self.std = torch.as_tensor(std, dtype=torch.float32, device=self.device)
         self.basis = None if basis is None else basis.to(self.device, torch.float32)
+        self.noise = None if noise is None else noise.to(self.device, torch.float32)
         self._lazy = dataset.images if isinstance(dataset.images, LazyImages) else None
         self._images = LazyTensor(self._lazy) if self._lazy is not None else as_tensor(dataset.images)
         self._labels = as_tensor(dataset.labels)
@@ -198,10 +203,15 @@ class MemoryLoader(EpochLoader):
                 assert self._lazy is not None
                 decoded = prefetch(self._lazy, [index.numpy() for index in batches])
                 blocks = stack.enter_context(contextlib.closing(decoded))  # type: ignore[type-var]
-            for index, block in zip(batches, blocks, strict=True):
+            for i, (index, block) in enumerate(zip(batches, blocks, strict=True)):
                 picked = None if shift is None else shift[index].to(self.device)
                 mirrored = None if flip is None else flip[index].to(self.device)
-                x = self._batch(index, picked, mirrored, None if block is None else torch.from_numpy(block))
+                stored = None if block is None else torch.from_numpy(block)
+                if self.noise is None:
+                    x = self._batch(index, picked, mirrored, stored)
+                else:
+                    noisy = self._noisy(self._float_rows(index, stored), i)
+                    x = ops.ingest(noisy, None, self.mean, self.std, dtype=self.dtype, shift=picked, flip=mirrored)
                 yield x if boxes is None else resized_crop(x, boxes[index]), self._labels_at(index)
 
     def _streams(self) -> bool:
@@ -210,6 +220,22 @@ class MemoryLoader(EpochLoader):
 
     def _labels_at(self, index: Tensor) -> Tensor:
         return self._labels[index.to(self._labels.device)]
+
+    def _noisy(self, x: Tensor, batch: int) -> Tensor:
+        """Adds our part of a batch's noise to its images (b, H, W, C) float32, in place."""
+        assert self.noise is not None
+        begin, stop = distributed.share(self.batch_images(batch), *self.part)
+        place = (self.epoch << EPOCH_BITS) + batch * self.batch_size + begin
+        weights = ops.philox_normal(
+            self.seed, ops.philox.STREAM_NOISE, place, stop - begin, len(self.noise), device=self.device
+        )
+        x.view(len(x), self.noise.shape[1]).addmm_(weights, self.noise)
+        return x
+
+    def _float_rows(self, index: Tensor, block: Tensor | None) -> Tensor:
+        """(b, H, W, C) float32 in units of [0, 1] of the images at `index`, projected, not yet augmented."""
+        images = (self._images[index.to(self._images.device)] if block is None else block).to(self.device)
+        return project_rows(images, self.basis, self._labels_at(index))
 
     def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
         """(b, C, H, W) of the images at `index`, which are `block` where they have been decoded ahead."""
@@ -253,10 +279,14 @@ class FilteredLoader(MemoryLoader):
 
     def _filtered(self, index: Tensor, block: Tensor | None = None) -> Tensor:
         """(b, H, W, C) float32 of the images at `index`, projected and transformed."""
-        images = (self._images[index.to(self._images.device)] if block is None else block).to(self.device)
-        x = project_rows(images, self.basis, self._labels_at(index))
+        x = super()._float_rows(index, block)
         with torch.no_grad():
             return self._transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _float_rows(self, index: Tensor, block: Tensor | None) -> Tensor:
+        if self._kept is None:
+            return self._filtered(index, block).contiguous()
+        return self._kept[index].to(self.device, torch.float32)
 
     def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
         images = self._kept
@@ -292,7 +322,7 @@ def project_rows(images: Tensor, basis: Tensor | None, labels: Tensor) -> Tensor
     None leaves them whole.
     """
     if basis is None:
-        basis = torch.empty(0, images[:1].numel(), device=images.device)
+        basis = torch.empty(0, math.prod(images.shape[1:]), device=images.device)
     if basis.dim() == 3:
         return ops.project_classwise(images, basis, labels)
     return ops.project(images, basis)

@@ -155,6 +155,9 @@ class ProjectedLoader(MemoryLoader):
     def _streams(self) -> bool:
         return False
 
+    def _float_rows(self, index: Tensor, block: Tensor | None) -> Tensor:
+        return self._images[index].to(self.device, torch.float32)
+
     def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
-        x = self._images[index].to(self.device).float()
+        x = self._float_rows(index, block)
         return reference.augment(x, self.mean, self.std, self.dtype, shift, flip)

@@ -1,0 +1,31 @@
+"""`mean-noise`: hide what the classes' means differ by under noise of the same directions."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..noise import SCALE, fit_mean_noise
+from ..parameters import parameter
+from .base import Attack, Context, Plan
+from .orthogonal import REFILLED
+
+
+@dataclass(frozen=True)
+class ClassMeanNoise(Attack):
+    """Every training image gets a random mixture of the class means, anew in every pass. Joined with `orthogonal` it
+    hides what the projection leaves.
+    """
+
+    summary = "random mixtures of the class means added, anew in every pass"
+    source = "ulfast, docs/attacks.md"
+    excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": REFILLED}
+
+    noise_scale: float = parameter(SCALE, "deviation of the noise over that of the class means", at_least=0)
+
+    def apply(self, plan: Plan, context: Context) -> None:
+        start = time.perf_counter()
+        plan.noise = fit_mean_noise(plan.train, self.noise_scale, progress=context.progress, shared=True)
+        plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
+        plan.notes |= {"noise_norm": float(plan.noise.norm())}

@@ -1,0 +1,121 @@
+"""Noise along the directions in which the classes' mean images differ, and adding it to batches.
+
+What is added to every image of a class shows in the class's mean. Where that is something that photographs vary by as
+well, such as large blocks of colour, projecting it away takes much of the photographs too. Adding random mixtures of
+the class means to every image, anew in every pass, hides it instead: whatever filter a network finds, its answers to
+two classes differ by no more than a fraction of what the noise makes them vary by, and images keep all they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import distributed
+from .basis import Basis
+from .data.dataset import Dataset, chunks
+from .data.loader import as_tensor
+from .errors import InputError
+
+SCALE = 2.0
+CHUNK_BYTES = 8 << 20
+EMPTY = 1e-8  # share of the largest variance below which a direction is rounding
+
+
+def fit_mean_noise(
+    dataset: Dataset, scale: float = SCALE, *, progress: Callable[..., None] | None = None, shared: bool = False
+) -> Tensor:
+    """Rows whose mixtures with standard normal weights are noise with `scale` ** 2 times the covariance of the classes'
+    mean images; each class counts the same.
+
+    In any direction the classes' means then have a variance of 1 / `scale` ** 2 of that of the noise.
+
+    Args:
+        dataset: uint8 images (n, H, W, C) with labels, streamed once. Classes without an image are left out.
+        scale: standard deviation of the noise over that of the class means.
+        progress: called as ``progress("class means", done, total)``.
+        shared: every process of `distributed.joined` reads its part of the images; all get the same rows.
+
+    Returns:
+        (k, H * W * C) float32 in units of [0, 1], orthogonal, the largest first; k < classes.
+
+    Raises:
+        InputError: a scale that is negative or not finite.
+    """
+    if not 0 <= scale < float("inf"):
+        raise InputError(f"the scale of the noise must be 0 or more, got {scale:g}")
+    means = _class_means(dataset, progress, shared)
+    means -= means.mean(0)
+    # The few directions that the means span, from their (c, c) products: c is small beside the number of pixels.
+    values, vectors = torch.linalg.eigh((means @ means.T).double() / len(means))
+    kept = values > EMPTY * values[-1].clamp_min(1e-30)
+    rows = (vectors[:, kept].flip(1).T.float() @ means) * (scale / len(means) ** 0.5)
+    return distributed.same(rows) if shared else rows
+
+
+def _class_means(dataset: Dataset, progress: Callable[..., None] | None, shared: bool) -> Tensor:
+    """(classes that have images, d) float32 in units of [0, 1]."""
+    labels = as_tensor(dataset.labels)
+    counts = torch.bincount(labels, minlength=dataset.num_classes)
+    sums = torch.zeros(dataset.num_classes, int(np.prod(dataset.image_shape)), dtype=torch.int32)
+    pieces = chunks(dataset.images, CHUNK_BYTES)
+    mine = pieces[slice(*distributed.share(len(pieces)))] if shared else pieces
+    for begin, stop in mine:
+        images = as_tensor(np.ascontiguousarray(dataset.images[begin:stop]))
+        sums.index_add_(0, labels[begin:stop], images.reshape(stop - begin, -1).int())  # exact up to 8 million a class
+        if progress:
+            progress("class means", stop - mine[0][0], mine[-1][1] - mine[0][0])
+    if shared:
+        distributed.sum_(sums)
+    there = counts > 0
+    return sums[there].float() / (255 * counts[there, None])
+
+
+class MeanNoise(nn.Module):
+    """Adds a random mixture of some rows to every image of a batch, in training mode; in evaluation it does nothing.
+
+    Args:
+        rows: (k, H * W * C) float, from `fit_mean_noise`.
+        basis: a `Basis`, or its (k, H * W * C) rows, that was projected out of the images before: the noise then has
+            nothing of it either.
+
+    Shape:
+        (n, C, H, W) float in [0, 1], before crop and flip; the same, not clipped.
+
+    The rows are a buffer: they move with `.to(device)` and are part of the `state_dict`. Weights come from PyTorch's
+    generator of the device.
+
+    Example:
+        >>> noise = ulfast.MeanNoise(ulfast.fit_mean_noise(dataset), basis)
+        >>> loss = criterion(model(noise(projection(images))), labels)
+    """
+
+    def __init__(self, rows: Tensor, basis: Basis | Tensor | None = None) -> None:
+        super().__init__()
+        if rows.dim() != 2:
+            raise ValueError(f"the rows must be (k, d), got shape {tuple(rows.shape)}")
+        self.rows: Tensor
+        self.register_buffer("rows", outside(rows.detach().clone(), basis))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        n, c, h, w = x.shape
+        if c * h * w != self.rows.shape[1]:
+            raise ValueError(f"the noise has {self.rows.shape[1]} values an image, the images are {tuple(x.shape)}")
+        weights = torch.randn(n, len(self.rows), device=x.device, dtype=self.rows.dtype)
+        return x + (weights @ self.rows).to(x.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return f"directions={self.rows.shape[0]}, features={self.rows.shape[1]}"
+
+
+def outside(rows: Tensor, basis: Basis | Tensor | None) -> Tensor:
+    """Rows (k, d) without what they have of an orthonormal basis."""
+    if basis is None:
+        return rows
+    away = (basis.rows if isinstance(basis, Basis) else basis).to(rows)
+    return rows - (rows @ away.T) @ away
