@@ -45,6 +45,7 @@ def test_processes_together_do_what_one_does(data, alone, tmp_path, processes):
     torch.testing.assert_close(got["rows"].T @ got["rows"], want["rows"].T @ want["rows"], rtol=0, atol=1e-5)
     assert got["fit"] == pytest.approx(want["fit"], rel=1e-5)
     assert got["statistics"] == want["statistics"]
+    assert torch.equal(got["noise"], want["noise"])
     for name in ("cnn", "resnet18-4"):  # without and with batch normalisation
         np.testing.assert_allclose(got[name], want[name], rtol=1e-3)
         for key, value in want[f"{name} state"].items():
