@@ -10,6 +10,7 @@ from PIL import Image
 import ulfast
 from ulfast import InputError, MeanNoise, fit_mean_noise
 from ulfast.attacks import Context, Plan, get_attack
+from ulfast.attacks.examples import Examples
 from ulfast.attacks.runner import noise_rows
 from ulfast.data import Augment, MemoryLoader
 from ulfast.data.lazy import LazyImages
@@ -177,9 +178,15 @@ def test_noise_goes_through_the_patch_projection(make_dataset):
 def test_the_attack_and_its_scale(make_dataset, tmp_path):
     data = make_dataset(60, 16)
     runs = {
-        scale: ulfast.attack(data, test=data, method="mean-noise", noise_scale=scale, epochs=1)
+        scale: ulfast.attack(
+            data, test=data, method="mean-noise", noise_scale=scale, epochs=1, out=tmp_path / str(scale)
+        )
         for scale in (0.0, 2.0, 4.0)
     }
+    seen = {scale: Examples.load(tmp_path / str(scale) / "examples.npz") for scale in runs}
+    assert np.array_equal(seen[0.0].learned, seen[0.0].given)
+    change = {scale: np.abs(s.learned.astype(float) - s.given).mean() for scale, s in seen.items()}
+    assert 1.5 * change[2.0] < change[4.0] < 2.5 * change[2.0]
     plain = ulfast.attack(data, test=data, method="none", epochs=1)
     losses = {scale: run.history[0]["train_loss"] for scale, run in runs.items()}
     assert losses[0.0] == pytest.approx(plain.history[0]["train_loss"], rel=1e-4)

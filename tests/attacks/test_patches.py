@@ -164,9 +164,9 @@ def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
 
 
 def test_full_takes_only_what_the_data_shows(tmp_path, clean):
-    """On a linear poison it is `orthogonal`, on clean images it is `none`, to the bit."""
+    """On a linear poison it is `orthogonal+mean-noise`, on clean images it is `none`, to the bit."""
     test, options = clean.balanced(100), {"epochs": 1, "model": "cnn"}
-    for data, same in ((ulfast.poison(clean, "lsp"), "orthogonal"), (clean, "none")):
+    for data, same in ((ulfast.poison(clean, "lsp"), "orthogonal+mean-noise"), (clean, "none")):
         full, other = (ulfast.attack(data, test=test, method=m, **options) for m in ("orthogonal-full", same))
         assert full.notes["patch_rank"] == 0
         assert full.notes.get("rank") == other.notes.get("rank")

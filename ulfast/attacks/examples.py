@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .. import ops
 from ..data.dataset import Dataset
 from ..data.loader import as_tensor, project_rows
 from ..errors import InputError
 from ..files import atomic_file
 from .base import Plan
-from .runner import filters
+from .runner import filters, noise_rows
 
 COUNT = 10  # one of each of the first classes
 
@@ -25,7 +26,7 @@ class Examples:
 
     Attributes:
         given: as the attacker got them.
-        learned: as the attack left them (projected values are cut off at black and white).
+        learned: as the attack left them, with one draw of its noise (values are cut off at black and white).
         clean: as they were, or None where that is not known.
         classes: names of their classes.
     """
@@ -74,6 +75,10 @@ def examples(given: Dataset, clean: Dataset | None, plan: Plan) -> Examples:
     if transform is not None:
         with torch.no_grad():
             x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    noise = noise_rows(plan)
+    if noise is not None:
+        weights = ops.philox_normal(0, ops.philox.STREAM_NOISE, 0, len(x), len(noise))
+        x = x + (weights @ noise).view(x.shape)
     learned = (x.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Examples(
         np.ascontiguousarray(given.images[rows]), learned,

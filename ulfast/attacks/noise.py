@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..noise import SCALE, fit_mean_noise
 from ..parameters import parameter
 from .base import Attack, Context, Plan
-from .orthogonal import REFILLED
+from .orthogonal import IN_FULL, REFILLED
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ClassMeanNoise(Attack):
 
     summary = "random mixtures of the class means added, anew in every pass"
     source = "ulfast, docs/attacks.md"
-    excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": REFILLED}
+    excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": REFILLED, "orthogonal-full": IN_FULL}
 
     noise_scale: float = parameter(SCALE, "deviation of the noise over that of the class means", at_least=0)
 

@@ -1,5 +1,5 @@
 """`orthogonal-patch`: take the directions out of small patches in which the classes differ by their variance.
-`orthogonal-full`: that and the projection in pixel space, each where the data shows what it is for.
+`orthogonal-full`: that, the projection in pixel space and the noise, each where the data shows what it is for.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import ClassVar
 
 from ..analysis.detail import fine_detail
 from ..analysis.diagnosis import has_pattern, linear_model, pixel_space
+from ..noise import SCALE
 from ..parameters import parameter
 from ..patches import PATCH, fit_patches
 from .base import Attack, Context, Plan
+from .noise import ClassMeanNoise
 from .orthogonal import IN_FULL, OrthogonalProjection
 
 
@@ -41,20 +43,21 @@ class OrthogonalPatch(Attack):
 
 @dataclass(frozen=True)
 class OrthogonalFull(OrthogonalProjection):
-    """For any poison that a linear map removes: `orthogonal` unless the fine detail of the images says no more of their
-    classes than that of photographs does, then `orthogonal-patch`. On clean data nothing is removed, where `orthogonal`
-    alone takes what the classes really differ by. Both are fitted to the images as they are.
+    """For any poison that a linear map removes: `orthogonal+mean-noise` unless the fine detail of the images says no
+    more of their classes than that of photographs does, then `orthogonal-patch`. On clean data nothing changes, where
+    `orthogonal` alone takes what the classes really differ by. All are fitted to the images as they are.
     """
 
-    summary = "both projections, each only where the data shows what it is for"
+    summary = "both projections and mean-noise, each only where the data shows what it is for"
     source = "ulfast, docs/orthogonal-patch.md"
     aliases: ClassVar[tuple[str, ...]] = ("full",)
     excludes: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("orthogonal", "orthogonal-classwise", "orthogonal-patch"), IN_FULL
+        ("orthogonal", "orthogonal-classwise", "orthogonal-patch", "mean-noise"), IN_FULL
     )
 
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
     patch_rank: int | None = parameter(None, "patch directions to remove (default: chosen from the data)", at_least=0)
+    noise_scale: float = parameter(SCALE, "deviation of the noise over that of the class means", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
         start = time.perf_counter()
@@ -65,4 +68,5 @@ class OrthogonalFull(OrthogonalProjection):
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
         if context.basis is not None or shown:
             super().apply(plan, context)
+            ClassMeanNoise(self.noise_scale).apply(plan, context)
         OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)
