@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import distributed
+from . import distributed, ops
 from .basis import Basis
 from .data.dataset import Dataset, chunks
 from .data.loader import as_tensor
@@ -98,7 +98,10 @@ class MeanNoise(nn.Module):
         if rows.dim() != 2:
             raise ValueError(f"the rows must be (k, d), got shape {tuple(rows.shape)}")
         self.rows: Tensor
-        self.register_buffer("rows", outside(rows.detach().clone(), basis))
+        kept = rows.detach().clone()
+        if basis is not None:
+            kept = ops.project(kept, (basis.rows if isinstance(basis, Basis) else basis).to(kept))
+        self.register_buffer("rows", kept)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -111,11 +114,3 @@ class MeanNoise(nn.Module):
 
     def extra_repr(self) -> str:
         return f"directions={self.rows.shape[0]}, features={self.rows.shape[1]}"
-
-
-def outside(rows: Tensor, basis: Basis | Tensor | None) -> Tensor:
-    """Rows (k, d) without what they have of an orthonormal basis."""
-    if basis is None:
-        return rows
-    away = (basis.rows if isinstance(basis, Basis) else basis).to(rows)
-    return rows - (rows @ away.T) @ away

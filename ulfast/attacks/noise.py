@@ -25,6 +25,8 @@ class ClassMeanNoise(Attack):
     noise_scale: float = parameter(SCALE, "deviation of the noise over that of the class means", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
+        if not self.noise_scale:
+            return
         start = time.perf_counter()
         plan.noise = fit_mean_noise(plan.train, self.noise_scale, progress=context.progress, shared=True)
         plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import distributed
+from .. import distributed, ops
 from ..data.dataset import Dataset
 from ..data.loader import Augment, FilteredLoader, MemoryLoader, channel_statistics
 from ..devices import fast_half
-from ..noise import outside
 from ..patches import PatchProjection
 from ..training import TrainResult, build_model, mixing, train
 from ..training.refit import Trained
@@ -115,7 +114,9 @@ def noise_rows(plan: Plan) -> Tensor | None:
     """A plan's noise as images without what they lose have it, or None."""
     if plan.noise is None:
         return None
-    rows = outside(plan.noise, plan.project if plan.project is not None and plan.project.dim() == 2 else None)
+    rows = plan.noise
+    if plan.project is not None and plan.project.dim() == 2:
+        rows = ops.project(rows, plan.project.to(rows))
     if plan.patches is not None and plan.patches.rank and len(rows):
         height, width, channels = plan.train.image_shape
         with torch.no_grad():

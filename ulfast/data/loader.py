@@ -271,28 +271,24 @@ class FilteredLoader(MemoryLoader):
             kept = torch.empty(dataset.images.shape, dtype=torch.float16)
             for begin in range(0, len(dataset), FILTER_BATCH):
                 index = torch.arange(begin, min(begin + FILTER_BATCH, len(dataset)))
-                kept[index] = self._filtered(index).to("cpu", torch.float16)
+                kept[index] = self._float_rows(index, None).to("cpu", torch.float16)
             self._kept = kept
 
     def _streams(self) -> bool:
         return super()._streams() and self._kept is None
 
-    def _filtered(self, index: Tensor, block: Tensor | None = None) -> Tensor:
-        """(b, H, W, C) float32 of the images at `index`, projected and transformed."""
+    def _float_rows(self, index: Tensor, block: Tensor | None) -> Tensor:
+        if self._kept is not None:
+            return self._kept[index].to(self.device, torch.float32)
         x = super()._float_rows(index, block)
         with torch.no_grad():
-            return self._transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def _float_rows(self, index: Tensor, block: Tensor | None) -> Tensor:
-        if self._kept is None:
-            return self._filtered(index, block).contiguous()
-        return self._kept[index].to(self.device, torch.float32)
+            return self._transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
 
     def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
         images = self._kept
         rows: Tensor | None = index
         if images is None:
-            images, rows = self._filtered(index, block), None
+            images, rows = self._float_rows(index, block), None
         elif self.device.type != "cpu":
             images, rows = images[index].to(self.device), None
         return ops.ingest(
