@@ -17,6 +17,7 @@ from torch import Tensor
 from .basis import Basis
 from .data.dataset import Dataset, chunks
 from .data.loader import as_tensor
+from .data.moments import class_moments
 from .errors import InputError
 
 LARGEST = 12_288  # features a (d, d) matrix is made for: 64 px in colour, 600 MB in float32
@@ -32,7 +33,7 @@ def _rows(dataset: Dataset, begin: int, stop: int) -> Tensor:
 
 @dataclass
 class Moments:
-    """First and second moments of images and labels, in one pass.
+    """First and second moments of images and labels.
 
     `mean` (d,), `covariance` (d, d) or None, `cross` (c, d): covariance of the one-hot labels with the pixels, `shares`
     (c,) of the classes, `means` (c, d).
@@ -46,32 +47,25 @@ class Moments:
 
 
 def moments(dataset: Dataset, second: bool) -> Moments:
-    """Streams over the images; `second` also for the covariance.
+    """Streams over the images, with `second` once more for the covariance.
 
     Raises:
         InputError: images too large for a covariance, or a class without an image.
     """
-    n, c, d = len(dataset), dataset.num_classes, int(np.prod(dataset.image_shape))
+    n, d = len(dataset), int(np.prod(dataset.image_shape))
     if second and d > LARGEST:
         raise InputError(f"images of {d} values are too large for this fit, {LARGEST} at most: take --set fit=sgd")
-    labels = as_tensor(dataset.labels)
-    counts = torch.bincount(labels, minlength=c).double()
-    if not (counts > 0).all():
-        raise InputError(f"class {int((counts == 0).nonzero()[0])} has no image: it has no mean")
-    sums = torch.zeros(c, d, dtype=torch.float64)
-    square = torch.zeros(d, d) if second else None
-    for begin, stop in chunks(dataset.images, CHUNK_BYTES):
-        x = _rows(dataset, begin, stop)
-        sums.index_add_(0, labels[begin:stop], x.double())
-        if square is not None:
-            x -= 0.5  # keeps the sums small, and with them the rounding
-            square.addmm_(x.T, x)
-    mean = sums.sum(0) / n
+    first = class_moments(dataset)
+    if not (first.counts > 0).all():
+        raise InputError(f"class {int((first.counts == 0).nonzero()[0])} has no image: it has no mean")
+    shares, means = first.counts.double() / n, first.means()
+    mean = shares @ means
     covariance = None
-    if square is not None:
-        shifted = mean - 0.5
-        covariance = (square.double() / n - torch.outer(shifted, shifted)).float()
-    shares, means = counts / n, sums / counts[:, None]
+    if second:
+        covariance, centre = torch.zeros(d, d), mean.float()
+        for begin, stop in chunks(dataset.images, CHUNK_BYTES):
+            x = _rows(dataset, begin, stop) - centre
+            covariance.addmm_(x.T, x, alpha=1 / n)
     return Moments(mean, covariance, shares[:, None] * (means - mean), shares, means)
 
 

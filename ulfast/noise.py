@@ -8,20 +8,19 @@ two classes differ by no more than a fraction of what the noise makes them vary 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import distributed, ops
 from .basis import Basis
-from .data.dataset import Dataset, chunks
-from .data.loader import as_tensor
+from .data.dataset import Dataset
+from .data.moments import class_moments
 from .errors import InputError
 
 SCALE = 2.0
-CHUNK_BYTES = 8 << 20
 EMPTY = 1e-8  # share of the largest variance below which a direction is rounding
 
 
@@ -47,31 +46,15 @@ def fit_mean_noise(
     """
     if not 0 <= scale < float("inf"):
         raise InputError(f"the scale of the noise must be 0 or more, got {scale:g}")
-    means = _class_means(dataset, progress, shared)
+    report = functools.partial(progress, "class means") if progress else None
+    moments = class_moments(dataset, progress=report, shared=shared)
+    means = moments.means()[moments.counts > 0].float()
     means -= means.mean(0)
     # The few directions that the means span, from their (c, c) products: c is small beside the number of pixels.
     values, vectors = torch.linalg.eigh((means @ means.T).double() / len(means))
     kept = values > EMPTY * values[-1].clamp_min(1e-30)
     rows = (vectors[:, kept].flip(1).T.float() @ means) * (scale / len(means) ** 0.5)
     return distributed.same(rows) if shared else rows
-
-
-def _class_means(dataset: Dataset, progress: Callable[..., None] | None, shared: bool) -> Tensor:
-    """(classes that have images, d) float32 in units of [0, 1]."""
-    labels = as_tensor(dataset.labels)
-    counts = torch.bincount(labels, minlength=dataset.num_classes)
-    sums = torch.zeros(dataset.num_classes, int(np.prod(dataset.image_shape)), dtype=torch.int32)
-    pieces = chunks(dataset.images, CHUNK_BYTES)
-    mine = pieces[slice(*distributed.share(len(pieces)))] if shared else pieces
-    for begin, stop in mine:
-        images = as_tensor(np.ascontiguousarray(dataset.images[begin:stop]))
-        sums.index_add_(0, labels[begin:stop], images.reshape(stop - begin, -1).int())  # exact up to 8 million a class
-        if progress:
-            progress("class means", stop - mine[0][0], mine[-1][1] - mine[0][0])
-    if shared:
-        distributed.sum_(sums)
-    there = counts > 0
-    return sums[there].float() / (255 * counts[there, None])
 
 
 class MeanNoise(nn.Module):

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from .. import ops
-from ..data.dataset import Dataset, chunks
-from ..data.loader import as_tensor
+from ..data.dataset import Dataset
+from ..data.moments import ClassMoments, class_moments
 from ..errors import InputError
 from ..parameters import parameter
 from .base import Perturb, Poison
@@ -32,7 +30,7 @@ class OnePixelShortcut(Poison):
         height, width, channels = dataset.image_shape
         if self.sparsity * dataset.num_classes > height * width * 2**channels:
             raise InputError(f"ops: {dataset.num_classes} classes have no {self.sparsity} pixels each in such images")
-        places, colours = choose(*moments(dataset), self.sparsity)
+        places, colours = choose(class_moments(dataset, squares=True), self.sparsity)
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
             out = images.copy().reshape(len(images), height * width, channels)
@@ -43,25 +41,11 @@ class OnePixelShortcut(Poison):
         return perturb
 
 
-def moments(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images a class (c,), and the sums and sums of squares of every value (c, H*W, channels), in one pass.
-
-    Exact whole numbers, so that ties are ties.
-    """
-    height, width, channels = dataset.image_shape
-    shape = (dataset.num_classes, height * width, channels)
-    sums, squares = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for begin, stop in chunks(dataset.images):
-        labels = torch.from_numpy(dataset.labels[begin:stop])
-        some, more = ops.class_moments(as_tensor(dataset.images[begin:stop]), labels, dataset.num_classes)
-        sums += some.numpy().reshape(shape)
-        squares += more.numpy().reshape(shape)
-    counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
-    return counts, sums.astype(np.float64), squares.astype(np.float64)
-
-
-def choose(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray, sparsity: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels (c, sparsity) and their colours (c, sparsity, channels) uint8, from what `moments` gives."""
+def choose(moments: ClassMoments, sparsity: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels (c, sparsity) and their colours (c, sparsity, channels) uint8; the squares are needed."""
+    assert moments.squares is not None
+    counts = moments.counts.numpy()
+    sums, squares = (total.flatten(1, 2).double().numpy() for total in (moments.sums, moments.squares))
     classes, _, channels = sums.shape
     corners = np.array([[(t >> (channels - 1 - c)) & 1 for c in range(channels)] for t in range(2**channels)], bool)
     bright = corners.T.astype(np.float64)  # (channels, corners): 1 where the colour has 255
