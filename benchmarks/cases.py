@@ -138,7 +138,8 @@ def ops_search(n: int) -> Case:
                     distance = (target - x[:, :, row, column]).abs()
                     best = max(best, float(distance.mean() / distance.std()))
 
-    return Case(f"ops search, {n} images of 32 px", {"class_moments": lambda: choose(class_moments(data, squares=True), 1)},
+    return Case(f"ops search, {n} images of 32 px",
+                {"class_moments": lambda: choose(class_moments(data, squares=True), 1)},
                 {"published, one class x 10": scaled(published, 10)}, 1.0 * n * 3072, 3.0 * n * 3072, repeats=3,
                 goals={"best": 400})  # fmt: skip
 

@@ -1,10 +1,11 @@
 """What `ulfast diagnose` says of every poison made here, at several rates, and of clean sets: a confusion table.
 
-    python benchmarks/diagnosis.py [--data cifar10] [--limit 10000] [--poisoned FOLDER ...] [--json FILE]
+    python benchmarks/diagnosis.py [--data cifar10] [--limit 10000] [--poisoned FOLDER ...] [--only WORD] [--json FILE]
 
 Clean sets are the data itself, random halves and tenths of it, and what is done to clean data in practice: gray,
-blurred, mirrored, enlarged, compressed, some classes cut short; and other data: scikit-learn's digits and pieces of its
-two photographs. `--poisoned` adds folders that `ulfast poison` wrote.
+blurred, mirrored, enlarged, compressed, some classes cut short, turned for more classes; and other data: scikit-learn's
+digits and pieces of its two photographs. `--poisoned` adds folders that `ulfast poison` wrote, `--only` leaves out the
+sets whose name does not have the word.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import simplejpeg
 import sklearn.datasets
 import torch
+from orientations import oriented
 from torch.nn import functional as F
 
 import ulfast
@@ -73,6 +75,8 @@ def clean_sets(data: Dataset) -> Iterator[tuple[str, Dataset]]:
         yield name, some_classes(data, classes)
     vehicle = np.isin(data.labels, (0, 1, 8, 9)).astype(np.int64)
     yield "animals and vehicles", Dataset(images, vehicle, ("animal", "vehicle"))
+    yield "two orientations, 20 classes", oriented(data, 2)
+    yield "four orientations, 40 classes", oriented(data, 4)
     yield "digits", digits()
     yield "pieces of two photographs", pieces()
 
@@ -107,6 +111,9 @@ def poisoned_sets(data: Dataset) -> Iterator[tuple[str, Dataset]]:
         for rate in RATES:
             yield method + ("" if rate == 1 else f", rate {rate}"), ulfast.poison(data, method, rate=rate)
     yield "ar, L-infinity", ulfast.poison(data, "ar", norm="linf")
+    many = oriented(data, 4)
+    for method in POISONS:
+        yield f"{method}, 40 classes", ulfast.poison(many, method)
 
 
 def main() -> None:
@@ -114,12 +121,15 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--limit", type=int, default=10_000)
     parser.add_argument("--poisoned", nargs="*", default=[], metavar="FOLDER")
+    parser.add_argument("--only", default="", metavar="WORD")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     data = ulfast.load_dataset(options.data, limit=options.limit)
     rows = []
 
     def say(name: str, dataset: Dataset, poisoned: bool) -> None:
+        if options.only not in name:
+            return
         found = diagnose(dataset)
         wrong = found.verdict == ("clean" if poisoned else "poisoned")
         values = " | ".join(f"{e.value:.3g}" for e in found.evidence)

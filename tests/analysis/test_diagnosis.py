@@ -56,6 +56,16 @@ def test_diagnosis(tmp_path, clean, method, verdict, attack):
         assert (tmp_path / "d.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(("method", "verdict", "attack"), [(None, "clean", "none"), ("lsp", "poisoned", "orthogonal")])
+def test_more_classes_do_not_change_what_counts(every, method, verdict, attack):
+    """Every class in four orientations: forty, of 125 images."""
+    turn = np.random.default_rng(0).integers(0, 4, len(every))
+    images = np.stack([np.rot90(image, k) for image, k in zip(every.images, turn, strict=True)])
+    data = ulfast.Dataset(images, every.labels * 4 + turn, tuple(map(str, range(40))))
+    found = diagnose(data if method is None else ulfast.poison(data, method))
+    assert (found.verdict, found.suggested_attack) == (verdict, attack), found.to_dict()
+
+
 def test_constant_pixels_are_found_where_they_are(clean):
     images = clean.images.copy()
     images[clean.labels == 4, 5, 9] = (255, 0, 255)
