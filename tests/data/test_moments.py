@@ -32,7 +32,7 @@ def test_sums_do_not_depend_on_the_pieces(many, monkeypatch, size):
 
 def test_means_are_in_units_of_one_and_missing_without_an_image(many):
     means = moments.class_moments(many).means()
-    assert means.shape == (40, 60) and means.dtype == torch.float64
+    assert (means.shape, means.dtype) == ((40, 60), torch.float64)
     assert means[:3].isnan().all()
     own = many.images[many.labels == 7].reshape(24, -1) / 255
     np.testing.assert_allclose(means[7], own.mean(0), rtol=1e-12)
