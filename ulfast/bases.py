@@ -1,4 +1,4 @@
-"""Ways to choose the directions that `orthogonal` takes away, beside SGD: LBFGS, ridge, class means, LEACE.
+"""Ways to choose what `orthogonal` takes away, beside SGD: LBFGS, ridge, class means, LEACE; and how much of it.
 
 All stream over the images; `ridge` and `leace` hold a (d, d) matrix, so d is limited.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import distributed
 from .basis import Basis
 from .data.dataset import Dataset, chunks
 from .data.loader import as_tensor
@@ -22,6 +23,7 @@ from .errors import InputError
 
 LARGEST = 12_288  # features a (d, d) matrix is made for: 64 px in colour, 600 MB in float32
 CHUNK_BYTES = 8 << 20
+TINY = 1e-12  # variance of a direction in which images of one class do not differ
 
 # Weights (c, d) and offsets (c,) of a linear classifier.
 Linear = tuple[Tensor, Tensor]
@@ -111,6 +113,50 @@ def class_mean(dataset: Dataset, seed: int = 0) -> Linear:
     centre = m.means.mean(0)
     weights = m.means - centre
     return weights.float(), (-weights @ centre - 0.5 * weights.square().sum(1)).float()
+
+
+def fisher_ratios(basis: Basis, dataset: Dataset, *, shared: bool = False) -> tuple[Tensor, Tensor]:
+    """How far the classes' means differ along the directions of a basis, beside how images of one class do.
+
+    Args:
+        shared: every process of `distributed.joined` reads its part of the images; all get the same.
+
+    Returns:
+        The rows of `basis` turned within their span so that images of one class vary independently along them, (k, d)
+        orthonormal, the least varying first; and (k,) the classes' variance between over within, each class counting
+        the same, in units of what it is with ten classes (the more there are, the more directions share it).
+    """
+    labels, rows = as_tensor(dataset.labels), basis.rows
+    counts = torch.bincount(labels, minlength=dataset.num_classes).double()
+    sums, square = torch.zeros(len(counts), len(rows), dtype=torch.float64), torch.zeros(len(rows), len(rows)).double()
+    pieces = chunks(dataset.images, CHUNK_BYTES)
+    for begin, stop in pieces[slice(*distributed.share(len(pieces)))] if shared else pieces:
+        answers = (_rows(dataset, begin, stop) @ rows.T).double()
+        sums.index_add_(0, labels[begin:stop], answers)
+        square += answers.T @ answers
+    if shared:
+        distributed.sum_(sums)
+        distributed.sum_(square)
+    there = counts > 0
+    means = sums[there] / counts[there, None]
+    within = (square - (counts[there, None] * means).T @ means) / len(dataset)
+    means -= means.mean(0)
+    variances, turn = torch.linalg.eigh(within)
+    between = (means @ turn).square().mean(0) * (len(means) - 1) / 9
+    turned, ratios = turn.T.float() @ rows, (between / variances.clamp_min(TINY)).float()
+    return (distributed.same(turned), distributed.same(ratios)) if shared else (turned, ratios)
+
+
+def partial_rows(basis: Basis, dataset: Dataset, *, shared: bool = False) -> Tensor:
+    """Rows (k, d), no longer of norm 1, of which projecting takes each direction away only as far as the classes' means
+    differ along it: the share min(1, ratio^2) of `fisher_ratios`.
+
+    Photographs vary most in a few directions, and there a perturbation is small beside what one class shows already.
+    Taking them away costs more than it gains where the noise of `fit_mean_noise` hides what stays. docs/attacks.md
+    measures it.
+    """
+    rows, ratios = fisher_ratios(basis, dataset, shared=shared)
+    return rows * ratios.clamp(0, 1)[:, None]  # the projection has them twice
 
 
 @dataclass(frozen=True)

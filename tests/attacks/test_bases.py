@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 import ulfast
 from ulfast import InputError, ops
 from ulfast.attacks import Context, Plan, get_attack
-from ulfast.bases import FITS, fit_weights, lbfgs, leace, moments, ridge
+from ulfast.bases import FITS, fisher_ratios, fit_weights, lbfgs, leace, moments, partial_rows, ridge
 from ulfast.data.loader import MemoryLoader, as_tensor
 from ulfast.data.projected import ProjectedLoader, write_projected
 from ulfast.parameters import with_parameters
@@ -179,9 +179,9 @@ def test_they_train(tmp_path, poisoned, method, options):
 
 
 def test_refusals(poisoned):
-    for options in ({"fit": "leace", "rank": 3}, {"fit": "leace", "project_test": True}):
-        with pytest.raises(InputError, match="leace takes neither"):
-            plan_of(poisoned, "orthogonal", **options)
+    for options in ({"rank": 3}, {"project_test": True}, {"partial": True}):
+        with pytest.raises(InputError, match="leace takes no"):
+            plan_of(poisoned, "orthogonal", fit="leace", **options)
     with pytest.raises(InputError, match="must be one of sgd"):
         plan_of(poisoned, "orthogonal", fit="magic")
     with pytest.raises(InputError, match="choose one"):
@@ -191,3 +191,48 @@ def test_refusals(poisoned):
         ridge(big)
     with pytest.raises(InputError, match="class 2 has no image"):
         moments(ulfast.Dataset(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2, ("a", "b", "c")), second=False)
+
+
+def test_fisher_ratios_are_those_of_each_direction(poisoned):
+    """Turned within the span: within a class uncorrelated; between and within as NumPy has them."""
+    basis = ulfast.fit_basis(poisoned)
+    turned, ratios = fisher_ratios(basis, poisoned)
+    torch.testing.assert_close(turned @ turned.T, torch.eye(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned.T @ turned, basis.rows.T @ basis.rows, atol=1e-5, rtol=0)
+    answers = (rows(poisoned) @ turned.double().T).numpy()
+    means = np.stack([answers[poisoned.labels == c].mean(0) for c in range(4)])
+    apart = answers - means[poisoned.labels]
+    within = apart.T @ apart / len(apart)
+    np.testing.assert_allclose(within - np.diag(np.diag(within)), 0, atol=1e-6)
+    assert (np.diff(np.diag(within)) >= 0).all()
+    np.testing.assert_allclose(ratios, means.var(0) * 3 / 9 / np.diag(within), rtol=1e-3)
+
+
+def test_partial_takes_away_what_the_classes_differ_by_and_leaves_the_rest(poisoned):
+    """The pattern goes; the brightness, by which single images vary most, stays but for the square of its ratio."""
+    brighter = np.random.default_rng(1).integers(-50, 51, (600, 1, 1, 1))
+    images = (poisoned.images.astype(int) + brighter).clip(0, 255).astype(np.uint8)
+    data = ulfast.Dataset(images, poisoned.labels, poisoned.classes)
+    pattern, uniform = ulfast.fit_basis(poisoned).rows, torch.full((1, 192), 192**-0.5)
+    pattern = torch.linalg.qr((pattern - pattern @ uniform.T @ uniform).T)[0].T
+    both = ulfast.Basis(torch.cat([pattern, uniform]), (8, 8, 3))
+    turned, ratios = fisher_ratios(both, data)
+    assert (ratios[:3] > 1).all()
+    assert ratios[3] < 0.1
+    assert turned[3] @ uniform[0] > 0.99 or turned[3] @ uniform[0] < -0.99
+    left = ops.project(turned, partial_rows(both, data))
+    torch.testing.assert_close(left, turned * (1 - ratios.clamp(0, 1) ** 2)[:, None], atol=1e-5, rtol=0)
+
+
+def test_partial_of_nothing_and_of_classes_without_images(poisoned):
+    none = ulfast.Basis(torch.empty(0, 192), (8, 8, 3))
+    assert partial_rows(none, poisoned).shape == (0, 192)
+    basis = ulfast.fit_basis(poisoned)
+    more = ulfast.Dataset(poisoned.images, poisoned.labels, tuple("abcdefg"))
+    torch.testing.assert_close(fisher_ratios(basis, more)[1], fisher_ratios(basis, poisoned)[1])
+
+
+def test_the_attack_takes_directions_away_in_part(poisoned):
+    plan = plan_of(poisoned, "orthogonal", partial=True)
+    torch.testing.assert_close(plan.project, partial_rows(plan.basis, poisoned))
+    assert plan.basis.orthogonality_error < 1e-6  # what is saved is the whole basis

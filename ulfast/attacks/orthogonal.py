@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from ..bases import FITS, fit_weights, leace
+from ..bases import FITS, fit_weights, leace, partial_rows
 from ..basis import Basis
 from ..errors import InputError
 from ..fit import fit_basis
@@ -67,19 +67,21 @@ class OrthogonalProjection(LinearFit):
     fit: str = parameter("sgd", "what gives the directions", choices=("sgd", *FITS, "leace"))
     rank: int | None = parameter(None, "directions to take away (default: what the weights span)", at_least=1)
     project_test: bool = parameter(False, "project the test images too")
+    partial: bool = parameter(False, "take a direction away only as far as the classes' means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
         start = time.perf_counter()
         if self.fit == "leace":
-            if self.rank is not None or self.project_test:
-                raise InputError("fit leace takes neither --rank nor --project-test: leave them out")
+            if self.rank is not None or self.project_test or self.partial:
+                raise InputError("fit leace takes no --rank, --project-test or partial: leave them out")
             plan.transform, basis = leace(plan.train)
         else:
             sgd = self.fit == "sgd" or context.basis is not None
             basis = self.sgd(plan, context, self.rank) if sgd else fit_weights(
                 plan.train, self.fit, self.rank, context.seed
             )  # fmt: skip
-            plan.project, plan.project_test = basis.rows, self.project_test
+            plan.project = partial_rows(basis, plan.train, shared=True) if self.partial else basis.rows
+            plan.project_test = self.project_test
         self.note(plan, basis, start)
 
 
