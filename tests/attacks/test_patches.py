@@ -163,11 +163,20 @@ def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
     assert np.load(out / "projected" / "images-00000.npy").shape == (700, 32, 32, 3)
 
 
-def test_full_takes_only_what_the_data_shows(tmp_path, clean):
-    """On a linear poison it is `orthogonal+mean-noise`, on clean images it is `none`, to the bit."""
-    test, options = clean.balanced(100), {"epochs": 1, "model": "cnn"}
-    for data, same in ((ulfast.poison(clean, "lsp"), "orthogonal+mean-noise"), (clean, "none")):
-        full, other = (ulfast.attack(data, test=test, method=m, **options) for m in ("orthogonal-full", same))
-        assert full.notes["patch_rank"] == 0
-        assert full.notes.get("rank") == other.notes.get("rank")
-        assert [row["train_loss"] for row in full.history] == [row["train_loss"] for row in other.history]
+@pytest.mark.parametrize(
+    ("method", "settings", "same", "same_settings"),
+    [
+        ("lsp", {}, "orthogonal+mean-noise", {"partial": True}),
+        ("lsp", {"noise_scale": 0}, "orthogonal", {}),
+        (None, {}, "none", {}),
+    ],
+)
+def test_full_takes_only_what_the_data_shows(clean, method, settings, same, same_settings):
+    """On a linear poison it is `orthogonal+mean-noise` in part, on clean images it is `none`, to the bit."""
+    data = ulfast.poison(clean, method) if method else clean
+    options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn"}
+    full = ulfast.attack(data, method="orthogonal-full", **settings, **options)
+    other = ulfast.attack(data, method=same, **same_settings, **options)
+    assert full.notes["patch_rank"] == 0
+    assert full.notes.get("rank") == other.notes.get("rank")
+    assert [row["train_loss"] for row in full.history] == [row["train_loss"] for row in other.history]

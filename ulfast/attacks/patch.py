@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..analysis.detail import fine_detail
@@ -43,9 +43,9 @@ class OrthogonalPatch(Attack):
 
 @dataclass(frozen=True)
 class OrthogonalFull(OrthogonalProjection):
-    """For any poison that a linear map removes: `orthogonal+mean-noise` unless the fine detail of the images says no
-    more of their classes than that of photographs does, then `orthogonal-patch`. On clean data nothing changes, where
-    `orthogonal` alone takes what the classes really differ by. All are fitted to the images as they are.
+    """For any poison that a linear map removes: `orthogonal+mean-noise`, in part, unless the fine detail of the images
+    says no more of their classes than that of photographs does, then `orthogonal-patch`. On clean data nothing changes,
+    where `orthogonal` alone takes what the classes really differ by. All are fitted to the images as they are.
     """
 
     summary = "both projections and mean-noise, each only where the data shows what it is for"
@@ -58,6 +58,7 @@ class OrthogonalFull(OrthogonalProjection):
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
     patch_rank: int | None = parameter(None, "patch directions to remove (default: chosen from the data)", at_least=0)
     noise_scale: float = parameter(SCALE, "deviation of the noise over that of the class means", at_least=0)
+    partial: bool = parameter(True, "take a direction away only as far as the classes' means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
         start = time.perf_counter()
@@ -67,6 +68,8 @@ class OrthogonalFull(OrthogonalProjection):
         plan.seconds["diagnose"] = time.perf_counter() - start
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
         if context.basis is not None or shown:
-            super().apply(plan, context)
+            # Without the noise, what stays of a direction would show.
+            whole = self.fit == "leace" or not self.noise_scale
+            OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
             ClassMeanNoise(self.noise_scale).apply(plan, context)
         OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)
