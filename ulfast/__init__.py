@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import distributed, ops, transforms
     from .analysis.diagnosis import Diagnosis, diagnose
     from .attacks import AttackResult, attack
+    from .bases import partial_rows
     from .basis import Basis
     from .data import Augment, Dataset, MemoryLoader, load_dataset, write_dataset
     from .fit import fit_basis
@@ -32,7 +33,7 @@ _HOME = {
     "Basis": "basis", "fit_basis": "fit", "OrthogonalProjection": "modules", "transforms": "transforms",
     "Dataset": "data", "load_dataset": "data", "write_dataset": "data", "MemoryLoader": "data", "Augment": "data",
     "PatchBasis": "patches", "PatchProjection": "patches", "fit_patches": "patches",
-    "MeanNoise": "noise", "fit_mean_noise": "noise",
+    "MeanNoise": "noise", "fit_mean_noise": "noise", "partial_rows": "bases",
     "diagnose": "analysis", "Diagnosis": "analysis",
     "poison": "poisons", "attack": "attacks", "AttackResult": "attacks",
     "Grid": "grid", "GridResult": "reproduce", "reproduce": "reproduce",
@@ -64,6 +65,7 @@ __all__ = [
     "ingest",
     "load_dataset",
     "ops",
+    "partial_rows",
     "poison",
     "project",
     "project_",

@@ -148,12 +148,20 @@ def fisher_ratios(basis: Basis, dataset: Dataset, *, shared: bool = False) -> tu
 
 
 def partial_rows(basis: Basis, dataset: Dataset, *, shared: bool = False) -> Tensor:
-    """Rows (k, d), no longer of norm 1, of which projecting takes each direction away only as far as the classes' means
-    differ along it: the share min(1, ratio^2) of `fisher_ratios`.
+    """Rows of which projecting takes each direction away only as far as the classes' means differ along it: the share
+    min(1, ratio^2) of `fisher_ratios`.
 
     Photographs vary most in a few directions, and there a perturbation is small beside what one class shows already.
     Taking them away costs more than it gains where the noise of `fit_mean_noise` hides what stays. docs/attacks.md
     measures it.
+
+    Args:
+        basis: fitted to `dataset`.
+        dataset: uint8 images (n, H, W, C) with labels, streamed once. Classes without an image do not count.
+        shared: every process of `distributed.joined` reads its part of the images; all get the same rows.
+
+    Returns:
+        (k, H * W * C) float32, orthogonal, of norms up to 1.
     """
     rows, ratios = fisher_ratios(basis, dataset, shared=shared)
     return rows * ratios.clamp(0, 1)[:, None]  # the projection has them twice

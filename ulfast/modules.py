@@ -12,7 +12,8 @@ class OrthogonalProjection(nn.Module):
     """Removes a basis from a batch of images: ``x - (x B^T) B``, without clipping.
 
     Args:
-        basis: a `Basis`, or a (k, d) float tensor with orthonormal rows in NHWC pixel order.
+        basis: a `Basis`, or a (k, d) float tensor in NHWC pixel order: orthonormal rows, or orthogonal ones of a norm
+            below 1, each of which goes in part (`partial_rows`).
 
     Shape:
         (n, C, H, W), any memory format (channels_last is quickest: it is the order of the basis), or (n, d) rows in
