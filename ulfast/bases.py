@@ -115,10 +115,13 @@ def class_mean(dataset: Dataset, seed: int = 0) -> Linear:
     return weights.float(), (-weights @ centre - 0.5 * weights.square().sum(1)).float()
 
 
-def fisher_ratios(basis: Basis, dataset: Dataset, *, shared: bool = False) -> tuple[Tensor, Tensor]:
+def fisher_ratios(
+    basis: Basis, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False
+) -> tuple[Tensor, Tensor]:
     """How far the classes' means differ along the directions of a basis, beside how images of one class do.
 
     Args:
+        device: where the images meet the rows.
         shared: every process of `distributed.joined` reads its part of the images; all get the same.
 
     Returns:
@@ -126,12 +129,12 @@ def fisher_ratios(basis: Basis, dataset: Dataset, *, shared: bool = False) -> tu
         orthonormal, the least varying first; and (k,) the classes' variance between over within, each class counting
         the same, in units of what it is with ten classes (the more there are, the more directions share it).
     """
-    labels, rows = as_tensor(dataset.labels), basis.rows
+    labels, rows = as_tensor(dataset.labels), basis.rows.to(device)
     counts = torch.bincount(labels, minlength=dataset.num_classes).double()
     sums, square = torch.zeros(len(counts), len(rows), dtype=torch.float64), torch.zeros(len(rows), len(rows)).double()
     pieces = chunks(dataset.images, CHUNK_BYTES)
     for begin, stop in pieces[slice(*distributed.share(len(pieces)))] if shared else pieces:
-        answers = (_rows(dataset, begin, stop) @ rows.T).double()
+        answers = (_rows(dataset, begin, stop).to(device) @ rows.T).double().cpu()
         sums.index_add_(0, labels[begin:stop], answers)
         square += answers.T @ answers
     if shared:
@@ -143,11 +146,11 @@ def fisher_ratios(basis: Basis, dataset: Dataset, *, shared: bool = False) -> tu
     means -= means.mean(0)
     variances, turn = torch.linalg.eigh(within)
     between = (means @ turn).square().mean(0) * (len(means) - 1) / 9
-    turned, ratios = turn.T.float() @ rows, (between / variances.clamp_min(TINY)).float()
+    turned, ratios = turn.T.float() @ basis.rows.cpu(), (between / variances.clamp_min(TINY)).float()
     return (distributed.same(turned), distributed.same(ratios)) if shared else (turned, ratios)
 
 
-def partial_rows(basis: Basis, dataset: Dataset, *, shared: bool = False) -> Tensor:
+def partial_rows(basis: Basis, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False) -> Tensor:
     """Rows of which projecting takes each direction away only as far as the classes' means differ along it: the share
     min(1, ratio^2) of `fisher_ratios`.
 
@@ -158,12 +161,13 @@ def partial_rows(basis: Basis, dataset: Dataset, *, shared: bool = False) -> Ten
     Args:
         basis: fitted to `dataset`.
         dataset: uint8 images (n, H, W, C) with labels, streamed once. Classes without an image do not count.
+        device: where the images meet the rows.
         shared: every process of `distributed.joined` reads its part of the images; all get the same rows.
 
     Returns:
         (k, H * W * C) float32, orthogonal, of norms up to 1.
     """
-    rows, ratios = fisher_ratios(basis, dataset, shared=shared)
+    rows, ratios = fisher_ratios(basis, dataset, device=device, shared=shared)
     return rows * ratios.clamp(0, 1)[:, None]  # the projection has them twice
 
 

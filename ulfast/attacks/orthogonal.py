@@ -80,7 +80,9 @@ class OrthogonalProjection(LinearFit):
             basis = self.sgd(plan, context, self.rank) if sgd else fit_weights(
                 plan.train, self.fit, self.rank, context.seed
             )  # fmt: skip
-            plan.project = partial_rows(basis, plan.train, shared=True) if self.partial else basis.rows
+            plan.project = basis.rows
+            if self.partial:
+                plan.project = partial_rows(basis, plan.train, device=context.device, shared=True)
             plan.project_test = self.project_test
         self.note(plan, basis, start)
 
