@@ -46,6 +46,9 @@ def test_processes_together_do_what_one_does(data, alone, tmp_path, processes):
     assert got["fit"] == pytest.approx(want["fit"], rel=1e-5)
     assert got["statistics"] == want["statistics"]
     assert torch.equal(got["noise"], want["noise"])
+    torch.testing.assert_close(
+        got["partial"].T @ got["partial"], want["partial"].T @ want["partial"], rtol=0, atol=1e-5
+    )
     for name in ("cnn", "resnet18-4"):  # without and with batch normalisation
         np.testing.assert_allclose(got[name], want[name], rtol=1e-3)
         for key, value in want[f"{name} state"].items():

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 import ulfast
-import ulfast.noise
+import ulfast.bases
+import ulfast.data.moments
 import ulfast.poisons.run
 from ulfast import distributed
 from ulfast.data import MemoryLoader, channel_statistics, projected
@@ -16,7 +17,8 @@ from ulfast.data.rows import RowWriter
 from ulfast.poisons import Poisoning, write_rows
 from ulfast.training import Recipe, build_model, evaluate, train
 
-ulfast.poisons.run.CHUNK_BYTES = ulfast.noise.CHUNK_BYTES = 20 * 768  # 20 images
+for module in (ulfast.poisons.run, ulfast.data.moments, ulfast.bases):
+    module.CHUNK_BYTES = 20 * 768  # 20 images
 
 
 def main(folder: str, out: Path) -> None:
@@ -29,6 +31,7 @@ def main(folder: str, out: Path) -> None:
     found["fit"] = (basis.metadata["loss"], basis.metadata["train_accuracy"])
     found["statistics"] = channel_statistics(data, shared=True)
     found["noise"] = ulfast.fit_mean_noise(data, shared=True)
+    found["partial"] = ulfast.partial_rows(basis, data, shared=True)
     for name, rate in (("cnn", 1e-3), ("resnet18-4", 1e-4)):
         recipe = Recipe("test", 2, 32, "sgd", rate, 0.0, "one-cycle", half=False)
         model = build_model(name, num_classes=3, image_shape=data.image_shape)

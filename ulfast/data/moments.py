@@ -12,6 +12,8 @@ from .. import distributed, ops
 from .dataset import Dataset, chunks
 from .loader import as_tensor
 
+CHUNK_BYTES = 64 << 20
+
 
 class ClassMoments(NamedTuple):
     """Images a class (c,), the sums of every value (c, H, W, C) in uint8 levels, and of their squares; all int64."""
@@ -41,7 +43,7 @@ def class_moments(
     second = torch.zeros_like(sums) if squares else None
     # Class by class: of a thousand a piece then has few, and only their sums are made and added.
     order = labels.argsort(stable=True)
-    pieces = chunks(dataset.images)
+    pieces = chunks(dataset.images, CHUNK_BYTES)
     mine = pieces[slice(*distributed.share(len(pieces)))] if shared else pieces
     for begin, stop in mine:
         rows = order[begin:stop]
