@@ -40,10 +40,10 @@ def clean(every):
     [
         (None, "clean", "none"),
         ("swrandom", "clean", "none"),
-        ("lsp", "poisoned", "orthogonal"),
-        ("regions-16", "poisoned", "orthogonal"),
-        ("ops", "poisoned", "orthogonal"),
-        ("cuda", "poisoned", "orthogonal"),
+        ("lsp", "poisoned", "orthogonal-full"),
+        ("regions-16", "poisoned", "orthogonal-full"),
+        ("ops", "poisoned", "orthogonal-full"),
+        ("cuda", "poisoned", "orthogonal-full"),
         ("ar", "poisoned", "orthogonal-patch"),
     ],
 )
@@ -56,7 +56,9 @@ def test_diagnosis(tmp_path, clean, method, verdict, attack):
         assert (tmp_path / "d.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(("method", "verdict", "attack"), [(None, "clean", "none"), ("lsp", "poisoned", "orthogonal")])
+@pytest.mark.parametrize(
+    ("method", "verdict", "attack"), [(None, "clean", "none"), ("lsp", "poisoned", "orthogonal-full")]
+)
 def test_more_classes_do_not_change_what_counts(every, method, verdict, attack):
     """Every class in four orientations: forty, of 125 images."""
     turn = np.random.default_rng(0).integers(0, 4, len(every))
@@ -159,7 +161,7 @@ def test_classes_that_are_easy_to_tell_are_no_poison(every):
     assert found.evidence[0].value > 0.8
     assert found.verdict == "unknown"
     found = diagnose(ulfast.poison(pair, "lsp"))
-    assert (found.verdict, found.suggested_attack) == ("poisoned", "orthogonal")
+    assert (found.verdict, found.suggested_attack) == ("poisoned", "orthogonal-full")
 
 
 def test_classes_without_images(clean):
@@ -190,13 +192,13 @@ def test_conclusions():
         assert conclusion(**unclear) == ("unknown", "orthogonal-full")
         assert conclusion(**unclear, doubt="digits") == ("unknown", "none")
     for pattern in ({"linear": 0.9, "detail": 0.9}, {"detail": 0.4, "marked": 0.2}, {"linear": 0.9, "marked": 0.2}):
-        assert conclusion(**pattern) == ("poisoned", "orthogonal")
+        assert conclusion(**pattern) == ("poisoned", "orthogonal-full")
         assert conclusion(**pattern, smooth=80) == ("poisoned", "orthogonal-full")
         assert conclusion(**pattern, smooth=80, doubt="digits") == ("unknown", "none")
     assert conclusion(linear=0.5, detail=0.9) == ("poisoned", "iss-jpeg")
-    assert conclusion(linear=0.8, detail=0.9) == ("poisoned", "orthogonal")
-    assert conclusion(linear=0.5, detail=0.9, marked=0.4) == ("poisoned", "orthogonal")
+    assert conclusion(linear=0.8, detail=0.9) == ("poisoned", "orthogonal-full")
+    assert conclusion(linear=0.5, detail=0.9, marked=0.4) == ("poisoned", "orthogonal-full")
     assert conclusion(smooth=80) == ("poisoned", "orthogonal-patch")
-    assert conclusion(detail=0.9, whole=80, constant=1.0) == ("poisoned", "orthogonal")
+    assert conclusion(detail=0.9, whole=80, constant=1.0) == ("poisoned", "orthogonal-full")
     assert conclusion(whole=40) == ("poisoned", "orthogonal")
     assert conclusion(marked=0.05) == ("poisoned", "orthogonal-full")

@@ -235,13 +235,13 @@ def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
     if "poisoned" not in findings:  # with a doubt, a projection would take away what the classes really differ by
         return "unknown", "none" if any(e.doubt for e in evidence) else "orthogonal-full"
     pattern = has_pattern(evidence[:3])
-    if smooth == "poisoned":
-        return "poisoned", "orthogonal-full" if pattern else "orthogonal-patch"
-    if "poisoned" in (whole, constant):  # a constant pixel shows in the patches that hold it, too
+    if smooth == "poisoned" and not pattern:
+        return "poisoned", "orthogonal-patch"
+    if "poisoned" in (whole, constant) and not pattern:  # a pixel alone, or the patches that hold it
         return "poisoned", "orthogonal"
-    if pattern:
-        return "poisoned", "iss-jpeg" if is_its_own(evidence[:3]) else "orthogonal"
-    return "poisoned", "orthogonal-full"  # few marked images alone, so perhaps nothing to take away
+    if "poisoned" not in (smooth, whole, constant) and pattern and is_its_own(evidence[:3]):
+        return "poisoned", "iss-jpeg"
+    return "poisoned", "orthogonal-full"  # which takes a pattern away only where it is worth it
 
 
 def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, int], str]:
