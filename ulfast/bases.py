@@ -127,7 +127,7 @@ def fisher_ratios(
     Returns:
         The rows of `basis` turned within their span so that images of one class vary independently along them, (k, d)
         orthonormal, the least varying first; and (k,) the classes' variance between over within, each class counting
-        the same, in units of what it is with ten classes (the more there are, the more directions share it).
+        the same; of more than ten classes, in units of what ten give (the more classes, the more directions share it).
     """
     labels, rows = as_tensor(dataset.labels), basis.rows.to(device)
     counts = torch.bincount(labels, minlength=dataset.num_classes).double()
@@ -145,7 +145,7 @@ def fisher_ratios(
     within = (square - (counts[there, None] * means).T @ means) / len(dataset)
     means -= means.mean(0)
     variances, turn = torch.linalg.eigh(within)
-    between = (means @ turn).square().mean(0) * (len(means) - 1) / 9
+    between = (means @ turn).square().mean(0) * max(1, (len(means) - 1) / 9)
     turned, ratios = turn.T.float() @ basis.rows.cpu(), (between / variances.clamp_min(TINY)).float()
     return (distributed.same(turned), distributed.same(ratios)) if shared else (turned, ratios)
 
