@@ -64,11 +64,11 @@ def test_diagnose(ulfast):
     code, out, err = ulfast("diagnose", "p", "--out", "d.png")
     assert code == 0, err
     assert "poisoned" in out
-    assert "ulfast attack --data p --method orthogonal-full" in out
+    assert "ulfast attack --data p --method orthogonal\n" in out
     assert Path("d.png").exists()
     code, out, _ = ulfast("diagnose", "p", "--json")
     found = json.loads(out)
-    assert (found["verdict"], found["suggested_attack"], len(found["evidence"])) == ("poisoned", "orthogonal-full", 6)
+    assert (found["verdict"], found["suggested_attack"], len(found["evidence"])) == ("poisoned", "orthogonal", 6)
 
 
 def test_without_data_the_sample_is_poisoned(ulfast):
