@@ -234,14 +234,14 @@ def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
         return "clean", "none"
     if "poisoned" not in findings:  # with a doubt, a projection would take away what the classes really differ by
         return "unknown", "none" if any(e.doubt for e in evidence) else "orthogonal-full"
-    pattern = has_pattern(evidence[:3])
-    if smooth == "poisoned" and not pattern:
+    if has_pattern(evidence[:3]):
+        alone = "poisoned" not in (smooth, whole, constant)
+        return "poisoned", "iss-jpeg" if alone and is_its_own(evidence[:3]) else "orthogonal-full"
+    if smooth == "poisoned":
         return "poisoned", "orthogonal-patch"
-    if "poisoned" in (whole, constant) and not pattern:  # a pixel alone, or the patches that hold it
+    if "poisoned" in (whole, constant):  # a constant pixel shows in the patches that hold it, too
         return "poisoned", "orthogonal"
-    if "poisoned" not in (smooth, whole, constant) and pattern and is_its_own(evidence[:3]):
-        return "poisoned", "iss-jpeg"
-    return "poisoned", "orthogonal-full"  # which takes a pattern away only where it is worth it
+    return "poisoned", "orthogonal-full"  # few marked images alone, so perhaps nothing to take away
 
 
 def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, int], str]:
