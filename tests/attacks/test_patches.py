@@ -180,3 +180,16 @@ def test_full_takes_only_what_the_data_shows(clean, method, settings, same, same
     assert full.notes["patch_rank"] == 0
     assert full.notes.get("rank") == other.notes.get("rank")
     assert [row["train_loss"] for row in full.history] == [row["train_loss"] for row in other.history]
+
+
+def test_auto_looks_once(clean, monkeypatch):
+    """What the diagnosis measured, the attack that it suggests does not measure again; the result is the same."""
+    data = ulfast.poison(clean, "lsp")
+    options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn"}
+    full = ulfast.attack(data, method="orthogonal-full", **options)
+    for again in ("linear_model", "fine_detail", "fit_patches"):
+        monkeypatch.delattr(f"ulfast.attacks.patch.{again}")
+    auto = ulfast.attack(data, method="auto", **options)
+    assert auto.notes["diagnosis"]["suggested_attack"] == "orthogonal-full"
+    assert {name: auto.notes[name] for name in full.notes} == full.notes
+    assert [row["train_loss"] for row in auto.history] == [row["train_loss"] for row in full.history]

@@ -73,14 +73,14 @@ class Diagnosis:
         evidence: the measurements.
         seconds: that it took.
         detail: with the indices of the images that stand out.
-        basis, patches: what was fitted on the way, for pictures.
+        linear, patches: what was fitted on the way, for pictures and for the attack that follows.
     """
 
     verdict: str
     suggested_attack: str
     evidence: tuple[Evidence, ...]
     seconds: float
-    basis: Basis
+    linear: LinearModel
     patches: PatchBasis
     detail: Detail
 
@@ -139,7 +139,7 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Callable[..., None] |
                  linear.doubt),
     )  # fmt: skip
     verdict, attack = conclude(evidence)
-    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear.basis, patches, detail)
+    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear, patches, detail)
 
 
 def pixel_space(linear: LinearModel, detail: Detail, dataset: Dataset) -> tuple[Evidence, Evidence, Evidence]:

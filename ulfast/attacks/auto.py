@@ -20,7 +20,7 @@ class Auto(Attack):
         from .registry import get_attack
 
         start = time.perf_counter()
-        found = diagnose(plan.train, seed=context.seed, progress=context.progress)
+        plan.diagnosis = found = diagnose(plan.train, seed=context.seed, progress=context.progress)
         plan.seconds["diagnose"] = time.perf_counter() - start
         plan.notes |= {"diagnosis": found.to_dict()}
         for step in get_attack(found.suggested_attack)[1]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from ..patches import PatchBasis
 from ..training.mixing import BatchHook
 from ..training.recipes import Recipe
 from ..training.refit import Refit
+
+if TYPE_CHECKING:
+    from ..analysis.diagnosis import Diagnosis
 
 # Where in the course of things an attack works: on the stored images, on their projection, on training batches, on the
 # search for the hardest of them, on the trained network. Attacks that are joined are carried out in this order.
@@ -42,6 +45,7 @@ class Plan:
         select: clean images by whose accuracy the best epoch is chosen, or None for the last epoch.
         refits: what happens to the trained network, in order.
         basis: what was fitted, for pictures and files.
+        diagnosis: what `auto` found, so that what it suggests need not look again.
         notes: facts for the result (fit accuracy, chosen settings).
         seconds: of the steps before training, by name.
     """
@@ -58,6 +62,7 @@ class Plan:
     select: Dataset | None = None
     refits: list[Refit] = field(default_factory=list)
     basis: Basis | None = None
+    diagnosis: Diagnosis | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -33,10 +33,13 @@ class OrthogonalPatch(Attack):
     patch_rank: int | None = parameter(None, "directions to remove (default: chosen from the data)", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
-        start = time.perf_counter()
-        plan.patches = fit_patches(
-            plan.train, patch=self.patch, rank=self.patch_rank, seed=context.seed, progress=context.progress
-        )
+        start, found = time.perf_counter(), plan.diagnosis
+        if found and (self.patch, self.patch_rank) == (found.patches.metadata["patch"], None):
+            plan.patches = found.patches
+        else:
+            plan.patches = fit_patches(
+                plan.train, patch=self.patch, rank=self.patch_rank, seed=context.seed, progress=context.progress
+            )
         plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
         plan.notes |= {"patch_rank": plan.patches.rank, "patch_largest": plan.patches.metadata["largest"]}
 
@@ -61,11 +64,11 @@ class OrthogonalFull(OrthogonalProjection):
     partial: bool = parameter(True, "take a direction away only as far as the classes' means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
-        start = time.perf_counter()
-        linear = linear_model(plan.train, context.seed, context.progress)
-        detail = fine_detail(plan.train, context.seed)
+        start, found = time.perf_counter(), plan.diagnosis
+        linear = found.linear if found else linear_model(plan.train, context.seed, context.progress)
+        detail = found.detail if found else fine_detail(plan.train, context.seed)
         shown = has_pattern(pixel_space(linear, detail, plan.train))
-        plan.seconds["diagnose"] = time.perf_counter() - start
+        plan.seconds["diagnose"] = plan.seconds.get("diagnose", 0.0) + time.perf_counter() - start
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
         if context.basis is not None or shown:
             # Without the noise, what stays of a direction would show.

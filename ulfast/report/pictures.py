@@ -207,7 +207,7 @@ def diagnosis_figure(diagnosis: Diagnosis, dataset: Dataset, seed: int = 0) -> F
     from ..patches import PRESENT
 
     names = [name[:12] for name in dataset.classes]
-    weights = list(diagnosis.basis.images()[:MAX_COLUMNS])
+    weights = list(diagnosis.linear.basis.images()[:MAX_COLUMNS])
     directions = list(diagnosis.patches.directions[:MAX_COLUMNS].permute(0, 2, 3, 1).numpy())
     common = list(patterns(dataset, diagnosis.detail, seed).items())[:MAX_COLUMNS]
     rows = [("linear weights of each class", weights, names if len(weights) <= len(names) else range(1, 11))]
