@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -32,10 +33,21 @@ from ulfast.data import Dataset
 
 POISONS = ("lsp", "ops", "ar", "regions-4", "regions-16", "cwrandom", "cuda", "pil")
 RATES = (1.0, 0.5, 0.2, 0.1, 0.05)
+Named = tuple[str, Callable[[], Dataset]]
 
 
-def changed(data: Dataset, images: np.ndarray) -> Dataset:
-    return Dataset(np.ascontiguousarray(images), data.labels, data.classes)
+def changed(data: Dataset, change: Callable[[np.ndarray], np.ndarray]) -> Dataset:
+    return Dataset(np.ascontiguousarray(change(np.ascontiguousarray(data.images))), data.labels, data.classes)
+
+
+def gray(images: np.ndarray) -> np.ndarray:
+    """As it is defined for JPEG; in three equal channels."""
+    one = (images @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
+    return np.repeat(one[..., None], 3, 3)
+
+
+def mirrored(images: np.ndarray) -> np.ndarray:
+    return images[:, :, ::-1]
 
 
 def jpeg(images: np.ndarray, quality: int) -> np.ndarray:
@@ -53,32 +65,30 @@ def enlarged(images: np.ndarray) -> np.ndarray:
     return x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-def clean_sets(data: Dataset) -> Iterator[tuple[str, Dataset]]:
-    n, images = len(data), np.ascontiguousarray(data.images)
-    yield "clean", data
+def clean_sets(data: Dataset) -> Iterator[Named]:
+    n = len(data)
+    yield "clean", partial(data.subset, np.arange(n))
     for seed in (1, 2, 3):
-        yield f"random half {seed}", data.balanced(n // 2, seed)
-    yield "random tenth", data.balanced(n // 10, 1)
-    # Gray as it is defined for JPEG; in three equal channels.
-    gray = (images @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
-    yield "gray", changed(data, np.repeat(gray[..., None], 3, 3))
-    yield "blurred", changed(data, pooled(images))
-    yield "mirrored", changed(data, images[:, :, ::-1])
-    yield "enlarged to twice the side", changed(data.balanced(n // 2, 4), enlarged(data.balanced(n // 2, 4).images))
+        yield f"random half {seed}", partial(data.balanced, n // 2, seed)
+    yield "random tenth", partial(data.balanced, n // 10, 1)
+    yield "gray", partial(changed, data, gray)
+    yield "blurred", partial(changed, data, pooled)
+    yield "mirrored", partial(changed, data, mirrored)
+    yield "enlarged to twice the side", partial(changed, data.balanced(n // 2, 4), enlarged)
     for quality in (75, 30, 10):
-        yield f"JPEG {quality}", changed(data, jpeg(images, quality))
+        yield f"JPEG {quality}", partial(changed, data, partial(jpeg, quality=quality))
     most = n // data.num_classes
     keep = [np.flatnonzero(data.labels == c)[: round(most * 0.74**c)] for c in range(data.num_classes)]
-    yield f"imbalanced ({len(keep[0])} to {len(keep[-1])} a class)", data.subset(np.sort(np.concatenate(keep)))
-    yield "swrandom (control)", ulfast.poison(data, "swrandom")
+    yield f"imbalanced ({len(keep[0])} to {len(keep[-1])} a class)", partial(data.subset, np.sort(np.concatenate(keep)))
+    yield "swrandom (control)", partial(ulfast.poison, data, "swrandom")
     for name, classes in (("airplanes and frogs", (0, 6)), ("dog to truck", (5, 6, 7, 8, 9))):
-        yield name, some_classes(data, classes)
+        yield name, partial(some_classes, data, classes)
     vehicle = np.isin(data.labels, (0, 1, 8, 9)).astype(np.int64)
-    yield "animals and vehicles", Dataset(images, vehicle, ("animal", "vehicle"))
-    yield "two orientations, 20 classes", oriented(data, 2)
-    yield "four orientations, 40 classes", oriented(data, 4)
-    yield "digits", digits()
-    yield "pieces of two photographs", pieces()
+    yield "animals and vehicles", partial(Dataset, data.images, vehicle, ("animal", "vehicle"))
+    yield "two orientations, 20 classes", partial(oriented, data, 2)
+    yield "four orientations, 40 classes", partial(oriented, data, 4)
+    yield "digits", digits
+    yield "pieces of two photographs", pieces
 
 
 def some_classes(data: Dataset, classes: tuple[int, ...]) -> Dataset:
@@ -106,14 +116,17 @@ def pieces(side: int = 32) -> Dataset:
     return Dataset(np.stack(cut), np.array(labels), tuple(Path(name).stem for name in bunch.filenames))
 
 
-def poisoned_sets(data: Dataset) -> Iterator[tuple[str, Dataset]]:
+def poisoned_sets(data: Dataset) -> Iterator[Named]:
     for method in POISONS:
         for rate in RATES:
-            yield method + ("" if rate == 1 else f", rate {rate}"), ulfast.poison(data, method, rate=rate)
-    yield "ar, L-infinity", ulfast.poison(data, "ar", norm="linf")
-    many = oriented(data, 4)
+            yield method + ("" if rate == 1 else f", rate {rate}"), partial(ulfast.poison, data, method, rate=rate)
+    yield "ar, L-infinity", partial(ulfast.poison, data, "ar", norm="linf")
     for method in POISONS:
-        yield f"{method}, 40 classes", ulfast.poison(many, method)
+        yield f"{method}, 40 classes", partial(many_classes, data, method)
+
+
+def many_classes(data: Dataset, method: str) -> Dataset:
+    return ulfast.poison(oriented(data, 4), method)
 
 
 def main() -> None:
@@ -127,10 +140,10 @@ def main() -> None:
     data = ulfast.load_dataset(options.data, limit=options.limit)
     rows = []
 
-    def say(name: str, dataset: Dataset, poisoned: bool) -> None:
+    def say(name: str, make: Callable[[], Dataset], poisoned: bool) -> None:
         if options.only not in name:
             return
-        found = diagnose(dataset)
+        found = diagnose(make())
         wrong = found.verdict == ("clean" if poisoned else "poisoned")
         values = " | ".join(f"{e.value:.3g}" for e in found.evidence)
         verdict = f"*{found.verdict}*" if wrong else found.verdict
@@ -139,12 +152,12 @@ def main() -> None:
 
     heads = ("linear model", "fine detail", "marked images", "smooth patches", "all patches", "constant pixel")
     print(f"| data | {' | '.join(heads)} | verdict | suggested |\n|---|{'---|' * len(heads)}---|---|")
-    for name, dataset in clean_sets(data):
-        say(name, dataset, False)
-    for name, dataset in poisoned_sets(data):
-        say(name, dataset, True)
+    for name, make in clean_sets(data):
+        say(name, make, False)
+    for name, make in poisoned_sets(data):
+        say(name, make, True)
     for folder in options.poisoned:
-        say(Path(folder).name, ulfast.load_dataset(folder), True)
+        say(Path(folder).name, partial(ulfast.load_dataset, folder), True)
     for poisoned in (False, True):
         verdicts = [row["verdict"] for row in rows if row["poisoned"] == poisoned]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("poisoned", "unknown", "clean"))
