@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import ulfast
 from ulfast import InputError
 from ulfast.analysis.diagnosis import DETAIL, PATCHES
+from ulfast.attacks.patch import stays
 from ulfast.data import load_dataset
 from ulfast.data.loader import Augment, FilteredLoader
 from ulfast.patches import PatchProjection, estimator, fit_patches, spectrum, statistics
@@ -176,10 +177,30 @@ def test_full_takes_only_what_the_data_shows(clean, method, settings, same, same
     data = ulfast.poison(clean, method) if method else clean
     options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn"}
     full = ulfast.attack(data, method="orthogonal-full", **settings, **options)
+    if "noise_scale" in full.notes:
+        same_settings = same_settings | {"noise_scale": full.notes["noise_scale"]}
     other = ulfast.attack(data, method=same, **same_settings, **options)
     assert full.notes["patch_rank"] == 0
     assert full.notes.get("rank") == other.notes.get("rank")
     assert [row["train_loss"] for row in full.history] == [row["train_loss"] for row in other.history]
+
+
+@pytest.mark.parametrize(("method", "least", "most"), [("ops", 1.0, 1.001), ("regions-4", 1.6, 2.0)])
+def test_the_noise_follows_what_stays(clean, method, least, most):
+    """1 where every direction goes whole, towards 2 where most of one stays; `noise_scale` overrides it."""
+    data = ulfast.poison(clean, method)
+    options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn", "method": "orthogonal-full"}
+    notes = ulfast.attack(data, **options).notes
+    assert least <= notes["noise_scale"] <= most
+    fixed = ulfast.attack(data, noise_scale=0.5, **options).notes
+    assert "noise_scale" not in fixed
+    assert fixed["noise_norm"] == pytest.approx(notes["noise_norm"] * 0.5 / notes["noise_scale"], rel=1e-4)
+
+
+def test_the_largest_share_that_stays():
+    rows = torch.eye(3)
+    assert stays(rows) == stays(None) == 0
+    assert stays(rows * torch.tensor([1, 0.5, 1.0])[:, None]) == 0.75
 
 
 def test_auto_looks_once(clean, monkeypatch):

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from torch import Tensor
+
 from ..analysis.detail import fine_detail
 from ..analysis.diagnosis import has_pattern, linear_model, pixel_space
 from ..noise import SCALE
@@ -44,6 +46,11 @@ class OrthogonalPatch(Attack):
         plan.notes |= {"patch_rank": plan.patches.rank, "patch_largest": plan.patches.metadata["largest"]}
 
 
+def stays(rows: Tensor | None) -> float:
+    """The largest share that projecting off `rows` (k, d), orthogonal, leaves of one of them."""
+    return 0.0 if rows is None else 1 - float(rows.square().sum(1).min().clamp(0, 1))
+
+
 @dataclass(frozen=True)
 class OrthogonalFull(OrthogonalProjection):
     """For any poison that a linear map removes: `orthogonal+mean-noise`, in part, unless the fine detail of the images
@@ -60,7 +67,9 @@ class OrthogonalFull(OrthogonalProjection):
 
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
     patch_rank: int | None = parameter(None, "patch directions to remove (default: chosen from the data)", at_least=0)
-    noise_scale: float = parameter(SCALE, "deviation of the noise over that of the class means", at_least=0)
+    noise_scale: float | None = parameter(
+        None, "deviation of the noise over that of the class means (default: 1, up to 2 as directions stay)", at_least=0
+    )
     partial: bool = parameter(True, "take a direction away only as far as the classes' means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
@@ -72,7 +81,11 @@ class OrthogonalFull(OrthogonalProjection):
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
         if context.basis is not None or shown:
             # Without the noise, what stays of a direction would show.
-            whole = self.fit == "leace" or not self.noise_scale
+            whole = self.fit == "leace" or self.noise_scale == 0
             OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
-            ClassMeanNoise(self.noise_scale).apply(plan, context)
+            scale = self.noise_scale
+            if scale is None:
+                scale = SCALE / 2 * (1 + stays(plan.project))
+                plan.notes |= {"noise_scale": scale}
+            ClassMeanNoise(scale).apply(plan, context)
         OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)
