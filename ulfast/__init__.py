@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .fit import fit_basis
     from .grid import Grid
     from .modules import OrthogonalProjection
-    from .noise import MeanNoise, fit_mean_noise
+    from .noise import MeanNoise, fit_mean_noise, noise_scale
     from .ops import ingest, project, project_, project_classwise
     from .patches import PatchBasis, PatchProjection, fit_patches
     from .poisons import poison
@@ -33,7 +33,7 @@ _HOME = {
     "Basis": "basis", "fit_basis": "fit", "OrthogonalProjection": "modules", "transforms": "transforms",
     "Dataset": "data", "load_dataset": "data", "write_dataset": "data", "MemoryLoader": "data", "Augment": "data",
     "PatchBasis": "patches", "PatchProjection": "patches", "fit_patches": "patches",
-    "MeanNoise": "noise", "fit_mean_noise": "noise", "partial_rows": "bases",
+    "MeanNoise": "noise", "fit_mean_noise": "noise", "noise_scale": "noise", "partial_rows": "bases",
     "diagnose": "analysis", "Diagnosis": "analysis",
     "poison": "poisons", "attack": "attacks", "AttackResult": "attacks",
     "Grid": "grid", "GridResult": "reproduce", "reproduce": "reproduce",
@@ -64,6 +64,7 @@ __all__ = [
     "fit_patches",
     "ingest",
     "load_dataset",
+    "noise_scale",
     "ops",
     "partial_rows",
     "poison",

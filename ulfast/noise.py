@@ -57,6 +57,20 @@ def fit_mean_noise(
     return distributed.same(rows) if shared else rows
 
 
+def noise_scale(rows: Tensor) -> float:
+    """A scale for `fit_mean_noise` where images are projected off `rows`: 1 if every direction goes whole, up to 2 as
+    more of one stays.
+
+    What a whole projection leaves of a pattern is little, and noise costs more than it hides there; what stays in part
+    is a pattern that the linear model has seen. docs/orthogonal-patch.md measures both.
+
+    Args:
+        rows: (k, d), orthogonal, of norms up to 1: of a `Basis` or from `partial_rows`.
+    """
+    stays = 1 - rows.double().square().sum(1)
+    return SCALE / 2 * (1 + float(stays.max().clamp(0, 1)) if len(rows) else 1)
+
+
 class MeanNoise(nn.Module):
     """Adds a random mixture of some rows to every image of a batch, in training mode; in evaluation it does nothing.
 

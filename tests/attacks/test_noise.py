@@ -78,6 +78,14 @@ def test_wrong_scales(make_dataset, scale):
         fit_mean_noise(make_dataset(20, 8), scale)
 
 
+def test_the_scale_follows_the_largest_share_that_stays():
+    rows = torch.eye(4)[:3]
+    assert ulfast.noise_scale(rows) == ulfast.noise_scale(rows[:0]) == 1
+    assert ulfast.noise_scale(rows * torch.tensor([1, 0.5, 1.0])[:, None]) == 1.75
+    assert ulfast.noise_scale(rows * 0) == 2
+    assert ulfast.noise_scale(rows * 1.001) == 1  # rounding does not go below
+
+
 def want(data, rows, basis, augment, epoch, seed=3, change=None):
     """All images of a pass by the readable operators: project, change, add noise by place, augment."""
     n = len(data)

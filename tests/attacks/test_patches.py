@@ -8,7 +8,6 @@ from torch.nn import functional as F
 import ulfast
 from ulfast import InputError
 from ulfast.analysis.diagnosis import DETAIL, PATCHES
-from ulfast.attacks.patch import stays
 from ulfast.data import load_dataset
 from ulfast.data.loader import Augment, FilteredLoader
 from ulfast.patches import PatchProjection, estimator, fit_patches, spectrum, statistics
@@ -195,12 +194,6 @@ def test_the_noise_follows_what_stays(clean, method, least, most):
     fixed = ulfast.attack(data, noise_scale=0.5, **options).notes
     assert "noise_scale" not in fixed
     assert fixed["noise_norm"] == pytest.approx(notes["noise_norm"] * 0.5 / notes["noise_scale"], rel=1e-4)
-
-
-def test_the_largest_share_that_stays():
-    rows = torch.eye(3)
-    assert stays(rows) == stays(None) == 0
-    assert stays(rows * torch.tensor([1, 0.5, 1.0])[:, None]) == 0.75
 
 
 def test_auto_looks_once(clean, monkeypatch):

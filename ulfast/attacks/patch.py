@@ -8,11 +8,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
-
 from ..analysis.detail import fine_detail
 from ..analysis.diagnosis import has_pattern, linear_model, pixel_space
-from ..noise import SCALE
+from ..noise import noise_scale
 from ..parameters import parameter
 from ..patches import PATCH, fit_patches
 from .base import Attack, Context, Plan
@@ -44,11 +42,6 @@ class OrthogonalPatch(Attack):
             )
         plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
         plan.notes |= {"patch_rank": plan.patches.rank, "patch_largest": plan.patches.metadata["largest"]}
-
-
-def stays(rows: Tensor | None) -> float:
-    """The largest share that projecting off `rows` (k, d), orthogonal, leaves of one of them."""
-    return 0.0 if rows is None else 1 - float(rows.square().sum(1).min().clamp(0, 1))
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ class OrthogonalFull(OrthogonalProjection):
             OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
             scale = self.noise_scale
             if scale is None:
-                scale = SCALE / 2 * (1 + stays(plan.project))
+                scale = 1.0 if plan.project is None else noise_scale(plan.project)
                 plan.notes |= {"noise_scale": scale}
             ClassMeanNoise(scale).apply(plan, context)
         OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)
