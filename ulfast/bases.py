@@ -57,9 +57,10 @@ def moments(dataset: Dataset, second: bool) -> Moments:
     n, d = len(dataset), int(np.prod(dataset.image_shape))
     if second and d > LARGEST:
         raise InputError(f"images of {d} values are too large for this fit, {LARGEST} at most: take --set fit=sgd")
+    empty = np.setdiff1d(np.arange(dataset.num_classes), dataset.labels)
+    if len(empty):
+        raise InputError(f"class {empty[0]} has no image: it has no mean")
     first = class_moments(dataset)
-    if not (first.counts > 0).all():
-        raise InputError(f"class {int((first.counts == 0).nonzero()[0])} has no image: it has no mean")
     shares, means = first.counts.double() / n, first.means()
     mean = shares @ means
     covariance = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from ..analysis.diagnosis import diagnose
@@ -19,9 +18,8 @@ class Auto(Attack):
     def apply(self, plan: Plan, context: Context) -> None:
         from .registry import get_attack
 
-        start = time.perf_counter()
-        plan.diagnosis = found = diagnose(plan.train, seed=context.seed, progress=context.progress)
-        plan.seconds["diagnose"] = time.perf_counter() - start
+        with plan.timed("diagnose"):
+            plan.diagnosis = found = diagnose(plan.train, seed=context.seed, progress=context.progress)
         plan.notes |= {"diagnosis": found.to_dict()}
         for step in get_attack(found.suggested_attack)[1]:
             step.apply(plan, context)

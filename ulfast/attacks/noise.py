@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +26,6 @@ class ClassMeanNoise(Attack):
     def apply(self, plan: Plan, context: Context) -> None:
         if not self.noise_scale:
             return
-        start = time.perf_counter()
-        plan.noise = fit_mean_noise(plan.train, self.noise_scale, progress=context.progress, shared=True)
-        plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
+        with plan.timed("fit"):
+            plan.noise = fit_mean_noise(plan.train, self.noise_scale, progress=context.progress, shared=True)
         plan.notes |= {"noise_norm": float(plan.noise.norm())}

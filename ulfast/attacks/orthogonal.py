@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,9 +45,8 @@ class LinearFit(Attack):
             )
         return context.basis
 
-    def note(self, plan: Plan, basis: Basis, start: float) -> None:
+    def note(self, plan: Plan, basis: Basis) -> None:
         """What the result says of the fit."""
-        plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
         plan.basis = basis
         plan.notes |= {"rank": basis.rank, "fit_accuracy": basis.metadata.get("train_accuracy")}
 
@@ -70,7 +68,11 @@ class OrthogonalProjection(LinearFit):
     partial: bool = parameter(False, "take a direction away only as far as the classes' means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
-        start = time.perf_counter()
+        with plan.timed("fit"):
+            self.note(plan, self.fitted(plan, context))
+
+    def fitted(self, plan: Plan, context: Context) -> Basis:
+        """The directions; what is to be taken away stands in the plan."""
         if self.fit == "leace":
             if self.rank is not None or self.project_test or self.partial:
                 raise InputError("fit leace takes no --rank, --project-test or partial: leave them out")
@@ -84,7 +86,7 @@ class OrthogonalProjection(LinearFit):
             if self.partial:
                 plan.project = partial_rows(basis, plan.train, device=context.device, shared=True)
             plan.project_test = self.project_test
-        self.note(plan, basis, start)
+        return basis
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,9 @@ class ClassWiseProjection(LinearFit):
     }  # fmt: skip
 
     def apply(self, plan: Plan, context: Context) -> None:
-        start = time.perf_counter()
-        basis = self.sgd(plan, context)
+        with plan.timed("fit"):
+            basis = self.sgd(plan, context)
         if basis.weights is None:
             raise InputError("this basis has no weights a class: fit one with `ulfast fit`")
         plan.project = torch.nn.functional.normalize(basis.weights.double(), dim=1).float()[:, None].contiguous()
-        self.note(plan, basis, start)
+        self.note(plan, basis)

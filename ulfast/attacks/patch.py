@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -33,14 +32,14 @@ class OrthogonalPatch(Attack):
     patch_rank: int | None = parameter(None, "directions to remove (default: chosen from the data)", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
-        start, found = time.perf_counter(), plan.diagnosis
+        found = plan.diagnosis
         if found and (self.patch, self.patch_rank) == (found.patches.metadata["patch"], None):
             plan.patches = found.patches
         else:
-            plan.patches = fit_patches(
-                plan.train, patch=self.patch, rank=self.patch_rank, seed=context.seed, progress=context.progress
-            )
-        plan.seconds["fit"] = plan.seconds.get("fit", 0.0) + time.perf_counter() - start
+            with plan.timed("fit"):
+                plan.patches = fit_patches(
+                    plan.train, patch=self.patch, rank=self.patch_rank, seed=context.seed, progress=context.progress
+                )
         plan.notes |= {"patch_rank": plan.patches.rank, "patch_largest": plan.patches.metadata["largest"]}
 
 
@@ -66,11 +65,11 @@ class OrthogonalFull(OrthogonalProjection):
     partial: bool = parameter(True, "take a direction away only as far as the classes' means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
-        start, found = time.perf_counter(), plan.diagnosis
-        linear = found.linear if found else linear_model(plan.train, context.seed, context.progress)
-        detail = found.detail if found else fine_detail(plan.train, context.seed)
-        shown = has_pattern(pixel_space(linear, detail, plan.train))
-        plan.seconds["diagnose"] = plan.seconds.get("diagnose", 0.0) + time.perf_counter() - start
+        found = plan.diagnosis
+        with plan.timed("diagnose"):
+            linear = found.linear if found else linear_model(plan.train, context.seed, context.progress)
+            detail = found.detail if found else fine_detail(plan.train, context.seed)
+            shown = has_pattern(pixel_space(linear, detail, plan.train))
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
         if context.basis is not None or shown:
             # Without the noise, what stays of a direction would show.

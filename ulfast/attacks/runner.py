@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,11 +98,10 @@ class Runner:
         if materialize and (plan.project is not None or transform) and self.folder is not None:
             from ..data.projected import ProjectedLoader, write_projected
 
-            start = time.perf_counter()
             target = self.folder / "projected"
             on_cpu = filters(plan, torch.device("cpu"))
-            write_projected(target, data, plan.project, transform=on_cpu, progress=self.progress)
-            plan.seconds["project"] = plan.seconds.get("project", 0.0) + time.perf_counter() - start
+            with plan.timed("project"):
+                write_projected(target, data, plan.project, transform=on_cpu, progress=self.progress)
             return ProjectedLoader(target, data, recipe.batch_size, **options)
         if transform:
             return FilteredLoader(data, recipe.batch_size, transform=transform, basis=plan.project, **options)

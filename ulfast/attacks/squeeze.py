@@ -6,7 +6,6 @@ as in the published experiments.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,12 +33,11 @@ class Squeeze(Attack):
         raise TypeError(f"{type(self).__name__} does not say what to do")
 
     def apply(self, plan: Plan, context: Context) -> None:
-        start = time.perf_counter()
-        function = self.image_map(plan.train.image_shape[2])
-        plan.train = map_images(plan.train, function, context.progress)
-        if self.squeeze_test:
-            plan.test = map_images(plan.test, function)
-        plan.seconds["project"] = plan.seconds.get("project", 0.0) + time.perf_counter() - start
+        with plan.timed("project"):
+            function = self.image_map(plan.train.image_shape[2])
+            plan.train = map_images(plan.train, function, context.progress)
+            if self.squeeze_test:
+                plan.test = map_images(plan.test, function)
 
 
 @dataclass(frozen=True)
