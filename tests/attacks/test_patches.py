@@ -196,6 +196,18 @@ def test_the_noise_follows_what_stays(clean, method, least, most):
     assert fixed["noise_norm"] == pytest.approx(notes["noise_norm"] * 0.5 / notes["noise_scale"], rel=1e-4)
 
 
+def test_noise_of_each_image_is_not_hidden_under_more(clean, monkeypatch):
+    """Where fine detail says that it was made with a network, directions go in part and nothing is added."""
+    monkeypatch.setattr("ulfast.analysis.diagnosis.NOT_LINEAR", -1.0)
+    monkeypatch.setattr("ulfast.analysis.diagnosis.FEW_MARKED", 2.0)
+    data = ulfast.poison(clean, "lsp")
+    options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn"}
+    full = ulfast.attack(data, method="orthogonal-full", **options)
+    part = ulfast.attack(data, method="orthogonal", partial=True, **options)
+    assert full.notes["noise_scale"] == 0
+    assert [row["train_loss"] for row in full.history] == [row["train_loss"] for row in part.history]
+
+
 def test_auto_looks_once(clean, monkeypatch):
     """What the diagnosis measured, the attack that it suggests does not measure again; the result is the same."""
     data = ulfast.poison(clean, "lsp")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..analysis.detail import fine_detail
-from ..analysis.diagnosis import has_pattern, linear_model, pixel_space
+from ..analysis.diagnosis import Evidence, has_pattern, is_its_own, linear_model, pixel_space
 from ..noise import noise_scale
 from ..parameters import parameter
 from ..patches import PATCH, fit_patches
@@ -60,7 +60,7 @@ class OrthogonalFull(OrthogonalProjection):
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
     patch_rank: int | None = parameter(None, "patch directions to remove (default: chosen from the data)", at_least=0)
     noise_scale: float | None = parameter(
-        None, "deviation of the noise over that of the class means (default: 1, up to 2 as directions stay)", at_least=0
+        None, "deviation of the noise over that of the class means (default: 0 to 2, from the data)", at_least=0
     )
     partial: bool = parameter(True, "take a direction away only as far as the classes' means differ along it")
 
@@ -69,15 +69,21 @@ class OrthogonalFull(OrthogonalProjection):
         with plan.timed("diagnose"):
             linear = found.linear if found else linear_model(plan.train, context.seed, context.progress)
             detail = found.detail if found else fine_detail(plan.train, context.seed)
-            shown = has_pattern(pixel_space(linear, detail, plan.train))
+            evidence = pixel_space(linear, detail, plan.train)
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
-        if context.basis is not None or shown:
+        if context.basis is not None or has_pattern(evidence):
             # Without the noise, what stays of a direction would show.
             whole = self.fit == "leace" or self.noise_scale == 0
             OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
             scale = self.noise_scale
             if scale is None:
-                scale = 1.0 if plan.project is None else noise_scale(plan.project)
-                plan.notes |= {"noise_scale": scale}
+                plan.notes["noise_scale"] = scale = self.hiding(plan, evidence)
             ClassMeanNoise(scale).apply(plan, context)
         OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)
+
+    @staticmethod
+    def hiding(plan: Plan, evidence: tuple[Evidence, ...]) -> float:
+        """The scale of the noise. Of a poison that is each image's own, the class means have nothing to hide."""
+        if is_its_own(evidence):
+            return 0.0
+        return 1.0 if plan.project is None else noise_scale(plan.project)
