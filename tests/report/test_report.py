@@ -186,7 +186,7 @@ def test_a_wrong_grid_is_refused_before_anything_is_trained(change, message):
 
 def test_shipped_grids_can_be_run():
     assert shipped_grids() == ["ar", "ar-full", "cifar10", "cifar10-10k", "demo", "fit-start", "fits", "imagenet100",
-                               "mean-noise", "poisons", "surrogates"]  # fmt: skip
+                               "mean-noise", "orthogonal-full", "poisons", "surrogates"]  # fmt: skip
     for name in shipped_grids():
         content = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
         grid = Grid.of({**content, "data": "sample"})
