@@ -185,8 +185,10 @@ def test_a_wrong_grid_is_refused_before_anything_is_trained(change, message):
 
 
 def test_shipped_grids_can_be_run():
-    assert shipped_grids() == ["ar", "ar-full", "cifar10", "cifar10-10k", "demo", "fit-start", "fits", "imagenet100",
-                               "mean-noise", "orthogonal-full", "poisons", "surrogates"]  # fmt: skip
+    assert shipped_grids() == [
+        "ar", "ar-64", "ar-full", "cifar10", "cifar10-10k", "demo", "fit-start", "fits", "imagenet100", "mean-noise",
+        "orthogonal-full", "poisons", "surrogates",
+    ]  # fmt: skip
     for name in shipped_grids():
         content = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
         grid = Grid.of({**content, "data": "sample"})
