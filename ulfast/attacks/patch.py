@@ -46,8 +46,9 @@ class OrthogonalPatch(Attack):
 @dataclass(frozen=True)
 class OrthogonalFull(OrthogonalProjection):
     """For any poison that a linear map removes: `orthogonal+mean-noise`, in part, unless the fine detail of the images
-    says no more of their classes than that of photographs does, then `orthogonal-patch`. On clean data nothing changes,
-    where `orthogonal` alone takes what the classes really differ by. All are fitted to the images as they are.
+    says no more of their classes than that of photographs does, then `orthogonal-patch`. The scale of the noise follows
+    what stays (`ulfast.noise_scale`); a poison that is each image's own gets none. On clean data nothing changes, where
+    `orthogonal` alone takes what the classes really differ by. All are fitted to the images as they are.
     """
 
     summary = "both projections and mean-noise, each only where the data shows what it is for"
