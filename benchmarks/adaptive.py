@@ -29,10 +29,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ulfast
-from ulfast import environment, ops
+from ulfast import ops
 from ulfast.data import Dataset
-from ulfast.patches import PATCH, RIDGE, fit_patches
 from ulfast.poisons.ar import find_coefficients, judge, save_coefficients
+from ulfast.projection.patches import PATCH, RIDGE, fit_patches
+from ulfast.runtime import environment
 
 SIGNALS, LARGEST_NORM = 3, 50.0  # as in the search of the published generator
 SETS = 10  # coefficient sets that `smooth` picks from

@@ -123,7 +123,7 @@ def ops_search(n: int) -> Case:
     """The published search: every position and corner colour of every class, a tensor expression each."""
     images, labels, _ = generated("ops", n)
     from ulfast.data import Dataset
-    from ulfast.data.moments import class_moments
+    from ulfast.data.class_moments import class_moments
     from ulfast.poisons.ops import choose
 
     data = Dataset(images, labels, tuple("0123456789"))

@@ -21,8 +21,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from ulfast import environment, ops
+from ulfast import ops
 from ulfast.ops import crossover, reference
+from ulfast.runtime import environment
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 SHAPES = ((2048, 32), (64, 224))  # images, side

@@ -27,9 +27,9 @@ from orientations import oriented
 from torch.nn import functional as F
 
 import ulfast
-from ulfast import environment
 from ulfast.analysis.diagnosis import diagnose
 from ulfast.data import Dataset
+from ulfast.runtime import environment
 
 POISONS = ("lsp", "ops", "ar", "regions-4", "regions-16", "cwrandom", "cuda", "pil")
 RATES = (1.0, 0.5, 0.2, 0.1, 0.05)

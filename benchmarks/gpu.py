@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from gpu_cases import Job, jobs
 
-from ulfast import environment
 from ulfast.profiling import roof
 from ulfast.profiling.measure import timed
+from ulfast.runtime import environment
 
 REPEATS = 15
 

@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import simplejpeg
 
-from ulfast import environment
+from ulfast.runtime import environment
 
 SIDE, CLASSES, QUALITY = 224, 1000, 90
 FIT_STEPS, FIT_BATCH = 20, 256

@@ -28,10 +28,11 @@ import numpy as np
 import torch
 
 import ulfast
-from ulfast import InputError, environment
+from ulfast import InputError
 from ulfast.data import Augment, Dataset, MemoryLoader, load_dataset, write_dataset
 from ulfast.data.beton import FFCVLoader, engine, write_beton
 from ulfast.data.lazy import prefetch
+from ulfast.runtime import environment
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 COUNTS = {"raw32": 20_000, "raw224": 1_000, "jpeg224": 1_000}

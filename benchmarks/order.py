@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 import ulfast
-from ulfast import environment
 from ulfast.analysis.diagnosis import linear_model
 from ulfast.data import Dataset
 from ulfast.ops.reference import unit
 from ulfast.poisons import perturbation
+from ulfast.runtime import environment
 
 
 def pixel(data: Dataset) -> nn.Module:

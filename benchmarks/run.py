@@ -25,8 +25,8 @@ if "ulfast" not in sys.modules and os.environ.get("ULFAST_BENCH_TREE"):
 import torch  # noqa: E402
 from cases import cases  # noqa: E402
 
-from ulfast import environment  # noqa: E402
 from ulfast.profiling import Row, measure, roof  # noqa: E402
+from ulfast.runtime import environment  # noqa: E402
 
 
 def show(row: Row) -> str:

@@ -21,9 +21,9 @@ import numpy as np
 from torch import Tensor
 
 import ulfast
-from ulfast.bases import moments
+from ulfast.grids.run import GridResult
 from ulfast.poisons import perturbation
-from ulfast.reproduce import GridResult
+from ulfast.projection.other_fits import moments
 
 STEPS = (10, 30, 100, 300, 1000, 3000)
 STYLE = {"zero": ("#1b6ca8", "o", "from zero"), "torch": ("#c8553d", "s", "from PyTorch's random default")}

@@ -8,73 +8,57 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .errors import ExtensionError, InputError, WorkerError
-from .version import __version__
+from .errors import ExtensionError as ExtensionError, InputError as InputError, WorkerError as WorkerError
+from .version import __version__ as __version__
+
+# Where each public name lives; type checkers read the same below.
+_HOME = {
+    name: home
+    for home, names in {
+        "ops": ("ops", "ingest", "project", "project_", "project_classwise"),
+        "distributed": ("distributed",),
+        "transforms": ("transforms",),
+        "data": ("Augment", "Dataset", "MemoryLoader", "load_dataset", "write_dataset"),
+        "projection": (
+            *("Basis", "MeanNoise", "OrthogonalProjection", "PatchBasis", "PatchProjection"),
+            *("fit_basis", "fit_mean_noise", "fit_patches", "noise_scale", "partial_rows"),
+        ),
+        "poisons": ("poison",),
+        "analysis": ("Diagnosis", "diagnose"),
+        "attacks": ("AttackResult", "attack"),
+        "grids": ("Grid", "GridResult", "reproduce"),
+    }.items()
+    for name in names
+}
 
 if TYPE_CHECKING:
-    from . import distributed, ops, transforms
-    from .analysis.diagnosis import Diagnosis, diagnose
-    from .attacks import AttackResult, attack
-    from .bases import partial_rows
-    from .basis import Basis
-    from .data import Augment, Dataset, MemoryLoader, load_dataset, write_dataset
-    from .fit import fit_basis
-    from .grid import Grid
-    from .modules import OrthogonalProjection
-    from .noise import MeanNoise, fit_mean_noise, noise_scale
-    from .ops import ingest, project, project_, project_classwise
-    from .patches import PatchBasis, PatchProjection, fit_patches
-    from .poisons import poison
-    from .reproduce import GridResult, reproduce
+    from . import distributed as distributed, ops as ops, transforms as transforms
+    from .analysis import Diagnosis as Diagnosis, diagnose as diagnose
+    from .attacks import AttackResult as AttackResult, attack as attack
+    from .data import (
+        Augment as Augment,
+        Dataset as Dataset,
+        MemoryLoader as MemoryLoader,
+        load_dataset as load_dataset,
+        write_dataset as write_dataset,
+    )
+    from .grids import Grid as Grid, GridResult as GridResult, reproduce as reproduce
+    from .ops import ingest as ingest, project as project, project_ as project_, project_classwise as project_classwise
+    from .poisons import poison as poison
+    from .projection import (
+        Basis as Basis,
+        MeanNoise as MeanNoise,
+        OrthogonalProjection as OrthogonalProjection,
+        PatchBasis as PatchBasis,
+        PatchProjection as PatchProjection,
+        fit_basis as fit_basis,
+        fit_mean_noise as fit_mean_noise,
+        fit_patches as fit_patches,
+        noise_scale as noise_scale,
+        partial_rows as partial_rows,
+    )
 
-_HOME = {
-    "distributed": "distributed", "ops": "ops", "project": "ops", "project_": "ops", "project_classwise": "ops",
-    "ingest": "ops",
-    "Basis": "basis", "fit_basis": "fit", "OrthogonalProjection": "modules", "transforms": "transforms",
-    "Dataset": "data", "load_dataset": "data", "write_dataset": "data", "MemoryLoader": "data", "Augment": "data",
-    "PatchBasis": "patches", "PatchProjection": "patches", "fit_patches": "patches",
-    "MeanNoise": "noise", "fit_mean_noise": "noise", "noise_scale": "noise", "partial_rows": "bases",
-    "diagnose": "analysis", "Diagnosis": "analysis",
-    "poison": "poisons", "attack": "attacks", "AttackResult": "attacks",
-    "Grid": "grid", "GridResult": "reproduce", "reproduce": "reproduce",
-}  # fmt: skip
-
-__all__ = [
-    "AttackResult",
-    "Augment",
-    "Basis",
-    "Dataset",
-    "Diagnosis",
-    "ExtensionError",
-    "Grid",
-    "GridResult",
-    "InputError",
-    "MeanNoise",
-    "MemoryLoader",
-    "OrthogonalProjection",
-    "PatchBasis",
-    "PatchProjection",
-    "WorkerError",
-    "__version__",
-    "attack",
-    "diagnose",
-    "distributed",
-    "fit_basis",
-    "fit_mean_noise",
-    "fit_patches",
-    "ingest",
-    "load_dataset",
-    "noise_scale",
-    "ops",
-    "partial_rows",
-    "poison",
-    "project",
-    "project_",
-    "project_classwise",
-    "reproduce",
-    "transforms",
-    "write_dataset",
-]
+__all__ = sorted([*_HOME, "ExtensionError", "InputError", "WorkerError", "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -26,8 +26,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .environment import cores
 from .errors import InputError, WorkerError
+from .runtime.machine import cores
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .basis import Basis
+from .projection.basis import Basis
 
 
 class Project:

@@ -21,7 +21,7 @@ from ulfast.analysis.diagnosis import (
     diagnose,
 )
 from ulfast.data import load_dataset
-from ulfast.patches import fit_patches
+from ulfast.projection.patches import fit_patches
 from ulfast.report import pictures
 
 

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 
 import ulfast
 from ulfast import InputError
-from ulfast.analysis.checkpoints import Run, dfr, finetune_run
 from ulfast.analysis.separability import separability
+from ulfast.attacks.checkpoints import Run, dfr, finetune_run
 from ulfast.cli.main import group
-from ulfast.data.loader import as_tensor
+from ulfast.data.tensors import as_tensor
 from ulfast.poisons import perturbation
 
 

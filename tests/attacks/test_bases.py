@@ -10,10 +10,11 @@ from sklearn.linear_model import LogisticRegression
 import ulfast
 from ulfast import InputError, ops
 from ulfast.attacks import Context, Plan, get_attack
-from ulfast.bases import FITS, fisher_ratios, fit_weights, lbfgs, leace, moments, partial_rows, ridge
-from ulfast.data.loader import MemoryLoader, as_tensor
-from ulfast.data.projected import ProjectedLoader, write_projected
+from ulfast.data.loaders.memory import MemoryLoader
+from ulfast.data.loaders.projected import ProjectedLoader, write_projected
+from ulfast.data.tensors import as_tensor
 from ulfast.parameters import with_parameters
+from ulfast.projection.other_fits import FITS, fisher_ratios, fit_weights, lbfgs, leace, moments, partial_rows, ridge
 from ulfast.training import Recipe
 
 
@@ -65,11 +66,11 @@ def test_leace_leaves_nothing_linear(poisoned):
 
 
 def test_moments_stream(poisoned, monkeypatch):
-    from ulfast import bases
+    from ulfast.projection import other_fits
 
     x, y = rows(poisoned), as_tensor(poisoned.labels)
     for size in (8 << 20, 2000):
-        monkeypatch.setattr(bases, "CHUNK_BYTES", size)
+        monkeypatch.setattr(other_fits, "CHUNK_BYTES", size)
         m = moments(poisoned, second=True)
         torch.testing.assert_close(m.mean, x.mean(0))
         torch.testing.assert_close(m.covariance.double(), x.T.cov(correction=0), atol=1e-7, rtol=1e-4)
@@ -110,7 +111,7 @@ def test_more_directions_come_from_rounds(poisoned):
     torch.testing.assert_close(seven.rows[:3].T @ seven.rows[:3], one.rows.T @ one.rows, atol=1e-4, rtol=0)
     left = ops.project(rows(poisoned).float(), one.rows)
     weight = torch.zeros(4, 192)
-    from ulfast.fit import _batches
+    from ulfast.projection.fit import _batches
 
     for step, index in enumerate(_batches(600, 256, 300, 1, drop_last=True)):
         rate = 0.1 * (1.0 if step < 150 else 0.1 if step < 225 else 0.01)

@@ -10,15 +10,15 @@ from PIL import Image
 import ulfast
 from ulfast import InputError, MeanNoise, fit_mean_noise
 from ulfast.attacks import Context, Plan, get_attack
-from ulfast.attacks.examples import Examples
-from ulfast.attacks.runner import noise_rows
+from ulfast.attacks.snapshots import Examples
+from ulfast.attacks.trainings import noise_rows
 from ulfast.data import Augment, MemoryLoader
 from ulfast.data.lazy import LazyImages
-from ulfast.data.loader import FilteredLoader
-from ulfast.data.projected import ProjectedLoader, write_projected
+from ulfast.data.loaders.memory import FilteredLoader
+from ulfast.data.loaders.projected import ProjectedLoader, write_projected
 from ulfast.ops import reference
 from ulfast.parameters import with_parameters
-from ulfast.patches import PatchProjection, fit_patches
+from ulfast.projection.patches import PatchProjection, fit_patches
 from ulfast.training import Recipe
 
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -122,7 +122,7 @@ def test_every_loader_adds_the_same_noise(make_dataset, tmp_path, monkeypatch, k
         loader = ProjectedLoader(tmp_path / "projected", data, 8, **options)
     else:
         if kind == "fresh":
-            monkeypatch.setattr("ulfast.data.loader.KEEP_BYTES", 0)
+            monkeypatch.setattr("ulfast.data.loaders.memory.KEEP_BYTES", 0)
         loader = FilteredLoader(data, 8, transform=change, basis=basis, **options)
     for epoch in (0, 5, 0):
         loader.set_epoch(epoch)

@@ -9,8 +9,9 @@ import ulfast
 from ulfast import InputError
 from ulfast.analysis.diagnosis import DETAIL, PATCHES
 from ulfast.data import load_dataset
-from ulfast.data.loader import Augment, FilteredLoader
-from ulfast.patches import PatchProjection, estimator, fit_patches, spectrum, statistics
+from ulfast.data.loaders.augment import Augment
+from ulfast.data.loaders.memory import FilteredLoader
+from ulfast.projection.patches import PatchProjection, estimator, fit_patches, spectrum, statistics
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_kept_and_fresh_batches_agree(poisoned, monkeypatch):
     options = {"transform": PatchProjection(fit_patches(poisoned, rank=10)), "mean": (0.5,) * 3, "std": (0.2,) * 3,
                "augment": Augment(), "seed": 3, "shuffle": True}  # fmt: skip
     kept = FilteredLoader(small, 32, **options)
-    monkeypatch.setattr("ulfast.data.loader.KEEP_BYTES", 0)
+    monkeypatch.setattr("ulfast.data.loaders.memory.KEEP_BYTES", 0)
     fresh = FilteredLoader(small, 32, **options)
     for (x, y), (u, v) in zip(kept, fresh, strict=True):
         torch.testing.assert_close(x, u, atol=0.005, rtol=0)

@@ -105,7 +105,7 @@ def test_doctor_is_clean(ulfast):
 
 
 def test_doctor_finds_a_wrong_kernel(ulfast, monkeypatch):
-    from ulfast import doctor
+    from ulfast.profiling import doctor
 
     monkeypatch.setitem(doctor.KERNEL_CHECKS, "project", lambda: 1.0)
     code, out, err = ulfast("doctor")

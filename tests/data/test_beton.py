@@ -14,9 +14,7 @@ import pytest
 
 from ulfast import InputError
 from ulfast.data import load_dataset, write_dataset
-from ulfast.data.beton import BetonWriter, open_beton, write_beton
-from ulfast.data.beton import format as fmt
-from ulfast.data.beton import writer as beton_writer
+from ulfast.data.beton import BetonWriter, format as fmt, open_beton, write_beton, writer as beton_writer
 
 
 def same(a, b):

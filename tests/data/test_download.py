@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ulfast import InputError
-from ulfast.data import fetch, load_dataset, names
+from ulfast.data import catalog, fetch, load_dataset
 from ulfast.data.download import download, npm_pack, unpack
 
 
@@ -120,9 +120,11 @@ def test_a_name_is_fetched_once_and_read_from_the_cache(server, tmp_path, monkey
     archive = cifar_archive(["train", "test", "meta"])
     server.files["cifar-100-python.tar.gz"] = archive
     monkeypatch.setenv("ULFAST_MIRROR", server.url)
-    source = names.NAMES["cifar100"]
+    source = catalog.NAMES["cifar100"]
     md5 = "md5:" + hashlib.md5(archive).hexdigest()
-    monkeypatch.setitem(names.NAMES, "cifar100", names.Source(source.summary, ((source.urls[0][0], md5),), ("c100",)))
+    monkeypatch.setitem(
+        catalog.NAMES, "cifar100", catalog.Source(source.summary, ((source.urls[0][0], md5),), ("c100",))
+    )
     first = fetch("C100", cache=tmp_path)
     assert first == tmp_path / "cifar100"
     test = load_dataset("cifar100", split="test", cache=tmp_path)
@@ -163,7 +165,7 @@ def test_the_second_source_is_checked(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="are not the official ones"):
         fetch("cifar10", cache=tmp_path / "cache")
     assert not (tmp_path / "cache" / "cifar10").exists()
-    read = names._read_npm(package, "train")
+    read = catalog._read_npm(package, "train")
     assert read.images.shape == (50, 32, 32, 3)
 
 

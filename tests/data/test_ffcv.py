@@ -13,8 +13,7 @@ import torch
 
 from ulfast import InputError
 from ulfast.data import Augment, MemoryLoader
-from ulfast.data.beton import FFCVLoader, open_beton, write_beton
-from ulfast.data.beton import format as fmt
+from ulfast.data.beton import FFCVLoader, format as fmt, open_beton, write_beton
 
 if subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True).returncode:
     pytest.skip("FFCV is not installed: tools/ffcv.sh installs it", allow_module_level=True)

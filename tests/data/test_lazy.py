@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ulfast import InputError, fit_basis
-from ulfast.basis import Basis
 from ulfast.data import Augment, MemoryLoader, load_dataset, write_dataset
 from ulfast.data.dataset import Dataset
 from ulfast.data.lazy import LazyImages, prefetch, streams
-from ulfast.data.loader import FilteredLoader
-from ulfast.orthonormal import gram, orthonormal_rows
+from ulfast.data.loaders.memory import FilteredLoader
+from ulfast.projection.basis import Basis
+from ulfast.projection.orthonormal import gram, orthonormal_rows
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_large_weights_take_the_same_way(monkeypatch):
     weights = torch.randn(5, 192, generator=torch.Generator().manual_seed(4))
     weights[2] = 0
     small = Basis.from_weights(weights, (8, 8, 3), {})
-    monkeypatch.setattr("ulfast.basis.LARGE", 10)
+    monkeypatch.setattr("ulfast.projection.basis.LARGE", 10)
     large = Basis.from_weights(weights, (8, 8, 3), {})
     assert small.rank == large.rank == 4
     torch.testing.assert_close(small.rows.T @ small.rows, large.rows.T @ large.rows, atol=1e-6, rtol=0)

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from ulfast.data import Augment, MemoryLoader, channel_statistics, load_dataset, projected, write_dataset
-from ulfast.data.crops import resized_crop
-from ulfast.data.projected import ProjectedLoader, write_projected
+from ulfast.data import Augment, MemoryLoader, channel_statistics, load_dataset, write_dataset
+from ulfast.data.loaders import projected
+from ulfast.data.loaders.augment import resized_crop
+from ulfast.data.loaders.projected import ProjectedLoader, write_projected
 from ulfast.errors import InputError
 from ulfast.ops import reference
 

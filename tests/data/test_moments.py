@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ulfast.data import Dataset, moments
+from ulfast.data import Dataset, class_moments
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def many() -> Dataset:
 
 @pytest.mark.parametrize("size", [1, 7 * 60, 64 << 20])
 def test_sums_do_not_depend_on_the_pieces(many, monkeypatch, size):
-    monkeypatch.setattr(moments, "CHUNK_BYTES", size)
-    got = moments.class_moments(many, squares=True)
+    monkeypatch.setattr(class_moments, "CHUNK_BYTES", size)
+    got = class_moments.class_moments(many, squares=True)
     assert got.counts.tolist() == [int((many.labels == c).sum()) for c in range(40)]
     for c in range(40):
         own = many.images[many.labels == c].astype(np.int64)
@@ -30,7 +30,7 @@ def test_sums_do_not_depend_on_the_pieces(many, monkeypatch, size):
 
 
 def test_means_are_in_units_of_one_and_missing_without_an_image(many):
-    means = moments.class_moments(many).means()
+    means = class_moments.class_moments(many).means()
     assert (means.shape, means.dtype) == ((40, 60), torch.float64)
     assert means[:3].isnan().all()
     own = many.images[many.labels == 7].reshape(24, -1) / 255
@@ -39,5 +39,5 @@ def test_means_are_in_units_of_one_and_missing_without_an_image(many):
 
 def test_squares_only_where_asked_for_and_progress_to_the_end(many):
     seen: list[tuple[int, int]] = []
-    assert moments.class_moments(many, progress=lambda *at: seen.append(at)).squares is None
+    assert class_moments.class_moments(many, progress=lambda *at: seen.append(at)).squares is None
     assert seen == [(60, 60)]

@@ -7,12 +7,11 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from ulfast import ops
-from ulfast.modules import OrthogonalProjection
 from ulfast.ops import crossover, reference
+from ulfast.projection.layer import OrthogonalProjection
 
 DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # One unit in the last place at 1.0: below this an error says nothing about a kernel.

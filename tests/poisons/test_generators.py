@@ -10,7 +10,7 @@ import torch
 
 from ulfast import InputError, ops
 from ulfast.data import Dataset, load_dataset
-from ulfast.data.moments import class_moments
+from ulfast.data.class_moments import class_moments
 from ulfast.ops import _extension, reference
 from ulfast.poisons import ar, perturbation, poison
 from ulfast.poisons.ops import choose

@@ -18,8 +18,9 @@ from ulfast import InputError
 from ulfast.cli.main import group
 from ulfast.data import load_dataset, write_dataset
 from ulfast.data.export import EXPORTS, export_dataset
+from ulfast.data.readers.published import LAYOUTS, detect_layout
 from ulfast.poisons import perturbation
-from ulfast.poisons.published import LAYOUTS, detect_layout, import_published
+from ulfast.poisons.imported import import_published
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def test_the_verbs(tmp_path):
 def test_info_finds_poison_without_a_manifest(tmp_path):
     from dataclasses import replace
 
-    from ulfast.data.inspect import describe
+    from ulfast.analysis.describe import describe
 
     clean = load_dataset("sample")
     write_dataset(tmp_path / "found", replace(ulfast.poison(clean, "regions-16"), manifest={}))

@@ -13,8 +13,7 @@ import ulfast
 from ulfast import InputError
 from ulfast.cli.main import group
 from ulfast.data import DatasetWriter, load_dataset
-from ulfast.poisons import POISONS, Workplace, get_poison, poison
-from ulfast.poisons import surrogate as engine
+from ulfast.poisons import POISONS, Workplace, get_poison, poison, surrogate as engine
 from ulfast.poisons.rem import Moved
 from ulfast.poisons.store import PerturbationStore
 from ulfast.poisons.surrogate import Images, Surrogate, descend, new_surrogate, searching, shuffled

@@ -19,13 +19,13 @@ from click.testing import CliRunner
 
 import ulfast
 from ulfast import InputError
-from ulfast.attacks.examples import Examples
+from ulfast.attacks.snapshots import Examples
 from ulfast.cli.main import group
 from ulfast.data import load_dataset
-from ulfast.grid import SHIPPED, Grid, shipped_grids
+from ulfast.grids.grid import SHIPPED, Grid, shipped_grids
+from ulfast.grids.run import GridResult, reproduce
 from ulfast.report import page, text
 from ulfast.report.collect import Verdict, collect
-from ulfast.reproduce import GridResult, reproduce
 
 GRID = {
     "name": "tiny", "data": "sample", "limit": 200, "epochs": 2, "seeds": [0, 1],

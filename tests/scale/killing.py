@@ -19,16 +19,16 @@ import torch._dynamo  # the first optimizer would
 
 import ulfast.attacks
 import ulfast.data.beton.writer
-import ulfast.data.rows
-import ulfast.fit_state
+import ulfast.data.writers.resumable
 import ulfast.poisons.run
-from ulfast import files
+import ulfast.projection.fit_state
 from ulfast.cli.main import group
 from ulfast.report import pictures
+from ulfast.runtime import files
 
 # Everything is kept as often as it can be.
-ulfast.data.rows.COMMIT_SECONDS = ulfast.fit_state.SAVE_SECONDS = 0.0
-ulfast.poisons.run.CHUNK_BYTES = ulfast.data.rows.CHUNK_BYTES = 20 * 432
+ulfast.data.writers.resumable.COMMIT_SECONDS = ulfast.projection.fit_state.SAVE_SECONDS = 0.0
+ulfast.poisons.run.CHUNK_BYTES = ulfast.data.writers.resumable.CHUNK_BYTES = 20 * 432
 ulfast.data.beton.writer.CHUNK_BYTES = ulfast.data.beton.writer.CHECKPOINT_BYTES = 20 * 432
 pictures.save = lambda figure, path: Path(path).write_bytes(b"picture")  # half a second each
 pictures.basis_figure = pictures.comparison_figure = pictures.attack_figure = lambda *a, **k: None

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 import ulfast
-from ulfast import devices, distributed
+from ulfast import distributed
 from ulfast.poisons import surrogate as engine
 from ulfast.poisons.store import PerturbationStore
+from ulfast.runtime import devices
 
 CNN = {"surrogate": "cnn", "batch_size": 25}
 # 70 images in batches of 25: of the last batch but one on, a second process has none to search.

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from ulfast import InputError, devices, distributed, load_dataset, poison
+from ulfast import InputError, distributed, load_dataset, poison
 from ulfast.data import write_dataset
 from ulfast.poisons.surrogate import Images, new_surrogate, part
+from ulfast.runtime import devices
 
 SCRIPT = Path(__file__).with_name("searching.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -13,13 +13,13 @@ import torch
 from click.testing import CliRunner
 
 import ulfast
-import ulfast.data.rows
-import ulfast.fit_state
+import ulfast.data.writers.resumable
 import ulfast.poisons.run
+import ulfast.projection.fit_state
 from ulfast import InputError, fit_basis, load_dataset, write_dataset
 from ulfast.cli.main import group
-from ulfast.data.rows import RowWriter, part_folder
-from ulfast.files import atomic_file, save_tensors
+from ulfast.data.writers.resumable import RowWriter, part_folder
+from ulfast.runtime.files import atomic_file, save_tensors
 
 
 def full(*_):
@@ -29,8 +29,8 @@ def full(*_):
 @pytest.fixture
 def often(monkeypatch):
     """Everything is kept as often as it can be, in pieces of 20 images of 12 x 12."""
-    monkeypatch.setattr(ulfast.data.rows, "COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(ulfast.fit_state, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(ulfast.data.writers.resumable, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(ulfast.projection.fit_state, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(ulfast.poisons.run, "CHUNK_BYTES", 20 * 432)
 
 
@@ -75,7 +75,7 @@ def test_an_early_error_leaves_nothing_and_a_late_one_what_is_done(make_dataset,
         writer.put(0, 20, dataset.images[:20], None)
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(ulfast.data.rows, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(ulfast.data.writers.resumable, "COMMIT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt), RowWriter(tmp_path / "out", dataset, {"seed": 0}) as writer:  # noqa: PT012
         writer.put(20, 40, dataset.images[20:40], "middle")
         with pytest.raises(InputError, match="another process is writing"), RowWriter(tmp_path / "out", dataset, {}):

@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 
 import ulfast
-import ulfast.bases
-import ulfast.data.moments
+import ulfast.data.class_moments
 import ulfast.poisons.run
+import ulfast.projection.other_fits
 from ulfast import distributed
-from ulfast.data import MemoryLoader, channel_statistics, projected
-from ulfast.data.rows import RowWriter
+from ulfast.data import MemoryLoader, channel_statistics
+from ulfast.data.loaders import projected
+from ulfast.data.writers.resumable import RowWriter
 from ulfast.poisons import Poisoning, write_rows
 from ulfast.training import Recipe, build_model, evaluate, train
 
-for module in (ulfast.poisons.run, ulfast.data.moments, ulfast.bases):
+for module in (ulfast.poisons.run, ulfast.data.class_moments, ulfast.projection.other_fits):
     module.CHUNK_BYTES = 20 * 768  # 20 images
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ulfast import InputError
 from ulfast.data import Augment, MemoryLoader
-from ulfast.devices import fast_half
+from ulfast.runtime.devices import fast_half
 from ulfast.training import RECIPES, Recipe, build_model, evaluate, get_recipe, mixing, train
 from ulfast.training.models import BasicBlock
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..basis import Basis
 from ..data.dataset import Dataset, balanced_indices, chunks
 from ..errors import InputError
-from ..fit import fit_basis
-from ..patches import PATCH, PRESENT, PatchBasis, fit_patches
+from ..projection.basis import Basis
+from ..projection.fit import fit_basis
+from ..projection.patches import PATCH, PRESENT, PatchBasis, fit_patches
 from .detail import Detail, fine_detail
 
 # Below the first value evidence counts as clean, from the second on as poisoned. The measurements behind them stand in

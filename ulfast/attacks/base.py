@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..basis import Basis
 from ..data.dataset import Dataset
-from ..patches import PatchBasis
+from ..projection.basis import Basis
+from ..projection.patches import PatchBasis
 from ..training.mixing import BatchHook
 from ..training.recipes import Recipe
 from ..training.refit import Refit

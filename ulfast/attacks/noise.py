@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..noise import SCALE, fit_mean_noise
 from ..parameters import parameter
+from ..projection.mean_noise import SCALE, fit_mean_noise
 from .base import Attack, Context, Plan
 from .orthogonal import IN_FULL, REFILLED
 

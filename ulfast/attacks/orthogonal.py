@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from ..bases import FITS, fit_weights, leace, partial_rows
-from ..basis import Basis
 from ..errors import InputError
-from ..fit import fit_basis
 from ..parameters import parameter
+from ..projection.basis import Basis
+from ..projection.fit import fit_basis
+from ..projection.other_fits import FITS, fit_weights, leace, partial_rows
 from .base import FIT_FILE, Attack, Context, Plan
 
 SOURCE = "Sandoval-Segura et al., What Can We Learn from Unlearnable Datasets?, NeurIPS 2023, section 4.4"

@@ -4,17 +4,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from ..analysis.detail import fine_detail
-from ..analysis.diagnosis import Evidence, has_pattern, is_its_own, linear_model, pixel_space
-from ..noise import noise_scale
 from ..parameters import parameter
-from ..patches import PATCH, fit_patches
+from ..projection.patches import PATCH, fit_patches
 from .base import Attack, Context, Plan
-from .noise import ClassMeanNoise
-from .orthogonal import IN_FULL, OrthogonalProjection
+from .orthogonal import IN_FULL
 
 
 @dataclass(frozen=True)
@@ -41,50 +37,3 @@ class OrthogonalPatch(Attack):
                     plan.train, patch=self.patch, rank=self.patch_rank, seed=context.seed, progress=context.progress
                 )
         plan.notes |= {"patch_rank": plan.patches.rank, "patch_largest": plan.patches.metadata["largest"]}
-
-
-@dataclass(frozen=True)
-class OrthogonalFull(OrthogonalProjection):
-    """For any poison that a linear map removes: `orthogonal+mean-noise`, in part, unless the fine detail of the images
-    says no more of their classes than that of photographs does, then `orthogonal-patch`. The scale of the noise follows
-    what stays (`ulfast.noise_scale`); a poison that is each image's own gets none. On clean data nothing changes, where
-    `orthogonal` alone takes what the classes really differ by. All are fitted to the images as they are.
-    """
-
-    summary = "both projections and mean-noise, each only where the data shows what it is for"
-    source = "ulfast, docs/orthogonal-patch.md"
-    aliases: ClassVar[tuple[str, ...]] = ("full",)
-    excludes: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("orthogonal", "orthogonal-classwise", "orthogonal-patch", "mean-noise"), IN_FULL
-    )
-
-    patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
-    patch_rank: int | None = parameter(None, "patch directions to remove (default: chosen from the data)", at_least=0)
-    noise_scale: float | None = parameter(
-        None, "deviation of the noise over that of the class means (default: 0 to 2, from the data)", at_least=0
-    )
-    partial: bool = parameter(True, "take a direction away only as far as the classes' means differ along it")
-
-    def apply(self, plan: Plan, context: Context) -> None:
-        found = plan.diagnosis
-        with plan.timed("diagnose"):
-            linear = found.linear if found else linear_model(plan.train, context.seed, context.progress)
-            detail = found.detail if found else fine_detail(plan.train, context.seed)
-            evidence = pixel_space(linear, detail, plan.train)
-        plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
-        if context.basis is not None or has_pattern(evidence):
-            # Without the noise, what stays of a direction would show.
-            whole = self.fit == "leace" or self.noise_scale == 0
-            OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
-            scale = self.noise_scale
-            if scale is None:
-                plan.notes["noise_scale"] = scale = self.hiding(plan, evidence)
-            ClassMeanNoise(scale).apply(plan, context)
-        OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)
-
-    @staticmethod
-    def hiding(plan: Plan, evidence: tuple[Evidence, ...]) -> float:
-        """The scale of the noise. Of a poison that is each image's own, the class means have nothing to hide."""
-        if is_its_own(evidence):
-            return 0.0
-        return 1.0 if plan.project is None else noise_scale(plan.project)

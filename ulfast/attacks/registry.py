@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from ..errors import InputError
-from ..names import nearest, resolve
+from ..registry import nearest, resolve
+from .adversarial import AdversarialTraining, UEraser
 from .auto import Auto
 from .base import IMAGES, Attack
-from .clean import DeepFeatureReweighting, EarlyStop, FineTune, LinearProbe
+from .full import OrthogonalFull
 from .mix import CutMix, Cutout, MixUp
 from .noise import ClassMeanNoise
 from .none import NoAttack
 from .orthogonal import ClassWiseProjection, OrthogonalProjection
-from .patch import OrthogonalFull, OrthogonalPatch
-from .search import AdversarialTraining, UEraser
+from .patch import OrthogonalPatch
 from .squeeze import JPEG, BitDepth, GaussianBlur, Gray
+from .trusted import DeepFeatureReweighting, EarlyStop, FineTune, LinearProbe
 
 ATTACKS: dict[str, Attack] = {
     "none": NoAttack(),

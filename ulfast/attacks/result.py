@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..basis import Basis
 from ..errors import InputError
-from ..files import atomic_file, write_json
+from ..projection.basis import Basis
+from ..runtime.files import atomic_file, write_json
 
 
 @dataclass

@@ -11,21 +11,22 @@ from typing import Any
 
 import torch
 
-from .. import distributed, environment
-from ..basis import Basis
+from .. import distributed
 from ..data.dataset import Dataset
 from ..data.load import load_dataset
-from ..devices import fast_half, resolve_device
 from ..errors import InputError
-from ..files import check_free, write_json, writing
 from ..parameters import with_parameters
 from ..poisons import poison
+from ..projection.basis import Basis
+from ..runtime import environment
+from ..runtime.devices import fast_half, resolve_device
+from ..runtime.files import check_free, write_json, writing
 from ..training import Recipe, TrainResult, build_model, get_recipe, mixing
 from .base import FIT_FILE, Attack, Context, Plan
-from .examples import examples
 from .registry import get_attack
 from .result import AttackResult
-from .runner import Runner
+from .snapshots import examples
+from .trainings import Runner
 
 Progress = Callable[..., None]
 DEFAULT_DATA, DEFAULT_POISON = "sample", "lsp"

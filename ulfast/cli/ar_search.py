@@ -28,8 +28,8 @@ def command(
     ulfast poison --method ar --set coefficients=windows.json --data sample --out poisoned/
     ulfast poison ar-search --check params-classes-10-mr-10.pt
     """
-    from ..files import check_free
     from ..poisons.ar import find_coefficients, judge, load_coefficients, save_coefficients
+    from ..runtime.files import check_free
 
     if (out is None) == (check is None):
         raise InputError("give --out FILE.json for a new set, or --check FILE for one that is there")

@@ -56,12 +56,12 @@ def command(
     """
     from .. import distributed
     from ..attacks import AttackResult, attack, get_attack
-    from ..basis import Basis
     from ..data import load_dataset
-    from ..devices import resolve_device
-    from ..files import check_free
+    from ..projection.basis import Basis
     from ..report import page, pictures, tables
     from ..report.collect import collect
+    from ..runtime.devices import resolve_device
+    from ..runtime.files import check_free
     from ..training import build_model, get_recipe
 
     name, steps = get_attack(method)

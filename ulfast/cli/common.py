@@ -192,7 +192,7 @@ def verb(
                 return _launch(nproc or 1, restarts, options)
             if not processes and int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise InputError(f"`ulfast {name}` works in one process: start it without torchrun")
-            from ..environment import keep_freed_memory
+            from ..runtime.machine import keep_freed_memory
 
             keep_freed_memory()
             with _joined(options) if _launched() else contextlib.nullcontext():

@@ -46,7 +46,7 @@ def info(output: Output, data: str, format_: str | None, resize: int | None, qui
     ulfast data info poisoned/
     ulfast data info cifar10 --quick
     """
-    from ..data.inspect import describe
+    from ..analysis.describe import describe
 
     found = describe(data, format=format_, resize=resize, look_for_poison=not quick, seed=seed, progress=output.bars)
     output.result(found)
@@ -95,8 +95,8 @@ def import_(
     ulfast data import perturbation.pt --base cifar10 --name em --out em/
     """
     from ..data import load_dataset, write_dataset
-    from ..files import check_free
-    from ..poisons.published import import_published
+    from ..poisons.imported import import_published
+    from ..runtime.files import check_free
 
     if out is None:
         raise InputError("where to? Give --out FOLDER")
@@ -170,7 +170,7 @@ def convert(
     from ..data import load_dataset
     from ..data.beton import write_beton
     from ..data.readers.beton import test_file
-    from ..data.rows import write_resumable
+    from ..data.writers.resumable import write_resumable
 
     if out is None:
         raise InputError("where to? Give --out")

@@ -40,7 +40,7 @@ def command(
     from rich import box
     from rich.table import Table
 
-    from ..analysis.checkpoints import Run, dfr
+    from ..attacks.checkpoints import Run, dfr
     from ..data import load_dataset
     from ..report import pictures
 

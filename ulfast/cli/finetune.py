@@ -33,7 +33,7 @@ def command(
     ulfast finetune runs/lsp --clean-images 500
     ulfast finetune runs/lsp --last-layer --lr 0.1 --epochs 20
     """
-    from ..analysis.checkpoints import Run, finetune_run
+    from ..attacks.checkpoints import Run, finetune_run
     from ..data import load_dataset
 
     if run is None:

@@ -33,10 +33,10 @@ def command(
     """
     from .. import distributed
     from ..data import load_dataset
-    from ..devices import resolve_device
-    from ..files import check_free, writing
-    from ..fit import fit_basis
+    from ..projection.fit import fit_basis
     from ..report import pictures
+    from ..runtime.devices import resolve_device
+    from ..runtime.files import check_free, writing
 
     if data is None:
         raise InputError("which images? Give --data PATH or a name")

@@ -55,7 +55,7 @@ class Verbs(click.Group):
         if args[:2] == ["poison", "ar-search"]:
             args = args[1:]
         if args and args[0] not in VERBS:
-            from ..names import nearest
+            from ..registry import nearest
 
             raise click.UsageError(f"no verb {args[0]!r}{nearest(args[0], VERBS)}: known are {', '.join(VERBS)}", ctx)
         return super().resolve_command(ctx, args)

@@ -41,10 +41,10 @@ def command(
     """
     from .. import distributed
     from ..data import load_dataset
-    from ..data.rows import RowWriter, part_folder
-    from ..files import check_free
+    from ..data.writers.resumable import RowWriter, part_folder
     from ..poisons import Poisoning, Workplace, get_poison, write_rows
     from ..report import pictures
+    from ..runtime.files import check_free
 
     name, plain = get_poison(method)
     if data is None:

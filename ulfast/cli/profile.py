@@ -38,12 +38,12 @@ def command(
     """
     import torch
 
-    from .. import environment
-    from ..devices import resolve_device
-    from ..names import nearest
     from ..profiling import OPERATORS, Shape, measure, roof
     from ..profiling.step import step_share
+    from ..registry import nearest
     from ..report import pictures, tables
+    from ..runtime import environment
+    from ..runtime.devices import resolve_device
 
     for name in operators:
         if name not in OPERATORS:

@@ -29,9 +29,9 @@ def command(
     ulfast reproduce cifar10-10k --jobs 2 --out runs/mine
     ulfast reproduce my_grid.yaml --dry-run
     """
-    from ..grid import SHIPPED, Grid, shipped_grids
+    from ..grids.grid import SHIPPED, Grid, shipped_grids
+    from ..grids.run import reproduce
     from ..report import tables
-    from ..reproduce import reproduce
 
     if list_:
         output.result({"grids": {name: str(SHIPPED / f"{name}.yaml") for name in shipped_grids()}})

@@ -35,10 +35,10 @@ def command(
 
     from ..analysis.separability import Separability, separability
     from ..data import load_dataset
-    from ..data.loader import as_tensor
-    from ..devices import resolve_device
+    from ..data.tensors import as_tensor
     from ..poisons import POISONS, get_poison, perturbation, poison
     from ..report import pictures
+    from ..runtime.devices import resolve_device
 
     if poisoned is not None and methods:
         raise InputError("--poisoned brings perturbations, --method makes some: give one of them")

@@ -27,10 +27,10 @@ def command(output: Output, data: str | None, clean: str | None, per_class: int,
     from rich import box
     from rich.table import Table
 
-    from ..analysis.statistics import class_statistics
     from ..data import load_dataset
-    from ..data.names import NAMES
-    from ..names import resolve
+    from ..data.catalog import NAMES
+    from ..poisons.statistics import class_statistics
+    from ..registry import resolve
     from ..report import pictures
 
     if data is None:

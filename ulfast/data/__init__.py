@@ -1,11 +1,13 @@
 """Data sets: reading, writing, downloading and feeding them to a network."""
 
+from .catalog import NAMES, fetch
 from .dataset import Dataset
 from .load import load_dataset
-from .loader import Augment, MemoryLoader, channel_statistics
-from .names import NAMES, fetch
+from .loaders.augment import Augment
+from .loaders.memory import MemoryLoader
 from .readers import READERS
-from .writer import DatasetWriter, write_dataset
+from .tensors import channel_statistics
+from .writers.folder import DatasetWriter, write_dataset
 
 __all__ = [
     "NAMES",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import writing
+from ..runtime.files import writing
 
 CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without a byte

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic_file, atomic_folder
+from ..runtime.files import atomic_file, atomic_folder
 from .dataset import Dataset, chunks
 
 EXPORTS = {

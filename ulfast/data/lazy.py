@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..environment import cores
 from ..errors import InputError
+from ..runtime.machine import cores
 
 # Data sets that take more than this when decoded are read piece by piece; ULFAST_STREAM_BYTES sets another limit.
 STREAM_BYTES = 4 << 30

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..names import nearest
-from . import names
+from ..registry import nearest
+from . import catalog
 from .dataset import Dataset
 from .readers import READERS
 from .readers.imagefolder import centre_square
@@ -94,11 +94,11 @@ def _read(
         raise InputError(f"unknown format {format!r}{nearest(format, READERS)}: known are {', '.join(READERS)}")
     path = Path(source)
     if not path.exists():
-        if names.canonical(str(source)):
-            return names.read(str(source), split, cache=cache, progress=progress)
+        if catalog.canonical(str(source)):
+            return catalog.read(str(source), split, cache=cache, progress=progress)
         raise InputError(
-            f"there is no file, folder or data set {str(source)!r}{nearest(str(source), names.NAMES)}:"
-            f" the names are {', '.join(names.NAMES)}"
+            f"there is no file, folder or data set {str(source)!r}{nearest(str(source), catalog.NAMES)}:"
+            f" the names are {', '.join(catalog.NAMES)}"
         )
     if path.is_dir() and not any(path.iterdir()):
         raise InputError(f"{path} is empty: point at a data set")

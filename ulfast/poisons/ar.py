@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .. import ops
 from ..data.dataset import Dataset
-from ..data.loader import as_tensor
+from ..data.tensors import as_tensor
 from ..errors import InputError
-from ..files import write_json
 from ..parameters import parameter
+from ..runtime.files import write_json
 from .base import Perturb, Poison
 
 BATCH = 512  # candidate windows tried at a time

@@ -18,7 +18,7 @@ import torch
 
 from .. import distributed
 from ..data.dataset import Dataset
-from ..devices import resolve_device
+from ..runtime.devices import resolve_device
 
 # (first, images (b, H, W, C) uint8, labels (b,) int64) -> (b, H, W, C) uint8. Image i of the batch is image number
 # first + i of the data set, and what is added to it depends on (seed, method, first + i, its label) alone.

@@ -10,7 +10,7 @@ import torch
 
 from .. import ops
 from ..data.dataset import Dataset
-from ..data.loader import as_tensor
+from ..data.tensors import as_tensor
 from ..parameters import parameter
 from .base import Perturb, Poison
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ..data.dataset import Dataset
+from ..data.readers.published import apply_entries, detect_layout, read_entries
 from ..errors import InputError
 from ..parameters import parameter
 from .base import Perturb, Poison
-from .published import apply_entries, detect_layout, read_entries
 
 
 @dataclass(frozen=True)

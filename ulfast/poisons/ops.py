@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.class_moments import ClassMoments, class_moments
 from ..data.dataset import Dataset
-from ..data.moments import ClassMoments, class_moments
 from ..errors import InputError
 from ..parameters import parameter
 from .base import Perturb, Poison

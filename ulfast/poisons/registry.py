@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import InputError
-from ..names import nearest, resolve
+from ..registry import nearest, resolve
 from .ar import AR
 from .base import Poison
 from .classwise import ClassWiseRandom, Regions, SampleWiseRandom

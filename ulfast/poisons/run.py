@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from .. import ops
-from ..analysis.statistics import PerturbationStatistics
 from ..data.dataset import Dataset, chunks
-from ..data.rows import RowWriter
-from ..data.writer import SplitWriter
+from ..data.writers.folder import SplitWriter
+from ..data.writers.resumable import RowWriter
 from ..errors import InputError
 from ..parameters import with_parameters
 from ..version import __version__
 from .base import Workplace
 from .registry import get_poison
+from .statistics import PerturbationStatistics
 
 # Clean images that go through a generator at a time: a fixed memory, and few calls, since waking and gathering two
 # threads that sleep between parallel regions costs 0.4 ms each (lsp on CIFAR-10: 46 ms in chunks of 3 MB, 28 of 15 MB).

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import distributed, ops
-from ..data.loader import as_tensor
+from ..data.tensors import as_tensor
 from ..errors import InputError
-from ..files import atomic_file, sync, writing
 from ..ops.reference import whole_levels
+from ..runtime.files import atomic_file, sync, writing
 
 KINDS = {"int8": np.int8, "float16": np.float16}
 

@@ -21,12 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import devices, distributed, ops
+from .. import distributed, ops
 from ..data.dataset import Dataset
-from ..data.loader import MemoryLoader, as_tensor, channel_statistics
+from ..data.loaders.memory import MemoryLoader
+from ..data.tensors import as_tensor, channel_statistics
 from ..errors import InputError
-from ..files import write_json
 from ..parameters import parameter
+from ..runtime import devices
+from ..runtime.files import write_json
 from ..training import build_model, checkpoint, get_recipe, parallel, train
 from .base import Perturb, Poison, Workplace
 from .store import KINDS, PerturbationStore

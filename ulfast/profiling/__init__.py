@@ -1,7 +1,6 @@
 """Measuring kernels: what races what, on which machine, how near to its roof."""
 
-from .cases import OPERATORS as _PROJECTIONS
-from .cases import Case, Operator, Shape
+from .cases import OPERATORS as _PROJECTIONS, Case, Operator, Shape
 from .generators import GENERATORS
 from .measure import Row, measure, roof
 

@@ -96,7 +96,7 @@ def perturb_linear(shape: Shape, dtype: torch.dtype, device: torch.device, compi
 
 def patch_filter(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
     """The projection of all k x k patches, 10 k directions: folded, and as the two convolutions that it is."""
-    from ..patches import fold
+    from ..projection.patches import fold
 
     n, side, k = shape.n, shape.side, shape.k
     rank = 10 * k

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import ops
-from ..devices import fast_half
+from ..runtime.devices import fast_half
 from ..training import build_model
 from .cases import orthonormal
 from .measure import timed

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..attacks import AttackResult
-from ..data.names import NAMES
+from ..data.catalog import NAMES
 from ..errors import InputError
-from ..published import PUBLISHED
-from ..reproduce import GridResult
+from ..grids.published import PUBLISHED
+from ..grids.run import GridResult
 
 CLEAN, NONE = "clean", "none"
 # A poison that takes less than this share of accuracy from a network does not poison it; above UNDONE of what it takes

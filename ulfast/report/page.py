@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..attacks.examples import Examples
-from ..basis import Basis
-from ..files import atomic_file
+from ..attacks.snapshots import Examples
+from ..projection.basis import Basis
+from ..runtime.files import atomic_file
 from ..version import __version__
 from .collect import CLEAN, NONE, Entry, Table, Value
 from .text import cell

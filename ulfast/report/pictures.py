@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import atomic_file
+from ..runtime.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..analysis.diagnosis import Diagnosis
     from ..attacks.result import AttackResult
-    from ..basis import Basis
     from ..data.dataset import Dataset
     from ..profiling.measure import Row
+    from ..projection.basis import Basis
 
 # Distinct in print, in gray and for the colour-blind (Okabe and Ito).
 COLOURS = {"clean": "#009E73", "poisoned": "#D55E00", "attack": "#0072B2"}
@@ -204,7 +204,7 @@ def diagnosis_figure(diagnosis: Diagnosis, dataset: Dataset, seed: int = 0) -> F
     import matplotlib
 
     from ..analysis.detail import patterns
-    from ..patches import PRESENT
+    from ..projection.patches import PRESENT
 
     names = [name[:12] for name in dataset.classes]
     weights = list(diagnosis.linear.basis.images()[:MAX_COLUMNS])

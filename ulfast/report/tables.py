@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..attacks.result import AttackResult
+    from ..grids.run import GridResult, Row
     from ..profiling.measure import Row as Row_
-    from ..reproduce import GridResult, Row
 
 
 def percent(share: float | None) -> str:

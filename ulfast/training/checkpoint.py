@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import save_tensors
+from ..runtime.files import save_tensors
 
 # What torch.load and load_state_dict raise for files cut short, overwritten or of another program.
 DAMAGED = (RuntimeError, LookupError, EOFError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import devices, distributed
-from ..data.loader import MemoryLoader
+from .. import distributed
+from ..data.loaders.memory import MemoryLoader
 from ..errors import InputError
+from ..runtime import devices
 from . import checkpoint, parallel
 from .mixing import BatchHook, Step
 from .recipes import Recipe

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..names import nearest
+from ..registry import nearest
 
 
 class CNN(nn.Sequential):

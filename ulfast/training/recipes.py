@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ..data.loader import Augment
+from ..data.loaders.augment import Augment
 from ..errors import InputError
-from ..names import nearest
+from ..registry import nearest
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.dataset import Dataset
-from ..data.loader import Augment, MemoryLoader
+from ..data.loaders.augment import Augment
+from ..data.loaders.memory import MemoryLoader
 from ..errors import InputError
 from .loop import evaluate, train
 from .recipes import Recipe

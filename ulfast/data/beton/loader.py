@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ... import ops
 from ...errors import InputError
-from ..crops import resized_crop
-from ..lazy import cores
-from ..loader import Augment, EpochLoader, channel_statistics
+from ...runtime.machine import cores
+from ..loaders.augment import Augment, resized_crop
+from ..loaders.epoch import EpochLoader
+from ..tensors import channel_statistics
 from . import engine
 from .checked import Checked
 from .format import open_beton

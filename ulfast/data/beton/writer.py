@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...errors import InputError
-from ...files import check_free, sync, write_json, writing
+from ...runtime.files import check_free, sync, write_json, writing
+from ...runtime.machine import cores
 from ...version import __version__
 from ..dataset import Dataset, chunks
-from ..lazy import cores
 from . import format as fmt
 
 MODES = ("raw", "jpeg", "mixed")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..dataset import Dataset
-from ..writer import FORMAT
+from ..writers.folder import FORMAT
 
 
 def detect(path: Path) -> bool:

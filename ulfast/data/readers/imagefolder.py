@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import InputError
+from ...runtime.machine import cores
 from ..dataset import Dataset
-from ..lazy import LazyImages, cores, streams
+from ..lazy import LazyImages, streams
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 SPLITS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}

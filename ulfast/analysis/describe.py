@@ -1,0 +1,73 @@
+"""What a data set is: for `ulfast data info`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..data.dataset import Dataset
+from ..data.load import load_dataset
+from ..data.tensors import channel_statistics
+from ..errors import InputError
+
+LOOKED_AT = 10_000  # images that are searched for poison
+
+
+def describe(
+    source: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    resize: int | None = None,
+    look_for_poison: bool = True,
+    seed: int = 0,
+    progress: Callable[..., None] | None = None,
+) -> dict[str, Any]:
+    """Counts a class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
+
+    Returns:
+        `splits` (by name: images, image_shape, dtype, classes with their counts, mean, std, sha256, manifest) and
+        `warnings`, sentences.
+
+    Raises:
+        InputError: it cannot be read; floats outside of [0, 1] are reported as normalised already.
+    """
+    splits: dict[str, Any] = {}
+    warnings: list[str] = []
+    train: Dataset | None = None
+    for split in ("train", "test"):
+        try:
+            dataset = load_dataset(source, split=split, format=format, resize=resize, progress=progress)
+        except InputError:
+            if split == "train":
+                raise
+            warnings.append("there are no test images")
+            continue
+        train = dataset if split == "train" else train
+        splits[split] = _split(dataset)
+        empty = [name for name, count in splits[split]["classes"].items() if count == 0]
+        if empty:
+            warnings.append(f"{split}: no image of class {', '.join(empty[:5])}")
+    assert train is not None
+    if train.manifest.get("method"):
+        warnings.append(f"the training images are poisoned with {train.manifest['method']}, says the manifest")
+    elif look_for_poison:
+        from . import diagnose
+
+        found = diagnose(train.balanced(min(LOOKED_AT, len(train)), seed), seed=seed, progress=progress)
+        if found.suggested_attack != "none":
+            what = "look poisoned" if found.verdict == "poisoned" else "may be poisoned"
+            warnings.append(f"the training images {what}: `ulfast diagnose {source}` says why")
+    return {"data": str(source), "splits": splits, "warnings": warnings}
+
+
+def _split(dataset: Dataset) -> dict[str, Any]:
+    counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
+    mean, std = channel_statistics(dataset)
+    return {
+        "images": len(dataset), "image_shape": list(dataset.image_shape), "dtype": str(dataset.images.dtype),
+        "classes": {name: int(count) for name, count in zip(dataset.classes, counts, strict=True)},
+        "mean": list(mean), "std": list(std), "sha256": dataset.checksum(), "manifest": dataset.manifest,
+    }  # fmt: skip

@@ -1,0 +1,142 @@
+"""What networks trained on poisoned images hold: their checkpoints, the last layer refitted, or fine-tuned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.dataset import Dataset
+from ..data.loaders.augment import Augment
+from ..data.loaders.memory import MemoryLoader
+from ..errors import InputError
+from ..runtime.devices import fast_half, resolve_device
+from ..training import build_model, checkpoint, evaluate
+from ..training.refit import Trained, features, finetune, head_of, reweight
+from .result import AttackResult
+
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of `attack` with its networks."""
+
+    folder: Path
+    result: AttackResult
+    test: Dataset
+    device: torch.device
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], test: Dataset, device: str = "auto") -> Run:
+        """Reads a run's folder.
+
+        Args:
+            test: clean test images.
+
+        Raises:
+            InputError: no finished run, one without normalisation, or test images that do not fit it.
+        """
+        folder = Path(folder)
+        result = AttackResult.load(folder)
+        data = result.config["data"]
+        if "mean" not in result.notes:
+            raise InputError(f"{folder} was made by an older ulfast: run it again with --overwrite")
+        if list(test.image_shape) != data["image_shape"] or test.num_classes != data["classes"]:
+            raise InputError(
+                f"the test images {test.image_shape} in {test.num_classes} classes do not fit the run's"
+                f" {tuple(data['image_shape'])} in {data['classes']}"
+            )
+        return cls(folder, result, test, resolve_device(device))
+
+    def checkpoints(self) -> list[Path]:
+        """Every epoch's network, the random start first.
+
+        Raises:
+            InputError: they were not kept.
+        """
+        found = sorted((self.folder / "checkpoints" / "attack").glob("epoch-*.pt"))
+        if not found:
+            raise InputError(f"{self.folder} kept no epochs: run it with --keep-checkpoints")
+        return found
+
+    def network(self, path: Path) -> nn.Module:
+        """The network with a checkpoint's weights."""
+        height, width, channels = self.test.image_shape
+        model = build_model(self.result.model, num_classes=self.test.num_classes, image_shape=(height, width, channels))
+        try:
+            model.load_state_dict(checkpoint.load_weights(path))
+        except RuntimeError as error:
+            raise InputError(f"{path} is no {self.result.model} ({str(error).splitlines()[0]})") from None
+        return model.to(self.device)
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The half-precision format that the run was trained and measured in, where this device has it too."""
+        return fast_half(self.device) if self.result.config.get("half") else None
+
+    def loader(
+        self, dataset: Dataset, batch_size: int = 500, *, augment: Augment | None = None, shuffle: bool = False
+    ) -> MemoryLoader:
+        """Batches normalised, and in the number format, as in the run."""
+        return MemoryLoader(
+            dataset, batch_size, mean=self.result.notes["mean"], std=self.result.notes["std"], augment=augment,
+            dtype=self.half or torch.float32, shuffle=shuffle, seed=self.result.seed, device=self.device,
+        )  # fmt: skip
+
+
+def dfr(run: Run, clean: Dataset, *, seed: int = 0, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Deep feature reweighting of every epoch: test accuracy before and after the last layer is refitted.
+
+    Args:
+        clean: the clean training images that the last layer is refitted to (5,000 in the paper).
+
+    Returns:
+        Rows of `epoch` (0 is the random start), `before` and `after`, from 0 to 1.
+
+    Source: Sandoval-Segura et al., NeurIPS 2023, section 4.2.
+    """
+    rows = []
+    paths = run.checkpoints()
+    test_loader, clean_loader = run.loader(run.test), run.loader(clean)
+    for done, path in enumerate(paths, 1):
+        model = run.network(path)
+        before = evaluate(model, test_loader, run.half)[1]
+        x, y = features(model, clean_loader, run.half)
+        head = reweight(x, y, clean.num_classes, seed=seed)
+        inputs, labels = features(model, test_loader, run.half)
+        with torch.no_grad():
+            after = float((head(inputs).argmax(1) == labels).float().mean())
+        rows.append({"epoch": int(path.stem.split("-")[1]), "before": before, "after": after})
+        if progress:
+            progress("dfr", done, len(paths), accuracy=after)
+    return rows
+
+
+def finetune_run(
+    run: Run, clean: Dataset, *, epochs: int = 10, lr: float = 0.01, last_layer: bool = False, seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the run's last network on clean images.
+
+    Args:
+        clean: clean training images.
+        epochs, lr: passes and largest rate of SGD.
+        last_layer: only the last linear layer (linear probing), from zero.
+
+    Returns:
+        `test_accuracy_before`, `test_accuracy`, `clean_images`, and `history` for all layers.
+    """
+    from ..training.refit import probe, replace_head
+
+    model = run.network(run.folder / "checkpoints" / "attack" / "last.pt")
+    trained = Trained(model, run.loader, run.loader(run.test), run.half, seed, progress)
+    if last_layer:
+        head_of(model)
+        return replace_head(clean, probe, "linear-probe", lr=lr, epochs=epochs)(trained)
+    return finetune(clean, epochs, lr)(trained)

@@ -1,0 +1,87 @@
+"""A few images of a run as the network met them, for reports."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import ops
+from ..data.dataset import Dataset
+from ..data.tensors import as_tensor, project_rows
+from ..errors import InputError
+from ..runtime.files import atomic_file
+from .base import Plan
+from .trainings import filters, noise_rows
+
+COUNT = 10  # one of each of the first classes
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images (k, H, W, C) uint8 of the same k training images.
+
+    Attributes:
+        given: as the attacker got them.
+        learned: as the attack left them, with one draw of its noise (values are cut off at black and white).
+        clean: as they were, or None where that is not known.
+        classes: names of their classes.
+    """
+
+    given: np.ndarray
+    learned: np.ndarray
+    clean: np.ndarray | None
+    classes: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """An .npz file, atomically."""
+        clean = {} if self.clean is None else {"clean": self.clean}
+        with atomic_file(path) as part, part.open("wb") as file:
+            np.savez_compressed(
+                file, given=self.given, learned=self.learned, classes=np.array(self.classes),
+                **clean,  # type: ignore[arg-type]
+            )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Examples:
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = tuple(str(name) for name in file["classes"])
+                return cls(file["given"], file["learned"], file.get("clean"), names)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise InputError(f"{path} is damaged ({error}): delete it") from None
+
+
+def examples(given: Dataset, clean: Dataset | None, plan: Plan) -> Examples:
+    """The first image of each of the first classes, before and after a plan's changes.
+
+    Args:
+        given: training images before the plan changed them.
+        clean: the same images before they were poisoned, in the same order; others are left out.
+    """
+    rows = [int(np.flatnonzero(given.labels == c)[0]) for c in np.unique(given.labels)[:COUNT]]
+    same = clean is not None and clean.images.shape == given.images.shape and np.array_equal(clean.labels, given.labels)
+    labels = as_tensor(plan.train.labels[rows])
+    x = project_rows(as_tensor(plan.train.images[rows]), plan.project, labels)
+    transform = filters(plan, torch.device("cpu"))
+    if transform is not None:
+        with torch.no_grad():
+            x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    noise = noise_rows(plan)
+    if noise is not None:
+        weights = ops.philox_normal(0, ops.philox.STREAM_NOISE, 0, len(x), len(noise))
+        x = x + (weights @ noise).view(x.shape)
+    learned = (x.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return Examples(
+        np.ascontiguousarray(given.images[rows]), learned,
+        np.ascontiguousarray(clean.images[rows]) if same and clean is not None else None,
+        tuple(given.classes[int(given.labels[i])] for i in rows),
+    )  # fmt: skip

@@ -1,0 +1,61 @@
+"""Sums of every value over the images of each class, exactly, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import distributed, ops
+from .dataset import Dataset, chunks
+from .tensors import as_tensor
+
+CHUNK_BYTES = 64 << 20
+
+
+class ClassMoments(NamedTuple):
+    """Images a class (c,), the sums of every value (c, H, W, C) in uint8 levels, and of their squares; all int64."""
+
+    counts: Tensor
+    sums: Tensor
+    squares: Tensor | None
+
+    def means(self) -> Tensor:
+        """(c, H * W * C) float64 in units of [0, 1]; NaN where a class has no image."""
+        return self.sums.flatten(1).double() / (255 * self.counts[:, None])
+
+
+def class_moments(
+    dataset: Dataset, *, squares: bool = False, progress: Callable[[int, int], None] | None = None, shared: bool = False
+) -> ClassMoments:
+    """`ops.class_moments` of a whole data set of uint8 images, streamed. Whole numbers, so that ties are ties.
+
+    Args:
+        squares: the sums of squares too; without them the result takes half of the memory.
+        progress: called as ``progress(done, total)``.
+        shared: every process of `distributed.joined` reads its part of the images; all get the same.
+    """
+    labels = as_tensor(dataset.labels)
+    counts = torch.bincount(labels, minlength=dataset.num_classes)
+    sums = torch.zeros(dataset.num_classes, *dataset.image_shape, dtype=torch.int64)
+    second = torch.zeros_like(sums) if squares else None
+    # Class by class: of a thousand a piece then has few, and only their sums are made and added.
+    order = labels.argsort(stable=True)
+    pieces = chunks(dataset.images, CHUNK_BYTES)
+    mine = pieces[slice(*distributed.share(len(pieces)))] if shared else pieces
+    for begin, stop in mine:
+        rows = order[begin:stop]
+        there, local = labels[rows].unique(return_inverse=True)
+        some, more = ops.class_moments(as_tensor(dataset.images[rows.numpy()]), local, len(there))
+        sums[there] += some
+        if second is not None:
+            second[there] += more
+        if progress:
+            progress(stop - mine[0][0], mine[-1][1] - mine[0][0])
+    if shared:
+        for total in (sums, second):
+            if total is not None:
+                distributed.sum_(total)
+    return ClassMoments(counts, sums, second)

@@ -1,0 +1,1 @@
+"""Loaders: batches for training, projected, augmented and normalised on the way."""

@@ -1,0 +1,164 @@
+"""A projected training set on disk, for other people's training code and for `attack --materialize`.
+
+Projection leaves [0, 1] on both sides, so the pixels are float16 (spacing 0.0005 near 1, an eighth of a uint8 level),
+in shards of equally many images, the last one shorter: `images-00000.npy` (m, H, W, C) float16 in units of [0, 1], not
+clipped, and so on; `labels.npy` (n,) int64; `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import distributed
+from ...errors import InputError
+from ...ops import reference
+from ...runtime.files import atomic_file, publish, write_json, writing
+from ...version import __version__
+from ..dataset import Dataset, chunks
+from ..tensors import as_tensor, project_rows
+from ..writers.folder import array_header
+from ..writers.resumable import part_folder
+from .memory import MemoryLoader
+
+FORMAT = "ulfast-projected-2"
+
+# Of a shard at most: 43,000 images of CIFAR-10 or 890 of 224 px, a second or two of work that a kill may lose.
+SHARD_BYTES, CHUNK_BYTES = 256 << 20, 16 << 20
+PROBES = 16  # images that tell whether a folder was made from the same data by the same projection
+
+Work = Callable[[int, int], Tensor]
+
+
+def write_projected(
+    path: Path,
+    dataset: Dataset,
+    basis: Tensor | None,
+    *,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    progress: Callable[..., None] | None = None,
+) -> None:
+    """Writes ``x - (x B^T) B`` of every image, shard by shard, by all processes; replaces `path`.
+
+    What was made from the same images in the same way is kept: a whole folder, or the shards that a run which was
+    killed has finished.
+
+    Args:
+        basis: (k, H*W*C) orthonormal rows, (c, r, H*W*C) of each class, or None.
+        transform: (b, C, H, W) float32 -> the same, after the projection.
+
+    Raises:
+        InputError: the disk is full, or the folder may not be written.
+    """
+    basis = None if basis is None else basis.cpu()
+    labels = as_tensor(dataset.labels)
+
+    def work(begin: int, stop: int) -> Tensor:
+        x = project_rows(as_tensor(np.ascontiguousarray(dataset.images[begin:stop])), basis, labels[begin:stop])
+        if transform is not None:
+            with torch.no_grad():
+                x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x.to(torch.float16).contiguous()
+
+    rows = max(1, SHARD_BYTES // (2 * int(np.prod(dataset.image_shape))))
+    about = {"format": FORMAT, "ulfast": __version__, "name": dataset.name, "classes": list(dataset.classes),
+             "images": len(dataset), "image_shape": list(dataset.image_shape), "shard_images": rows,
+             "rank": 0 if basis is None else basis.shape[-2], "fingerprint": _fingerprint(dataset, work),
+             "manifest": dataset.manifest}  # fmt: skip
+    part = part_folder(path)
+    if distributed.agreed(_made_by(path, about)):
+        return
+    if distributed.is_main():
+        with writing(path):
+            if not _made_by(part, about):
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+                write_json(part / "manifest.json", about)
+    distributed.wait()
+    todo = [begin for begin in range(0, len(dataset), rows) if not _shard(part, begin // rows).is_file()]
+    distributed.wait()  # until all have looked
+    mine = {begin: min(rows, len(dataset) - begin) for begin in todo[slice(*distributed.share(len(todo)))]}
+    done, total = 0, sum(mine.values())
+    for begin, size in mine.items():
+        with atomic_file(_shard(part, begin // rows)) as name, name.open("wb") as file:
+            file.write(array_header((size, *dataset.image_shape), "<f2"))
+            for first, last in chunks(dataset.images[begin : begin + size], CHUNK_BYTES):
+                file.write(work(begin + first, begin + last).numpy().data)
+                done += last - first
+                if progress:
+                    progress("project", done, total)
+    distributed.wait()
+    if distributed.is_main():
+        with writing(path):
+            np.save(part / "labels.npy", dataset.labels)
+            publish(part, path)
+    distributed.wait()
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"images-{number:05d}.npy"
+
+
+def _made_by(folder: Path, about: dict[str, Any]) -> bool:
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found == json.loads(json.dumps(about)))
+
+
+def _fingerprint(dataset: Dataset, work: Work) -> str:
+    """Of the labels, and of some images before and after."""
+    check = zlib.crc32(np.ascontiguousarray(dataset.labels).data)
+    for i in np.unique(np.linspace(0, len(dataset) - 1, PROBES).round().astype(int)).tolist():
+        check = zlib.crc32(np.ascontiguousarray(dataset.images[i : i + 1]).data, check)
+        check = zlib.crc32(work(i, i + 1).numpy().data, check)
+    return f"{check:08x}"
+
+
+class Shards:
+    """The images of a folder that `write_projected` made, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            self._rows = int(about["shard_images"])
+            files = [_shard(path, i) for i in range(-(-int(about["images"]) // self._rows))]
+            self._parts = [as_tensor(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} is not a whole projected set ({error}): make it again") from None
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """(b, H, W, C) float16 of the images at `index` (b,) int64."""
+        which = index // self._rows
+        out = torch.empty(len(index), *self._parts[0].shape[1:], dtype=torch.float16)
+        for number in which.unique().tolist():
+            here = which == number
+            out[here] = self._parts[number][index[here] - number * self._rows]
+        return out
+
+
+class ProjectedLoader(MemoryLoader):
+    """`MemoryLoader` over a folder that `write_projected` made; `dataset` supplies labels and shape."""
+
+    def __init__(self, path: Path, dataset: Dataset, batch_size: int, **options: Any) -> None:
+        super().__init__(dataset, batch_size, **options)
+        self._images: Any = Shards(path)
+
+    def _streams(self) -> bool:
+        return False
+
+    def _float_rows(self, index: Tensor, block: Tensor | None) -> Tensor:
+        return self._images[index].to(self.device, torch.float32)
+
+    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
+        x = self._float_rows(index, block)
+        return reference.augment(x, self.mean, self.std, self.dtype, shift, flip)

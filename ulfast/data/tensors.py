@@ -1,0 +1,70 @@
+"""Images as tensors: views, channel statistics, rows without a basis."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import distributed, ops
+from .dataset import Dataset, chunks
+from .lazy import LazyImages
+
+# Share of a GPU's free memory that the stored images may take; larger sets are sent batch by batch.
+DEVICE_SHARE = 0.5
+
+
+def channel_statistics(dataset: Dataset, *, shared: bool = False) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, in units of [0, 1]; exact, in constant memory.
+
+    With `shared` every process of `distributed.joined` counts its share of the images, to the same numbers.
+    """
+    channels = dataset.image_shape[2]
+    counts = np.zeros((channels, 256))
+    pieces = chunks(dataset.images)
+    for begin, stop in pieces[slice(*distributed.share(len(pieces)))] if shared else pieces:
+        flat = dataset.images[begin:stop].reshape(-1, channels)
+        for c in range(channels):
+            counts[c] += np.bincount(flat[:, c], minlength=256)
+    if shared:
+        distributed.sum_(torch.from_numpy(counts))  # whole numbers: exact in any order
+    levels = np.arange(256) / 255
+    total = counts.sum(axis=1)
+    mean = counts @ levels / total
+    variance = counts @ levels**2 / total - mean**2
+    return tuple(mean.tolist()), tuple(np.sqrt(np.maximum(variance, 0)).clip(1e-3).tolist())
+
+
+class LazyTensor:
+    """Images that are decoded when they are indexed, in the place of a tensor of all of them."""
+
+    def __init__(self, images: LazyImages) -> None:
+        self._images = images
+        self.device, self.nbytes = torch.device("cpu"), images.nbytes
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return torch.from_numpy(self._images[index.numpy()])
+
+
+def project_rows(images: Tensor, basis: Tensor | None, labels: Tensor) -> Tensor:
+    """Images (n, ...) uint8 as float32 in units of [0, 1], without a basis (k, d) or their classes' rows (c, r, d).
+
+    None leaves them whole.
+    """
+    if basis is None:
+        basis = torch.empty(0, math.prod(images.shape[1:]), device=images.device)
+    if basis.dim() == 3:
+        return ops.project_classwise(images, basis, labels)
+    return ops.project(images, basis)
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A view of the array; images not decoded yet are decoded. Read-only memory is fine: no operator
+    here writes to its images.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(array))

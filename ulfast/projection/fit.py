@@ -1,0 +1,231 @@
+"""Fitting the linear model whose weights the orthogonal projection takes away."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import distributed, ops
+from ..data.dataset import Dataset
+from ..data.lazy import LazyImages, prefetch
+from ..data.tensors import DEVICE_SHARE, as_tensor
+from ..errors import InputError
+from .basis import Basis
+from .fit_state import FitState
+
+# Rows at a time where a data set is copied to a device or read once more: a few MB of CIFAR, 150 MB at 224 px.
+CHUNK = 1024
+# Bytes of decoded images read once more at a time; batches whose decoding is planned together.
+DECODED_BYTES, PIECE = 32 << 20, 512
+
+# Size of a batch; our part of it: (b,) indices, and the images, or all images and the rows among them.
+_Block = tuple[int, Tensor, Tensor, Tensor | None]
+
+
+def fit_basis(
+    dataset: Dataset,
+    *,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float = 0.1,
+    init: str = "zero",
+    epochs: int | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Callable[..., None] | None = None,
+) -> Basis:
+    """Train a linear classifier without bias on the images as they are and return the span of its weights.
+
+    SGD on pixels in [0, 1] with cross-entropy, no augmentation, learning rate x0.1 at half and at three quarters.
+    The default starts at zero, which keeps the weights in the span of the data, and counts steps, so that small data
+    sets converge too. ``init="torch", epochs=20`` is the paper's way: a start at PyTorch's random default, whose
+    random part stays in the basis and turns it away from the perturbations; on small sets 20 epochs are too few steps
+    from either start (docs/fit.md).
+
+    Args:
+        dataset: uint8 images (n, H, W, C) with int64 labels. They may be memory-mapped or decoded on demand
+            (``load_dataset(..., stream=True)``): then memory does not grow with n, and decoding runs beside the steps.
+        steps: SGD steps (default 1,000), or
+        epochs: passes over the data instead of steps (default 20 with ``init="torch"``).
+        batch_size: default 256, or the paper's 1,024 when epochs are counted.
+        lr: first learning rate.
+        init: "zero", or "torch" for `torch.nn.Linear`'s default.
+        rank: directions to return. Fewer than the weights span: the leading ones. More: further rounds, each fitted to
+            what the rounds before have left of the images.
+        seed: draws the order and the random start.
+        device: "auto", "cpu", "cuda" or a torch.device.
+        checkpoint: file that keeps the weights every few seconds, for a fit that may be killed; yours to remove when
+            the basis is saved.
+        resume: go on with what that file holds, to the same weights.
+        progress: called as ``progress("fit", done, total, loss=..., accuracy=...)``.
+
+    In the processes of `distributed.joined` each batch is cut into a part for each; the weights are those of one
+    process within float32's rounding.
+
+    Returns:
+        Basis with c - 1 rows (zero start) or up to c rows. Its metadata holds `train_accuracy` (of the final weights
+        on the images), `loss`, `seconds` and the parameters.
+
+    Source: Sandoval-Segura et al., NeurIPS 2023, Algorithm 1, lines 1 to 3.
+    """
+    if init not in ("zero", "torch"):
+        raise InputError(f"init must be 'zero' or 'torch', got {init!r}")
+    if steps is not None and epochs is not None:
+        raise InputError("give the length of the fit as steps or as epochs, not both")
+    if init == "torch" and steps is None and epochs is None:
+        epochs = 20
+    if (steps is not None and steps < 1) or (epochs is not None and epochs < 1):
+        raise InputError("the fit needs at least one step: give --fit-steps or --fit-epochs of 1 or more")
+    batch_size = batch_size or (256 if epochs is None else 1024)
+    start = time.perf_counter()
+    target = _device(device)
+    images, labels = _images(dataset, target), as_tensor(dataset.labels).to(target)
+    n, d = len(labels), math.prod(dataset.image_shape)
+    if rank is not None and not 1 <= rank <= d:
+        raise InputError(f"rank must be between 1 and {d}, got {rank}")
+    batch_size = min(batch_size, n)
+    total = steps or (1000 if epochs is None else epochs * math.ceil(n / batch_size))
+    metadata = {
+        "fit": "sgd", "init": init, "steps": total, "epochs": epochs, "batch_size": batch_size, "lr": lr,
+        "seed": seed, "images": n, "source": dataset.name,
+    }  # fmt: skip
+    state = FitState(checkpoint, resume, {**metadata, "image_shape": list(dataset.image_shape), "rank": rank})
+    bases = state.bases
+    while not bases or (rank is not None and sum(b.rank for b in bases) < rank):
+        taken = torch.cat([b.rows for b in bases]).to(target) if bases else None
+        begun = state.weight
+        weight = (_start(init, dataset.num_classes, d, seed + len(bases)) if begun is None else begun).to(target)
+        batches = _batches(n, batch_size, total, seed + len(bases), drop_last=epochs is None)
+        _descend(images, labels, weight, batches, total, lr, taken, state, progress)
+        if init == "zero":
+            # The gradient's rows sum to zero, and so do the weights, but for a thousand steps' rounding, which must not
+            # pass for a direction. Softmax does not see what all classes share.
+            weight -= weight.mean(0, dtype=torch.float64).float()
+        loss, accuracy = _evaluate(images, labels, weight)
+        if not math.isfinite(loss):
+            raise InputError(f"the linear fit diverged at lr {lr}: give a smaller learning rate")
+        facts = {"train_accuracy": accuracy, "loss": loss, "seconds": time.perf_counter() - start}
+        found = Basis.from_weights(weight.cpu(), dataset.image_shape, metadata | facts)
+        if bases and not found.rank:
+            break  # nothing linear is left
+        state.done(found)
+    return bases[0] if rank is None else _joined(bases, rank)
+
+
+def _joined(bases: list[Basis], rank: int) -> Basis:
+    """The first `rank` directions of several rounds, orthonormal; weights and accuracy of the first round."""
+    rows = torch.cat([b.rows for b in bases])[:rank]
+    rows = torch.linalg.qr(rows.double().T)[0].T.float().contiguous()
+    metadata = {**bases[0].metadata, "rank": len(rows), "rounds": len(bases),
+                "round_accuracy": [b.metadata["train_accuracy"] for b in bases]}  # fmt: skip
+    basis = Basis(rows, bases[0].image_shape, bases[0].weights, metadata)
+    metadata["orthogonality_error"] = basis.orthogonality_error
+    return basis
+
+
+def _descend(
+    images: Tensor | LazyImages, labels: Tensor, weight: Tensor, batches: Iterator[Tensor], total: int, lr: float,
+    taken: Tensor | None, state: FitState, progress: Callable[..., None] | None,
+) -> None:  # fmt: skip
+    """SGD on `weight` in place, from the step after those that `state` has.
+
+    With `taken` (k, d): on the images without those directions. The images stay as they are; projecting the weights
+    gives the same logits and, as the projector is symmetric, the same steps.
+    """
+    if taken is not None and not state.step:
+        ops.project_(weight, taken)
+    rest = itertools.islice(batches, state.step, None)
+    for step, (size, index, x, rows) in enumerate(_blocks(images, rest, weight.device), state.step):
+        rate = lr * (1.0 if step < total / 2 else 0.1 if step < 0.75 * total else 0.01)
+        y = labels if rows is not None else labels[index.to(labels.device)]
+        result = ops.softmax_regression_step(x, y, weight, rate, index=rows) if len(index) else None
+        if distributed.size() > 1:
+            # A step is linear in its images' gradients: the mean of all parts' weights is the step of the whole batch.
+            distributed.sum_(weight.mul_(len(index) / size))
+        if taken is not None:
+            ops.project_(weight, taken)
+        if progress and (step % 20 == 19 or step + 1 == total) and result is not None:
+            loss, correct = result.tolist()
+            progress("fit", step + 1, total, loss=loss, accuracy=correct / len(index))
+        state.keep(step + 1, weight)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _images(dataset: Dataset, device: torch.device) -> Tensor | LazyImages:
+    """Images on the device (on the CPU a view, also of a memory map), or still undecoded, or on a GPU too small for
+    them still on the host."""
+    if isinstance(dataset.images, LazyImages):
+        return dataset.images
+    images = as_tensor(dataset.images)
+    if device.type == "cuda" and images.nbytes > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return images
+    return images.to(device)
+
+
+def _blocks(images: Tensor | LazyImages, batches: Iterator[Tensor], device: torch.device) -> Iterator[_Block]:
+    """Our part of each batch; undecoded images are decoded ahead, so the memory that is taken does not depend on their
+    number."""
+    parts = ((len(index), index[slice(*distributed.share(len(index)))]) for index in batches)
+    if isinstance(images, LazyImages):
+        # Indices are a permutation a pass: known in pieces, so that a long fit does not list them all.
+        while piece := list(itertools.islice(parts, PIECE)):
+            with contextlib.closing(prefetch(images, [index.numpy() for _, index in piece])) as decoded:  # type: ignore[type-var]
+                for (size, index), block in zip(piece, decoded, strict=True):
+                    yield size, index, torch.from_numpy(block).to(device), None
+        return
+    for size, index in parts:
+        if images.device.type == device.type:
+            yield size, index, images, index.to(device)
+        else:
+            yield size, index, images[index].to(device), None
+
+
+def _start(init: str, classes: int, d: int, seed: int) -> Tensor:
+    if init == "zero":
+        return torch.zeros(classes, d)
+    bound = 1 / math.sqrt(d)  # what torch.nn.Linear draws: kaiming_uniform with a = sqrt(5)
+    return (ops.philox_uniform(seed, ops.philox.STREAM_ORDER, 1 << 40, classes, d) * 2 - 1) * bound
+
+
+def _batches(n: int, batch_size: int, total: int, seed: int, *, drop_last: bool) -> Iterator[Tensor]:
+    """`total` batches of indices, from a new permutation a pass. Steps drop a short last batch; epochs keep it."""
+    generator = torch.Generator().manual_seed(seed)
+    done = 0
+    while done < total:
+        order = torch.randperm(n, generator=generator)
+        stop = n - n % batch_size if drop_last else n
+        for begin in range(0, stop, batch_size):
+            if done == total:
+                return
+            yield order[begin : begin + batch_size]
+            done += 1
+
+
+def _evaluate(images: Tensor | LazyImages, labels: Tensor, weight: Tensor) -> tuple[float, float]:
+    """Mean loss and accuracy of the final weights over all images, by the same kernel with a learning rate of 0."""
+    state = torch.zeros(2, dtype=torch.float64)
+    # Of images decoded anew, as many at a time as take a few dozen megabytes.
+    chunk = max(1, min(CHUNK, DECODED_BYTES // weight.shape[1])) if isinstance(images, LazyImages) else CHUNK
+    for _, index, block, rows in _blocks(images, iter(torch.arange(len(labels)).split(chunk)), weight.device):
+        if not len(index):
+            continue
+        y = labels[index.to(labels.device)]
+        x = block if rows is None else block[int(index[0]) : int(index[-1]) + 1]
+        state += ops.softmax_regression_step(x, y, weight, 0.0).cpu() * torch.tensor([len(y), 1.0])
+    loss, correct = (distributed.sum_(state) / len(labels)).tolist()
+    return loss, correct

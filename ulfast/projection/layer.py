@@ -1,0 +1,43 @@
+"""Layers for other people's models and loops."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .. import ops
+from .basis import Basis
+
+
+class OrthogonalProjection(nn.Module):
+    """Removes a basis from a batch of images: ``x - (x B^T) B``, without clipping.
+
+    Args:
+        basis: a `Basis`, or a (k, d) float tensor in NHWC pixel order: orthonormal rows, or orthogonal ones of a norm
+            below 1, each of which goes in part (`partial_rows`).
+
+    Shape:
+        (n, C, H, W), any memory format (channels_last is quickest: it is the order of the basis), or (n, d) rows in
+        NHWC order. uint8 is read as x / 255 and gives float32; floating dtypes are kept.
+
+    The basis is a buffer: it moves with `.to(device)` and is part of the `state_dict`.
+
+    Example:
+        >>> projection = ulfast.OrthogonalProjection(ulfast.fit_basis(dataset))
+        >>> loss = criterion(model(projection(images)), labels)
+    """
+
+    def __init__(self, basis: Basis | Tensor) -> None:
+        super().__init__()
+        rows = basis.rows if isinstance(basis, Basis) else basis
+        if rows.dim() != 2:
+            raise ValueError(f"the basis must be (k, d), got shape {tuple(rows.shape)}")
+        self.basis: Tensor
+        self.register_buffer("basis", rows.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            return ops.project(x.permute(0, 2, 3, 1), self.basis).permute(0, 3, 1, 2)
+        return ops.project(x, self.basis)
+
+    def extra_repr(self) -> str:
+        return f"directions={self.basis.shape[0]}, features={self.basis.shape[1]}"

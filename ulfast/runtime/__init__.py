@@ -1,0 +1,1 @@
+"""The machine under a run: files, devices, processors, and what a result was made with."""
