@@ -28,6 +28,8 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
 	$(VENV)/bin/mypy ulfast
+	$(VENV)/bin/lint-imports
+	@! grep -nE '#include *[<"](torch|ATen|c10)' -r csrc || { echo 'csrc includes a torch header'; exit 1; }
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .

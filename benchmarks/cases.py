@@ -14,6 +14,7 @@ import torch
 
 from ulfast import ops
 from ulfast.data.dataset import chunks
+from ulfast.poisons import Workplace
 from ulfast.poisons.run import CHUNK_BYTES
 from ulfast.profiling import OPERATORS, Case, Shape
 from ulfast.profiling.cases import Run
@@ -76,7 +77,7 @@ def lsp(n: int) -> Case:
 
     images = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(n) % 10
-    perturb = LSP().prepare(Dataset(images, labels, tuple("0123456789")), 0)
+    perturb = LSP().prepare(Dataset(images, labels, tuple("0123456789")), 0, Workplace())
 
     def ours() -> None:
         for first, stop in chunks(images, CHUNK_BYTES):
@@ -106,7 +107,7 @@ def generated(method: str, n: int) -> tuple[np.ndarray, np.ndarray, Run]:
     data = Dataset(images, labels, tuple("0123456789"))
 
     def ours() -> None:
-        perturb = get_poison(method)[1].prepare(data, 0)
+        perturb = get_poison(method)[1].prepare(data, 0, Workplace())
         for first, stop in chunks(images, CHUNK_BYTES):
             perturb(first, images[first:stop], labels[first:stop])
 
@@ -194,7 +195,7 @@ def encoder(method: str, n: int) -> Case:
     grain = np.random.default_rng(0).normal(0, 4, large.shape)
     images = (large + grain).clip(0, 255).astype(np.uint8)
     labels = np.arange(n) % 10
-    perturb = get_poison(method)[1].prepare(Dataset(images, labels, tuple("0123456789")), 0)
+    perturb = get_poison(method)[1].prepare(Dataset(images, labels, tuple("0123456789")), 0, Workplace())
 
     def encode() -> None:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -175,7 +175,7 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0) -> N
     """Runs ``ulfast ARGUMENTS`` in several processes of this machine, by torch's elastic launcher, until all are done.
 
     When one of them fails or is killed the others are ended. Up to `max_restarts` times all are started again then, and
-    go on from the last checkpoint.
+    resume from the last checkpoint.
 
     Raises:
         InputError: what a process said of wrong input.
@@ -200,7 +200,7 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0) -> N
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
-        raise WorkerError(f"ended by {error.sigval.name}; finished work is kept, --resume goes on from it") from None
+        raise WorkerError(f"ended by {error.sigval.name}; finished work is kept, --resume continues from it") from None
     finally:
         logging.disable(logging.NOTSET)
         del os.environ["ULFAST_LAUNCHED"]
@@ -220,7 +220,7 @@ def _reason(failures: dict[int, Any], processes: int) -> Exception:
     who = f"process {number} of {processes}"
     if failure.exitcode < 0:
         return WorkerError(f"{who} was killed by {failure.signal_name()} and the others were ended; finished work is"
-                           " kept: --resume goes on from it, --max-restarts N does so by itself")  # fmt: skip
+                           " kept: --resume continues from it, --max-restarts N does so by itself")  # fmt: skip
     text = failure.error_file_data.get("line") or f"{who} ended with exit code {failure.exitcode}"
     return InputError(text) if failure.exitcode == 2 else WorkerError(f"{who}: {text}")
 

@@ -9,17 +9,8 @@ from torch.nn import functional as F
 import ulfast
 from ulfast import InputError
 from ulfast.analysis.detail import _integrated, fine_detail, patterns
-from ulfast.analysis.diagnosis import (
-    CONSTANT,
-    DETAIL,
-    LINEAR,
-    MARKED,
-    PATCHES,
-    Evidence,
-    conclude,
-    constant_pixel,
-    diagnose,
-)
+from ulfast.analysis.diagnosis import CONSTANT, PATCHES, conclude, constant_pixel, diagnose
+from ulfast.analysis.evidence import DETAIL, LINEAR, MARKED, Evidence
 from ulfast.data import load_dataset
 from ulfast.projection.patches import fit_patches
 from ulfast.report import pictures

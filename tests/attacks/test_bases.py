@@ -14,7 +14,16 @@ from ulfast.data.loaders.memory import MemoryLoader
 from ulfast.data.loaders.projected import ProjectedLoader, write_projected
 from ulfast.data.tensors import as_tensor
 from ulfast.parameters import with_parameters
-from ulfast.projection.other_fits import FITS, fisher_ratios, fit_weights, lbfgs, leace, moments, partial_rows, ridge
+from ulfast.projection.other_fits import (
+    FITS,
+    covariances,
+    fisher_ratios,
+    fit_weights,
+    lbfgs,
+    leace,
+    partial_rows,
+    ridge,
+)
 from ulfast.training import Recipe
 
 
@@ -71,7 +80,7 @@ def test_moments_stream(poisoned, monkeypatch):
     x, y = rows(poisoned), as_tensor(poisoned.labels)
     for size in (8 << 20, 2000):
         monkeypatch.setattr(other_fits, "CHUNK_BYTES", size)
-        m = moments(poisoned, second=True)
+        m = covariances(poisoned, second=True)
         torch.testing.assert_close(m.mean, x.mean(0))
         torch.testing.assert_close(m.covariance.double(), x.T.cov(correction=0), atol=1e-7, rtol=1e-4)
         torch.testing.assert_close(m.means[2], x[y == 2].mean(0))
@@ -145,9 +154,9 @@ def plan_of(dataset, name, **parameters):
 
 def test_the_classwise_form_takes_each_image_s_own_vector(tmp_path, poisoned):
     plan = plan_of(poisoned, "orthogonal-classwise")
-    assert plan.project.shape == (4, 1, 192)
+    assert plan.removal.rows.shape == (4, 1, 192)
     w = plan.basis.weights / plan.basis.weights.norm(dim=1, keepdim=True)
-    loader = MemoryLoader(poisoned, 100, basis=plan.project, mean=(0, 0, 0), std=(1, 1, 1), shuffle=True)
+    loader = MemoryLoader(poisoned, 100, basis=plan.removal.rows, mean=(0, 0, 0), std=(1, 1, 1), shuffle=True)
     for x, y in loader:
         flat = x.permute(0, 2, 3, 1).reshape(len(x), -1)
         products = flat @ w.T
@@ -155,9 +164,9 @@ def test_the_classwise_form_takes_each_image_s_own_vector(tmp_path, poisoned):
         assert products.abs().mean() > 0.01
     # The new mark that the label leaves: only the right class's product is zero.
     assert (products.abs().argmin(1) == y).float().mean() > 0.9
-    write_projected(tmp_path / "p", poisoned, plan.project)
+    write_projected(tmp_path / "p", poisoned, plan.removal)
     stored = next(iter(ProjectedLoader(tmp_path / "p", poisoned, 100, mean=(0, 0, 0), std=(1, 1, 1))))[0]
-    direct = next(iter(MemoryLoader(poisoned, 100, basis=plan.project, mean=(0, 0, 0), std=(1, 1, 1))))[0]
+    direct = next(iter(MemoryLoader(poisoned, 100, basis=plan.removal.rows, mean=(0, 0, 0), std=(1, 1, 1))))[0]
     torch.testing.assert_close(stored, direct, atol=1e-3, rtol=0)
 
 
@@ -191,7 +200,7 @@ def test_refusals(poisoned):
     with pytest.raises(InputError, match="too large for this fit"):
         ridge(big)
     with pytest.raises(InputError, match="class 2 has no image"):
-        moments(ulfast.Dataset(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2, ("a", "b", "c")), second=False)
+        covariances(ulfast.Dataset(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2, ("a", "b", "c")), second=False)
 
 
 def test_fisher_ratios_are_those_of_each_direction(poisoned):
@@ -235,5 +244,5 @@ def test_partial_of_nothing_and_of_classes_without_images(poisoned):
 
 def test_the_attack_takes_directions_away_in_part(poisoned):
     plan = plan_of(poisoned, "orthogonal", partial=True)
-    torch.testing.assert_close(plan.project, partial_rows(plan.basis, poisoned))
+    torch.testing.assert_close(plan.removal.rows, partial_rows(plan.basis, poisoned))
     assert plan.basis.orthogonality_error < 1e-6  # what is saved is the whole basis

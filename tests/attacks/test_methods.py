@@ -133,7 +133,9 @@ def test_every_attack_says_what_it_is():
         assert attack.summary
         assert name == "none" or attack.source
         for other in attack.excludes:
-            assert name in ATTACKS[other].excludes
+            for joined in (f"{name}+{other}", f"{other}+{name}"):
+                with pytest.raises(InputError, match=attack.excludes[other]):
+                    get_attack(joined)
 
 
 def step_for(model, channels=3, epoch=0):

@@ -11,11 +11,10 @@ import ulfast
 from ulfast import InputError, MeanNoise, fit_mean_noise
 from ulfast.attacks import Context, Plan, get_attack
 from ulfast.attacks.snapshots import Examples
-from ulfast.attacks.trainings import noise_rows
 from ulfast.data import Augment, MemoryLoader
 from ulfast.data.lazy import LazyImages
-from ulfast.data.loaders.memory import FilteredLoader
 from ulfast.data.loaders.projected import ProjectedLoader, write_projected
+from ulfast.data.loaders.removal import Removal
 from ulfast.ops import reference
 from ulfast.parameters import with_parameters
 from ulfast.projection.patches import PatchProjection, fit_patches
@@ -104,10 +103,10 @@ def want(data, rows, basis, augment, epoch, seed=3, change=None):
 def test_every_loader_adds_the_same_noise(make_dataset, tmp_path, monkeypatch, kind):
     data, augment = make_dataset(37, 16), Augment(2)
     rows, basis = fit_mean_noise(data), random_basis(16 * 16 * 3)
-    options = {"augment": augment, "shuffle": True, "seed": 3, "noise": rows, **STATISTICS}
+    options = {"augment": augment, "shuffle": True, "seed": 3, **STATISTICS}
     change = PatchProjection(fit_patches(data, patch=3, rank=2))
     if kind == "memory":
-        change, loader = None, MemoryLoader(data, 8, basis=basis, **options)
+        change, loader = None, MemoryLoader(data, 8, basis=basis, noise=rows, **options)
     elif kind == "lazy":
         for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
             path = tmp_path / "pngs" / f"class{label}" / f"{i:02d}.png"
@@ -116,14 +115,14 @@ def test_every_loader_adds_the_same_noise(make_dataset, tmp_path, monkeypatch, k
         lazy = ulfast.load_dataset(tmp_path / "pngs", stream=True)
         assert isinstance(lazy.images, LazyImages)
         data = ulfast.load_dataset(tmp_path / "pngs", stream=False)
-        change, loader = None, MemoryLoader(lazy, 8, basis=basis, **options)
+        change, loader = None, MemoryLoader(lazy, 8, basis=basis, noise=rows, **options)
     elif kind == "projected":
-        write_projected(tmp_path / "projected", data, basis, transform=change)
-        loader = ProjectedLoader(tmp_path / "projected", data, 8, **options)
+        write_projected(tmp_path / "projected", data, Removal(basis, patches=change))
+        loader = ProjectedLoader(tmp_path / "projected", data, 8, removal=Removal(noise=rows), **options)
     else:
         if kind == "fresh":
             monkeypatch.setattr("ulfast.data.loaders.memory.KEEP_BYTES", 0)
-        loader = FilteredLoader(data, 8, transform=change, basis=basis, **options)
+        loader = MemoryLoader(data, 8, removal=Removal(basis, change, noise=rows), **options)
     for epoch in (0, 5, 0):
         loader.set_epoch(epoch)
         got = torch.cat([x for x, _ in loader])
@@ -158,7 +157,7 @@ def test_the_module_adds_noise_in_training_alone(make_dataset):
     assert noise(x.half()).dtype == torch.float16
     assert noise.eval()(x) is x
     assert set(noise.state_dict()) == {"rows"}
-    with pytest.raises(ValueError, match="192 values an image"):
+    with pytest.raises(ValueError, match="192 values per image"):
         noise.train()(torch.rand(2, 3, 9, 9))
     with pytest.raises(ValueError, match=r"must be \(k, d\)"):
         MeanNoise(torch.rand(3))
@@ -170,17 +169,17 @@ def test_joined_with_a_projection_it_has_nothing_of_what_that_takes(make_dataset
     plan = Plan(data, data, Recipe("test", 1, 8, "adamw", 1e-3, 0.0, "one-cycle", None))
     for step in get_attack(name)[1]:
         step.apply(plan, Context(0, torch.device("cpu")))
-    rows = noise_rows(plan)
-    assert (rows @ plan.project.T).abs().max() < 1e-5
-    torch.testing.assert_close(rows, reference.project(fit_mean_noise(data), plan.project))
+    basis, rows = plan.removal.rows, plan.removal.settled(data.image_shape).noise
+    assert (rows @ basis.T).abs().max() < 1e-5
+    torch.testing.assert_close(rows, reference.project(fit_mean_noise(data), basis))
 
 
 def test_noise_goes_through_the_patch_projection(make_dataset):
     data = make_dataset(60, 16)
-    plan = Plan(data, data, Recipe("test", 1, 8, "adamw", 1e-3, 0.0, "one-cycle", None), noise=fit_mean_noise(data))
-    plan.patches = fit_patches(data, patch=3, rank=2)
-    want = PatchProjection(plan.patches)(plan.noise.view(-1, 16, 16, 3).permute(0, 3, 1, 2))
-    torch.testing.assert_close(noise_rows(plan).view(-1, 16, 16, 3), want.permute(0, 2, 3, 1))
+    noise, projection = fit_mean_noise(data), PatchProjection(fit_patches(data, patch=3, rank=2))
+    want = projection(noise.view(-1, 16, 16, 3).permute(0, 3, 1, 2))
+    settled = Removal(patches=projection, noise=noise).settled(data.image_shape)
+    torch.testing.assert_close(settled.noise.view(-1, 16, 16, 3), want.permute(0, 2, 3, 1))
 
 
 def test_the_attack_and_its_scale(make_dataset, tmp_path):

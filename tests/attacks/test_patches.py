@@ -7,10 +7,12 @@ from torch.nn import functional as F
 
 import ulfast
 from ulfast import InputError
-from ulfast.analysis.diagnosis import DETAIL, PATCHES
+from ulfast.analysis.diagnosis import PATCHES
+from ulfast.analysis.evidence import DETAIL
 from ulfast.data import load_dataset
 from ulfast.data.loaders.augment import Augment
-from ulfast.data.loaders.memory import FilteredLoader
+from ulfast.data.loaders.memory import MemoryLoader
+from ulfast.data.loaders.removal import Removal
 from ulfast.projection.patches import PatchProjection, estimator, fit_patches, spectrum, statistics
 
 
@@ -140,11 +142,12 @@ def test_errors(poisoned):
 
 def test_kept_and_fresh_batches_agree(poisoned, monkeypatch):
     small = poisoned.balanced(100)
-    options = {"transform": PatchProjection(fit_patches(poisoned, rank=10)), "mean": (0.5,) * 3, "std": (0.2,) * 3,
+    removal = Removal(patches=PatchProjection(fit_patches(poisoned, rank=10)))
+    options = {"removal": removal, "mean": (0.5,) * 3, "std": (0.2,) * 3,
                "augment": Augment(), "seed": 3, "shuffle": True}  # fmt: skip
-    kept = FilteredLoader(small, 32, **options)
+    kept = MemoryLoader(small, 32, **options)
     monkeypatch.setattr("ulfast.data.loaders.memory.KEEP_BYTES", 0)
-    fresh = FilteredLoader(small, 32, **options)
+    fresh = MemoryLoader(small, 32, **options)
     for (x, y), (u, v) in zip(kept, fresh, strict=True):
         torch.testing.assert_close(x, u, atol=0.005, rtol=0)
         assert torch.equal(y, v)
@@ -199,8 +202,8 @@ def test_the_noise_follows_what_stays(clean, method, least, most):
 
 def test_noise_of_each_image_is_not_hidden_under_more(clean, monkeypatch):
     """Where fine detail says that it was made with a network, directions go in part and nothing is added."""
-    monkeypatch.setattr("ulfast.analysis.diagnosis.NOT_LINEAR", -1.0)
-    monkeypatch.setattr("ulfast.analysis.diagnosis.FEW_MARKED", 2.0)
+    monkeypatch.setattr("ulfast.analysis.evidence.NOT_LINEAR", -1.0)
+    monkeypatch.setattr("ulfast.analysis.evidence.FEW_MARKED", 2.0)
     data = ulfast.poison(clean, "lsp")
     options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn"}
     full = ulfast.attack(data, method="orthogonal-full", **options)
@@ -214,8 +217,8 @@ def test_auto_looks_once(clean, monkeypatch):
     data = ulfast.poison(clean, "lsp")
     options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn"}
     full = ulfast.attack(data, method="orthogonal-full", **options)
-    for again in ("linear_model", "fine_detail", "fit_patches"):
-        monkeypatch.delattr(f"ulfast.attacks.patch.{again}")
+    for again in ("full.linear_model", "full.fine_detail", "patch.fit_patches"):
+        monkeypatch.delattr(f"ulfast.attacks.{again}")
     auto = ulfast.attack(data, method="auto", **options)
     assert auto.notes["diagnosis"]["suggested_attack"] == "orthogonal-full"
     assert {name: auto.notes[name] for name in full.notes} == full.notes

@@ -13,7 +13,7 @@ from ulfast import InputError, fit_basis
 from ulfast.data import Augment, MemoryLoader, load_dataset, write_dataset
 from ulfast.data.dataset import Dataset
 from ulfast.data.lazy import LazyImages, prefetch, streams
-from ulfast.data.loaders.memory import FilteredLoader
+from ulfast.data.loaders.removal import Removal
 from ulfast.projection.basis import Basis
 from ulfast.projection.orthonormal import gram, orthonormal_rows
 
@@ -74,7 +74,7 @@ def test_batches_are_those_of_memory(folder, batch):
     assert torch.equal(ours[0], want[0])
     assert torch.equal(ours[1], want[1])
     ours, want = (
-        gather(FilteredLoader(load_dataset(folder, stream=s), batch, transform=lambda x: x.sqrt(), shuffle=True))
+        gather(MemoryLoader(load_dataset(folder, stream=s), batch, removal=Removal(transform=torch.sqrt), shuffle=True))
         for s in (True, False)
     )
     assert torch.equal(ours[0], want[0])

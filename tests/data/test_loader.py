@@ -9,6 +9,7 @@ from ulfast.data import Augment, MemoryLoader, channel_statistics, load_dataset,
 from ulfast.data.loaders import projected
 from ulfast.data.loaders.augment import resized_crop
 from ulfast.data.loaders.projected import ProjectedLoader, write_projected
+from ulfast.data.loaders.removal import Removal
 from ulfast.errors import InputError
 from ulfast.ops import reference
 
@@ -166,7 +167,7 @@ def _projected(make_dataset, monkeypatch):
 
 def test_a_projected_set_on_disk_trains_alike(tmp_path, make_dataset, monkeypatch):
     data, basis = _projected(make_dataset, monkeypatch)
-    write_projected(tmp_path / "p", data, basis)
+    write_projected(tmp_path / "p", data, Removal(basis))
     options = {"augment": Augment(), "shuffle": True, "seed": 4, "mean": (0.5,) * 3, "std": (0.2,) * 3}
     there = gather(ProjectedLoader(tmp_path / "p", data, 7, **options))[0]
     direct = gather(MemoryLoader(data, 7, basis=basis, **options))[0]
@@ -183,24 +184,24 @@ def test_an_interrupted_projected_set_goes_on_and_a_whole_one_is_kept(tmp_path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_projected(tmp_path / "p", data, basis, progress=stop)
+        write_projected(tmp_path / "p", data, Removal(basis), progress=stop)
     first = tmp_path / ".p.part" / "images-00000.npy"
     kept = first.stat().st_ino
     assert not (tmp_path / "p").exists()
-    write_projected(tmp_path / "p", data, basis)
+    write_projected(tmp_path / "p", data, Removal(basis))
     files = {file.name: file.stat().st_ino for file in (tmp_path / "p").iterdir()}
     assert files["images-00000.npy"] == kept
     assert not (tmp_path / ".p.part").exists()
-    write_projected(tmp_path / "p", data, basis)
+    write_projected(tmp_path / "p", data, Removal(basis))
     assert {file.name: file.stat().st_ino for file in (tmp_path / "p").iterdir()} == files
-    write_projected(tmp_path / "p", data, basis[:2])  # another projection
+    write_projected(tmp_path / "p", data, Removal(basis[:2]))  # another projection
     other = np.load(tmp_path / "p" / "images-00000.npy").reshape(20, -1).astype(np.float32)
     assert np.abs(other @ basis[:2].T.numpy()).max() < 0.02 < np.abs(other @ basis[2].numpy()).max()
 
 
 def test_a_projected_set_with_a_missing_shard_says_so(tmp_path, make_dataset, monkeypatch):
     data, basis = _projected(make_dataset, monkeypatch)
-    write_projected(tmp_path / "p", data, basis)
+    write_projected(tmp_path / "p", data, Removal(basis))
     (tmp_path / "p" / "images-00001.npy").unlink()
     with pytest.raises(InputError, match=r"images-00001\.npy"):
         ProjectedLoader(tmp_path / "p", data, 7)

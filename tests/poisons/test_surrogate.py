@@ -113,7 +113,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(make_dataset, tmp_path, monkeypa
     monkeypatch.setattr(engine, "COMMIT_SECONDS", 0.0)
     clean = make_dataset(60)
     want = poison(clean, method, seed=5, **SMALL[method])
-    commit, counted = engine.Run.commit, []
+    commit, counted = engine.Search.commit, []
 
     def kill(self, state, *, last=False):
         # After the second commit the store is spoilt, as by a search that was under way.
@@ -124,7 +124,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(make_dataset, tmp_path, monkeypa
         commit(self, state, last=last)
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine.Run, "commit", kill)
+        patched.setattr(engine.Search, "commit", kill)
         with pytest.raises(Killed):
             poison(clean, method, seed=5, folder=tmp_path / "work", **SMALL[method])
     assert len(list((tmp_path / "work").glob("delta-*.npy"))) == 1
@@ -287,7 +287,7 @@ def test_an_unfinished_run_on_the_command_line(make_dataset, tmp_path, monkeypat
         patched.setattr(PerturbationStore, "apply", lambda *a: (_ for _ in ()).throw(Killed()))
         assert isinstance(run().exception, Killed)
     assert (tmp_path / "out.work" / "state.json").is_file()
-    assert "say --resume to go on" in str(run().exception)
+    assert "say --resume to continue it" in str(run().exception)
     assert run("--resume").exit_code == 0
     assert not (tmp_path / "out.work").exists()
     assert load_dataset(tmp_path / "out").manifest["making"]["loss_after"] > 0

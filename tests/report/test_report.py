@@ -283,7 +283,7 @@ def test_the_page_needs_nothing_beside_it(done, tmp_path):
         assert target.startswith("data:") or target[1:] in found.ids, target
     assert not re.search(r"(https?:)?//(?!www\.w3\.org)[a-z]", re.sub(r"base64,[\w+/=]+", "", source.split("<pre>")[0]))
     kinds = re.findall(r"<figcaption>(.*?)</figcaption>", source)
-    assert {"clean", "poisoned", "after orthogonal", "orthogonal: taken away", "after jpeg-50"} <= set(kinds)
+    assert {"clean", "poisoned", "after orthogonal", "orthogonal: removed", "after jpeg-50"} <= set(kinds)
 
 
 def test_the_command_line(done, tmp_path):

@@ -75,20 +75,20 @@ def main(folder: str, out: Path) -> None:
 
 def interrupt(data: ulfast.Dataset, work: Path) -> list[tuple[str, Any]]:
     """A run that ends in its third round, after the second was kept, is left in `work`. What comes out when a copy of
-    it is gone on with, and when nothing interrupts it."""
+    it is resumed, and when nothing interrupts it."""
     engine.COMMIT_SECONDS = 0.0
-    commit, rounds = engine.Run.commit, []
+    commit, rounds = engine.Search.commit, []
 
-    def stop(run: engine.Run, state: dict[str, Any], *, last: bool = False) -> None:
+    def stop(run: engine.Search, state: dict[str, Any], *, last: bool = False) -> None:
         if len(rounds) == 2:
             raise Killed
         rounds.append(state)
         commit(run, state, last=last)
 
-    engine.Run.commit = stop  # type: ignore[method-assign]
+    engine.Search.commit = stop  # type: ignore[method-assign]
     with contextlib.suppress(Killed):
         ulfast.poison(data, "em", seed=1, device="cpu", folder=work, **LONG)
-    engine.Run.commit = commit  # type: ignore[method-assign]
+    engine.Search.commit = commit  # type: ignore[method-assign]
     distributed.wait()
     copy = work.with_name("copy")
     if distributed.is_main():

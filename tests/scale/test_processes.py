@@ -154,7 +154,7 @@ def test_a_killed_search_goes_on(data, tmp_path):
     code, error, _ = killed_in_training(command, tmp_path / "out.work" / "surrogate" / "last.pt")
     assert code == 1
     assert error.startswith("ulfast: process 1 of 2 was killed by SIGKILL"), error
-    assert "--resume goes on from it" in error
+    assert "--resume continues from it" in error
     assert error.count("\n") == 1, error
     assert not out.exists()
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=ENVIRONMENT, timeout=60)

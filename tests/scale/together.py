@@ -14,6 +14,7 @@ import ulfast.projection.other_fits
 from ulfast import distributed
 from ulfast.data import MemoryLoader, channel_statistics
 from ulfast.data.loaders import projected
+from ulfast.data.loaders.removal import Removal
 from ulfast.data.writers.resumable import RowWriter
 from ulfast.poisons import Poisoning, write_rows
 from ulfast.training import Recipe, build_model, evaluate, train
@@ -51,7 +52,7 @@ def main(folder: str, out: Path) -> None:
     with RowWriter(out / f"poisoned-{distributed.size()}", data, {}) as writer:
         write_rows(poisoning, writer)
     projected.SHARD_BYTES = 30 * 2 * 768  # 30 images
-    projected.write_projected(out / f"projected-{distributed.size()}", data, basis.rows)
+    projected.write_projected(out / f"projected-{distributed.size()}", data, Removal(basis.rows))
     if distributed.is_main():
         torch.save(found, out / f"found-{distributed.size()}.pt")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from ..data.dataset import Dataset
 from ..data.load import load_dataset
 from ..data.tensors import channel_statistics
 from ..errors import InputError
+from ..runtime.progress import Progress
 
 LOOKED_AT = 10_000  # images that are searched for poison
 
@@ -23,7 +23,7 @@ def describe(
     resize: int | None = None,
     look_for_poison: bool = True,
     seed: int = 0,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Counts a class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
 

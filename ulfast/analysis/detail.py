@@ -22,8 +22,8 @@ SCALE = 8.0  # 8-bit levels; larger differences are edges of the photograph and 
 RIDGE = 1e-2  # of the covariance of features between -1 and 1
 FAR = 6.0  # standard deviations
 COARSE = 32  # px that larger images are also looked at in
-# With more images a class the means of photographs differ too, and the bounds of `diagnose` would depend on the number.
-IMAGES_A_CLASS, IMAGES, FEWEST = 1_000, 20_000, 20
+# With more images per class the means of photographs differ too: the bounds of `diagnose` would depend on the number.
+PER_CLASS, IMAGES, FEWEST = 1_000, 20_000, 20
 SHOWN = 200  # marked images of a class that its pattern is drawn from
 
 
@@ -53,7 +53,7 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
         seed: halves the images, and places the tiles in large ones.
     """
     classes = dataset.num_classes
-    limit = max(classes, min(len(dataset), IMAGES_A_CLASS * classes, IMAGES))
+    limit = max(classes, min(len(dataset), PER_CLASS * classes, IMAGES))
     rows = balanced_indices(dataset.labels, classes, limit, seed)
     labels = torch.from_numpy(dataset.labels[rows].astype(np.int64))
     total = torch.bincount(labels, minlength=classes)

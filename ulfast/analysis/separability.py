@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..runtime.progress import Progress
 
 HIDDEN_WIDTH = 30
 
@@ -43,7 +43,7 @@ def separability(
     hidden: int = 0,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> Separability:
     """Train accuracy of logistic regression, full batch, by LBFGS.
 

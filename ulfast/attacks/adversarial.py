@@ -19,7 +19,6 @@ class AdversarialTraining(Attack):
     summary = "adversarial training, PGD-10"
     source = "Madry et al., ICLR 2018; against poisons: Tao et al., NeurIPS 2021"
     aliases = ("at", "adv", "pgd")
-    excludes: ClassVar[dict[str, str]] = {"ueraser": "both search for the hardest images: choose one"}
 
     norm: str = parameter("linf", "of the bound", choices=("linf", "l2"))
     at_eps: float | None = parameter(None, "bound, pixels in [0, 1] (default 8/255, or 0.5 in L2)", at_least=0)
@@ -29,7 +28,7 @@ class AdversarialTraining(Attack):
     def apply(self, plan: Plan, context: Context) -> None:
         eps = self.at_eps if self.at_eps is not None else 8 / 255 if self.norm == "linf" else 0.5
         alpha = self.at_alpha if self.at_alpha is not None else 2.5 * eps / self.at_steps
-        clamp = plan.project is None and plan.patches is None
+        clamp = not plan.removal  # pixels of [0, 1] stay there
         plan.hooks.append(adversaries.pgd(eps, self.at_steps, alpha, self.norm, clamp))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..analysis.diagnosis import diagnose
 from .base import Attack, Context, Plan
@@ -14,12 +15,11 @@ class Auto(Attack):
 
     summary = "diagnose, then the suggested attack"
     source = "ulfast, docs/diagnose.md"
+    alone: ClassVar[bool] = True
 
-    def apply(self, plan: Plan, context: Context) -> None:
-        from .registry import get_attack
-
+    def apply(self, plan: Plan, context: Context) -> str:
+        """Returns the name of the suggested attack."""
         with plan.timed("diagnose"):
             plan.diagnosis = found = diagnose(plan.train, seed=context.seed, progress=context.progress)
         plan.notes |= {"diagnosis": found.to_dict()}
-        for step in get_attack(found.suggested_attack)[1]:
-            step.apply(plan, context)
+        return found.suggested_attack

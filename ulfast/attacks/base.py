@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ..data.dataset import Dataset
+from ..data.loaders.removal import Removal
 from ..projection.basis import Basis
-from ..projection.patches import PatchBasis
+from ..runtime.progress import Progress
 from ..training.mixing import BatchHook
 from ..training.recipes import Recipe
 from ..training.refit import Refit
@@ -37,12 +37,9 @@ class Plan:
         train: the data the attacker has.
         test: clean test images.
         recipe: how to train.
-        project: (k, d) rows that every training image loses, (c, r, d) rows of each image's class, or None.
-        transform: (b, C, H, W) float32 pixels -> the same, of every training image after that, or None.
-        patches: what every training image loses of its patches, after that.
-        noise: (k, d) rows of which every training image gets random mixtures, anew in every pass, after that. What they
-            have of `project` and `patches` they lose too.
-        project_test: whether test images lose them too.
+        removal: what every training image loses, and the noise that hides the rest. Before the training the noise loses
+            the same.
+        test_removal: what every test image loses.
         hooks: applied to every training batch, in order.
         select: clean images by whose accuracy the best epoch is chosen, or None for the last epoch.
         refits: what happens to the trained network, in order.
@@ -55,11 +52,8 @@ class Plan:
     train: Dataset
     test: Dataset
     recipe: Recipe
-    project: Tensor | None = None
-    transform: Callable[[Tensor], Tensor] | None = None
-    patches: PatchBasis | None = None
-    noise: Tensor | None = None
-    project_test: bool = False
+    removal: Removal = field(default_factory=Removal)
+    test_removal: Removal = field(default_factory=Removal)
     hooks: list[BatchHook] = field(default_factory=list)
     select: Dataset | None = None
     refits: list[Refit] = field(default_factory=list)
@@ -67,6 +61,10 @@ class Plan:
     diagnosis: Diagnosis | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def remove(self, **parts: Any) -> None:
+        """Replaces parts of `removal`."""
+        self.removal = replace(self.removal, **parts)
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -82,7 +80,7 @@ class Context:
 
     seed: int
     device: torch.device
-    progress: Callable[..., None] | None = None
+    progress: Progress | None = None
     basis: Basis | None = None  # fitted before: by an interrupted run, or given by the user
     clean: Dataset | None = None  # clean training images, for methods that need some
     folder: Path | None = None  # of the run, for what a fit keeps while it lasts
@@ -93,17 +91,19 @@ class Context:
 class Attack:
     """Base of all attacks. A subclass is a frozen dataclass whose fields are its parameters.
 
-    Class variables: `stage`, where it works; `excludes`, the names it cannot be joined with, and the rest of a
-    sentence that says why; `needs_clean`, whether it takes some clean images.
+    Class variables: `stage`, where it works; `excludes`, names it cannot be joined with, and the rest of a sentence
+    that says why (one of the two attacks names the other); `alone`, whether it cannot be joined at all; `needs_clean`,
+    whether it takes some clean images.
     """
 
     stage: ClassVar[int] = PROJECTION
     excludes: ClassVar[dict[str, str]] = {}
+    alone: ClassVar[bool] = False
     needs_clean: ClassVar[bool] = False
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     aliases: ClassVar[tuple[str, ...]] = ()
 
-    def apply(self, plan: Plan, context: Context) -> None:
-        """Changes the plan."""
+    def apply(self, plan: Plan, context: Context) -> str | None:
+        """Changes the plan. May return the name of an attack that is to be carried out next."""
         raise TypeError(f"{type(self).__name__} does not say what to do")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,12 @@ import torch
 from torch import nn
 
 from ..data.dataset import Dataset
-from ..data.loaders.augment import Augment
-from ..data.loaders.memory import MemoryLoader
 from ..errors import InputError
 from ..runtime.devices import fast_half, resolve_device
-from ..training import build_model, checkpoint, evaluate
-from ..training.refit import Trained, features, finetune, head_of, reweight
+from ..runtime.progress import Progress
+from ..training import build_model, checkpoint
+from ..training.refit import MakeLoader, Trained, finetune, probe, replace_head, reweight
 from .result import AttackResult
-
-Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -80,14 +76,11 @@ class Run:
         """The half-precision format that the run was trained and measured in, where this device has it too."""
         return fast_half(self.device) if self.result.config.get("half") else None
 
-    def loader(
-        self, dataset: Dataset, batch_size: int = 500, *, augment: Augment | None = None, shuffle: bool = False
-    ) -> MemoryLoader:
-        """Batches normalised, and in the number format, as in the run."""
-        return MemoryLoader(
-            dataset, batch_size, mean=self.result.notes["mean"], std=self.result.notes["std"], augment=augment,
-            dtype=self.half or torch.float32, shuffle=shuffle, seed=self.result.seed, device=self.device,
-        )  # fmt: skip
+    def trained(self, path: Path, seed: int = 0, progress: Progress | None = None) -> Trained:
+        """The network of a checkpoint, as a refit takes it: with batches as in the run."""
+        notes, half = self.result.notes, self.half
+        make = MakeLoader(notes["mean"], notes["std"], half or torch.float32, self.result.seed, self.device)
+        return Trained(self.network(path), make, make(self.test), half, seed, progress)
 
 
 def dfr(run: Run, clean: Dataset, *, seed: int = 0, progress: Progress | None = None) -> list[dict[str, Any]]:
@@ -103,15 +96,10 @@ def dfr(run: Run, clean: Dataset, *, seed: int = 0, progress: Progress | None = 
     """
     rows = []
     paths = run.checkpoints()
-    test_loader, clean_loader = run.loader(run.test), run.loader(clean)
+    refit = replace_head(clean, reweight, "dfr")
     for done, path in enumerate(paths, 1):
-        model = run.network(path)
-        before = evaluate(model, test_loader, run.half)[1]
-        x, y = features(model, clean_loader, run.half)
-        head = reweight(x, y, clean.num_classes, seed=seed)
-        inputs, labels = features(model, test_loader, run.half)
-        with torch.no_grad():
-            after = float((head(inputs).argmax(1) == labels).float().mean())
+        note = refit(run.trained(path, seed))
+        before, after = note["test_accuracy_before"], note["test_accuracy"]
         rows.append({"epoch": int(path.stem.split("-")[1]), "before": before, "after": after})
         if progress:
             progress("dfr", done, len(paths), accuracy=after)
@@ -132,11 +120,8 @@ def finetune_run(
     Returns:
         `test_accuracy_before`, `test_accuracy`, `clean_images`, and `history` for all layers.
     """
-    from ..training.refit import probe, replace_head
-
-    model = run.network(run.folder / "checkpoints" / "attack" / "last.pt")
-    trained = Trained(model, run.loader, run.loader(run.test), run.half, seed, progress)
-    if last_layer:
-        head_of(model)
-        return replace_head(clean, probe, "linear-probe", lr=lr, epochs=epochs)(trained)
-    return finetune(clean, epochs, lr)(trained)
+    trained = run.trained(run.folder / "checkpoints" / "attack" / "last.pt", seed, progress)
+    refit = (
+        replace_head(clean, probe, "linear-probe", lr=lr, epochs=epochs) if last_layer else finetune(clean, epochs, lr)
+    )
+    return refit(trained)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..analysis.detail import fine_detail
-from ..analysis.diagnosis import Evidence, has_pattern, is_its_own, linear_model, pixel_space
+from ..analysis.evidence import Evidence, has_pattern, is_its_own, linear_model, pixel_space
 from ..parameters import parameter
 from ..projection.mean_noise import noise_scale
 from ..projection.patches import PATCH
 from .base import Context, Plan
 from .noise import ClassMeanNoise
-from .orthogonal import IN_FULL, OrthogonalProjection
+from .orthogonal import OrthogonalProjection
 from .patch import OrthogonalPatch
 
 
@@ -28,7 +28,8 @@ class OrthogonalFull(OrthogonalProjection):
     source = "ulfast, docs/orthogonal-patch.md"
     aliases: ClassVar[tuple[str, ...]] = ("full",)
     excludes: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("orthogonal", "orthogonal-classwise", "orthogonal-patch", "mean-noise"), IN_FULL
+        ("orthogonal", "orthogonal-classwise", "orthogonal-patch", "mean-noise"),
+        "do the same: orthogonal-full is enough",
     )
 
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
@@ -36,7 +37,7 @@ class OrthogonalFull(OrthogonalProjection):
     noise_scale: float | None = parameter(
         None, "deviation of the noise over that of the class means (default: 0 to 2, from the data)", at_least=0
     )
-    partial: bool = parameter(True, "take a direction away only as far as the classes' means differ along it")
+    partial: bool = parameter(True, "remove a direction only as far as the classes' means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
         found = plan.diagnosis
@@ -60,4 +61,4 @@ class OrthogonalFull(OrthogonalProjection):
         """The scale of the noise. Of a poison that is each image's own, the class means have nothing to hide."""
         if is_its_own(evidence):
             return 0.0
-        return 1.0 if plan.project is None else noise_scale(plan.project)
+        return 1.0 if plan.removal.rows is None else noise_scale(plan.removal.rows)

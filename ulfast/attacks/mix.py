@@ -35,7 +35,7 @@ class MixUp(Attack):
     stage: ClassVar[int] = BATCHES
     summary = "images and labels blended in pairs"
     source = "Zhang et al., mixup, ICLR 2018"
-    excludes: ClassVar[dict[str, str]] = {"cutmix": ONE_MIX}
+    excludes: ClassVar[dict[str, str]] = {"cutmix": "both mix labels: choose one"}
 
     alpha: float = parameter(1.0, "of the Beta distribution of the share", at_least=0)
 
@@ -50,7 +50,6 @@ class CutMix(Attack):
     stage: ClassVar[int] = BATCHES
     summary = "rectangles and labels exchanged in pairs"
     source = "Yun et al., CutMix, ICCV 2019"
-    excludes: ClassVar[dict[str, str]] = {"mixup": ONE_MIX}
 
     probability: float = parameter(0.5, "that a batch is mixed", at_least=0)
     beta: float = parameter(1.0, "of the Beta distribution of the area", at_least=0)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..parameters import parameter
 from ..projection.mean_noise import SCALE, fit_mean_noise
 from .base import Attack, Context, Plan
-from .orthogonal import IN_FULL, REFILLED
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,6 @@ class ClassMeanNoise(Attack):
 
     summary = "random mixtures of the class means added, anew in every pass"
     source = "ulfast, docs/attacks.md"
-    excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": REFILLED, "orthogonal-full": IN_FULL}
 
     noise_scale: float = parameter(SCALE, "deviation of the noise over that of the class means", at_least=0)
 
@@ -27,5 +24,6 @@ class ClassMeanNoise(Attack):
         if not self.noise_scale:
             return
         with plan.timed("fit"):
-            plan.noise = fit_mean_noise(plan.train, self.noise_scale, progress=context.progress, shared=True)
-        plan.notes |= {"noise_norm": float(plan.noise.norm())}
+            noise = fit_mean_noise(plan.train, self.noise_scale, progress=context.progress, shared=True)
+        plan.remove(noise=noise)
+        plan.notes |= {"noise_norm": float(noise.norm())}

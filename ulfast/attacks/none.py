@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .base import Attack, Context, Plan
 
@@ -12,6 +13,7 @@ class NoAttack(Attack):
     """Train on the images as they are."""
 
     summary = "standard training"
+    alone: ClassVar[bool] = True
     aliases = ("standard", "clean")
 
     def apply(self, plan: Plan, context: Context) -> None:

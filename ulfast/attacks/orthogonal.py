@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from ..data.loaders.removal import Removal
 from ..errors import InputError
 from ..parameters import parameter
 from ..projection.basis import Basis
@@ -18,7 +19,6 @@ SOURCE = "Sandoval-Segura et al., What Can We Learn from Unlearnable Datasets?, 
 
 SAME_FIT = "both project off the same fit: choose one"
 REFILLED = "do not go together: the noise fills what each class has lost"
-IN_FULL = "do the same: orthogonal-full is enough"
 
 
 @dataclass(frozen=True)
@@ -60,32 +60,35 @@ class OrthogonalProjection(LinearFit):
     summary = "projection off a linear model's weights"
     source = SOURCE
     aliases: ClassVar[tuple[str, ...]] = ("op", "ortho", "orthogonal-projection")
-    excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": SAME_FIT, "orthogonal-full": IN_FULL}
+    excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": SAME_FIT}
 
     fit: str = parameter("sgd", "what gives the directions", choices=("sgd", *FITS, "leace"))
-    rank: int | None = parameter(None, "directions to take away (default: what the weights span)", at_least=1)
+    rank: int | None = parameter(None, "directions to remove (default: what the weights span)", at_least=1)
     project_test: bool = parameter(False, "project the test images too")
-    partial: bool = parameter(False, "take a direction away only as far as the classes' means differ along it")
+    partial: bool = parameter(False, "remove a direction only as far as the classes' means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
         with plan.timed("fit"):
             self.note(plan, self.fitted(plan, context))
 
     def fitted(self, plan: Plan, context: Context) -> Basis:
-        """The directions; what is to be taken away stands in the plan."""
+        """The directions; the plan gets what is to be removed."""
         if self.fit == "leace":
             if self.rank is not None or self.project_test or self.partial:
                 raise InputError("fit leace takes no --rank, --project-test or partial: leave them out")
-            plan.transform, basis = leace(plan.train)
+            erasure, basis = leace(plan.train)
+            plan.remove(transform=erasure)
         else:
             sgd = self.fit == "sgd" or context.basis is not None
             basis = self.sgd(plan, context, self.rank) if sgd else fit_weights(
                 plan.train, self.fit, self.rank, context.seed
             )  # fmt: skip
-            plan.project = basis.rows
+            rows = basis.rows
             if self.partial:
-                plan.project = partial_rows(basis, plan.train, device=context.device, shared=True)
-            plan.project_test = self.project_test
+                rows = partial_rows(basis, plan.train, device=context.device, shared=True)
+            plan.remove(rows=rows)
+            if self.project_test:
+                plan.test_removal = Removal(rows)
         return basis
 
 
@@ -98,14 +101,13 @@ class ClassWiseProjection(LinearFit):
     summary = "projection off the own class's weight vector (uses the label)"
     source = SOURCE + " (rank-one form)"
     aliases = ("op-classwise", "classwise")
-    excludes: ClassVar[dict[str, str]] = {
-        "orthogonal": SAME_FIT, "orthogonal-full": IN_FULL, "mean-noise": REFILLED
-    }  # fmt: skip
+    excludes: ClassVar[dict[str, str]] = {"mean-noise": REFILLED}
 
     def apply(self, plan: Plan, context: Context) -> None:
         with plan.timed("fit"):
             basis = self.sgd(plan, context)
         if basis.weights is None:
-            raise InputError("this basis has no weights a class: fit one with `ulfast fit`")
-        plan.project = torch.nn.functional.normalize(basis.weights.double(), dim=1).float()[:, None].contiguous()
+            raise InputError("this basis has no weights per class: fit one with `ulfast fit`")
+        rows = torch.nn.functional.normalize(basis.weights.double(), dim=1).float()[:, None].contiguous()
+        plan.remove(rows=rows)
         self.note(plan, basis)

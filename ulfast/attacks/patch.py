@@ -5,12 +5,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..parameters import parameter
-from ..projection.patches import PATCH, fit_patches
+from ..projection.patches import PATCH, PatchProjection, fit_patches
 from .base import Attack, Context, Plan
-from .orthogonal import IN_FULL
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,6 @@ class OrthogonalPatch(Attack):
     summary = "projection in patch space, for noise drawn anew for each image (ar)"
     source = "ulfast, docs/orthogonal-patch.md"
     aliases = ("patch",)
-    excludes: ClassVar[dict[str, str]] = {"orthogonal-full": IN_FULL}
 
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)
     patch_rank: int | None = parameter(None, "directions to remove (default: chosen from the data)", at_least=0)
@@ -30,10 +27,12 @@ class OrthogonalPatch(Attack):
     def apply(self, plan: Plan, context: Context) -> None:
         found = plan.diagnosis
         if found and (self.patch, self.patch_rank) == (found.patches.metadata["patch"], None):
-            plan.patches = found.patches
+            basis = found.patches
         else:
             with plan.timed("fit"):
-                plan.patches = fit_patches(
+                basis = fit_patches(
                     plan.train, patch=self.patch, rank=self.patch_rank, seed=context.seed, progress=context.progress
                 )
-        plan.notes |= {"patch_rank": plan.patches.rank, "patch_largest": plan.patches.metadata["largest"]}
+        if basis.rank:
+            plan.remove(patches=PatchProjection(basis))
+        plan.notes |= {"patch_rank": basis.rank, "patch_largest": basis.metadata["largest"]}

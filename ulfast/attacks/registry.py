@@ -66,9 +66,10 @@ def get_attack(name: str) -> tuple[str, list[Attack]]:
                 f" write {rest}"
             )
         for other in keys:
-            if other in ATTACKS[key].excludes:
-                raise InputError(f"attack {name!r}: {key} and {other} {ATTACKS[key].excludes[other]}")
-    alone = [key for key in keys if key in ("none", "auto")]
+            why = ATTACKS[key].excludes.get(other) or ATTACKS[other].excludes.get(key)
+            if why:
+                raise InputError(f"attack {name!r}: {key} and {other} {why}")
+    alone = [key for key in keys if ATTACKS[key].alone]
     if len(keys) > 1 and alone:
         raise InputError(f"attack {name!r} joins `{alone[0]}` with others: leave it out")
     keys.sort(key=lambda key: ATTACKS[key].stage)  # stable: the order within a stage is the user's

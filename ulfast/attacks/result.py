@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class AttackResult:
         train_accuracy: of the last epoch's batches as they came (augmented, projected).
         test_accuracy: of the network trained by the attack.
         baselines: test accuracy of the same network trained on the `clean` and the `poisoned` images, where run.
-        history: a row an epoch; `baseline_history` the same for the baselines.
+        history: a row per epoch; `baseline_history` the same for the baselines.
         seconds: `fit`, `project`, `train`.
         images_per_second: of the training.
         notes: what the attack found out (rank of the basis, accuracy of the linear fit).
@@ -80,8 +80,3 @@ class AttackResult:
             raise InputError(f"{folder} holds no result: run `ulfast attack --out {folder}`") from None
         except (ValueError, TypeError) as error:
             raise InputError(f"{path} is not a result of ulfast ({error})") from None
-
-
-def recipe_dict(recipe: Any) -> dict[str, Any]:
-    """A recipe as JSON."""
-    return asdict(recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from .. import distributed
 from ..data.dataset import Dataset
 from ..data.load import load_dataset
+from ..data.loaders.removal import Removal
 from ..errors import InputError
 from ..parameters import with_parameters
 from ..poisons import poison
@@ -21,6 +22,7 @@ from ..projection.basis import Basis
 from ..runtime import environment
 from ..runtime.devices import fast_half, resolve_device
 from ..runtime.files import check_free, write_json, writing
+from ..runtime.progress import Progress
 from ..training import Recipe, TrainResult, build_model, get_recipe, mixing
 from .base import FIT_FILE, Attack, Context, Plan
 from .registry import get_attack
@@ -28,7 +30,6 @@ from .result import AttackResult
 from .snapshots import examples
 from .trainings import Runner
 
-Progress = Callable[..., None]
 DEFAULT_DATA, DEFAULT_POISON = "sample", "lsp"
 
 
@@ -67,7 +68,7 @@ def attack(
             "imagenet".
         device: "auto", "cpu" or "cuda".
         out: folder for result, basis, history and checkpoints; None writes nothing.
-        resume: go on with an interrupted run in `out`.
+        resume: continue an interrupted run in `out`.
         overwrite: replace what is in `out`.
         compare: also train on the data without an attack (True), and on these clean images (a Dataset).
         clean: clean training images for the methods that need some (default: those of `compare`).
@@ -97,21 +98,14 @@ def attack(
     where = resolve_device(device)
     train_set, test_set, baseline = _load(data, test, compare, limit, seed, progress)
     clean = clean or baseline
-    for step in steps:
-        if step.needs_clean and clean is None:
-            raise InputError(f"{name} needs some clean training images: give --clean PATH|NAME")
-    if test_set.image_shape != train_set.image_shape or test_set.num_classes != train_set.num_classes:
-        raise InputError(
-            f"training and test images differ: {train_set.image_shape} with {train_set.num_classes} classes,"
-            f" {test_set.image_shape} with {test_set.num_classes}; say --resize, or give other --test-data"
-        )
+    _check(name, steps, train_set, test_set, clean)
+    if evaluate_every < 1:
+        raise InputError(f"evaluate_every must be at least 1, got {evaluate_every}")
     chosen = get_recipe(recipe, model, len(train_set))
     if epochs is not None:
         if epochs < 1:
             raise InputError(f"epochs must be at least 1, got {epochs}")
         chosen = replace(chosen, epochs=epochs)
-    if evaluate_every < 1:
-        raise InputError(f"evaluate_every must be at least 1, got {evaluate_every}")
     half = fast_half(where) if chosen.half else None
     folder = Path(out) if out is not None else None
     if materialize and folder is None:
@@ -137,23 +131,8 @@ def attack(
     if name != "none" and (compare is not False or data is None):
         baselines["poisoned"] = runner.run("poisoned", Plan(train_set, test_set, chosen))
 
-    plan = Plan(train_set, test_set, chosen)
-    fitted = folder / "basis.safetensors" if folder is not None else None
-    if basis is None and fitted is not None and distributed.agreed(resume and fitted.is_file()):
-        basis = Basis.load(fitted)
-    distributed.wait()  # until all have read it, as it is written again below
     context = Context(seed, where, progress, basis, clean, folder, resume)
-    for step in steps:
-        step.apply(plan, context)
-    if plan.project is not None:
-        plan.project = distributed.same(plan.project)
-    if fitted is not None and plan.basis is not None and distributed.is_main():
-        with writing(fitted):
-            plan.basis.save(fitted)
-            fitted.with_name(FIT_FILE).unlink(missing_ok=True)
-    if folder is not None and distributed.is_main():
-        with writing(folder):
-            examples(train_set, clean, plan).save(folder / "examples.npz")
+    plan = _carried_out(steps, Plan(train_set, test_set, chosen), context)
     result = runner.run("attack", plan, materialize)
     manifest = train_set.manifest
     done = AttackResult(
@@ -170,6 +149,40 @@ def attack(
         with writing(folder):
             done.save(folder)
     return done
+
+
+def _carried_out(steps: Sequence[Attack], plan: Plan, context: Context) -> Plan:
+    """The plan after the attacks; the run's folder gets the basis and pictures. Takes the basis that an interrupted run
+    has left there, if it is resumed.
+    """
+    given, folder = plan.train, context.folder
+    fitted = folder / "basis.safetensors" if folder is not None else None
+    if context.basis is None and fitted is not None and distributed.agreed(context.resume and fitted.is_file()):
+        context = replace(context, basis=Basis.load(fitted))
+    distributed.wait()  # until all have read it, as it is written again below
+    _apply(steps, plan, context)
+    plan.removal = _same(plan.removal).settled(given.image_shape)
+    plan.test_removal = _same(plan.test_removal)
+    if folder is not None and fitted is not None and distributed.is_main():
+        with writing(folder):
+            if plan.basis is not None:
+                plan.basis.save(fitted)
+                fitted.with_name(FIT_FILE).unlink(missing_ok=True)
+            examples(given, context.clean, plan).save(folder / "examples.npz")
+    return plan
+
+
+def _apply(steps: Sequence[Attack], plan: Plan, context: Context) -> None:
+    """The attacks in turn, each followed by the one that it names."""
+    for step in steps:
+        named = step.apply(plan, context)
+        if named is not None:
+            _apply(get_attack(named)[1], plan, context)
+
+
+def _same(removal: Removal) -> Removal:
+    """With the first process's rows, in all of them."""
+    return removal if removal.rows is None else replace(removal, rows=distributed.same(removal.rows))
 
 
 def configure(name: str, steps: Sequence[Attack], parameters: dict[str, Any]) -> list[Attack]:
@@ -214,6 +227,17 @@ def _load(
     if clean_set is not None and limit is not None:
         clean_set = clean_set.balanced(limit, seed)
     return train_set, test, clean_set
+
+
+def _check(name: str, steps: Sequence[Attack], train: Dataset, test: Dataset, clean: Dataset | None) -> None:
+    """Meets images that do not fit together before anything is written."""
+    if clean is None and any(step.needs_clean for step in steps):
+        raise InputError(f"{name} needs some clean training images: give --clean PATH|NAME")
+    if test.image_shape != train.image_shape or test.num_classes != train.num_classes:
+        raise InputError(
+            f"training and test images differ: {train.image_shape} with {train.num_classes} classes,"
+            f" {test.image_shape} with {test.num_classes}; say --resize, or give other --test-data"
+        )
 
 
 def _rehearse(model: str, data: Dataset, recipe: Recipe) -> None:

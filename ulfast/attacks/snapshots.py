@@ -11,11 +11,10 @@ import torch
 
 from .. import ops
 from ..data.dataset import Dataset
-from ..data.tensors import as_tensor, project_rows
+from ..data.tensors import as_tensor
 from ..errors import InputError
 from ..runtime.files import atomic_file
 from .base import Plan
-from .trainings import filters, noise_rows
 
 COUNT = 10  # one of each of the first classes
 
@@ -70,15 +69,10 @@ def examples(given: Dataset, clean: Dataset | None, plan: Plan) -> Examples:
     rows = [int(np.flatnonzero(given.labels == c)[0]) for c in np.unique(given.labels)[:COUNT]]
     same = clean is not None and clean.images.shape == given.images.shape and np.array_equal(clean.labels, given.labels)
     labels = as_tensor(plan.train.labels[rows])
-    x = project_rows(as_tensor(plan.train.images[rows]), plan.project, labels)
-    transform = filters(plan, torch.device("cpu"))
-    if transform is not None:
-        with torch.no_grad():
-            x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    noise = noise_rows(plan)
-    if noise is not None:
-        weights = ops.philox_normal(0, ops.philox.STREAM_NOISE, 0, len(x), len(noise))
-        x = x + (weights @ noise).view(x.shape)
+    removal = plan.removal.to(torch.device("cpu"))
+    noise = removal.noise
+    weights = None if noise is None else ops.philox_normal(0, ops.philox.STREAM_NOISE, 0, len(rows), len(noise))
+    x = removal.apply(as_tensor(plan.train.images[rows]), labels, weights)
     learned = (x.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Examples(
         np.ascontiguousarray(given.images[rows]), learned,

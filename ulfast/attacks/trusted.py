@@ -69,7 +69,6 @@ class LinearProbe(NeedsClean):
 
     summary = "after training, the last layer anew by SGD on some clean images"
     source = "Sandoval-Segura et al., NeurIPS 2023, section 4.2 (discussion)"
-    excludes: ClassVar[dict[str, str]] = {"dfr": ONE_HEAD}
 
     probe_epochs: int = parameter(20, "passes over the features", at_least=1)
     probe_lr: float = parameter(0.1, "learning rate", at_least=0)

@@ -29,7 +29,7 @@ from .common import Output, data_options, free_folder, settings, verb
 @click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000).")
 @click.option("--fit-epochs", type=click.IntRange(1), help="Passes of the fit instead (20 is the paper's).")
 @click.option("--fit", help="What gives the directions: sgd, lbfgs, ridge, class-mean or leace.")
-@click.option("--rank", type=click.IntRange(1), help="Directions to take away (default: what the weights span).")
+@click.option("--rank", type=click.IntRange(1), help="Directions to remove (default: what the weights span).")
 @click.option("--basis", type=click.Path(path_type=Path), help="A basis made by `ulfast fit`, instead of fitting.")
 @click.option("--project-test", is_flag=True, default=None, help="Project the test images too.")
 @click.option("--materialize", is_flag=True, help="Write the projected set as shards and train from there.")
@@ -71,7 +71,7 @@ def command(
     if distributed.restarted() and out is not None and out.is_dir():
         resume, overwrite = True, False
     if resume and out is None:
-        raise InputError("which run goes on? Give --resume with its --out FOLDER")
+        raise InputError("which run is to be resumed? Give --resume with its --out FOLDER")
     if resume and out is not None and not out.is_dir():
         raise InputError(f"there is no run {out} to resume: leave --resume out")
     folder = distributed.agreed(out or free_folder(f"runs/{_stem(data)}-{name}"))

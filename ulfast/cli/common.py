@@ -62,6 +62,19 @@ def _read_config(context: click.Context, option: click.Parameter, path: Path | N
     context.default_map = {**(context.default_map or {}), **values}
 
 
+class Picture(click.Path):
+    """A picture to be made; the suffix chooses its format."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise InputError(f"{param.opts[0] if param else 'picture'} {path} must end in .png, .svg or .pdf")
+        return path
+
+
 class Bars:
     """Draws progress on stderr with rate and time left; a library's `progress` callable."""
 
@@ -212,7 +225,7 @@ def verb(
                 click.Option(["--nproc"], type=click.IntRange(1), metavar="N",
                              help="Processes on this machine, one a GPU; torchrun for several machines."),
                 click.Option(["--max-restarts"], type=click.IntRange(0), default=0, metavar="N",
-                             help="Times to go on from the last checkpoint by itself when a process dies."),
+                             help="Times to restart from the last checkpoint by itself when a process dies."),
             ]  # fmt: skip
         command.params += [
             Config(),
@@ -232,7 +245,7 @@ def _launched() -> bool:
 
 def _launch(processes: int, restarts: int, options: dict[str, Any]) -> None:
     if restarts and options.get("out") is None:
-        raise InputError("a restart goes on with what is on the disk: give --max-restarts with an --out")
+        raise InputError("a restart continues from what is on the disk: give --max-restarts with an --out")
     from .. import distributed
 
     distributed.launch(processes, click.get_current_context().meta["ulfast.arguments"], restarts)

@@ -160,7 +160,7 @@ def convert(
 ) -> None:  # fmt: skip
     """Bring a data set of any size into a form that loads quickly; test images go to FILE.test.beton.
 
-    Images of large folders are read as they are written. Interrupted, the same command goes on where it was.
+    Images of large folders are read as they are written. Interrupted, the same command resumes where it was.
 
     \b
     ulfast data convert imagenet/ --resize 224 --mode jpeg --quality 90 --out imagenet.beton
@@ -175,7 +175,7 @@ def convert(
     if out is None:
         raise InputError("where to? Give --out")
     if to == "beton" and distributed.size() > 1:
-        raise InputError("a .beton file is written in order, by one process with a thread a core: leave --nproc out")
+        raise InputError("a .beton file is written in order, by one process with a thread per core: leave --nproc out")
     options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
     with distributed.main_first():  # which downloads it
         train = load_dataset(data, **options)

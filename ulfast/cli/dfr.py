@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from .common import Output, verb
+from .common import Output, Picture, verb
 
 
 @verb("dfr")
@@ -26,7 +26,7 @@ from .common import Output, verb
     show_default=True,
     help="Class-balanced subset of the clean training images.",
 )
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="PNG of the curves.")
+@click.option("--out", "-o", type=Picture(), help="PNG of the curves.")
 def command(
     output: Output, run: Path | None, clean: str, clean_images: int, out: Path | None, seed: int, device: str
 ) -> None:  # fmt: skip
@@ -46,8 +46,6 @@ def command(
 
     if run is None:
         raise InputError("which run? Give the --out folder of `ulfast attack --keep-checkpoints`")
-    if out is not None and out.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--out {out} must end in .png, .svg or .pdf")
     test = load_dataset(clean, split="test", progress=output.bars)
     opened = Run.open(run, test, device)
     opened.checkpoints()

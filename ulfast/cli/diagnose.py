@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from .common import Output, verb
+from .common import Output, Picture, verb
 
 
 @verb("diagnose", device=False)
@@ -15,7 +15,7 @@ from .common import Output, verb
 @click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images.")
 @click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="PNG of what looks suspicious.")
+@click.option("--out", "-o", type=Picture(), help="PNG of what looks suspicious.")
 def command(
     output: Output, data: str | None, format_: str | None, limit: int | None, resize: int | None, out: Path | None,
     seed: int,
@@ -32,8 +32,6 @@ def command(
 
     if data is None:
         raise InputError("which images? Give a path or a name: ulfast diagnose PATH")
-    if out is not None and out.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--out {out} must end in .png, .svg or .pdf")
     train = load_dataset(data, format=format_, limit=limit, seed=seed, resize=resize, progress=output.bars)
     found = diagnose(train, seed=seed, progress=output.bars)
     if out is not None:
@@ -48,7 +46,7 @@ def command(
     if found.verdict == "clean":
         output.say("nothing to attack; a poison made with a network may leave none of these traces")
     elif found.doubt:
-        output.say(f"{found.doubt}; a projection would take that away too")
+        output.say(f"{found.doubt}; a projection would remove that too")
     else:
         output.say(f"try: ulfast attack --data {data} --method {found.suggested_attack}")
     if out is not None:

@@ -115,7 +115,7 @@ def run(arguments: list[str] | None = None) -> int:
         return OUR_FAULT
     except (KeyboardInterrupt, click.Abort):
         resumable = {"attack", "fit", "poison"} & set(arguments[:1])
-        complain("interrupted; finished work is kept: the same command with --resume goes on from there"
+        complain("interrupted; finished work is kept: the same command with --resume continues from there"
                  if resumable else "interrupted; nothing was written")  # fmt: skip
         return INTERRUPTED
     except BrokenPipeError:

@@ -124,17 +124,19 @@ def command(
 
 
 def _clear(place: Path, resume: bool, overwrite: bool) -> None:
-    """Makes sure that the place to work in is empty, or holds a run that may go on.
+    """Makes sure that the place to work in is empty, or holds a run that may be resumed.
 
     Raises:
-        InputError: it holds an unfinished run and nothing was said about it, or none and one was to go on.
+        InputError: it holds an unfinished run and nothing was said about it, or none and one was to be resumed.
     """
     if resume:
         if not existing(place):
             raise InputError(f"there is no interrupted run in {place}: leave --resume out")
     elif existing(place):
         if not overwrite:
-            raise InputError(f"{place} holds an unfinished run: say --resume to go on, or --overwrite to start anew")
+            raise InputError(
+                f"{place} holds an unfinished run: say --resume to continue it, or --overwrite to start anew"
+            )
         if not ((place / "delta.npy").is_file() or (place / "surrogate").is_dir()):
             raise InputError(f"{place} holds something else than a run of this program: choose another --work")
         shutil.rmtree(place)

@@ -8,17 +8,17 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from .common import Output, verb
+from .common import Output, Picture, verb
 
 
 @verb("profile", seed=False)
 @click.argument("operators", nargs=-1)
 @click.option("--shape", "shapes", multiple=True, metavar="NxDxK",
-              help="Rows, values a row, and basis rows or classes (default: one for each operator).")  # fmt: skip
+              help="Rows, values per row, and basis rows or classes (default: one for each operator).")  # fmt: skip
 @click.option("--dtype", "dtypes", multiple=True, help="uint8, float16, bfloat16, float32 or float64.")
 @click.option("--compile", "compiled", is_flag=True, help="Also race torch.compile.")
 @click.option("--repeats", type=click.IntRange(1), help="Rounds (default 15).")
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG of the roofline.")
+@click.option("--plot", type=Picture(), help="PNG of the roofline.")
 @click.option("--trace", type=click.Path(path_type=Path), help="JSON for Chrome's or Perfetto's trace viewer.")
 @click.option("--step", "model", metavar="MODEL", help="The projection's share of a training step of this model.")
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images of --step.")
@@ -55,9 +55,6 @@ def command(
         for name, about in listed.items():
             output.say(f"{name:<24}  k: {about['k']}; {', '.join(about['dtypes'])}; {about['shape']}")
         return
-    for path in (plot,):
-        if path is not None and path.suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise InputError(f"--plot {path} must end in .png, .svg or .pdf")
     where = resolve_device(device)
     if model is not None:
         if operators or shapes or dtypes:

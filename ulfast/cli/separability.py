@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from .common import Output, verb
+from .common import Output, Picture, verb
 
 
 @verb("separability")
@@ -18,7 +18,7 @@ from .common import Output, verb
 @click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
 @click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Of LBFGS.")
 @click.option("--hidden", type=click.IntRange(0), default=0, show_default=True, help="Hidden tanh layers of width 30.")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="PNG of the curves.")
+@click.option("--out", "-o", type=Picture(), help="PNG of the curves.")
 def command(
     output: Output, data: str, poisoned: str | None, methods: tuple[str, ...], limit: int | None, resize: int | None,
     steps: int, hidden: int, out: Path | None, seed: int, device: str,
@@ -45,8 +45,6 @@ def command(
     names = [get_poison(name)[0] for name in methods] or [
         name for name, plain in POISONS.items() if name != "file" and not plain.trains
     ]
-    if out is not None and out.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--out {out} must end in .png, .svg or .pdf")
     where = resolve_device(device)
     clean = load_dataset(data, limit=limit, seed=seed, resize=resize, progress=output.bars)
     labels, values = as_tensor(clean.labels), clean.images[0].size

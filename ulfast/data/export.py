@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..runtime.files import atomic_file, atomic_folder
+from ..runtime.progress import Progress
 from .dataset import Dataset, chunks
 
 EXPORTS = {
@@ -21,8 +21,6 @@ EXPORTS = {
     "beton": "FFCV's format, raw, FILE.beton with FILE.test.beton beside it",
     "perturbation-pt": "a torch file of the perturbation, (n, C, H, W) float32 in [-1, 1]",
 }
-
-Progress = Callable[..., None]
 
 
 def export_dataset(

@@ -37,7 +37,7 @@ def streams(count: int, shape: Sequence[int], wanted: bool | None) -> bool:
 
 
 class LazyImages:
-    """Looks like a read-only (n, H, W, C) uint8 array; indexing the first axis decodes, on a thread a core.
+    """Looks like a read-only (n, H, W, C) uint8 array; indexing the first axis decodes, on a thread per core.
 
     Args:
         shape: (n, H, W, C).

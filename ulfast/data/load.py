@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +10,12 @@ import numpy as np
 
 from ..errors import InputError
 from ..registry import nearest
+from ..runtime.progress import Progress
 from . import catalog
 from .dataset import Dataset
 from .readers import READERS
-from .readers.imagefolder import centre_square
+from .readers.request import Request
+from .resize import centre_square
 
 
 def load_dataset(
@@ -28,7 +29,7 @@ def load_dataset(
     test_data: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     stream: bool | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set from a folder, a file or a name.
 
@@ -55,7 +56,7 @@ def load_dataset(
     if split not in ("train", "test"):
         raise InputError(f"split must be 'train' or 'test', got {split!r}")
     if resize is not None and resize < 8:
-        raise InputError(f"--resize {resize} is too small: images need at least 8 pixels a side")
+        raise InputError(f"--resize {resize} is too small: images need at least 8 pixels per side")
     apart = split == "test" and test_data is not None
     source = test_data if apart and test_data is not None else source
     dataset = _read(source, split, format, resize, cache, progress, stream, sole=apart)
@@ -66,7 +67,7 @@ def load_dataset(
         dataset = replace(dataset, images=images)
     if min(dataset.image_shape[:2]) < 8:
         height, width, _ = dataset.image_shape
-        raise InputError(f"{source}: images of {width} x {height} are too small, 8 pixels a side is the least")
+        raise InputError(f"{source}: images of {width} x {height} are too small, 8 pixels per side is the least")
     if split == "train":
         counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
         if dataset.num_classes < 2:
@@ -85,7 +86,7 @@ def _read(
     format: str | None,
     resize: int | None,
     cache: str | os.PathLike[str] | None,
-    progress: Callable[..., None] | None,
+    progress: Progress | None,
     stream: bool | None,
     *,
     sole: bool,
@@ -108,5 +109,4 @@ def _read(
             raise InputError(
                 f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
             )
-    more = {"stream": stream} if READERS[format].streams else {}
-    return READERS[format].read(path, split, sole=sole, resize=resize, progress=progress, **more)
+    return READERS[format].read(Request(path, split, sole, resize, stream, progress))

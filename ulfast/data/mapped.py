@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from ..runtime.progress import Progress
 from .dataset import Dataset, chunks
 
 # Sets above this size go to an unnamed temporary file instead of memory; images are handed out this many bytes at a
@@ -19,7 +20,7 @@ MEMORY_BYTES, CHUNK_BYTES = 4 << 30, 1 << 20
 ImageMap = Callable[[np.ndarray], np.ndarray]
 
 
-def map_images(dataset: Dataset, function: ImageMap, progress: Callable[..., None] | None = None) -> Dataset:
+def map_images(dataset: Dataset, function: ImageMap, progress: Progress | None = None) -> Dataset:
     """A copy of a data set whose images went through `function`, in torch's number of threads.
 
     Args:

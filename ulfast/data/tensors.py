@@ -1,15 +1,14 @@
-"""Images as tensors: views, channel statistics, rows without a basis."""
+"""Images as tensors: views of arrays, images decoded when they are indexed, channel statistics."""
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import distributed, ops
+from .. import distributed
 from .dataset import Dataset, chunks
 from .lazy import LazyImages
 
@@ -47,18 +46,6 @@ class LazyTensor:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         return torch.from_numpy(self._images[index.numpy()])
-
-
-def project_rows(images: Tensor, basis: Tensor | None, labels: Tensor) -> Tensor:
-    """Images (n, ...) uint8 as float32 in units of [0, 1], without a basis (k, d) or their classes' rows (c, r, d).
-
-    None leaves them whole.
-    """
-    if basis is None:
-        basis = torch.empty(0, math.prod(images.shape[1:]), device=images.device)
-    if basis.dim() == 3:
-        return ops.project_classwise(images, basis, labels)
-    return ops.project(images, basis)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

@@ -15,7 +15,7 @@ from ..parameters import with_parameters
 from ..poisons import get_poison
 from ..registry import nearest, resolve
 from ..training import build_model, get_recipe
-from .published import PUBLISHED
+from .literature import PUBLISHED
 
 SHIPPED = Path(__file__).parent
 CLEAN = "clean"

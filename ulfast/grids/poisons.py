@@ -27,7 +27,7 @@ def kept(cell: Cell, folder: Path) -> Path | None:
 
 
 def poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: Any = None) -> Dataset:
-    """The training images of a cell. An interrupted making goes on from where it was.
+    """The training images of a cell. An interrupted one is resumed.
 
     Raises:
         InputError: what the poison says of its parameters or the images.

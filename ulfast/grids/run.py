@@ -1,4 +1,4 @@
-"""`reproduce`: carries out a grid cell by cell, skips what is done, goes on where it was interrupted."""
+"""`reproduce`: carries out a grid cell by cell, skips what is done, resumes what was interrupted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,16 +22,15 @@ from ..attacks import AttackResult, attack
 from ..data import Dataset, load_dataset
 from ..errors import InputError
 from ..runtime.files import check_free, write_json, writing
+from ..runtime.progress import Progress
 from .grid import Cell, Grid
 from .poisons import kept, poisoned
 
 SUBSET_SEED = 0  # of `limit`: every seed trains on the same images
 
-Progress = Callable[..., None]
-
 
 @dataclass(frozen=True)
-class Row:
+class Average:
     """Mean over seeds of one poison, attack and model. Accuracies from 0 to 1; std is None with one seed."""
 
     poison: str
@@ -61,12 +60,12 @@ class GridResult:
     """
 
     grid: Grid
-    rows: list[Row]
+    rows: list[Average]
     missing: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     folder: Path = field(default_factory=Path)
 
-    def row(self, poison: str, attack: str, model: str | None = None) -> Row | None:
+    def row(self, poison: str, attack: str, model: str | None = None) -> Average | None:
         """The row of a poison and an attack, of the first model unless one is named."""
         model = model or self.grid.models[0]
         return next((r for r in self.rows if (r.poison, r.attack, r.model) == (poison, attack, model)), None)
@@ -106,7 +105,7 @@ def reproduce(
 
     Args:
         grid: a Grid, a YAML file or the name of a shipped one.
-        out: folder of the grid. Cells in it that were made by the same settings are kept; an interrupted one goes on
+        out: folder of the grid. Cells in it that were made by the same settings are kept; an interrupted one resumes
             from its last epoch.
         jobs: cells at a time, each in a process of its own with its share of the threads.
         device: "auto", "cpu" or "cuda".
@@ -292,7 +291,7 @@ def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
     for (poison_, attack_, model), cells in found.items():
         accuracies = [result.test_accuracy for _, result in cells]
         rows.append(
-            Row(
+            Average(
                 poison_, attack_, model, statistics.fmean(accuracies),
                 statistics.stdev(accuracies) if len(accuracies) > 1 else None,
                 [cell.seed for cell, _ in cells], [cell.path for cell, _ in cells],

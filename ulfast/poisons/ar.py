@@ -19,7 +19,7 @@ from ..data.tensors import as_tensor
 from ..errors import InputError
 from ..parameters import parameter
 from ..runtime.files import write_json
-from .base import Perturb, Poison
+from .base import Perturb, Poison, Workplace
 
 BATCH = 512  # candidate windows tried at a time
 SIGNALS = 3  # signals a candidate must keep finite and small
@@ -55,7 +55,7 @@ class AR(Poison):
             eps = math.sqrt(math.prod(dataset.image_shape) / 3072) if self.norm == "l2" else 8 / 255
         return {"eps": eps, "norm": self.norm, "coefficients": self.coefficients}
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         values = self.resolved(dataset)
         height, width, channels = dataset.image_shape
         if self.coefficients is None:

@@ -19,6 +19,7 @@ import torch
 from .. import distributed
 from ..data.dataset import Dataset
 from ..runtime.devices import resolve_device
+from ..runtime.progress import Progress
 
 # (first, images (b, H, W, C) uint8, labels (b,) int64) -> (b, H, W, C) uint8. Image i of the batch is image number
 # first + i of the data set, and what is added to it depends on (seed, method, first + i, its label) alone.
@@ -33,7 +34,7 @@ class Workplace:
     Args:
         folder: for networks and perturbations; None: a temporary one, made when it is first asked for (by all processes
             of `distributed.joined`, which share it), and which goes with this object.
-        resume: go on with what the folder holds.
+        resume: continue from what the folder holds.
         device: "auto", "cpu", "cuda" or a torch.device.
         progress: called as ``progress(stage, done, total, **info)``.
 
@@ -43,7 +44,7 @@ class Workplace:
 
     def __init__(
         self, folder: Path | None = None, resume: bool = False, device: str | torch.device = "auto",
-        progress: Callable[..., None] | None = None,
+        progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.resume, self.device, self.progress = resume, resolve_device(device), progress
         self.facts: dict[str, Any] = {}
@@ -85,11 +86,15 @@ class Poison:
     aliases: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[bool] = False  # a network first: minutes to days, not seconds
 
-    def prepare_in(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
-        """`prepare`, with a place to work in; most poisons need none."""
-        return self.prepare(dataset, seed)
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
+        """The function that perturbs batches.
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+        Args:
+            dataset: clean images and labels.
+            seed: of everything that is drawn.
+            work: where a poison that has to be computed keeps what it has; it must outlive the function. Most poisons
+                need none.
+        """
         raise TypeError(f"{type(self).__name__} does not say how to perturb")
 
     def parameters(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .. import ops
 from ..data.dataset import Dataset
 from ..data.tensors import as_tensor
 from ..parameters import parameter
-from .base import Perturb, Poison
+from .base import Perturb, Poison, Workplace
 
 EPS = 8 / 255
 
@@ -37,7 +37,7 @@ class Regions(Poison):
     blocks: int = parameter(4, "blocks along a side: 2 gives regions-4, 4 gives regions-16", at_least=1)
     eps: float = parameter(EPS, "L-infinity bound, pixels in [0, 1]", at_least=0)
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         height, width, channels = dataset.image_shape
         b = self.blocks
         u = ops.philox_uniform(seed, ops.philox.STREAM_REGIONS, 0, dataset.num_classes, b * b * channels)
@@ -56,7 +56,7 @@ class ClassWiseRandom(Poison):
 
     eps: float = parameter(EPS, "L-infinity bound, pixels in [0, 1]", at_least=0)
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         d = int(np.prod(dataset.image_shape))
         u = ops.philox_uniform(seed, ops.philox.STREAM_CWRANDOM, 0, dataset.num_classes, d)
         return add_by_class(((u * 2 - 1) * self.eps).view(-1, *dataset.image_shape))
@@ -72,7 +72,7 @@ class SampleWiseRandom(Poison):
 
     eps: float = parameter(EPS, "L-infinity bound, pixels in [0, 1]", at_least=0)
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         return add_by_image(
             lambda first, n, d: (ops.philox_uniform(seed, ops.philox.STREAM_SWRANDOM, first, n, d) * 2 - 1) * self.eps
         )

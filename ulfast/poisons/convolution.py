@@ -12,7 +12,7 @@ from .. import ops
 from ..data.dataset import Dataset
 from ..data.tensors import as_tensor
 from ..parameters import parameter
-from .base import Perturb, Poison
+from .base import Perturb, Poison, Workplace
 
 LARGE = 96  # from this size on the filters published for ImageNet
 
@@ -37,7 +37,7 @@ class ConvolutionPoison(Poison):
             "size": (9 if large else 3) if self.size is None else self.size,
         }
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         values = self.resolved(dataset)
         side = values["size"]
         u = ops.philox_uniform(seed, ops.philox.STREAM_CUDA, 0, dataset.num_classes, side * side + 1)

@@ -15,7 +15,7 @@ from .base import Workplace
 from .store import PerturbationStore
 from .surrogate import (  # fmt: skip
     Images,
-    Run,
+    Search,
     Surrogate,
     SurrogatePoison,
     check_finite,
@@ -39,7 +39,7 @@ class ErrorMinimising(SurrogatePoison):
     source = "Huang et al., Unlearnable Examples: Making Personal Data Unexploitable, ICLR 2021"
     aliases = ("error-minimizing", "error-minimising", "unlearnable-examples")
 
-    wise: str = parameter("sample", "one perturbation a sample or one a class", choices=("sample", "class"))
+    wise: str = parameter("sample", "one perturbation per sample or one per class", choices=("sample", "class"))
     alpha: float | None = parameter(None, "size of a step of the noise (default eps / 10)", at_least=0)
     steps: int | None = parameter(None, "steps of the noise a round (default 20; class-wise 1)", at_least=1)
     train_steps: int = parameter(10, "steps of the surrogate a round", at_least=1)
@@ -60,9 +60,9 @@ class ErrorMinimising(SurrogatePoison):
         optimizer = torch.optim.SGD(surrogate.model.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
         classwise = self.wise == "class"
         store = self.open_store(dataset, work, dataset.num_classes if classwise else None)
-        run = Run(work, store, self.identity(dataset, seed), (surrogate.model, optimizer))
-        history: list[dict[str, float]] = run.begin({"rounds": []})["rounds"]
-        search = self._class_round if classwise else self._sample_round
+        search = Search(work, store, self.identity(dataset, seed), (surrogate.model, optimizer))
+        history: list[dict[str, float]] = search.begin({"rounds": []})["rounds"]
+        one_round = self._class_round if classwise else self._sample_round
         with surrogate.learning(min(self.batch_size, images.n)):
             while len(history) < self.rounds and not (history and history[-1]["error"] < values["stop"]):
                 number = len(history)
@@ -77,12 +77,12 @@ class ErrorMinimising(SurrogatePoison):
                     loss = surrogate.learn(x, y, optimizer, len(batch), clip=5.0)
                 check_finite(float(distributed.sum_(loss)), f"round {number + 1}")
                 with searching(surrogate):
-                    row = search(surrogate, images, store, values, work, number)
+                    row = one_round(surrogate, images, store, values, work, number)
                 check_finite(row["loss_after"], f"round {number + 1}")
                 history.append(row)
-                run.commit({"rounds": history})
+                search.commit({"rounds": history})
                 work.tell("rounds", len(history), self.rounds, loss=row["loss_after"], accuracy=1 - row["error"])
-        run.commit({"rounds": history}, last=True)
+        search.commit({"rounds": history}, last=True)
         work.facts |= {"rounds": history}
         return store
 

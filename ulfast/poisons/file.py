@@ -1,4 +1,4 @@
-"""`file`: a perturbation that is given, one an image or one a class."""
+"""`file`: a perturbation that is given, one per image or one per class."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..data.dataset import Dataset
 from ..data.readers.published import apply_entries, detect_layout, read_entries
 from ..errors import InputError
 from ..parameters import parameter
-from .base import Perturb, Poison
+from .base import Perturb, Poison, Workplace
 
 
 @dataclass(frozen=True)
 class FilePoison(Poison):
     """Adds what a file says: a .pt, .safetensors, .npy, .npz or .pkl of perturbations for this data set."""
 
-    summary = "a perturbation from a file, one an image or one a class"
+    summary = "a perturbation from a file, one per image or one per class"
     source = "yours"
 
     path: str | None = parameter(None, "the file: floats in [-1, 1] or int8 levels, NCHW or NHWC")
     scale: float = parameter(1.0, "factor on the perturbation")
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         if not self.path:
             raise InputError("poison file needs a file: give --set path=FILE")
         path = Path(self.path)

@@ -6,7 +6,6 @@ The files hold pixels or perturbations and follow the order of a base data set, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ..data.readers.published import (
     read_pngs,
 )
 from ..errors import InputError
+from ..runtime.progress import Progress
 from .statistics import PerturbationStatistics
 
 
@@ -33,7 +33,7 @@ def import_published(
     *,
     layout: str = "auto",
     name: str | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> Dataset:
     """A published poison as a Dataset: the base's labels, the poisoned pixels.
 

@@ -14,7 +14,7 @@ from .. import ops
 from ..data.dataset import Dataset
 from ..data.tensors import as_tensor
 from ..parameters import parameter
-from .base import Perturb, Poison
+from .base import Perturb, Poison, Workplace
 
 CLASS_SEPARATION = 10.0
 # Item numbers of the class-wise draws, far from each other: vertices (and their repeats), mixing matrices.
@@ -43,7 +43,7 @@ class LSP(Poison):
         eps = 6 / 255 * math.sqrt(math.prod(dataset.image_shape)) if self.eps is None else self.eps
         return {"eps": eps, "patch": self.patch or default_patch(dataset.image_shape)}
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         values = self.resolved(dataset)
         height, width, channels = dataset.image_shape
         patch = values["patch"]

@@ -10,7 +10,7 @@ from ..data.class_moments import ClassMoments, class_moments
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..parameters import parameter
-from .base import Perturb, Poison
+from .base import Perturb, Poison, Workplace
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class OnePixelShortcut(Poison):
     has used is skipped.
     """
 
-    summary = "one pixel a class, set to a corner colour"
+    summary = "one pixel per class, set to a corner colour"
     source = "Wu et al., One-Pixel Shortcut, ICLR 2023"
     aliases = ("one-pixel", "one-pixel-shortcut")
 
-    sparsity: int = parameter(1, "pixels a class", at_least=1)
+    sparsity: int = parameter(1, "pixels per class", at_least=1)
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         height, width, channels = dataset.image_shape
         if self.sparsity * dataset.num_classes > height * width * 2**channels:
             raise InputError(f"ops: {dataset.num_classes} classes have no {self.sparsity} pixels each in such images")

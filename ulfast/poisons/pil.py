@@ -1,4 +1,4 @@
-"""`pil`: noise that a linear classifier reads, and that leaves it nothing to read."""
+"""`pil`: noise that is linearly separable by class and hides the image's own linear features."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PerturbationInducedLinearisation(Poison):
     lr: float = parameter(0.003, "learning rate of the linear fit", at_least=0)
     batch_size: int = parameter(128, "of the linear fit", at_least=1)
 
-    def prepare_in(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         if self.share > 1:
             raise InputError(f"pil: share must be between 0 and 1, got {self.share:g}")
         weight, accuracy = self.fit(dataset, seed, work)
@@ -52,9 +52,6 @@ class PerturbationInducedLinearisation(Poison):
             ).numpy()  # fmt: skip
 
         return perturb
-
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
-        return self.prepare_in(dataset, seed, Workplace())
 
     def fit(self, dataset: Dataset, seed: int, work: Workplace) -> tuple[Tensor, float]:
         """The classifier, (c, d) float32, and its accuracy in the last pass."""

@@ -15,7 +15,7 @@ from .base import Workplace
 from .store import PerturbationStore
 from .surrogate import (  # fmt: skip
     Images,
-    Run,
+    Search,
     Surrogate,
     SurrogatePoison,
     check_finite,
@@ -92,12 +92,12 @@ class RobustErrorMinimising(SurrogatePoison):
         images, surrogate = Images(dataset, device), new_surrogate(self.surrogate, dataset, seed, device)
         optimizer = torch.optim.SGD(surrogate.model.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
         store = self.open_store(dataset, work)
-        run = Run(work, store, self.identity(dataset, seed), (surrogate.model, optimizer))
-        state = run.begin({"iterations": 0, "done": 0, "recent": [], "before": 0.0, "after": 0.0})
+        search = Search(work, store, self.identity(dataset, seed), (surrogate.model, optimizer))
+        state = search.begin({"iterations": 0, "done": 0, "recent": [], "before": 0.0, "after": 0.0})
         with surrogate.learning(min(self.batch_size, images.n)):
             for at in range(state["iterations"], self.iterations):
                 self._iterate(surrogate, images, store, optimizer, values, seed, at, state)
-                run.commit(state)
+                search.commit(state)
                 work.tell_often("iterations", at + 1, self.iterations, loss=state["recent"][-1][1])
         with searching(surrogate):
             for together, index, begin in images.chunks(self.batch_size, state["done"]):
@@ -107,9 +107,9 @@ class RobustErrorMinimising(SurrogatePoison):
                 before, after = distributed.sum_(losses).tolist()
                 state |= {"done": int(together[-1]) + 1, "before": state["before"] + before,
                           "after": state["after"] + after}  # fmt: skip
-                run.commit(state)
+                search.commit(state)
                 work.tell("search", state["done"], images.n, loss=state["after"] / state["done"])
-        run.commit(state, last=True)
+        search.commit(state, last=True)
         work.facts |= {"recent": state["recent"], "loss_before": state["before"] / images.n,
                        "loss_after": state["after"] / images.n}  # fmt: skip
         return store

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..data.writers.folder import SplitWriter
 from ..data.writers.resumable import RowWriter
 from ..errors import InputError
 from ..parameters import with_parameters
+from ..runtime.progress import Progress
 from ..version import __version__
 from .base import Workplace
 from .registry import get_poison
@@ -58,7 +59,7 @@ class Poisoning:
 
     def over(self, pieces: list[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray, dict[str, Any]]]:
         """(begin, stop, poisoned images, their `PerturbationStatistics.record`) of some ranges."""
-        perturb = self.poison.prepare_in(self.dataset, self.seed, self.work)
+        perturb = self.poison.prepare(self.dataset, self.seed, self.work)
         chosen = rate_mask(self.dataset, self.rate, self.seed)
         for begin, stop in pieces:
             clean = np.ascontiguousarray(self.dataset.images[begin:stop])
@@ -106,7 +107,7 @@ def poison(
     device: str | torch.device = "auto",
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
     **parameters: Any,
 ) -> Dataset:
     """Make a data set unlearnable.
@@ -119,7 +120,7 @@ def poison(
         rate: share of each class that is poisoned.
         device: where methods that train a network do so: "auto", "cpu" or "cuda".
         folder: where those keep network and perturbations while they work; None: a temporary folder.
-        resume: go on with the run that was interrupted in `folder`.
+        resume: continue the run that was interrupted in `folder`.
         progress: called as ``progress("poison", done, total)``.
         parameters: of the method, for example ``eps=0.5``.
 
@@ -150,7 +151,7 @@ def perturbation(clean: Dataset, poisoned: Dataset) -> torch.Tensor:
     return torch.from_numpy(difference).float() / 255
 
 
-def write_poisoned(work: Poisoning, split: SplitWriter, progress: Callable[..., None] | None = None) -> None:
+def write_poisoned(work: Poisoning, split: SplitWriter, progress: Progress | None = None) -> None:
     """Streams a poisoned set to disk in memory that does not grow with it."""
     for begin, stop, block in work:
         split.append(block, work.dataset.labels[begin:stop])
@@ -159,7 +160,7 @@ def write_poisoned(work: Poisoning, split: SplitWriter, progress: Callable[..., 
     split.set_manifest(work.manifest())
 
 
-def write_rows(work: Poisoning, writer: RowWriter, progress: Callable[..., None] | None = None) -> bool:
+def write_rows(work: Poisoning, writer: RowWriter, progress: Progress | None = None) -> bool:
     """Writes what a run that was killed has left of the split `train`, by all processes; True in the first of them.
 
     The manifest is the same for every number of processes and kills.

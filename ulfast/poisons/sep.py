@@ -9,7 +9,7 @@ from ..data.dataset import Dataset
 from ..parameters import parameter
 from .base import Workplace
 from .store import PerturbationStore
-from .surrogate import Images, Run, SurrogatePoison, sweep, trained_surrogates
+from .surrogate import Images, Search, SurrogatePoison, sweep, trained_surrogates
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SelfEnsemble(SurrogatePoison):
         store = self.open_store(dataset, work)
         alpha = self.resolved(dataset)["alpha"]
         sweep(
-            surrogates, Images(dataset, surrogates[0].device), store, Run(work, store, self.identity(dataset, seed)),
+            surrogates, Images(dataset, surrogates[0].device), store, Search(work, store, self.identity(dataset, seed)),
             targets=lambda y: (y + 1) % dataset.num_classes, alphas=[-alpha] * self.steps, batch_size=self.batch_size,
         )  # fmt: skip
         return store

@@ -96,7 +96,7 @@ class PerturbationStatistics:
 def class_statistics(clean: Dataset, poisoned: Dataset) -> dict[str, dict[str, Any]]:
     """`PerturbationStatistics.summary` and the mean SSIM of every class and of "all".
 
-    SSIM (Wang et al., 2004, window 11) is kornia's, over up to `SSIM_IMAGES` images a class; None where kornia is not
+    SSIM (Wang et al., 2004, window 11) is kornia's, over up to `SSIM_IMAGES` images per class; None where kornia is not
     installed, or images are smaller than its window.
     """
     rows: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Perturbations on disk while they are being found: one an image or one a class, memory-mapped."""
+"""Perturbations on disk while they are being found: one per image or one per class, memory-mapped."""
 
 from __future__ import annotations
 

@@ -45,13 +45,10 @@ class SurrogatePoison(Poison):
 
     eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
     surrogate: str = parameter("resnet18", "network: cnn, resnet18, resnet18-WIDTH or timm:NAME")
-    batch_size: int = parameter(128, "images a step", at_least=1)
+    batch_size: int = parameter(128, "images per step", at_least=1)
     store: str = parameter("int8", "how perturbations are kept meanwhile", choices=tuple(KINDS))
 
-    def prepare(self, dataset: Dataset, seed: int) -> Perturb:
-        return self.prepare_in(dataset, seed, Workplace())
-
-    def prepare_in(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         if self.eps <= 0:
             raise InputError("a surrogate's poison needs an eps above 0")
         store = self.find(dataset, seed, work)
@@ -62,11 +59,10 @@ class SurrogatePoison(Poison):
             rows = torch.from_numpy(labels) if classwise else torch.arange(first, first + len(images))
             return store.apply(images, rows)
 
-        perturb.work = work  # type: ignore[attr-defined]  # a temporary folder goes with it, and the store lies there
         return perturb
 
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
-        """Trains, searches, and returns the perturbations: one an image, or one a class."""
+        """Trains, searches, and returns the perturbations: one per image, or one per class."""
         raise TypeError(f"{type(self).__name__} does not say how to search")
 
     def identity(self, dataset: Dataset, seed: int) -> dict[str, Any]:
@@ -278,13 +274,13 @@ def mean_loss(surrogates: Sequence[Surrogate], x: Tensor, y: Tensor) -> Tensor:
     return losses / len(surrogates)
 
 
-class Run:
+class Search:
     """What makes a search resumable: perturbations, network, optimizer and a small state, committed together.
 
     All processes begin, and have the same state at any time; the first keeps it, when it likes.
 
     Args:
-        identity: settings that a resumed run must share.
+        identity: settings that a resumed search must match.
         network: and its optimizer, where they change during the search.
     """
 
@@ -345,7 +341,7 @@ def sweep(
     surrogates: Sequence[Surrogate],
     images: Images,
     store: PerturbationStore,
-    run: Run,
+    search: Search,
     *,
     targets: Callable[[Tensor], Tensor],
     alphas: Sequence[float],
@@ -364,8 +360,8 @@ def sweep(
 
     The facts of the workplace get the mean loss before and after.
     """
-    work = run.work
-    state = run.begin({"done": 0, "before": 0.0, "after": 0.0})
+    work = search.work
+    state = search.begin({"done": 0, "before": 0.0, "after": 0.0})
     with searching(*surrogates):
         for together, index, at in images.chunks(batch_size, state["done"]):
             start = images.pixels(index)
@@ -382,9 +378,9 @@ def sweep(
             before, after = distributed.sum_(losses).tolist()
             state = {"done": int(together[-1]) + 1, "before": state["before"] + before,
                      "after": state["after"] + after}  # fmt: skip
-            run.commit(state)
+            search.commit(state)
             work.tell_often(stage, state["done"], images.n, loss=state["after"] / state["done"])
-    run.commit(state, last=True)
+    search.commit(state, last=True)
     work.tell(stage, images.n, images.n, loss=state["after"] / images.n)
     work.facts |= {"loss_before": state["before"] / images.n, "loss_after": state["after"] / images.n}
 

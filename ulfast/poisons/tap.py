@@ -8,7 +8,7 @@ from ..data.dataset import Dataset
 from ..parameters import parameter
 from .base import Workplace
 from .store import PerturbationStore
-from .surrogate import Images, Run, SurrogatePoison, sweep, trained_surrogates
+from .surrogate import Images, Search, SurrogatePoison, sweep, trained_surrogates
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TargetedAdversarial(SurrogatePoison):
         first = self.eps / 4 if self.alpha is None else self.alpha
         sign, shift = (-1, 1) if self.targeted else (1, 0)
         sweep(
-            surrogates, images, store, Run(work, store, self.identity(dataset, seed)),
+            surrogates, images, store, Search(work, store, self.identity(dataset, seed)),
             targets=lambda y: (y + shift) % dataset.num_classes,
             alphas=[sign * first * (1 - step / self.steps) for step in range(self.steps)],
             batch_size=self.batch_size, restarts=self.restarts, seed=seed,

@@ -1,4 +1,4 @@
-"""`Basis`: the orthonormal directions that the projection takes away, with where they came from."""
+"""`Basis`: the orthonormal directions that the projection removes, with where they came from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Basis:
     Attributes:
         rows: (k, d) float32 tensor with ``rows @ rows.T = I``; d = H * W * C, pixels in NHWC order.
         image_shape: (H, W, C).
-        weights: (c, d) float32 weights that the rows were made from, one row a class, or None. They span the same
+        weights: (c, d) float32 weights that the rows were made from, one row per class, or None. They span the same
             space and look like the class perturbations.
         metadata: how it was fitted (JSON-able).
     """
@@ -136,7 +136,7 @@ class Basis:
     def images(self) -> np.ndarray:
         """The directions as pictures, (c or k, H, W, C) float32 in [0, 1], zero at mid-gray.
 
-        Shows the weights a class where they are known, since those resemble the class perturbations, else the rows.
+        Shows the weights per class where they are known, since those resemble the class perturbations, else the rows.
         """
         source = self.rows if self.weights is None else self.weights
         pictures = source.reshape(-1, *self.image_shape).float().numpy()

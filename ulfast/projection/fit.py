@@ -1,4 +1,4 @@
-"""Fitting the linear model whose weights the orthogonal projection takes away."""
+"""Fitting the linear model whose weights the orthogonal projection removes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from ..data.dataset import Dataset
 from ..data.lazy import LazyImages, prefetch
 from ..data.tensors import DEVICE_SHARE, as_tensor
 from ..errors import InputError
+from ..runtime.progress import Progress
 from .basis import Basis
 from .fit_state import FitState
 
@@ -42,7 +43,7 @@ def fit_basis(
     device: str | torch.device = "auto",
     checkpoint: Path | None = None,
     resume: bool = False,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> Basis:
     """Train a linear classifier without bias on the images as they are and return the span of its weights.
 
@@ -66,7 +67,7 @@ def fit_basis(
         device: "auto", "cpu", "cuda" or a torch.device.
         checkpoint: file that keeps the weights every few seconds, for a fit that may be killed; yours to remove when
             the basis is saved.
-        resume: go on with what that file holds, to the same weights.
+        resume: continue from what that file holds, to the same weights.
         progress: called as ``progress("fit", done, total, loss=..., accuracy=...)``.
 
     In the processes of `distributed.joined` each batch is cut into a part for each; the weights are those of one
@@ -135,7 +136,7 @@ def _joined(bases: list[Basis], rank: int) -> Basis:
 
 def _descend(
     images: Tensor | LazyImages, labels: Tensor, weight: Tensor, batches: Iterator[Tensor], total: int, lr: float,
-    taken: Tensor | None, state: FitState, progress: Callable[..., None] | None,
+    taken: Tensor | None, state: FitState, progress: Progress | None,
 ) -> None:  # fmt: skip
     """SGD on `weight` in place, from the step after those that `state` has.
 

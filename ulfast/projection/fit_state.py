@@ -1,4 +1,4 @@
-"""What a linear fit keeps on the disk while it runs, so that a killed one goes on to the same bytes."""
+"""What a linear fit keeps on the disk while it runs, so that a killed one resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FitState:
 
     Args:
         path: the file, or None.
-        resume: go on with what it holds.
-        identity: settings that a fit must share to be gone on with (JSON-able).
+        resume: continue from what it holds.
+        identity: settings that a resumed fit must match (JSON-serialisable).
 
     Attributes:
         bases: of the rounds that are done.

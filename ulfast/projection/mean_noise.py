@@ -9,7 +9,6 @@ two classes differ by no more than a fraction of what the noise makes them vary 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from .. import distributed, ops
 from ..data.class_moments import class_moments
 from ..data.dataset import Dataset
 from ..errors import InputError
+from ..runtime.progress import Progress
 from .basis import Basis
 
 SCALE = 2.0
@@ -25,7 +25,7 @@ EMPTY = 1e-8  # share of the largest variance below which a direction is roundin
 
 
 def fit_mean_noise(
-    dataset: Dataset, scale: float = SCALE, *, progress: Callable[..., None] | None = None, shared: bool = False
+    dataset: Dataset, scale: float = SCALE, *, progress: Progress | None = None, shared: bool = False
 ) -> Tensor:
     """Rows whose mixtures with standard normal weights are noise with `scale` ** 2 times the covariance of the classes'
     mean images; each class counts the same.
@@ -105,7 +105,7 @@ class MeanNoise(nn.Module):
             return x
         n, c, h, w = x.shape
         if c * h * w != self.rows.shape[1]:
-            raise ValueError(f"the noise has {self.rows.shape[1]} values an image, the images are {tuple(x.shape)}")
+            raise ValueError(f"the noise has {self.rows.shape[1]} values per image, the images are {tuple(x.shape)}")
         weights = torch.randn(n, len(self.rows), device=x.device, dtype=self.rows.dtype)
         return x + (weights @ self.rows).to(x.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
 

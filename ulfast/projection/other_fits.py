@@ -1,4 +1,4 @@
-"""Ways to choose what `orthogonal` takes away, beside SGD: LBFGS, ridge, class means, LEACE; and how much of it.
+"""Ways to choose what `orthogonal` removes, beside SGD: LBFGS, ridge, class means, LEACE; and how much of it.
 
 All stream over the images; `ridge` and `leace` hold a (d, d) matrix, so d is limited.
 """
@@ -34,7 +34,7 @@ def _rows(dataset: Dataset, begin: int, stop: int) -> Tensor:
 
 
 @dataclass
-class Moments:
+class Covariances:
     """First and second moments of images and labels.
 
     `mean` (d,), `covariance` (d, d) or None, `cross` (c, d): covariance of the one-hot labels with the pixels, `shares`
@@ -48,7 +48,7 @@ class Moments:
     means: Tensor
 
 
-def moments(dataset: Dataset, second: bool) -> Moments:
+def covariances(dataset: Dataset, second: bool) -> Covariances:
     """Streams over the images, with `second` once more for the covariance.
 
     Raises:
@@ -69,7 +69,7 @@ def moments(dataset: Dataset, second: bool) -> Moments:
         for begin, stop in chunks(dataset.images, CHUNK_BYTES):
             x = _rows(dataset, begin, stop) - centre
             covariance.addmm_(x.T, x, alpha=1 / n)
-    return Moments(mean, covariance, shares[:, None] * (means - mean), shares, means)
+    return Covariances(mean, covariance, shares[:, None] * (means - mean), shares, means)
 
 
 def lbfgs(dataset: Dataset, seed: int = 0, iterations: int = 100, decay: float = 1e-4) -> Linear:
@@ -99,7 +99,7 @@ def lbfgs(dataset: Dataset, seed: int = 0, iterations: int = 100, decay: float =
 
 def ridge(dataset: Dataset, seed: int = 0, strength: float = 1e-3) -> Linear:
     """Least squares on the one-hot labels; `strength` times the mean variance is the penalty."""
-    m = moments(dataset, second=True)
+    m = covariances(dataset, second=True)
     assert m.covariance is not None
     penalty = strength * float(m.covariance.diagonal().mean())
     system = m.covariance + penalty * torch.eye(len(m.covariance))
@@ -110,7 +110,7 @@ def ridge(dataset: Dataset, seed: int = 0, strength: float = 1e-3) -> Linear:
 
 def class_mean(dataset: Dataset, seed: int = 0) -> Linear:
     """The classes' means minus their mean; as a classifier the nearest mean."""
-    m = moments(dataset, second=False)
+    m = covariances(dataset, second=False)
     centre = m.means.mean(0)
     weights = m.means - centre
     return weights.float(), (-weights @ centre - 0.5 * weights.square().sum(1)).float()
@@ -152,7 +152,7 @@ def fisher_ratios(
 
 
 def partial_rows(basis: Basis, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False) -> Tensor:
-    """Rows of which projecting takes each direction away only as far as the classes' means differ along it: the share
+    """Rows of which projecting removes each direction only as far as the classes' means differ along it: the share
     min(1, ratio^2) of `fisher_ratios`.
 
     Photographs vary most in a few directions, and there a perturbation is small beside what one class shows already.
@@ -202,7 +202,7 @@ def leace(dataset: Dataset) -> tuple[Erasure, Basis]:
     Source: Belrose et al., LEACE: Perfect Linear Concept Erasure in Closed Form, NeurIPS 2023.
     """
     start = time.perf_counter()
-    m = moments(dataset, second=True)
+    m = covariances(dataset, second=True)
     assert m.covariance is not None
     values, vectors = torch.linalg.eigh(m.covariance)
     kept = values > 1e-6 * values[-1]

@@ -9,7 +9,6 @@ obliquely (in the metric of the covariance), and overlapping patches are average
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +21,10 @@ from .. import ops
 from ..data.dataset import Dataset, balanced_indices
 from ..data.tensors import as_tensor
 from ..errors import InputError
+from ..runtime.progress import Progress
 
 PATCH = 7
-PER_CLASS = 600  # images a class that the covariances are taken from
+PER_CLASS = 600  # images per class that the covariances are taken from
 MOST_IMAGES = 20_000  # of all classes together
 RIDGE = 1e-7  # variance below which a direction is noise of the eight-bit rounding
 SMOOTH = 0.1  # share of the patches, those with least contrast, in which noise is looked for
@@ -86,9 +86,7 @@ class Statistics:
     images: Tensor
 
 
-def statistics(
-    dataset: Dataset, patch: int, indices: np.ndarray, progress: Callable[..., None] | None = None
-) -> Statistics:
+def statistics(dataset: Dataset, patch: int, indices: np.ndarray, progress: Progress | None = None) -> Statistics:
     """Second moments of the `patch` x `patch` patches of some images, in one pass.
 
     Args:
@@ -99,7 +97,7 @@ def statistics(
     labels = dataset.labels[indices]
     by_class = [indices[labels == c] for c in np.unique(labels)]
     thresholds = _thresholds(dataset, patch, by_class)
-    smooth, whole = (_Moments(len(by_class), d) for _ in range(2))
+    smooth, whole = (_PatchSums(len(by_class), d) for _ in range(2))
     # Large images fill the memory sooner.
     batch = max(1, BATCH * 32 * 32 // (height * width))
     done = 0
@@ -115,7 +113,7 @@ def statistics(
     return Statistics(smooth.covariances(), whole.covariances(), torch.tensor([float(len(rows)) for rows in by_class]))
 
 
-class _Moments:
+class _PatchSums:
     """Sums and products of each class's rows."""
 
     def __init__(self, classes: int, d: int) -> None:
@@ -205,7 +203,7 @@ def fit_patches(
     patch: int = PATCH,
     rank: int | None = None,
     seed: int = 0,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> PatchBasis:
     """Find the patch directions that tell classes apart by their variance.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..attacks import AttackResult
 from ..data.catalog import NAMES
 from ..errors import InputError
-from ..grids.published import PUBLISHED
+from ..grids.literature import PUBLISHED
 from ..grids.run import GridResult
 
 CLEAN, NONE = "clean", "none"
@@ -36,7 +36,7 @@ class Entry:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """A row an epoch."""
+        """A row per epoch."""
         return self.result.history if self.stage == "attack" else self.result.baseline_history[self.stage]
 
     @property
@@ -134,7 +134,7 @@ def _outcome(share: float, attack: str) -> str:
 
 
 def collect(paths: Sequence[str | os.PathLike[str]]) -> list[Table]:
-    """Reads runs of `ulfast attack` and grids of `ulfast reproduce`; a table a model and data set.
+    """Reads runs of `ulfast attack` and grids of `ulfast reproduce`; one table per model and data set.
 
     Raises:
         InputError: a path that is neither, or nothing finished in any of them.
@@ -169,7 +169,7 @@ def collect(paths: Sequence[str | os.PathLike[str]]) -> list[Table]:
                 if label not in labels:
                     labels.append(label)
     if not tables:
-        raise InputError(f"nothing is finished in {', '.join(map(str, paths))}: run it again, it goes on where it was")
+        raise InputError(f"nothing is finished in {', '.join(map(str, paths))}: run it again, it resumes")
     for key, table in tables.items():
         _fill(table, entries[key])
     return list(tables.values())

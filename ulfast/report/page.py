@@ -185,7 +185,7 @@ def _strips(entries: dict[str, Entry]) -> list[dict[str, str]]:
         basis = entry.folder / "basis.safetensors"
         if basis.is_file():
             pictures = Basis.load(basis).images()[:MOST_ROWS]
-            strips.append(_strip(f"{attack}: taken away", (pictures * 255).round().astype(np.uint8), names))
+            strips.append(_strip(f"{attack}: removed", (pictures * 255).round().astype(np.uint8), names))
     return strips
 
 

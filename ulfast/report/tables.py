@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..attacks.result import AttackResult
-    from ..grids.run import GridResult, Row
+    from ..grids.run import Average, GridResult
     from ..profiling.measure import Row as Row_
 
 
@@ -44,7 +44,7 @@ def _train_accuracy(result: AttackResult, key: str) -> float | None:
     return rows[-1]["train_accuracy"] if rows else None
 
 
-def accuracy(row: Row | None) -> str:
+def accuracy(row: Average | None) -> str:
     """A cell of a grid as "61.7" or "61.7 ± 0.4"."""
     if row is None:
         return "-"

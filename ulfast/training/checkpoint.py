@@ -1,4 +1,4 @@
-"""Checkpoints that hold everything a run needs to go on: written atomically, read without running code."""
+"""Checkpoints that hold everything a run needs to resume: written atomically, read without running code."""
 
 from __future__ import annotations
 

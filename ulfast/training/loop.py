@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from .. import distributed
 from ..data.loaders.memory import MemoryLoader
 from ..errors import InputError
 from ..runtime import devices
+from ..runtime.progress import Progress
 from . import checkpoint, parallel
 from .mixing import BatchHook, Step
 from .recipes import Recipe
@@ -28,7 +29,7 @@ class TrainResult:
     """What a training gave. Accuracies are shares from 0 to 1, of the chosen epoch; `refitted` is the test accuracy
     after a refit, where there was one.
 
-    `history` has a row an epoch: epoch, lr, train_loss, train_accuracy (of the batches as they came, augmented),
+    `history` has a row per epoch: epoch, lr, train_loss, train_accuracy (of the batches as they came, augmented),
     test_loss and test_accuracy (where the epoch had an evaluation), seconds, images_per_second, and select_accuracy
     where an epoch was to be chosen.
     """
@@ -83,7 +84,7 @@ def train(
     keep_checkpoints: bool = False,
     evaluate_every: int = 1,
     stage: str = "train",
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train `model` in place.
 
@@ -98,7 +99,7 @@ def train(
             uninterrupted one.
         folder: where `last.pt` (and with `keep_checkpoints` an `epoch-NNN.pt` each, the random start being number 0)
             is written after every epoch; None writes nothing.
-        resume: go on from `last.pt` where there is one.
+        resume: continue from `last.pt` where there is one.
         identity: settings that a checkpoint must share.
         evaluate_every: epochs between two looks at the test images; the last epoch always has one.
         progress: called as ``progress(stage, epochs done, epochs, loss=, accuracy=, images_per_second=)``.
@@ -174,7 +175,7 @@ def _epoch(
     hooks: Sequence[BatchHook],
     step: Step,
     stage: str,
-    progress: Callable[..., None] | None,
+    progress: Progress | None,
 ) -> dict[str, float]:
     model.train()
     epoch, half = step.epoch, step.half

@@ -50,7 +50,7 @@ class Recipe:
 
 def _quick(model: str, n: int) -> Recipe:
     epochs = 14 if n <= 5_000 else 10 if n <= 20_000 else 7
-    small = n < 2_000  # few steps an epoch: smaller batches, and passes until there are a few hundred
+    small = n < 2_000  # few steps per epoch: smaller batches, and passes until there are a few hundred
     batch = 32 if small else 128
     if small:
         epochs = min(100, max(epochs, math.ceil(400 / max(1, n // batch))))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,42 @@ from torch import Tensor, nn
 from ..data.dataset import Dataset
 from ..data.loaders.augment import Augment
 from ..data.loaders.memory import MemoryLoader
+from ..data.loaders.removal import Removal
 from ..errors import InputError
+from ..runtime.progress import Progress
 from .loop import evaluate, train
 from .recipes import Recipe
 
+EVALUATION_BATCH = 500
 
-class MakeLoader(Protocol):
-    """Makes batches of other images, normalised as the network was trained."""
+
+@dataclass(frozen=True)
+class MakeLoader:
+    """Makes batches of other images, normalised and in the number format as the network was trained.
+
+    Attributes:
+        mean, std: of each channel, in units of [0, 1].
+        dtype, seed, device: as `MemoryLoader`.
+        removal: what these images lose.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    dtype: torch.dtype
+    seed: int
+    device: torch.device
+    removal: Removal = field(default_factory=Removal)
 
     def __call__(
-        self, dataset: Dataset, batch_size: int, *, augment: Augment | None = None, shuffle: bool = False
-    ) -> MemoryLoader: ...
+        self,
+        dataset: Dataset,
+        batch_size: int = EVALUATION_BATCH,
+        *,
+        augment: Augment | None = None,
+        shuffle: bool = False,
+        part: tuple[int, int] = (0, 1),
+    ) -> MemoryLoader:
+        return MemoryLoader(dataset, batch_size, augment=augment, shuffle=shuffle, part=part, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -34,7 +59,7 @@ class Trained:
     test_loader: MemoryLoader
     half: torch.dtype | None
     seed: int
-    progress: Callable[..., None] | None = None
+    progress: Progress | None = None
 
 
 # Changes the network in place and returns facts for the result: `refit` (its name), `test_accuracy_before`,
@@ -78,7 +103,7 @@ def reweight(
 
     Args:
         x: (n, f) float32. y: (n,) int64.
-        lr, passes, batch_size: LBFGS steps (of 20 evaluations) of that rate, one a batch, that many times through.
+        lr, passes, batch_size: LBFGS steps (of 20 evaluations) of that rate, one per batch, that many times through.
 
     Source: deep feature reweighting as in Sandoval-Segura et al., NeurIPS 2023, section 4.2.
     """
@@ -126,7 +151,7 @@ def replace_head(clean: Dataset, fit: Callable[..., nn.Linear], name: str, **opt
 
     def refit(trained: Trained) -> dict[str, Any]:
         before = evaluate(trained.model, trained.test_loader, trained.half)[1]
-        x, y = features(trained.model, trained.make_loader(clean, 500), trained.half)
+        x, y = features(trained.model, trained.make_loader(clean), trained.half)
         new = fit(x, y, clean.num_classes, seed=trained.seed, **options)
         head = head_of(trained.model)
         with torch.no_grad():

@@ -8,7 +8,9 @@ from .format import Beton
 
 
 class Checked:
-    """Remembers which images of a file have been looked at. Threads may look at one twice, at none never."""
+    """Remembers which images of a file have been checked. One may be checked twice by racing threads; none is
+    skipped.
+    """
 
     def __init__(self, beton: Beton) -> None:
         self.beton = beton

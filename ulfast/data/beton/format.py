@@ -5,7 +5,7 @@
     samples                 a row each: mode, width, height and position of the image; the label
     (ours) checksums        CRC-32 of each sample's bytes, uint32; FFCV skips them, as its pages begin after
     pages                   images, none across a page's border; a page begins at a multiple of the page size
-    allocation table        24 bytes a sample: number, position, size in bytes
+    allocation table        24 bytes per sample: number, position, size in bytes
 
 FFCV trusts all of it: a cut table, a wrong position or a zeroed page give it wrong images or kill the process. What
 ulfast writes has `FILE.json` beside it with classes, origin and the SHA-256 of everything but the pages, so any damage

@@ -23,6 +23,7 @@ from ..tensors import channel_statistics
 from . import engine
 from .checked import Checked
 from .format import open_beton
+from .images import as_dataset
 
 POLL = 0.05  # seconds after which a thread that waits for room looks whether it is still wanted
 BATCHES_AHEAD = 2
@@ -40,13 +41,13 @@ class FFCVLoader(EpochLoader):
 
     Args:
         path: a .beton file.
-        batch_size: images a batch.
+        batch_size: images per batch.
         basis, mean, std, dtype, augment, shuffle, seed, drop_last, device: as `MemoryLoader`.
         size: side in pixels of what comes; the centre square of `crop` of the shorter side is scaled to it (area
             averages). None: images as they are, which must then be of one size.
         crop: side of that square as a share of the image's shorter side; ImageNet's evaluation takes 224 / 256.
         indices: which images of the file, in this order; draws and order count them from 0. None: all.
-        threads: that decode; default: a thread a core.
+        threads: that decode; default: a thread per core.
 
     Raises:
         InputError: FFCV is missing, a damaged file, images of several sizes and no `size`.
@@ -70,9 +71,7 @@ class FFCVLoader(EpochLoader):
             raise InputError(f"indices must be numbers from 0 to {len(beton) - 1} of images in {path}")
         super().__init__(len(rows), batch_size, augment=augment, shuffle=shuffle, seed=seed, drop_last=drop_last)
         if mean is None or std is None:
-            from ..load import load_dataset
-
-            mean, std = channel_statistics(load_dataset(path, resize=size))
+            mean, std = channel_statistics(as_dataset(beton, resize=size))
         self.image_shape, self.device = shape, torch.device(device)
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32) for v in (mean, std))
         self.basis = None if basis is None else basis.cpu().float()
@@ -223,7 +222,7 @@ def _pieces() -> _Pieces:
                 return
             self.closed = True
             self.terminate_event.set()
-            while not self.output_queue.empty():  # a thread that waits for room goes on at once
+            while not self.output_queue.empty():  # a thread that waits for room continues at once
                 self.output_queue.get_nowait()
             self.join()
             self.memory_context.__exit__(None, None, None)

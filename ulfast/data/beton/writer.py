@@ -1,4 +1,4 @@
-"""Writing .beton files of any size: streamed, atomic, and gone on with after a kill."""
+"""Writing .beton files of any size: streamed, atomic, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +17,14 @@ import numpy as np
 from ...errors import InputError
 from ...runtime.files import check_free, sync, write_json, writing
 from ...runtime.machine import cores
+from ...runtime.progress import Progress
 from ...version import __version__
 from ..dataset import Dataset, chunks
 from . import format as fmt
 
 MODES = ("raw", "jpeg", "mixed")
 PAGE = 1 << 23  # FFCV's default, 8 MiB
-CHECKPOINT_BYTES = 256 << 20  # of images between two points from which an interrupted writer can go on
+CHECKPOINT_BYTES = 256 << 20  # of images between two points from which an interrupted writer can resume
 CHUNK_BYTES = 16 << 20
 
 # A line of the journal that lies beside a file being written.
@@ -34,7 +35,7 @@ class BetonWriter:
     """Writes one split as one .beton file that FFCV reads, with `FILE.json` beside it.
 
     The images go to `FILE.part`; at a checkpoint they are flushed and noted in `FILE.part.journal`. The file appears
-    under its own name when it is complete. With `resume` an interrupted file of the same settings is gone on with:
+    under its own name when it is complete. With `resume` an interrupted file of the same settings is continued:
     `done` says how many images it has; `complete` that nothing is left to do.
 
     Args:
@@ -45,8 +46,8 @@ class BetonWriter:
         mode: "raw", "jpeg", or "mixed", where `share` of the images, drawn by `seed`, are JPEG.
         quality: of the JPEG, 1 to 100, with halved colour resolution as in FFCV.
         about: name, split and manifest of the data set, kept in FILE.json.
-        identity: what a file to be gone on with must share, beside all of the above (JSON-able).
-        threads: that encode; default: a thread a core.
+        identity: settings that a resumed file must match, beside all of the above (JSON-serialisable).
+        threads: that encode; default: a thread per core.
 
     Raises:
         InputError: no RGB images, an image larger than a page, a file that exists, a full disk.
@@ -83,7 +84,7 @@ class BetonWriter:
             "ulfast": __version__, "count": count, "shape": list(self._shape), "classes": self.classes, "mode": mode,
             "quality": quality, "share": share, "seed": seed, "about": self._about, **(identity or {}),
         }  # fmt: skip
-        # So that a command that was killed after this file goes on with the next one.
+        # So that a command that was killed after this file continues with the next one.
         self.complete = (
             resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
         )
@@ -261,7 +262,7 @@ class BetonWriter:
 
 def write_beton(
     path: str | os.PathLike[str], dataset: Dataset, *, mode: str = "raw", quality: int = 90, share: float = 0.5,
-    seed: int = 0, resume: bool = False, overwrite: bool = False, progress: Callable[..., None] | None = None,
+    seed: int = 0, resume: bool = False, overwrite: bool = False, progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """Write a data set as a .beton file; see `BetonWriter`. `progress` is called as ``progress("convert", done, n)``.
 

@@ -20,14 +20,15 @@ from torch import Tensor
 
 from ... import distributed
 from ...errors import InputError
-from ...ops import reference
 from ...runtime.files import atomic_file, publish, write_json, writing
+from ...runtime.progress import Progress
 from ...version import __version__
 from ..dataset import Dataset, chunks
-from ..tensors import as_tensor, project_rows
+from ..tensors import as_tensor
 from ..writers.folder import array_header
 from ..writers.resumable import part_folder
 from .memory import MemoryLoader
+from .removal import Removal
 
 FORMAT = "ulfast-projected-2"
 
@@ -41,37 +42,32 @@ Work = Callable[[int, int], Tensor]
 def write_projected(
     path: Path,
     dataset: Dataset,
-    basis: Tensor | None,
+    removal: Removal,
     *,
-    transform: Callable[[Tensor], Tensor] | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Writes ``x - (x B^T) B`` of every image, shard by shard, by all processes; replaces `path`.
+    """Writes every image without what it loses, shard by shard, by all processes; replaces `path`.
 
     What was made from the same images in the same way is kept: a whole folder, or the shards that a run which was
     killed has finished.
 
     Args:
-        basis: (k, H*W*C) orthonormal rows, (c, r, H*W*C) of each class, or None.
-        transform: (b, C, H, W) float32 -> the same, after the projection.
+        removal: what every image loses. Its noise, which is drawn anew in every pass, is left to the loader.
 
     Raises:
         InputError: the disk is full, or the folder may not be written.
     """
-    basis = None if basis is None else basis.cpu()
+    removal = removal.to(torch.device("cpu"))
     labels = as_tensor(dataset.labels)
 
     def work(begin: int, stop: int) -> Tensor:
-        x = project_rows(as_tensor(np.ascontiguousarray(dataset.images[begin:stop])), basis, labels[begin:stop])
-        if transform is not None:
-            with torch.no_grad():
-                x = transform(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x.to(torch.float16).contiguous()
+        images = as_tensor(np.ascontiguousarray(dataset.images[begin:stop]))
+        return removal.lasting(images, labels[begin:stop]).to(torch.float16)
 
     rows = max(1, SHARD_BYTES // (2 * int(np.prod(dataset.image_shape))))
     about = {"format": FORMAT, "ulfast": __version__, "name": dataset.name, "classes": list(dataset.classes),
              "images": len(dataset), "image_shape": list(dataset.image_shape), "shard_images": rows,
-             "rank": 0 if basis is None else basis.shape[-2], "fingerprint": _fingerprint(dataset, work),
+             "rank": 0 if removal.rows is None else removal.rows.shape[-2], "fingerprint": _fingerprint(dataset, work),
              "manifest": dataset.manifest}  # fmt: skip
     part = part_folder(path)
     if distributed.agreed(_made_by(path, about)):
@@ -125,7 +121,7 @@ def _fingerprint(dataset: Dataset, work: Work) -> str:
 
 
 class Shards:
-    """The images of a folder that `write_projected` made, memory-mapped."""
+    """The images of a folder that `write_projected` made, memory-mapped; indexed like a tensor of them all."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -147,18 +143,11 @@ class Shards:
 
 
 class ProjectedLoader(MemoryLoader):
-    """`MemoryLoader` over a folder that `write_projected` made; `dataset` supplies labels and shape."""
+    """`MemoryLoader` over a folder that `write_projected` made; `dataset` supplies labels and shape, and a `removal`
+    among the options its noise, all the rest being done."""
 
-    def __init__(self, path: Path, dataset: Dataset, batch_size: int, **options: Any) -> None:
-        super().__init__(dataset, batch_size, **options)
-        self._images: Any = Shards(path)
-
-    def _streams(self) -> bool:
-        return False
-
-    def _float_rows(self, index: Tensor, block: Tensor | None) -> Tensor:
-        return self._images[index].to(self.device, torch.float32)
-
-    def _batch(self, index: Tensor, shift: Tensor | None, flip: Tensor | None, block: Tensor | None) -> Tensor:
-        x = self._float_rows(index, block)
-        return reference.augment(x, self.mean, self.std, self.dtype, shift, flip)
+    def __init__(
+        self, path: Path, dataset: Dataset, batch_size: int, *, removal: Removal | None = None, **options: Any
+    ) -> None:
+        super().__init__(dataset, batch_size, removal=Removal(noise=removal.noise) if removal else None, **options)
+        self._kept = Shards(path)

@@ -8,17 +8,16 @@ from pathlib import Path
 
 from ..dataset import Dataset
 from . import arrays, beton, cifar, folder, imagefolder
+from .request import Request
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How one layout is recognised and read. `read(path, split, sole=, resize=, progress=)`: `sole` asks for whatever
-    split there is, for data given as --test-data. One that `streams` also takes `stream=`."""
+    """How one layout is recognised and read."""
 
     detect: Callable[[Path], bool]
-    read: Callable[..., Dataset]
+    read: Callable[[Request], Dataset]
     summary: str
-    streams: bool = False
 
 
 # In the order of detection: the most particular first.
@@ -28,6 +27,6 @@ READERS: dict[str, Reader] = {
     "cifar-binary": Reader(cifar.detect_binary, cifar.read_binary, "CIFAR-10/100, binary version"),
     "svhn": Reader(arrays.detect_svhn, arrays.read_svhn, "SVHN cropped digits (.mat)"),
     "npz": Reader(arrays.detect_npz, arrays.read_npz, "numpy archive with images and labels"),
-    "beton": Reader(beton.detect, beton.read, "FFCV's .beton, x.test.beton beside x.beton", True),
-    "imagefolder": Reader(imagefolder.detect, imagefolder.read, "train/CLASS/*.jpg, test/ or val/ beside it", True),
+    "beton": Reader(beton.detect, beton.read, "FFCV's .beton, x.test.beton beside x.beton"),
+    "imagefolder": Reader(imagefolder.detect, imagefolder.read, "train/CLASS/*.jpg, test/ or val/ beside it"),
 }

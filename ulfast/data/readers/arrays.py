@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import InputError
 from ..dataset import Dataset
+from .request import Request
 
 IMAGE_KEYS, LABEL_KEYS = ("images", "x"), ("labels", "y")
 
@@ -22,13 +22,12 @@ def detect_svhn(path: Path) -> bool:
     return any((path / f"{split}_32x32.mat").is_file() for split in ("train", "test"))
 
 
-def read_npz(
-    path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None
-) -> Dataset:
+def read_npz(request: Request) -> Dataset:
     """Arrays `images` (or `x`) and `labels` (or `y`), or `x_train`, `y_train`, `x_test`, `y_test`; `classes` optional.
 
     Images are (n, H, W, C), (n, C, H, W) or (n, H, W), uint8 or floats in [0, 1]; labels (n,), (n, 1) or one-hot.
     """
+    path, split, sole = request.path, request.split, request.sole
     try:
         with np.load(path, allow_pickle=False) as file:
             suffixes = [f"_{split}"] + ([""] if split == "train" or sole else []) + (["_train"] if sole else [])
@@ -93,14 +92,13 @@ def class_numbers(labels: np.ndarray, where: str) -> np.ndarray:
             raise InputError(f"{where}: two-dimensional labels must be one-hot")
         labels = labels.argmax(axis=1)
     if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or (labels == np.rint(labels)).all()):
-        raise InputError(f"{where}: labels must be whole numbers, one an image, got {labels.dtype} {labels.shape}")
+        raise InputError(f"{where}: labels must be whole numbers, one per image, got {labels.dtype} {labels.shape}")
     return labels.astype(np.int64)
 
 
-def read_svhn(
-    path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None
-) -> Dataset:
+def read_svhn(request: Request) -> Dataset:
     """`train_32x32.mat` and `test_32x32.mat` of SVHN's cropped digits; its label 10 is the digit 0."""
+    path, split = request.path, request.split
     from scipy.io import loadmat
 
     file = path / f"{split}_32x32.mat"

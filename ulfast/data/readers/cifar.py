@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..dataset import Dataset
+from .request import Request
 from .restricted import load_pickle
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -50,10 +50,9 @@ def _planes(data: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def read_python(
-    path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None
-) -> Dataset:
+def read_python(request: Request) -> Dataset:
     """Batches of `data` (n, 3072) uint8 and `labels` or `fine_labels`."""
+    path, split = request.path, request.split
     found = _find(path, PYTHON)
     if found is None:
         raise _missing(path)
@@ -79,10 +78,9 @@ def _names(folder: Path, field: bytes) -> tuple[str, ...]:
     return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
 
 
-def read_binary(
-    path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None
-) -> Dataset:
+def read_binary(request: Request) -> Dataset:
     """Records of one or two label bytes (the last one is the class) and 3,072 pixels."""
+    path, split = request.path, request.split
     found = _find(path, BINARY)
     if found is None:
         raise _missing(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,16 @@ import numpy as np
 from ...errors import InputError
 from ..dataset import Dataset
 from ..writers.folder import FORMAT
+from .request import Request
 
 
 def detect(path: Path) -> bool:
     return any((path / part / "manifest.json").is_file() for part in ("train", "test", "."))
 
 
-def read(path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None) -> Dataset:
+def read(request: Request) -> Dataset:
     """`path/SPLIT`, or `path` itself where it holds one split and `sole` allows any."""
+    path, split, sole = request.path, request.split, request.sole
     folder = path / split
     if not (folder / "manifest.json").is_file():
         others = [path] + ([path / "train"] if sole else [])

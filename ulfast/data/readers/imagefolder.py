@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +11,11 @@ import numpy as np
 
 from ...errors import InputError
 from ...runtime.machine import cores
+from ...runtime.progress import Progress
 from ..dataset import Dataset
 from ..lazy import LazyImages, streams
+from ..resize import centre_square
+from .request import Request
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 SPLITS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
@@ -41,17 +43,15 @@ def detect(path: Path) -> bool:
     return path.is_dir() and bool(_folders(path))
 
 
-def read(
-    path: Path, split: str, *, sole: bool, resize: int | None, progress: Callable[..., None] | None,
-    stream: bool | None = None,
-) -> Dataset:  # fmt: skip
+def read(request: Request) -> Dataset:
     """Decodes every image to RGB, large sets on demand. Classes are the folder names, sorted."""
+    path, split, resize = request.path, request.split, request.resize
     root = _split_folder(path, split)
     if root is None:
         other = _split_folder(path, "test" if split == "train" else "train")
-        if sole and other is not None:
+        if request.sole and other is not None:
             root = other
-        elif other is None and (split == "train" or sole):
+        elif other is None and (split == "train" or request.sole):
             root = path
         else:
             raise InputError(
@@ -68,10 +68,10 @@ def read(
     labels = np.repeat(np.arange(len(classes)), [len(group) for group in members])
     shape = decode(files[0], resize).shape
     images: np.ndarray | LazyImages
-    if streams(len(files), shape, stream):
+    if streams(len(files), shape, request.stream):
         images = LazyImages((len(files), *shape), lambda i, out: _decode_into(files, i, resize, out))
     else:
-        images = decode_all(files, resize, progress)
+        images = decode_all(files, resize, request.progress)
     return Dataset(images, labels, tuple(folder.name for folder in classes), path.name, split)  # type: ignore[arg-type]
 
 
@@ -83,7 +83,7 @@ def _decode_into(files: list[Path], i: int, resize: int | None, out: np.ndarray)
     out[:] = image
 
 
-def decode_all(files: list[Path], resize: int | None, progress: Callable[..., None] | None) -> np.ndarray:
+def decode_all(files: list[Path], resize: int | None, progress: Progress | None) -> np.ndarray:
     """All files as one (n, H, W, 3) array, on a pool of threads; the decoders release the GIL.
 
     Raises:
@@ -128,20 +128,3 @@ def decode(file: Path, resize: int | None = None) -> np.ndarray:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{file} cannot be read as an image ({error}): repair or remove it") from None
     return image if resize is None else centre_square(image, resize)
-
-
-def centre_square(image: np.ndarray, side: int) -> np.ndarray:
-    """The shorter side scaled to `side` (bicubic, antialiased), then the centre `side` x `side`."""
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    if (height, width) == (side, side):
-        return image
-    scale = side / min(height, width)
-    size = (max(side, round(width * scale)), max(side, round(height * scale)))
-    picture = Image.fromarray(image.squeeze(2) if image.shape[-1] == 1 else image).resize(
-        size, Image.Resampling.BICUBIC
-    )
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    out = np.asarray(picture.crop((left, top, left + side, top + side)))
-    return out.reshape(side, side, -1)

@@ -6,7 +6,6 @@ The files hold pixels or perturbations and follow the order of a base data set, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,17 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...runtime.progress import Progress
 from ..dataset import Dataset
 from .arrays import class_numbers
 from .restricted import load_pickle
 
 LAYOUTS = {
     "png-index": "a folder (or its data/) of {index}.png in the base's order: tap, ar, lsp",
-    "perturbation-pt": "a torch or safetensors file of perturbations, one an image or one a class: em, hypo, sep",
+    "perturbation-pt": "a torch or safetensors file of perturbations, one per image or one per class: em, hypo, sep",
     "int8-pickle": "a pickle of int8 perturbations in units of 1/255: rem",
     "ntga-npy": "x_train_*.npy images with one-hot y_train_*.npy: ntga",
-    "npy": ".npy or .npz of images or perturbations, one an image or one a class: ops",
+    "npy": ".npy or .npz of images or perturbations, one per image or one per class: ops",
 }
 
 
@@ -85,7 +85,7 @@ def read_entries(path: Path, layout: str, base: Dataset) -> Entries:
 
 
 def interpret(array: np.ndarray, base: Dataset, where: str) -> Entries:
-    """What an array is: one entry an image or a class, pixels or perturbations, in which unit."""
+    """What an array is: one entry per image or class, pixels or perturbations, in which unit."""
     array = _nhwc(array, base, where)
     m = len(array)
     if m == len(base):
@@ -208,7 +208,7 @@ def _png_folder(source: Path) -> Path | None:
     return None
 
 
-def read_pngs(source: Path, base: Dataset, progress: Callable[..., None] | None) -> np.ndarray:
+def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndarray:
     from PIL import Image
 
     folder = _png_folder(source) if source.is_dir() else None

@@ -1,4 +1,4 @@
-"""A data set folder written in any order, by one process or several, and gone on with after a kill."""
+"""A data set folder written in any order, by one process or several, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from ... import distributed
 from ...errors import InputError
 from ...runtime.files import check_free, publish, write_json, writing
+from ...runtime.progress import Progress
 from ..dataset import Dataset, chunks
 from .folder import SplitWriter, array_header, complete_split, same_shape
 
@@ -33,13 +33,13 @@ class RowWriter:
     """Writes `OUT/train` by ranges of rows, in the folder `.OUT.part` beside it, which becomes OUT at the end.
 
     Ranges that are safe on the disk are noted in `.OUT.part/.done-RANK`, a JSON line each; any number of processes may
-    go on with what any number has left. Before the first note an error removes the folder; after it the folder stays.
+    resume what any number has left. Before the first note an error removes the folder; after it the folder stays.
 
     Args:
         path: OUT.
         dataset: whose labels, shape and classes the output has.
-        identity: what a run to be gone on with must share (JSON-able).
-        resume: go on with what lies there.
+        identity: settings that a resumed run must match (JSON-serialisable).
+        resume: continue what lies there.
 
     Example:
         >>> with RowWriter(out, dataset, settings) as writer:
@@ -48,7 +48,7 @@ class RowWriter:
         ...     notes = writer.finish(manifest)
 
     Raises:
-        InputError: OUT exists, nothing to go on with, other settings, another process at work, or a full disk.
+        InputError: OUT exists, nothing to resume, other settings, another process at work, or a full disk.
     """
 
     def __init__(
@@ -229,9 +229,9 @@ def part_folder(path: Path) -> Path:
 
 def write_resumable(
     path: Path, train: Dataset, test: Dataset | None, *, overwrite: bool = False,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> None:  # fmt: skip
-    """`write_dataset` by all processes, going on where a run that was killed has stopped.
+    """`write_dataset` by all processes, resuming where a run that was killed has stopped.
 
     Args:
         progress: called as ``progress("convert", done, total)``.

@@ -1,9 +1,9 @@
 """How long the whole path takes past this machine: bytes, flops and seconds for ImageNet-1k and for 14 million images.
 
-    python benchmarks/scale.py [--measured benchmarks/results/imagenet-2cores.json]
+    python experiments/scale.py [--measured benchmarks/results/imagenet-2cores.json]
 
-Every input is printed with where it comes from: `measured` by benchmarks/imagenet.py, or `assumed`. Change them here or
-by --set NAME=VALUE. A stage takes the longest of what it reads, decodes and computes, as these overlap.
+Every input is printed with where it comes from: `measured` by experiments/imagenet.py, or `assumed`. Change them here
+or by --set NAME=VALUE. A stage takes the longest of what it reads, decodes and computes, as these overlap.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
+MEASURED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "imagenet-2cores.json"
 SIDE, CHANNELS = 224, 3
 D = SIDE * SIDE * CHANNELS
 SETS = {"ImageNet-1k": (1_281_167, 1000), "14 M images": (14_000_000, 1000)}
@@ -94,7 +94,7 @@ def span(seconds: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measured", type=Path, default=HERE / "results" / "imagenet-2cores.json")
+    parser.add_argument("--measured", type=Path, default=MEASURED)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of an input")
     options = parser.parse_args()
     table = inputs(json.loads(options.measured.read_text()) if options.measured.is_file() else None)

@@ -1,6 +1,6 @@
 """What noise along the class means leaves of the classes to a linear model, and how images look with it.
 
-    python tools/mean_noise.py docs/images/mean-noise.png
+    python experiments/mean_noise.py docs/images/mean-noise.png
 
 Prints, for 10,000 images of CIFAR-10, the norm of the noise beside that of the images' own variation, and the accuracy
 of linear models on held-out images, fitted to and tested on images as they are, and with noise drawn anew a step.

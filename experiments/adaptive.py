@@ -1,6 +1,6 @@
 """Noise that was not made for the projection in patch space, and noise that was made against it.
 
-    python benchmarks/adaptive.py [--only NAME ...] [--attacks none orthogonal-patch] [--limit 10000] [--json FILE]
+    python experiments/adaptive.py [--only NAME ...] [--attacks none orthogonal-patch] [--limit 10000] [--json FILE]
 
 - `linf`: the published noise, scaled to 8/255 of the largest value instead of norm 1.
 - `windows-2`, `windows-4`: recurrences over 2 x 2 and 4 x 4 pixels instead of 3 x 3.

@@ -1,6 +1,6 @@
 """What `ulfast diagnose` says of every poison made here, at several rates, and of clean sets: a confusion table.
 
-    python benchmarks/diagnosis.py [--data cifar10] [--limit 10000] [--poisoned FOLDER ...] [--only WORD] [--json FILE]
+    python experiments/diagnosis.py [--data cifar10] [--limit 10000] [--poisoned FOLDER ...] [--only WORD] [--json FILE]
 
 Clean sets are the data itself, random halves and tenths of it, and what is done to clean data in practice: gray,
 blurred, mirrored, enlarged, compressed, some classes cut short, turned for more classes; and other data: scikit-learn's

@@ -1,7 +1,7 @@
 """`ulfast reproduce` of fit-start as a picture: what the start of the linear fit and its length decide (docs/fit.md).
 
     ulfast reproduce fit-start --out runs/fit-start
-    python tools/fit_start.py runs/fit-start docs/images/fit-start.png
+    python experiments/fit_start.py runs/fit-start docs/images/fit-start.png
 
 Above, from the grid: test accuracy recovered. Below, computed here over the same steps and seeds: the share of the
 perturbations' energy that lies in the basis, and the share of the energy of the class means' differences. Prints both,

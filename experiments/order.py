@@ -1,6 +1,6 @@
 """Which of the two projections of `orthogonal-full` goes first, on images that carry two poisons.
 
-    python benchmarks/order.py [--data cifar10] [--limit 10000] [--with lsp ops regions-4] [--json FILE]
+    python experiments/order.py [--data cifar10] [--limit 10000] [--with lsp ops regions-4] [--json FILE]
 
 Nothing is trained: for each order the held-out accuracy of a linear model on the images that come out (clean ones:
 about 0.39), the largest eigenvalue of their smooth patches (clean: below 5), and the share of each poison's energy that
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import ulfast
-from ulfast.analysis.diagnosis import linear_model
+from ulfast.analysis.evidence import linear_model
 from ulfast.data import Dataset
 from ulfast.ops.reference import unit
 from ulfast.poisons import perturbation

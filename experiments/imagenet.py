@@ -1,6 +1,6 @@
 """The whole path at ImageNet's shape: 224 px, 1,000 classes, d = 150,528, and as many images as there is time for.
 
-    python benchmarks/imagenet.py [--images 2000 4000] [--model resnet18-16] [--json FILE]
+    python experiments/imagenet.py [--images 2000 4000] [--model resnet18-16] [--json FILE]
 
 Makes a folder of JPEGs (coarse colours of the class, grain of the image), then runs one command of `ulfast` a stage,
 each in a process of its own: `data convert` to .beton, `fit`, `attack` for one epoch; then `poison` from the JPEGs.

@@ -1,0 +1,137 @@
+"""What in a data set says that it is poisoned: single measurements, each with the range that clean data gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..data.dataset import Dataset, chunks
+from ..projection.basis import Basis
+from ..projection.fit import fit_basis
+from ..runtime.progress import Progress
+from .detail import Detail
+
+# Below the first value evidence counts as clean, from the second on as poisoned. The measurements behind them stand in
+# docs/diagnose.md.
+LINEAR = 0.42
+DETAIL = (0.35, 0.48)
+MARKED = (0.005, 0.01)
+# Measured: 0.17 to 0.41 and up to 0.02 for noise made with a network; for patterns up to 0.13, or more marked images.
+NOT_LINEAR, FEW_MARKED = 0.15, 0.05
+# 8-bit levels. Classes of photographs, poisoned or not, differ by 1 to 22 along the weights of a linear model; more is
+# what the images show (digits: 35 to 46).
+PERTURBATION = 25.0
+# Images that the linear model is fitted to.
+LINEAR_IMAGES = 50_000
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measurement: `value`, the range of clean sets (`clean_below`), where poisons begin (`poisoned_from`).
+
+    `poisoned_from` is None if no value alone is a sign of poison. `doubt` says why, if there is a reason, even a value
+    from there on is none.
+    """
+
+    name: str
+    value: float
+    clean_below: float
+    poisoned_from: float | None
+    text: str
+    doubt: str = ""
+
+    @property
+    def finding(self) -> str:
+        """ "poisoned", "clean" or "unclear"."""
+        if self.value < self.clean_below:
+            return "clean"
+        if self.poisoned_from is None or self.doubt or self.value < self.poisoned_from:
+            return "unclear"
+        return "poisoned"
+
+
+def pixel_space(linear: LinearModel, detail: Detail, dataset: Dataset) -> tuple[Evidence, Evidence, Evidence]:
+    """What a linear model, fine detail and marked images say."""
+    classes = len(np.unique(dataset.labels))
+    low, high = (_for_classes(bound, classes) for bound in DETAIL)
+    return (
+        Evidence("linear model", linear.accuracy, _for_classes(LINEAR, classes), None,
+                 "accuracy of a linear model on held-out images; easy classes can be told as well as poison",
+                 linear.doubt),
+        Evidence("fine detail", detail.accuracy, low, high,
+                 "accuracy of the differences of neighbouring pixels at fixed places, on held-out images",
+                 linear.doubt),
+        Evidence("marked images", detail.marked, *MARKED,
+                 f"share of class {detail.name!r} in which one pattern stands out, and not of others",
+                 linear.doubt),
+    )  # fmt: skip
+
+
+def has_pattern(evidence: tuple[Evidence, ...]) -> bool:
+    """Whether so many images carry a pattern of their class, by these three, that it is worth taking out."""
+    linear, detail, marked = (e.finding for e in evidence)
+    return detail == "poisoned" or (marked == "poisoned" and "unclear" in (linear, detail))
+
+
+def is_its_own(evidence: tuple[Evidence, ...]) -> bool:
+    """Whether each image's noise is its own, made with a network: fine detail tells the class better than a linear
+    model does, and no image stands out. A projection recovers less there than JPEG.
+    """
+    linear, detail, marked = (e.value for e in evidence)
+    return detail > linear + NOT_LINEAR and marked < FEW_MARKED
+
+
+def _for_classes(bound: float, classes: int) -> float:
+    """A bound on an accuracy for ten classes, as the same share above chance for another number."""
+    return 1 / classes + (bound - 0.1) / 0.9 * (1 - 1 / classes)
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A linear model of a data set.
+
+    Attributes:
+        accuracy: on held-out images of the set, mean over classes.
+        levels: how far a class lies from the others along its own weights, in 8-bit levels a value (root mean square),
+            median over classes: a perturbation of a bound of 8 levels moves it by no more than that.
+        basis: of the weights.
+    """
+
+    accuracy: float
+    levels: float
+    basis: Basis
+
+    @property
+    def doubt(self) -> str:
+        """Why an accuracy, however high, is no sign of poison; empty if it may be one."""
+        if self.levels <= PERTURBATION:
+            return ""
+        return f"the classes differ by {self.levels:.0f} levels, more than a perturbation: by what the images show"
+
+
+def linear_model(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> LinearModel:
+    """Fits a linear model to four fifths of the images and measures it on the rest.
+
+    Held out, because few images are always separable; averaged over classes, because a large class is a good guess.
+    """
+    some = dataset.balanced(max(LINEAR_IMAGES, dataset.num_classes), seed)
+    order = np.random.default_rng(seed).permutation(len(some))
+    test, train = np.sort(order[: len(some) // 5]), np.sort(order[len(some) // 5 :])
+    basis = fit_basis(some.subset(train), seed=seed, progress=progress)
+    assert basis.weights is not None
+    held, classes = some.subset(test), some.num_classes
+    hits, counts, sums = np.zeros(classes), np.zeros(classes), np.zeros((classes, classes))
+    for begin, stop in chunks(held.images):
+        labels = held.labels[begin:stop]
+        scores = (torch.from_numpy(held.images[begin:stop]).flatten(1).float().div_(255) @ basis.weights.T).numpy()
+        np.add.at(hits, labels, scores.argmax(1) == labels)
+        np.add.at(counts, labels, 1)
+        np.add.at(sums, labels, scores)
+    seen = counts > 0
+    own = sums.diagonal()[seen] / counts[seen]
+    others = (sums.sum(0) - sums.diagonal())[seen] / (len(held) - counts[seen]).clip(1)
+    lengths = basis.weights.norm(dim=1).numpy()[seen].clip(1e-12)
+    levels = 255 * np.median((own - others) / lengths) / basis.weights.shape[1] ** 0.5
+    return LinearModel(float((hits[seen] / counts[seen]).mean()), float(levels), basis)

@@ -1,0 +1,40 @@
+"""A .beton file as a `Dataset`, its images checked and decoded on demand."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from ...errors import InputError
+from ..dataset import Dataset
+from ..lazy import LazyImages
+from ..resize import centre_square
+from .checked import Checked
+from .format import Beton
+
+
+def as_dataset(beton: Beton, *, split: str = "train", resize: int | None = None) -> Dataset:
+    """All images of an open file.
+
+    Args:
+        resize: side in pixels: the shorter side is scaled to it and the centre square taken.
+
+    Raises:
+        InputError: images of several sizes and no `resize`; a damaged image, when it is decoded.
+    """
+    shape = beton.image_shape if resize is None else (resize, resize, 3)
+    if shape is None:
+        raise InputError(f"{beton.path} has images of several sizes: say --resize S")
+    checked = Checked(beton)
+
+    def decode(i: int, out: np.ndarray) -> None:
+        if beton.crc is not None:  # without one, decoding is the check
+            checked.need(np.array([i]))
+        image = beton.decode(i)
+        out[:] = image if resize is None else centre_square(image, resize)
+
+    images = cast(np.ndarray, LazyImages((len(beton), *shape), decode))
+    classes = tuple(beton.about.get("classes") or map(str, range(int(beton.labels.max()) + 1)))
+    name, manifest = beton.about.get("name") or beton.path.stem, beton.about.get("manifest", {})
+    return Dataset(images, beton.labels, classes, name, split, manifest)

@@ -1,0 +1,120 @@
+"""`Removal`: what a training image loses and gains, in one order. Every batch is projected here or, where nothing else
+is to be done, by the `ingest` kernel in `memory.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ... import ops
+
+# (b, C, H, W) float32 pixels -> the same shape.
+Filter = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What happens to a stored image before it is augmented. The parts are applied in the order of the attributes, and
+    nothing is clipped.
+
+    Attributes:
+        rows: (k, H*W*C) orthonormal rows that are projected away (or rows of a norm below 1, each of which goes in
+            part), (c, r, H*W*C) rows for each class, or None.
+        transform: any map of the float images, or None.
+        patches: a linear map of the float images (`PatchProjection`), or None.
+        noise: (m, H*W*C) rows; every image gets a random mixture of them, drawn anew in every pass. None for none.
+    """
+
+    rows: Tensor | None = None
+    transform: Filter | None = None
+    patches: Filter | None = None
+    noise: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.lasts or self.noise is not None)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether images are changed in a way that is the same in every pass."""
+        return self.rows is not None or bool(self.filters)
+
+    @property
+    def filters(self) -> tuple[Filter, ...]:
+        """`transform` and `patches`, without those that are None."""
+        return tuple(step for step in (self.transform, self.patches) if step is not None)
+
+    def to(self, device: torch.device) -> Removal:
+        """A copy on a device, in float32."""
+        patches = self.patches
+        return Removal(
+            rows=None if self.rows is None else self.rows.to(device, torch.float32),
+            transform=self.transform,
+            patches=copy.deepcopy(patches).to(device) if isinstance(patches, nn.Module) else patches,
+            noise=None if self.noise is None else self.noise.to(device, torch.float32),
+        )
+
+    def settled(self, image_shape: tuple[int, int, int]) -> Removal:
+        """The same, with noise that has nothing of what the images lose by `rows` (k, d) and `patches`.
+
+        Args:
+            image_shape: (H, W, C).
+        """
+        noise = self.noise
+        if noise is None:
+            return self
+        if self.rows is not None and self.rows.dim() == 2:
+            noise = ops.project(noise, self.rows.to(noise))
+        if self.patches is not None and len(noise):
+            noise = _filtered(noise.view(-1, *image_shape), (self.patches,)).reshape(len(noise), -1)
+        return replace(self, noise=noise)
+
+    def lasting(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Images without what they lose, before the noise.
+
+        Args:
+            images: (b, H, W, C) uint8, or floats in units of [0, 1].
+            labels: (b,) int64, for rows of each class.
+
+        Returns:
+            (b, H, W, C) float32 in units of [0, 1].
+        """
+        rows = self.rows
+        if rows is None:
+            rows = torch.empty(0, math.prod(images.shape[1:]), device=images.device)
+        x = ops.project_classwise(images, rows, labels) if rows.dim() == 3 else ops.project(images, rows)
+        return _filtered(x, self.filters).contiguous() if self.filters else x
+
+    def add_noise(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Adds the mixtures of `noise` with the weights (b, m) float32 to x (b, H, W, C) float32, in place."""
+        assert self.noise is not None
+        x.view(len(x), self.noise.shape[1]).addmm_(weights, self.noise)
+        return x
+
+    def apply(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """All of it: `lasting`, then the noise where there is some.
+
+        Args:
+            images: (b, H, W, C) uint8, or floats in units of [0, 1].
+            labels: (b,) int64.
+            weights: (b, m) float32, standard normal: of the mixtures of `noise`. None leaves the noise out.
+
+        Returns:
+            (b, H, W, C) float32 in units of [0, 1], not clipped.
+        """
+        x = self.lasting(images, labels)
+        return x if self.noise is None or weights is None else self.add_noise(x, weights)
+
+
+@torch.no_grad()
+def _filtered(x: Tensor, steps: tuple[Filter, ...]) -> Tensor:
+    """Float images (b, H, W, C) through maps of (b, C, H, W)."""
+    x = x.permute(0, 3, 1, 2)
+    for step in steps:
+        x = step(x)
+    return x.permute(0, 2, 3, 1)

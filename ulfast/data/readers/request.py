@@ -1,0 +1,29 @@
+"""What a reader is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class Request:
+    """A split of a data set on disk. A reader uses what concerns its layout.
+
+    Attributes:
+        path: file or folder.
+        split: "train" or "test".
+        sole: whether any split will do: the path was given for this split alone (--test-data).
+        resize: side in pixels to which images of several sizes are brought, or None.
+        stream: whether images are decoded on demand; None: by their size.
+        progress: told how far it is.
+    """
+
+    path: Path
+    split: str
+    sole: bool = False
+    resize: int | None = None
+    stream: bool | None = None
+    progress: Progress | None = None
