@@ -1,4 +1,4 @@
-"""The bytes of the poisons that need no network are a promise: the same on every CPU level, thread count and version."""
+"""The bytes of the poisons that need no network are a promise: the same on every CPU level, with any threads."""
 
 from __future__ import annotations
 
