@@ -126,7 +126,7 @@ PYBIND11_MODULE(_C, m) {
                                threads);
       },
       nogil);
-  m.def("ar_scratch", &ar_scratch);
+  m.def("perturb_ar_scratch", &perturb_ar_scratch);
   m.def(
       "class_moments",
       [](uintptr_t x, uintptr_t labels, uintptr_t order, uintptr_t scratch, uintptr_t sums, uintptr_t squares,
@@ -147,7 +147,7 @@ PYBIND11_MODULE(_C, m) {
             threads);
       },
       nogil);
-  m.def("convolve_scratch", &convolve_scratch);
+  m.def("perturb_convolution_scratch", &perturb_convolution_scratch);
   m.def(
       "patch_filter",
       [](uintptr_t x, uintptr_t table, uintptr_t starts, uintptr_t ids, uintptr_t scratch, uintptr_t out, int64_t n,
@@ -157,7 +157,7 @@ PYBIND11_MODULE(_C, m) {
                           threads);
       },
       nogil);
-  m.def("patch_scratch", &patch_scratch);
+  m.def("patch_filter_scratch", &patch_filter_scratch);
   m.def(
       "perturb_linear",
       [](uintptr_t images, uintptr_t labels, uintptr_t weight, uintptr_t scratch, uintptr_t out, int64_t n, int64_t d,
@@ -168,5 +168,5 @@ PYBIND11_MODULE(_C, m) {
             threads);
       },
       nogil);
-  m.def("linear_scratch", &linear_scratch);
+  m.def("perturb_linear_scratch", &perturb_linear_scratch);
 }

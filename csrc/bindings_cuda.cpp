@@ -72,7 +72,7 @@ void add_cuda(py::module_ m) {
         ptr<void>(stream)));
   });
   m.def("softmax_scratch", [](int64_t n, int64_t d, int64_t c, double lr, int dtype) {
-    SoftmaxStep a{};
+    SoftmaxRegressionStep a{};
     a.n = n, a.d = d, a.c = c, a.lr = (float)lr, a.dtype = static_cast<DType>(dtype);
     return py::make_tuple(cuda::softmax_scratch(a), cuda::softmax_parts(a));
   });
@@ -113,7 +113,7 @@ void add_cuda(py::module_ m) {
         ptr<void>(stream)));
   });
   m.def("perturb_ar_fits", [](int64_t h, int64_t w, int64_t channels) {
-    Ar a{};
+    PerturbAr a{};
     a.h = h, a.w = w, a.channels = channels;
     return cuda::perturb_ar_fits(a);
   });

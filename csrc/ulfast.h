@@ -46,7 +46,7 @@ struct Ingest {
   const int64_t* order = nullptr;  // CUDA: (n) the order to take them in, by label; or null
 };
 
-struct SoftmaxStep {
+struct SoftmaxRegressionStep {
   const void* x;          // (N, d) u8 or f32
   const int64_t* labels;  // (N)
   const int64_t* index;   // (n) rows of x, or null
@@ -59,7 +59,7 @@ struct SoftmaxStep {
   DType dtype;  // of x
 };
 
-struct Apply {
+struct ApplyPerturbation {
   const uint8_t* images;  // (n, d)
   const float* delta;     // (m, d) in units of [0, 1]
   const int64_t* index;   // (n), or null
@@ -83,7 +83,7 @@ struct Philox {
   int64_t seed, stream, first, n, d;
 };
 
-struct Lsp {
+struct PerturbLsp {
   const int64_t* labels;   // (n)
   const float* centroids;  // (c, m), m = ceil(h/patch) * ceil(w/patch) * channels
   const float* mixing;     // (c, m, m)
@@ -95,10 +95,10 @@ struct Lsp {
   bool truncate;
 };
 
-struct Ar {
+struct PerturbAr {
   const int64_t* labels;      // (n)
   const float* coefficients;  // (c, channels, 3, 3); the last of each window is not read
-  float* scratch;             // (threads, ar_scratch)
+  float* scratch;             // (threads, perturb_ar_scratch)
   const uint8_t* images;      // (n, h, w, channels): the result is the poisoned image; null: the perturbation itself
   void* out;                  // (n, h, w, channels) uint8 or float
   int64_t seed, first, n, classes, h, w, channels;
@@ -118,11 +118,11 @@ struct ClassMoments {
 };
 constexpr int64_t class_moments_block = 2048;  // features a thread sums at a time
 
-struct Convolve {
+struct PerturbConvolution {
   const uint8_t* images;  // (n, h, w, c)
   const int64_t* labels;  // (n)
   const float* kernels;   // (classes, side, side)
-  float* scratch;         // (threads, convolve_scratch)
+  float* scratch;         // (threads, perturb_convolution_scratch)
   uint8_t* out;           // (n, h, w, c)
   int64_t n, classes, h, w, c, side;
 };
@@ -132,21 +132,21 @@ struct PatchFilter {
   const float* table;     // (ids, taps, taps, 2 reach + 1, patch_lanes): id of the block, kind of row, row, shift
   const int64_t* starts;  // (blocks) first value of each block of patch_lanes in an image row; they may overlap
   const int64_t* ids;     // (blocks) whose weights it takes
-  float* scratch;         // (threads, patch_scratch)
+  float* scratch;         // (threads, patch_filter_scratch)
   float* out;             // (n, h, w, c), not x
   int64_t n, h, w, c, taps, blocks;
 };
 constexpr int64_t patch_lanes = 48;  // a multiple of 1, 2, 3 and 4 channels and of three vectors on every level
 constexpr int64_t patch_reach(int64_t taps, int64_t c) { return taps / 2 * c + c - 1; }
-constexpr int64_t patch_scratch(int64_t h, int64_t w, int64_t c, int64_t taps) {
+constexpr int64_t patch_filter_scratch(int64_t h, int64_t w, int64_t c, int64_t taps) {
   return 4 * h * (w * c + 2 * patch_reach(taps, c));
 }
 
-struct Linear {
+struct PerturbLinear {
   const uint8_t* images;  // (n, d)
   const int64_t* labels;  // (n)
   const float* weight;    // (c, d)
-  float* scratch;         // (threads, linear_scratch)
+  float* scratch;         // (threads, perturb_linear_scratch)
   uint8_t* out;           // (n, d)
   int64_t n, d, c, steps;
   float alpha, eps;
@@ -155,38 +155,40 @@ struct Linear {
 };
 
 // Floats of scratch a thread needs for perturb_linear: four rows of noise, their logits, and the weights packed.
-constexpr int64_t linear_scratch(int64_t d, int64_t c) { return 4 * d + 12 * c + c * d; }
+constexpr int64_t perturb_linear_scratch(int64_t d, int64_t c) { return 4 * d + 12 * c + c * d; }
 
 // Floats of scratch a thread needs for perturb_convolution: the image with its border, and the result.
-constexpr int64_t convolve_scratch(int64_t h, int64_t w, int64_t c, int64_t side) {
+constexpr int64_t perturb_convolution_scratch(int64_t h, int64_t w, int64_t c, int64_t side) {
   return (h + side) * (w + side) * c + h * w * c + 64;
 }
 
 // Rows of pixels that perturb_ar writes of an image at a time: short ones alone would leave the caches' prefetching
 // idle.
-constexpr int64_t ar_rows(int64_t w, int64_t channels) { return 768 / (w * channels) < 1 ? 1 : 768 / (w * channels); }
+constexpr int64_t perturb_ar_rows(int64_t w, int64_t channels) {
+  return 768 / (w * channels) < 1 ? 1 : 768 / (w * channels);
+}
 
 // Floats of scratch a thread needs for perturb_ar: for sixteen images the random border, three rows of each channel,
 // weights and a few rows of pixels, and the numbers of one border.
-constexpr int64_t ar_scratch(int64_t h, int64_t w, int64_t channels) {
-  return channels * (16 * (2 * (h + w + 6) + 3 * (w + 4) + 8 + w * ar_rows(w, channels)) + 2 * (h + w + 6));
+constexpr int64_t perturb_ar_scratch(int64_t h, int64_t w, int64_t channels) {
+  return channels * (16 * (2 * (h + w + 6) + 3 * (w + 4) + 8 + w * perturb_ar_rows(w, channels)) + 2 * (h + w + 6));
 }
 
 namespace cpu {
 
 int64_t project(const Project& a, int threads);
 int64_t ingest(const Ingest& a, int threads);
-int64_t softmax_regression_step(const SoftmaxStep& a, int threads);
-int64_t apply_perturbation(const Apply& a, int threads);
+int64_t softmax_regression_step(const SoftmaxRegressionStep& a, int threads);
+int64_t apply_perturbation(const ApplyPerturbation& a, int threads);
 void pgd_step(const PgdStep& a, int threads);
 void philox_uniform(const Philox& a, int threads);
 void philox_normal(const Philox& a, int threads);
-int64_t perturb_lsp(const Lsp& a, int threads);
-int64_t perturb_ar(const Ar& a, int threads);
+int64_t perturb_lsp(const PerturbLsp& a, int threads);
+int64_t perturb_ar(const PerturbAr& a, int threads);
 int64_t class_moments(const ClassMoments& a, int threads);
-int64_t perturb_convolution(const Convolve& a, int threads);
+int64_t perturb_convolution(const PerturbConvolution& a, int threads);
 void patch_filter(const PatchFilter& a, int threads);
-int64_t perturb_linear(const Linear& a, int threads);
+int64_t perturb_linear(const PerturbLinear& a, int threads);
 
 // Asks the system to back fresh memory with large pages, before it is first touched: a result of tens of megabytes
 // otherwise spends more time in page faults than in the kernel. A hint: nothing happens where it is not known.
@@ -215,23 +217,23 @@ int64_t ingest_scratch(const Ingest& a);
 
 // `coef` holds softmax_scratch(a) values, `grad` (softmax_parts(a), c, d), `result` 2 + 2 n: the two results, then the
 // rows' losses and whether each is right.
-const char* softmax_regression_step(const SoftmaxStep& a, void* stream);
-int64_t softmax_scratch(const SoftmaxStep& a);
-int64_t softmax_parts(const SoftmaxStep& a);
+const char* softmax_regression_step(const SoftmaxRegressionStep& a, void* stream);
+int64_t softmax_scratch(const SoftmaxRegressionStep& a);
+int64_t softmax_parts(const SoftmaxRegressionStep& a);
 
-const char* apply_perturbation(const Apply& a, void* stream);
+const char* apply_perturbation(const ApplyPerturbation& a, void* stream);
 const char* pgd_step(const PgdStep& a, void* stream);
 const char* philox_uniform(const Philox& a, void* stream);
 const char* philox_normal(const Philox& a, void* stream);
 // The generators: no `scratch` but that of perturb_convolution, and `order` as for project.
-const char* perturb_lsp(const Lsp& a, void* stream);
-const char* perturb_ar(const Ar& a, void* stream);
-bool perturb_ar_fits(const Ar& a);  // two rows of an image in shared memory
+const char* perturb_lsp(const PerturbLsp& a, void* stream);
+const char* perturb_ar(const PerturbAr& a, void* stream);
+bool perturb_ar_fits(const PerturbAr& a);  // two rows of an image in shared memory
 const char* class_moments(const ClassMoments& a, void* stream);
-const char* perturb_convolution(const Convolve& a, void* stream);
-const char* perturb_linear(const Linear& a, void* stream);
+const char* perturb_convolution(const PerturbConvolution& a, void* stream);
+const char* perturb_linear(const PerturbLinear& a, void* stream);
 bool perturb_linear_fits(int64_t d, int64_t c);  // whether a block's shared memory holds the noise
-int64_t perturb_convolution_scratch(const Convolve& a);
+int64_t perturb_convolution_scratch(const PerturbConvolution& a);
 
 }  // namespace cuda
 }  // namespace ulfast

@@ -146,7 +146,7 @@ int64_t ingest(const Ingest& a, int threads) {
   return kIndexOk;
 }
 
-int64_t softmax_regression_step(const SoftmaxStep& a, int threads) {
+int64_t softmax_regression_step(const SoftmaxRegressionStep& a, int threads) {
   int64_t bad = first_outside(a.index, a.n, a.rows);
   if (bad != kIndexOk) return bad;
   for (int64_t i = 0; i < a.n; ++i) {
@@ -180,17 +180,17 @@ int64_t softmax_regression_step(const SoftmaxStep& a, int threads) {
   return kIndexOk;
 }
 
-int64_t apply_perturbation(const Apply& a, int threads) {
+int64_t apply_perturbation(const ApplyPerturbation& a, int threads) {
   const int64_t bad = first_outside(a.index, a.n, a.m);
   if (bad != kIndexOk) return bad;
   const Table* t = current;
-  share(a.n, least(a.d), threads, [&](int, int64_t b, int64_t e) { t->apply(a, b, e); });
+  share(a.n, least(a.d), threads, [&](int, int64_t b, int64_t e) { t->apply_perturbation(a, b, e); });
   return kIndexOk;
 }
 
 void pgd_step(const PgdStep& a, int threads) {
   const Table* t = current;
-  share(a.n, least(a.d), threads, [&](int, int64_t b, int64_t e) { t->pgd(a, b, e); });
+  share(a.n, least(a.d), threads, [&](int, int64_t b, int64_t e) { t->pgd_step(a, b, e); });
 }
 
 void philox_uniform(const Philox& a, int threads) {
@@ -203,24 +203,26 @@ void philox_normal(const Philox& a, int threads) {
   share(a.n, least(a.d * 8), threads, [&](int, int64_t b, int64_t e) { t->philox_normal(a, b, e); });
 }
 
-int64_t perturb_lsp(const Lsp& a, int threads) {
+int64_t perturb_lsp(const PerturbLsp& a, int threads) {
   const int64_t bad = first_outside(a.labels, a.n, a.classes);
   if (bad != kIndexOk) return bad;
   const Table* t = current;
   const int64_t m = ((a.h + a.patch - 1) / a.patch) * ((a.w + a.patch - 1) / a.patch) * a.channels;
   share(a.n, least(a.h * a.w * a.channels + m * m), threads,
-        [&](int p, int64_t b, int64_t e) { t->lsp(a, a.scratch + p * (2 * m + a.w * a.channels), b, e); });
+        [&](int p, int64_t b, int64_t e) { t->perturb_lsp(a, a.scratch + p * (2 * m + a.w * a.channels), b, e); });
   return kIndexOk;
 }
 
-int64_t perturb_ar(const Ar& a, int threads) {
+int64_t perturb_ar(const PerturbAr& a, int threads) {
   const int64_t bad = first_outside(a.labels, a.n, a.classes);
   if (bad != kIndexOk) return bad;
   const Table* t = current;
-  const int64_t scratch = ar_scratch(a.h, a.w, a.channels);
+  const int64_t scratch = perturb_ar_scratch(a.h, a.w, a.channels);
   // Sixteen images at a time share the lanes; pieces are whole groups, so that few lanes stay empty.
   share((a.n + 15) / 16, 1, threads,
-        [&](int p, int64_t b, int64_t e) { t->ar(a, a.scratch + p * scratch, b * 16, e * 16 < a.n ? e * 16 : a.n); },
+        [&](int p, int64_t b, int64_t e) {
+          t->perturb_ar(a, a.scratch + p * scratch, b * 16, e * 16 < a.n ? e * 16 : a.n);
+        },
         1);
   return kIndexOk;
 }
@@ -236,25 +238,25 @@ int64_t class_moments(const ClassMoments& a, int threads) {
   share(
       lines, least(a.n * line), threads,
       [&](int p, int64_t b, int64_t e) {
-        t->moments(a, a.scratch + p * 2 * class_moments_block, b * line, e * line < a.d ? e * line : a.d);
+        t->class_moments(a, a.scratch + p * 2 * class_moments_block, b * line, e * line < a.d ? e * line : a.d);
       },
       1);
   return kIndexOk;
 }
 
-int64_t perturb_convolution(const Convolve& a, int threads) {
+int64_t perturb_convolution(const PerturbConvolution& a, int threads) {
   const int64_t bad = first_outside(a.labels, a.n, a.classes);
   if (bad != kIndexOk) return bad;
   const Table* t = current;
-  const int64_t scratch = convolve_scratch(a.h, a.w, a.c, a.side);
+  const int64_t scratch = perturb_convolution_scratch(a.h, a.w, a.c, a.side);
   share(a.n, least(a.h * a.w * a.c * a.side * a.side), threads,
-        [&](int p, int64_t b, int64_t e) { t->convolve(a, a.scratch + p * scratch, b, e); });
+        [&](int p, int64_t b, int64_t e) { t->perturb_convolution(a, a.scratch + p * scratch, b, e); });
   return kIndexOk;
 }
 
 void patch_filter(const PatchFilter& a, int threads) {
   const Table* t = current;
-  const int64_t scratch = patch_scratch(a.h, a.w, a.c, a.taps);
+  const int64_t scratch = patch_filter_scratch(a.h, a.w, a.c, a.taps);
   share((a.n + 3) / 4, 1, threads,
         [&](int p, int64_t b, int64_t e) {
           t->patch_filter(a, a.scratch + p * scratch, b * 4, e * 4 < a.n ? e * 4 : a.n);
@@ -262,13 +264,13 @@ void patch_filter(const PatchFilter& a, int threads) {
         1);
 }
 
-int64_t perturb_linear(const Linear& a, int threads) {
+int64_t perturb_linear(const PerturbLinear& a, int threads) {
   const int64_t bad = first_outside(a.labels, a.n, a.c);
   if (bad != kIndexOk) return bad;
   const Table* t = current;
-  const int64_t scratch = linear_scratch(a.d, a.c);
+  const int64_t scratch = perturb_linear_scratch(a.d, a.c);
   share(a.n, least(a.d * a.c * (a.steps + 1)), threads,
-        [&](int p, int64_t b, int64_t e) { t->linear(a, a.scratch + p * scratch, b, e); });
+        [&](int p, int64_t b, int64_t e) { t->perturb_linear(a, a.scratch + p * scratch, b, e); });
   return kIndexOk;
 }
 

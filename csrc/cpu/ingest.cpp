@@ -1,3 +1,5 @@
+// flags: -ffp-contract=fast
+//
 // ingest: NHWC, uint8 or floats -> [0, 1] -> project -> shift -> flip -> normalise -> float32, bfloat16 or float16.
 //
 // Bytes: n d (size of a pixel's value + of the result's). Flops: 4 n d k + 2 n d. A few image rows at a time are

@@ -14,19 +14,19 @@ struct Table {
   int64_t (*chunks)(const Project& a);
   void (*ingest)(const Ingest& a, int64_t begin, int64_t end);
   // Adds the gradient of the rows to grad (c, d), the loss and the number of correct rows to result.
-  void (*softmax_gradient)(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end);
+  void (*softmax_gradient)(const SoftmaxRegressionStep& a, float* grad, double* result, int64_t begin, int64_t end);
   // weight[begin, end) -= scale * sum over threads of grad
-  void (*softmax_update)(const SoftmaxStep& a, int threads, float scale, int64_t begin, int64_t end);
-  void (*apply)(const Apply& a, int64_t begin, int64_t end);
-  void (*pgd)(const PgdStep& a, int64_t begin, int64_t end);
+  void (*softmax_update)(const SoftmaxRegressionStep& a, int threads, float scale, int64_t begin, int64_t end);
+  void (*apply_perturbation)(const ApplyPerturbation& a, int64_t begin, int64_t end);
+  void (*pgd_step)(const PgdStep& a, int64_t begin, int64_t end);
   void (*philox_uniform)(const Philox& a, int64_t begin, int64_t end);
   void (*philox_normal)(const Philox& a, int64_t begin, int64_t end);
-  void (*lsp)(const Lsp& a, float* scratch, int64_t begin, int64_t end);
-  void (*ar)(const Ar& a, float* scratch, int64_t begin, int64_t end);
+  void (*perturb_lsp)(const PerturbLsp& a, float* scratch, int64_t begin, int64_t end);
+  void (*perturb_ar)(const PerturbAr& a, float* scratch, int64_t begin, int64_t end);
   // Features [begin, end) of all rows.
-  void (*moments)(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
-  void (*convolve)(const Convolve& a, float* scratch, int64_t begin, int64_t end);
-  void (*linear)(const Linear& a, float* scratch, int64_t begin, int64_t end);
+  void (*class_moments)(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
+  void (*perturb_convolution)(const PerturbConvolution& a, float* scratch, int64_t begin, int64_t end);
+  void (*perturb_linear)(const PerturbLinear& a, float* scratch, int64_t begin, int64_t end);
   void (*patch_filter)(const PatchFilter& a, float* scratch, int64_t begin, int64_t end);
 };
 
@@ -36,17 +36,17 @@ void project(const Project& a, int64_t begin, int64_t end);
 void pack(const Project& a, int64_t begin, int64_t end);
 int64_t chunks(const Project& a);
 void ingest(const Ingest& a, int64_t begin, int64_t end);
-void softmax_gradient(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end);
-void softmax_update(const SoftmaxStep& a, int threads, float scale, int64_t begin, int64_t end);
-void apply(const Apply& a, int64_t begin, int64_t end);
-void pgd(const PgdStep& a, int64_t begin, int64_t end);
+void softmax_gradient(const SoftmaxRegressionStep& a, float* grad, double* result, int64_t begin, int64_t end);
+void softmax_update(const SoftmaxRegressionStep& a, int threads, float scale, int64_t begin, int64_t end);
+void apply_perturbation(const ApplyPerturbation& a, int64_t begin, int64_t end);
+void pgd_step(const PgdStep& a, int64_t begin, int64_t end);
 void philox_uniform(const Philox& a, int64_t begin, int64_t end);
 void philox_normal(const Philox& a, int64_t begin, int64_t end);
-void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end);
-void ar(const Ar& a, float* scratch, int64_t begin, int64_t end);
-void moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
-void convolve(const Convolve& a, float* scratch, int64_t begin, int64_t end);
-void linear(const Linear& a, float* scratch, int64_t begin, int64_t end);
+void perturb_lsp(const PerturbLsp& a, float* scratch, int64_t begin, int64_t end);
+void perturb_ar(const PerturbAr& a, float* scratch, int64_t begin, int64_t end);
+void class_moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t end);
+void perturb_convolution(const PerturbConvolution& a, float* scratch, int64_t begin, int64_t end);
+void perturb_linear(const PerturbLinear& a, float* scratch, int64_t begin, int64_t end);
 void patch_filter(const PatchFilter& a, float* scratch, int64_t begin, int64_t end);
 }  // namespace ULFAST_LEVEL
 #endif

@@ -18,7 +18,10 @@ import torch
 from ulfast.ops import cuda
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("project", "ingest", "softmax", "lsp", "ar", "moments", "convolve", "linear")
+SOURCES = (
+    "project", "ingest", "softmax_regression_step", "perturb_lsp", "perturb_ar", "class_moments", "perturb_convolution",
+    "perturb_linear",
+)  # fmt: skip
 ELSEWHERE = ("apply_perturbation", "pgd_step", "philox_uniform", "philox_normal")  # functions of other files
 
 

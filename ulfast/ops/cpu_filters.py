@@ -25,7 +25,7 @@ def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
     starts, ids, places, there = _layout(taps, w, c)
     table = filters.float().reshape(taps, -1)[:, places].mul_(there).view(taps, len(places), -1).transpose(0, 1)
     x, table, library, threads = x.contiguous(), table.contiguous(), _extension.load(), torch.get_num_threads()
-    scratch, out = torch.empty(threads, library.patch_scratch(h, w, c, taps)), _result(x.shape, torch.float32)
+    scratch, out = torch.empty(threads, library.patch_filter_scratch(h, w, c, taps)), _result(x.shape, torch.float32)
     library.patch_filter(
         x.data_ptr(), table.data_ptr(), starts.data_ptr(), ids.data_ptr(), scratch.data_ptr(), out.data_ptr(), n, h, w,
         c, taps, len(starts), threads,

@@ -135,7 +135,7 @@ def perturb_ar(
     if images is not None:
         images = images.contiguous()
     library, threads = _extension.load(), torch.get_num_threads()
-    scratch = torch.empty(threads, library.ar_scratch(height, width, channels))
+    scratch = torch.empty(threads, library.perturb_ar_scratch(height, width, channels))
     out = _result(shape, torch.float32 if images is None else torch.uint8)
     bad = library.perturb_ar(
         labels.data_ptr(), coefficients.data_ptr(), scratch.data_ptr(), _address(images), out.data_ptr(),
@@ -175,7 +175,8 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     assert checked is not None
     library, threads = _extension.load(), torch.get_num_threads()
     images, kernels, (classes, side) = images.contiguous(), kernels.float().contiguous(), kernels.shape[:2]
-    scratch, out = torch.empty(threads, library.convolve_scratch(h, w, c, side)), _result(images.shape, torch.uint8)
+    scratch = torch.empty(threads, library.perturb_convolution_scratch(h, w, c, side))
+    out = _result(images.shape, torch.uint8)
     bad = library.perturb_convolution(
         images.data_ptr(), checked.data_ptr(), kernels.data_ptr(), scratch.data_ptr(), out.data_ptr(), n, classes, h, w,
         c, side, threads,
@@ -212,7 +213,7 @@ def perturb_linear(
     n, d = images.shape[0], math.prod(images.shape[1:])
     library, threads, c = _extension.load(), torch.get_num_threads(), weight.shape[0]
     images, weight = images.contiguous(), weight.float().contiguous()
-    scratch, out = torch.empty(threads, library.linear_scratch(d, c)), _result(images.shape, torch.uint8)
+    scratch, out = torch.empty(threads, library.perturb_linear_scratch(d, c)), _result(images.shape, torch.uint8)
     bad = library.perturb_linear(
         images.data_ptr(), checked.data_ptr(), weight.data_ptr(), scratch.data_ptr(), out.data_ptr(), n, d, c, steps,
         alpha, eps, share, reference.whole_levels(eps), threads,

@@ -27,7 +27,7 @@ struct Layout {
 };
 
 // Strip by strip. Write: each strip is scaled and leaves. Else: returns this lane's squares (L2) or largest size.
-template <bool Write> __device__ double sweep(const Ar& a, const Layout& plan, const float* border, float* carry,
+template <bool Write> __device__ double sweep(const PerturbAr& a, const Layout& plan, const float* border, float* carry,
                                               float* tile, int64_t n, const float* windows, float scale) {
   const int64_t H = a.h + kBorder, W = a.w + kBorder, each = 2 * W + 2 * (H - 2), line = a.w * a.channels;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -94,7 +94,7 @@ template <bool Write> __device__ double sweep(const Ar& a, const Layout& plan, c
   return size;
 }
 
-__global__ void ar(Ar a, Layout plan) {
+__global__ void perturb_ar_kernel(PerturbAr a, Layout plan) {
   const int64_t H = a.h + kBorder, W = a.w + kBorder, each = 2 * W + 2 * (H - 2), line = a.w * a.channels;
   double* sizes = dynamic_shared<double>();  // a thread each, then the border, two rows a channel, the strip
   float* border = reinterpret_cast<float*>(sizes + kWarps * 32);
@@ -133,13 +133,13 @@ __global__ void ar(Ar a, Layout plan) {
   }
 }
 
-int64_t fixed_bytes(const Ar& a) {
+int64_t fixed_bytes(const PerturbAr& a) {
   const int64_t each = 2 * (a.h + a.w + 6);
   return kWarps * 32 * 8 + ((a.channels * each + 3) / 4 * 4 + a.channels * 2 * (a.w + kBorder)) * 4;
 }
 
 // Rows of a strip: 32, or what shared memory takes; two are needed.
-int64_t rows_of(const Ar& a) {
+int64_t rows_of(const PerturbAr& a) {
   const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), limit = most < 100 << 10 ? most : 100 << 10;
   const int64_t fits = (limit - fixed_bytes(a)) / (a.w * a.channels * 4);
   return fits < 32 ? fits : 32;
@@ -147,15 +147,15 @@ int64_t rows_of(const Ar& a) {
 
 }  // namespace
 
-bool perturb_ar_fits(const Ar& a) { return rows_of(a) >= 2; }
+bool perturb_ar_fits(const PerturbAr& a) { return rows_of(a) >= 2; }
 
-const char* perturb_ar(const Ar& a, void* stream) {
+const char* perturb_ar(const PerturbAr& a, void* stream) {
   if (a.n == 0) return nullptr;
   const Layout plan{rows_of(a)};
   if (plan.rows < 2) return "the image's rows do not fit in shared memory";
   const size_t shared = (size_t)(fixed_bytes(a) + plan.rows * a.w * a.channels * 4);
-  return launch(ar, a.n < 65535 ? a.n : (int64_t)65535, kWarps * 32, shared, static_cast<cudaStream_t>(stream), a,
-                plan);
+  return launch(perturb_ar_kernel, a.n < 65535 ? a.n : (int64_t)65535, kWarps * 32, shared,
+                static_cast<cudaStream_t>(stream), a, plan);
 }
 
 }  // namespace cuda

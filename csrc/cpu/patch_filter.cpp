@@ -1,3 +1,5 @@
+// flags: -ffp-contract=fast
+//
 // patch_filter: out = x - filter(x), where the filter of a pixel depends on how near it is to the border.
 //
 // Bytes: 8 n d. Flops: 2 n d taps^2 c, which bound it. Images are NHWC, so a tap is a shift by a whole number of

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=off
+//
 // perturb_ar: autoregressive noise, scaled and put straight onto the stored image.
 //
 // A value is the weighted sum of the eight before it in its 3 x 3 window, so one image is serial along its rows.
@@ -70,7 +72,7 @@ struct Sweep {
 };
 
 // Weights of the images' classes and channels, and the random border of each.
-void start(const Ar& a, int64_t first, int lanes, const Sweep& sweep, float* z) {
+void start(const PerturbAr& a, int64_t first, int lanes, const Sweep& sweep, float* z) {
   const int64_t each = sweep.each();
   for (int l = 0; l < kLanes; ++l) {
     const int64_t image = first + (l < lanes ? l : 0);  // empty lanes repeat the first
@@ -84,7 +86,7 @@ void start(const Ar& a, int64_t first, int lanes, const Sweep& sweep, float* z) 
 }
 
 // What every lane is multiplied with: norm / its own norm, L2 in float64 or L-infinity; 1 for neither.
-void scales(const Ar& a, const Sweep& sweep, float* scale) {
+void scales(const PerturbAr& a, const Sweep& sweep, float* scale) {
   constexpr int kD = Vec<double>::size, kWide = kLanes / kD;
   Vec<double>::type sums[kWide] = {};
   vecf largest[kParts] = {};
@@ -170,13 +172,13 @@ void interleave(const Sweep& sweep, int64_t y, const float* scale, float* lines,
 
 }  // namespace
 
-void ar(const Ar& a, float* scratch, int64_t begin, int64_t end) {
+void perturb_ar(const PerturbAr& a, float* scratch, int64_t begin, int64_t end) {
   const int64_t H = a.h + kBorder, W = a.w + kBorder, line = a.w * a.channels, size = a.n * a.h * line;
   Sweep sweep{H, W, a.channels, scratch, nullptr, nullptr};
   sweep.ring = scratch + a.channels * sweep.each() * kLanes;
   sweep.weights = sweep.ring + a.channels * 3 * W * kLanes;
   float* lines = sweep.weights + a.channels * 8 * kLanes;  // a few rows of pixels of each lane
-  const int64_t tall = ar_rows(a.w, a.channels);
+  const int64_t tall = perturb_ar_rows(a.w, a.channels);
   float* z = lines + kLanes * tall * line;
   for (int64_t i = begin; i < end; i += kLanes) {
     const int lanes = end - i < kLanes ? (int)(end - i) : kLanes;
