@@ -19,7 +19,7 @@ template <bool Truncate> void run(const ApplyPerturbation& a, int64_t begin, int
 
 }  // namespace
 
-void apply_perturbation(const ApplyPerturbation& a, int64_t begin, int64_t end) {
+void apply_perturbation(const ApplyPerturbation& a, float*, int64_t begin, int64_t end) {
   a.truncate ? run<true>(a, begin, end) : run<false>(a, begin, end);
 }
 

@@ -51,7 +51,7 @@ void class_moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t
         constexpr int R = 8;
         const int some = stop - at < R ? 1 : R;
         const uint8_t* rows[R];
-        for (int r = 0; r < some; ++r) rows[r] = a.x + a.order[at + r] * a.d;
+        for (int r = 0; r < some; ++r) rows[r] = a.images + a.order[at + r] * a.d;
         if (some == R)
           add<R>(rows, f, sum, square, d);
         else

@@ -90,12 +90,12 @@ void scales(const PerturbAr& a, const Sweep& sweep, float* scale) {
   constexpr int kD = Vec<double>::size, kWide = kLanes / kD;
   Vec<double>::type sums[kWide] = {};
   vecf largest[kParts] = {};
-  for (int64_t y = 2; a.kind != 0 && y < sweep.H; ++y)
+  for (int64_t y = 2; a.kind != Norm::none && y < sweep.H; ++y)
     for (int64_t c = 0; c < a.channels; ++c) {
       const float* row = sweep.next(c, y);
       if (y < kBorder) continue;
       for (int64_t x = kBorder * kLanes; x < sweep.W * kLanes; x += kLanes) {
-        if (a.kind == 1) {
+        if (a.kind == Norm::l2) {
           for (int p = 0; p < kWide; ++p) {
             const Vec<double>::type v = load_double(row + x + p * kD);
             sums[p] += v * v;
@@ -113,8 +113,8 @@ void scales(const PerturbAr& a, const Sweep& sweep, float* scale) {
   __builtin_memcpy(square, sums, sizeof sums);
   __builtin_memcpy(most, largest, sizeof largest);
   for (int l = 0; l < kLanes; ++l) {
-    const double length = a.kind == 2 ? most[l] : __builtin_sqrt(square[l]);
-    scale[l] = a.kind == 0 ? 1.0f : (float)(a.norm / (length > 1e-12 ? length : 1e-12));
+    const double length = a.kind == Norm::linf ? most[l] : __builtin_sqrt(square[l]);
+    scale[l] = a.kind == Norm::none ? 1.0f : (float)(a.norm / (length > 1e-12 ? length : 1e-12));
   }
 }
 

@@ -86,9 +86,9 @@ template <bool Clamp> void l2_row(const PgdStep& a, int64_t row) {
 
 }  // namespace
 
-void pgd_step(const PgdStep& a, int64_t begin, int64_t end) {
+void pgd_step(const PgdStep& a, float*, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    if (a.norm == 1)
+    if (a.norm == Norm::l2)
       a.clamp ? l2_row<true>(a, row) : l2_row<false>(a, row);
     else
       a.clamp ? linf_row<true>(a, row) : linf_row<false>(a, row);

@@ -10,11 +10,11 @@
 namespace ulfast {
 namespace ULFAST_LEVEL {
 
-void philox_uniform(const Philox& a, int64_t begin, int64_t end) {
+void philox_uniform(const Philox& a, float*, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) numbers<false>(a.seed, (uint32_t)a.stream, a.first + i, a.d, a.out + i * a.d);
 }
 
-void philox_normal(const Philox& a, int64_t begin, int64_t end) {
+void philox_normal(const Philox& a, float*, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) numbers<true>(a.seed, (uint32_t)a.stream, a.first + i, a.d, a.out + i * a.d);
 }
 

@@ -42,12 +42,8 @@ const char* apply_perturbation(const ApplyPerturbation& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
   const bool wide = a.d % 4 == 0 && aligned(a.images, 4) && aligned(a.out, 4) && aligned(a.delta, 16);
-  const unsigned grid = blocks(wide ? a.n * (a.d / 4) : a.n * a.d);
-  if (wide)
-    a.truncate ? four<true><<<grid, kThreads, 0, s>>>(a) : four<false><<<grid, kThreads, 0, s>>>(a);
-  else
-    a.truncate ? one<true><<<grid, kThreads, 0, s>>>(a) : one<false><<<grid, kThreads, 0, s>>>(a);
-  return status();
+  const auto kernel = wide ? (a.truncate ? four<true> : four<false>) : (a.truncate ? one<true> : one<false>);
+  return launch(kernel, blocks(wide ? a.n * (a.d / 4) : a.n * a.d), kThreads, 0, s, a);
 }
 
 }  // namespace cuda

@@ -23,7 +23,7 @@ __global__ void class_moments_kernel(ClassMoments a) {
       const int64_t label = a.labels[a.order[at]];
       uint32_t sum = 0, square = 0;
       for (; at < stop && a.labels[a.order[at]] == label; ++at) {
-        const uint32_t v = a.x[a.order[at] * a.d + i];
+        const uint32_t v = a.images[a.order[at] * a.d + i];
         sum += v;
         square += v * v;
       }

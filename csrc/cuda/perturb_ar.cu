@@ -70,7 +70,7 @@ template <bool Write> __device__ double sweep(const PerturbAr& a, const Layout& 
           if (x >= kBorder && y >= kBorder) {
             if (Write)
               tile[lane * line + (x - kBorder) * a.channels + c] = now;
-            else if (a.kind == 1)
+            else if (a.kind == Norm::l2)
               size += (double)now * now;
             else
               size = fabs((double)now) > size ? fabs((double)now) : size;
@@ -120,13 +120,13 @@ __global__ void perturb_ar_kernel(PerturbAr a, Layout plan) {
     __syncthreads();
     const float* windows = a.coefficients + label * a.channels * 9;
     float scale = 1;
-    if (a.kind != 0) {
+    if (a.kind != Norm::none) {
       sizes[threadIdx.x] = sweep<false>(a, plan, border, carry, tile, n, windows, scale);
       __syncthreads();
       double size = 0;
       for (int i = 0; i < kWarps * 32; ++i)  // always in the same order
-        size = a.kind == 1 ? size + sizes[i] : sizes[i] > size ? sizes[i] : size;
-      if (a.kind == 1) size = sqrt(size);
+        size = a.kind == Norm::l2 ? size + sizes[i] : sizes[i] > size ? sizes[i] : size;
+      if (a.kind == Norm::l2) size = sqrt(size);
       scale = (float)(a.norm / (size > 1e-12 ? size : 1e-12));
     }
     sweep<true>(a, plan, border, carry, tile, n, windows, scale);
@@ -147,7 +147,7 @@ int64_t rows_of(const PerturbAr& a) {
 
 }  // namespace
 
-bool perturb_ar_fits(const PerturbAr& a) { return rows_of(a) >= 2; }
+int64_t perturb_ar_fits(const PerturbAr& a) { return rows_of(a) >= 2; }
 
 const char* perturb_ar(const PerturbAr& a, void* stream) {
   if (a.n == 0) return nullptr;

@@ -138,8 +138,8 @@ size_t shared_bytes(int64_t d, int64_t c) {
 
 }  // namespace
 
-bool perturb_linear_fits(int64_t d, int64_t c) {
-  return shared_bytes(d, c) <= (size_t)attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+int64_t perturb_linear_fits(const PerturbLinear& a) {
+  return shared_bytes(a.d, a.c) <= (size_t)attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 const char* perturb_linear(const PerturbLinear& a, void* stream) {

@@ -195,7 +195,7 @@ template <class T> const char* run(const SoftmaxRegressionStep& a, cudaStream_t 
                  s, a, parts, each_of(a));
   }
   if (!bad)
-    bad = launch(update, parts ? (int64_t)blocks(a.c * a.d) : 1, kThreads, 2 * kThreads * sizeof(double), s, a, parts,
+    bad = launch(update, parts ? blocks(a.c * a.d) : (int64_t)1, kThreads, 2 * kThreads * sizeof(double), s, a, parts,
                  (float)(a.lr / (double)a.n));
   return bad;
 }

@@ -10,10 +10,11 @@ from torch import Tensor
 from . import _extension, crossover, reference
 from .schemas import LIBRARY
 
-_DTYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
-_OUT = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
-# The widest image row (width * channels) that the ingest kernel's tables hold (kWide in csrc/cpu/ingest.cpp).
-INGEST_WIDTH = 8192
+# The kernels' names of the dtypes (DType in csrc/ulfast.h).
+_DTYPES = {
+    torch.uint8: "u8", torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64",
+}  # fmt: skip
+_OUT = {dtype: _DTYPES[dtype] for dtype in (torch.float16, torch.bfloat16, torch.float32)}
 # Results from this size on are put on large pages: glibc maps and unmaps them at every call.
 HUGE_BYTES = 16 << 20
 
@@ -118,8 +119,9 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
     # Room to lay the basis out anew, where that pays: csrc/cpu/packed.h.
     packed = torch.empty(k, d, dtype=compute) if n >= 32 and k >= 4 else None
     _extension.load().project(
-        x.data_ptr(), basis.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, k, stride, _DTYPES[x.dtype], 0, 0, 0,
-        _address(packed), torch.get_num_threads(),
+        x=x.data_ptr(), basis=basis.data_ptr(), coef=coef.data_ptr(), out=out.data_ptr(), n=n, d=d, k=k,
+        x_stride=stride, dtype=_DTYPES[x.dtype], labels=0, order=0, classes=0, packed=_address(packed),
+        threads=torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -182,8 +184,9 @@ def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: in
     x, stride = _rows(x, d)
     coef, order = torch.empty(n, r, dtype=compute), torch.empty(n + classes, dtype=torch.int64)
     bad = _extension.load().project(
-        x.data_ptr(), bases.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, r, stride, _DTYPES[x.dtype],
-        labels.data_ptr(), order.data_ptr(), classes, 0, torch.get_num_threads(),
+        x=x.data_ptr(), basis=bases.data_ptr(), coef=coef.data_ptr(), out=out.data_ptr(), n=n, d=d, k=r,
+        x_stride=stride, dtype=_DTYPES[x.dtype], labels=labels.data_ptr(), order=order.data_ptr(), classes=classes,
+        packed=0, threads=torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         raise _bad_label(op, labels, bad, classes)
@@ -255,11 +258,13 @@ def ingest(
     _cpu("ingest", images=images, basis=basis, mean=mean, std=std, index=index, shift=shift, flip=flip, labels=labels)
     index, n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     n_images, h, w, c = images.shape
-    if basis is not None and (w * c > INGEST_WIDTH or not crossover.fused("cpu", "ingest", images.dtype, k)):
+    library = _extension.load()
+    wide = w * c > library.ingest_width
+    if basis is not None and (wide or not crossover.fused("cpu", "ingest", images.dtype, k)):
         x = images if index is None else images[index]
         images = project(x, basis) if labels is None else project_classwise(x, basis, labels)
         n_images, basis, index, labels, k = n, None, None, None, 0
-    if w * c > INGEST_WIDTH:
+    if wide:
         x = images if index is None else images[index]
         return reference.augment(reference.unit(x), mean, std, dtype, shift, flip).contiguous(
             memory_format=torch.channels_last
@@ -272,10 +277,12 @@ def ingest(
     flip = None if flip is None else flip.contiguous()
     coef = torch.empty(n, k)
     out = _result((n, h, w, c), dtype)
-    bad = _extension.load().ingest(
-        images.data_ptr(), _address(basis), mean.data_ptr(), std.data_ptr(), _address(index), _address(shift),
-        _address(flip), coef.data_ptr(), out.data_ptr(), n_images, n, h, w, c, k, _OUT[dtype],
-        _address(labels), 0 if basis is None else basis.shape[0], _DTYPES[images.dtype], torch.get_num_threads(),
+    bad = library.ingest(
+        images=images.data_ptr(), basis=_address(basis), mean=mean.data_ptr(), std=std.data_ptr(),
+        index=_address(index), shift=_address(shift), flip=_address(flip), coef=coef.data_ptr(), out=out.data_ptr(),
+        images_n=n_images, n=n, h=h, w=w, c=c, k=k, out_dtype=_OUT[dtype], labels=_address(labels),
+        classes=0 if basis is None else basis.shape[0], in_dtype=_DTYPES[images.dtype], order=0,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     if bad >= n and labels is not None:
         raise _bad_label("ingest", labels, bad - n, basis.shape[0])  # type: ignore[union-attr]
@@ -313,8 +320,9 @@ def softmax_regression_step(
     grad = torch.empty(threads, c, d) if lr else torch.empty(0)
     result = torch.empty(2, dtype=torch.float64)
     bad = _extension.load().softmax_regression_step(
-        x.data_ptr(), labels.data_ptr(), _address(index), weight.data_ptr(), coef.data_ptr(), grad.data_ptr(),
-        result.data_ptr(), x.shape[0], n, d, c, lr, _DTYPES[x.dtype], threads,
+        x=x.data_ptr(), labels=labels.data_ptr(), index=_address(index), weight=weight.data_ptr(),
+        coef=coef.data_ptr(), grad=grad.data_ptr(), result=result.data_ptr(), rows=x.shape[0], n=n, d=d, c=c, lr=lr,
+        dtype=_DTYPES[x.dtype], threads=threads,
     )  # fmt: skip
     if bad >= 0:
         row = bad if index is None else int(index[bad])
@@ -338,15 +346,15 @@ def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = Non
     images, delta = images.contiguous(), delta.float().contiguous()
     out = torch.empty_like(images)
     bad = _extension.load().apply_perturbation(
-        images.data_ptr(), delta.data_ptr(), _address(index), out.data_ptr(), n, math.prod(images.shape[1:]),
-        len(delta), truncate, torch.get_num_threads(),
+        images=images.data_ptr(), delta=delta.data_ptr(), index=_address(index), out=out.data_ptr(), n=n,
+        d=math.prod(images.shape[1:]), m=len(delta), truncate=truncate, threads=torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         raise IndexError(f"{op}: index[{bad}] is {int(index[bad])}, outside [0, {len(delta)})")  # type: ignore[index]
     return out
 
 
-PGD_NORMS = {"l2": 1, "linf": 2}
+PGD_NORMS = ("l2", "linf")
 
 
 def dense_layout(x: Tensor) -> torch.memory_format | None:
@@ -385,8 +393,8 @@ def pgd_step(
         return
     grad, start = grad.contiguous(memory_format=layout), start.contiguous(memory_format=layout)
     _extension.load().pgd_step(
-        x.data_ptr(), grad.data_ptr(), start.data_ptr(), x.shape[0], math.prod(x.shape[1:]), alpha, eps,
-        PGD_NORMS[norm], clamp, torch.get_num_threads(),
+        x=x.data_ptr(), grad=grad.data_ptr(), start=start.data_ptr(), n=x.shape[0], d=math.prod(x.shape[1:]),
+        alpha=alpha, eps=eps, norm=norm, clamp=clamp, threads=torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -401,7 +409,9 @@ def _philox(name: str, seed: int, stream: int, first: int, n: int, d: int) -> Te
         raise ValueError(f"philox_{name}: n and d must not be negative, got {n} and {d}")
     out = torch.empty(n, d)
     kernel = getattr(_extension.load(), f"philox_{name}")
-    kernel(out.data_ptr(), _signed(seed), stream, first, n, d, torch.get_num_threads())
+    kernel(
+        out=out.data_ptr(), seed=_signed(seed), stream=stream, first=first, n=n, d=d, threads=torch.get_num_threads()
+    )
     return out
 
 

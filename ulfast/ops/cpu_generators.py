@@ -11,7 +11,7 @@ from . import _extension, reference
 from .cpu import _address, _bad_label, _cpu, _index, _result, _signed
 from .schemas import LIBRARY
 
-AR_NORMS = {"none": 0, "l2": 1, "linf": 2}
+AR_NORMS = ("none", "l2", "linf")
 
 
 def _check_labels(op: str, labels: Tensor, n: int | None) -> None:
@@ -92,20 +92,24 @@ def perturb_lsp(
 ) -> Tensor:
     op = "perturb_lsp"
     _cpu(op, labels=labels, centroids=centroids, mixing=mixing, images=images)
-    m = check_lsp(labels, centroids, mixing, height, width, channels, patch, images)
+    check_lsp(labels, centroids, mixing, height, width, channels, patch, images)
     classes = centroids.shape[0]
     checked = _index(op, "labels", labels)
     assert checked is not None
     labels, centroids, mixing = checked, centroids.float().contiguous(), mixing.float().contiguous()
     n, threads = labels.shape[0], torch.get_num_threads()
-    scratch = torch.empty(threads, 2 * m + width * channels)
+    sizes = {
+        "seed": _signed(seed), "first": first, "n": n, "classes": classes, "h": height, "w": width,
+        "channels": channels, "patch": patch, "norm": norm, "truncate": truncate,
+    }  # fmt: skip
+    library = _extension.load()
+    scratch = torch.empty(threads, library.perturb_lsp_scratch(**sizes))
     if images is not None:
         images = images.contiguous()
     out = _result((n, height, width, channels), torch.float32 if images is None else torch.uint8)
-    bad = _extension.load().perturb_lsp(
-        labels.data_ptr(), centroids.data_ptr(), mixing.data_ptr(), scratch.data_ptr(),
-        0 if images is None else images.data_ptr(), out.data_ptr(), _signed(seed), first, n, classes, height, width,
-        channels, patch, norm, truncate, threads,
+    bad = library.perturb_lsp(
+        labels=labels.data_ptr(), centroids=centroids.data_ptr(), mixing=mixing.data_ptr(), scratch=scratch.data_ptr(),
+        images=_address(images), out=out.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
         raise IndexError(f"{op}: labels[{bad}] is {int(labels[bad])}, outside [0, {classes})")
@@ -135,11 +139,15 @@ def perturb_ar(
     if images is not None:
         images = images.contiguous()
     library, threads = _extension.load(), torch.get_num_threads()
-    scratch = torch.empty(threads, library.perturb_ar_scratch(height, width, channels))
+    sizes = {
+        "seed": _signed(seed), "first": first, "n": n, "classes": classes, "h": height, "w": width,
+        "channels": channels, "norm": norm, "kind": kind, "truncate": truncate,
+    }  # fmt: skip
+    scratch = torch.empty(threads, library.perturb_ar_scratch(**sizes))
     out = _result(shape, torch.float32 if images is None else torch.uint8)
     bad = library.perturb_ar(
-        labels.data_ptr(), coefficients.data_ptr(), scratch.data_ptr(), _address(images), out.data_ptr(),
-        _signed(seed), first, n, classes, height, width, channels, norm, AR_NORMS[kind], truncate, threads,
+        labels=labels.data_ptr(), coefficients=coefficients.data_ptr(), scratch=scratch.data_ptr(),
+        images=_address(images), out=out.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
         raise IndexError(f"{op}: labels[{bad}] is {int(labels[bad])}, outside [0, {classes})")
@@ -158,8 +166,8 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     sums, squares = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     order, scratch = torch.empty(n + classes, dtype=torch.int64), torch.empty(threads, 2 * library.class_moments_block)
     bad = library.class_moments(
-        images.data_ptr(), checked.data_ptr(), order.data_ptr(), scratch.data_ptr(), sums.data_ptr(),
-        squares.data_ptr(), n, d, classes, threads,
+        images=images.data_ptr(), labels=checked.data_ptr(), order=order.data_ptr(), scratch=scratch.data_ptr(),
+        sums=sums.data_ptr(), squares=squares.data_ptr(), n=n, d=d, classes=classes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
         raise _bad_label(op, checked, bad, classes)
@@ -175,11 +183,12 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     assert checked is not None
     library, threads = _extension.load(), torch.get_num_threads()
     images, kernels, (classes, side) = images.contiguous(), kernels.float().contiguous(), kernels.shape[:2]
-    scratch = torch.empty(threads, library.perturb_convolution_scratch(h, w, c, side))
+    sizes = {"n": n, "classes": classes, "h": h, "w": w, "c": c, "side": side}
+    scratch = torch.empty(threads, library.perturb_convolution_scratch(**sizes))
     out = _result(images.shape, torch.uint8)
     bad = library.perturb_convolution(
-        images.data_ptr(), checked.data_ptr(), kernels.data_ptr(), scratch.data_ptr(), out.data_ptr(), n, classes, h, w,
-        c, side, threads,
+        images=images.data_ptr(), labels=checked.data_ptr(), kernels=kernels.data_ptr(), scratch=scratch.data_ptr(),
+        out=out.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
         raise _bad_label(op, checked, bad, classes)
@@ -213,10 +222,14 @@ def perturb_linear(
     n, d = images.shape[0], math.prod(images.shape[1:])
     library, threads, c = _extension.load(), torch.get_num_threads(), weight.shape[0]
     images, weight = images.contiguous(), weight.float().contiguous()
-    scratch, out = torch.empty(threads, library.perturb_linear_scratch(d, c)), _result(images.shape, torch.uint8)
+    sizes = {
+        "n": n, "d": d, "c": c, "steps": steps, "alpha": alpha, "eps": eps, "share": share,
+        "levels": reference.whole_levels(eps),
+    }  # fmt: skip
+    scratch, out = torch.empty(threads, library.perturb_linear_scratch(**sizes)), _result(images.shape, torch.uint8)
     bad = library.perturb_linear(
-        images.data_ptr(), checked.data_ptr(), weight.data_ptr(), scratch.data_ptr(), out.data_ptr(), n, d, c, steps,
-        alpha, eps, share, reference.whole_levels(eps), threads,
+        images=images.data_ptr(), labels=checked.data_ptr(), weight=weight.data_ptr(), scratch=scratch.data_ptr(),
+        out=out.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
         raise _bad_label(op, checked, bad, c)

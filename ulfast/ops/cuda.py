@@ -16,7 +16,6 @@ from . import _extension, crossover, reference
 from .cpu import (
     _DTYPES,
     _OUT,
-    PGD_NORMS,
     _address,
     _rows,
     _signed,
@@ -30,8 +29,6 @@ from .cpu import (
 )
 from .schemas import LIBRARY
 
-# The widest image row (width * channels) and the most channels that the ingest kernel's shared memory always holds.
-INGEST_WIDTH, INGEST_CHANNELS = 4096, 64
 # Beyond this many classes the library's matrix products win over the linear classifier's kernels.
 SOFTMAX_CLASSES = 128
 
@@ -110,11 +107,11 @@ def _project(x: Tensor, basis: Tensor, out: Tensor, d: int, k: int, labels: Tens
     rows, stride = _rows(x, d)
     n, kernels = x.shape[0], _extension.load().cuda
     with torch.cuda.device(x.device):
-        coef = torch.empty(kernels.project_scratch(n, d, k, _DTYPES[x.dtype]), dtype=compute, device=x.device)
+        sizes = {"n": n, "d": d, "k": k, "x_stride": stride, "dtype": _DTYPES[x.dtype], "classes": classes}
+        coef = torch.empty(kernels.project_scratch(**sizes), dtype=compute, device=x.device)
         kernels.project(
-            rows.data_ptr(), basis.data_ptr(), coef.data_ptr(), out.data_ptr(), n, d, k, stride, _DTYPES[x.dtype],
-            0 if labels is None else labels.data_ptr(), 0 if order is None else order.data_ptr(), classes,
-            _stream(x.device),
+            x=rows.data_ptr(), basis=basis.data_ptr(), coef=coef.data_ptr(), out=out.data_ptr(),
+            labels=_address(labels), order=_address(order), packed=0, **sizes, cuda_stream=_stream(x.device),
         )  # fmt: skip
 
 
@@ -137,12 +134,13 @@ def ingest(
 ) -> Tensor:
     """As on the CPU, but an index or a label out of range makes its image NaN: nothing here waits for the device."""
     n_images, h, w, c = images.shape
+    kernels = _extension.load().cuda if enabled() else None
     if (
-        not enabled()
+        kernels is None
         or images.dtype != torch.uint8
         or h * w * c >= 2**31
-        or w * c > INGEST_WIDTH
-        or c > INGEST_CHANNELS
+        or w * c > kernels.ingest_width
+        or c > kernels.ingest_channels
     ):
         return reference.ingest(images, basis, mean, std, dtype, index, shift, flip, labels).contiguous(
             memory_format=torch.channels_last
@@ -155,7 +153,7 @@ def ingest(
         rows = images if index is None else images[index]
         x = project(rows, basis) if labels is None else project_classwise(rows, basis, labels)
         return reference.augment(x, mean, std, dtype, shift, flip).contiguous(memory_format=torch.channels_last)
-    images, device, kernels = images.contiguous(), images.device, _extension.load().cuda
+    images, device = images.contiguous(), images.device
     mean, std = mean.float().contiguous(), std.float().contiguous()
     shift = None if shift is None else shift.contiguous()
     flip = None if flip is None else flip.contiguous()
@@ -165,11 +163,15 @@ def ingest(
     # Images of a label side by side share the reading of its basis.
     order = None if labels is None else labels.argsort()
     with torch.cuda.device(device):
-        coef = torch.empty(kernels.ingest_scratch(n, h, w, c, k), device=device)
+        sizes = {
+            "images_n": n_images, "n": n, "h": h, "w": w, "c": c, "k": k, "out_dtype": _OUT[dtype],
+            "classes": 0 if basis is None else basis.shape[0], "in_dtype": _DTYPES[images.dtype],
+        }  # fmt: skip
+        coef = torch.empty(kernels.ingest_scratch(**sizes), device=device)
         kernels.ingest(
-            images.data_ptr(), _address(basis), mean.data_ptr(), std.data_ptr(), _address(index), _address(shift),
-            _address(flip), coef.data_ptr(), out.data_ptr(), n_images, n, h, w, c, k, _OUT[dtype], _address(labels),
-            0 if basis is None else basis.shape[0], _address(order), _stream(device),
+            images=images.data_ptr(), basis=_address(basis), mean=mean.data_ptr(), std=std.data_ptr(),
+            index=_address(index), shift=_address(shift), flip=_address(flip), coef=coef.data_ptr(),
+            out=out.data_ptr(), labels=_address(labels), order=_address(order), **sizes, cuda_stream=_stream(device),
         )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 
@@ -188,12 +190,13 @@ def softmax_regression_step(
         return torch.zeros(2, dtype=torch.float64, device=x.device)
     x, labels, device, kernels = x.contiguous(), labels.contiguous(), x.device, _extension.load().cuda
     with torch.cuda.device(device):
-        products, parts = kernels.softmax_scratch(n, d, c, lr, _DTYPES[x.dtype])
+        sizes = {"rows": x.shape[0], "n": n, "d": d, "c": c, "lr": lr, "dtype": _DTYPES[x.dtype]}
+        products, parts = kernels.softmax_scratch(**sizes), kernels.softmax_parts(**sizes)
         coef, grad = torch.empty(products, device=device), torch.empty(parts, c, d, device=device)
         result = torch.empty(2 + 2 * n, dtype=torch.float64, device=device)  # the two results, then the rows' own
         kernels.softmax_regression_step(
-            x.data_ptr(), labels.data_ptr(), _address(index), weight.data_ptr(), coef.data_ptr(), grad.data_ptr(),
-            result.data_ptr(), x.shape[0], n, d, c, lr, _DTYPES[x.dtype], _stream(device),
+            x=x.data_ptr(), labels=labels.data_ptr(), index=_address(index), weight=weight.data_ptr(),
+            coef=coef.data_ptr(), grad=grad.data_ptr(), result=result.data_ptr(), **sizes, cuda_stream=_stream(device),
         )  # fmt: skip
     return result[:2]
 
@@ -210,8 +213,8 @@ def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = Non
     out = torch.empty_like(images)
     with torch.cuda.device(images.device):
         _extension.load().cuda.apply_perturbation(
-            images.data_ptr(), delta.data_ptr(), 0 if index is None else index.data_ptr(), out.data_ptr(), rows,
-            math.prod(images.shape[1:]), len(delta), truncate, _stream(images.device),
+            images=images.data_ptr(), delta=delta.data_ptr(), index=_address(index), out=out.data_ptr(), n=rows,
+            d=math.prod(images.shape[1:]), m=len(delta), truncate=truncate, cuda_stream=_stream(images.device),
         )  # fmt: skip
     return out
 
@@ -226,8 +229,8 @@ def pgd_step(
     grad, start = grad.contiguous(memory_format=layout), start.contiguous(memory_format=layout)
     with torch.cuda.device(x.device):
         _extension.load().cuda.pgd_step(
-            x.data_ptr(), grad.data_ptr(), start.data_ptr(), x.shape[0], math.prod(x.shape[1:]), alpha, eps,
-            PGD_NORMS[norm], clamp, _stream(x.device),
+            x=x.data_ptr(), grad=grad.data_ptr(), start=start.data_ptr(), n=x.shape[0], d=math.prod(x.shape[1:]),
+            alpha=alpha, eps=eps, norm=norm, clamp=clamp, cuda_stream=_stream(x.device),
         )  # fmt: skip
     return None
 
@@ -240,7 +243,9 @@ def philox(name: str, seed: int, stream: int, first: int, n: int, d: int, device
     out = torch.empty(n, d, device=device)
     with torch.cuda.device(device):
         kernel = getattr(_extension.load().cuda, f"philox_{name}")
-        kernel(out.data_ptr(), _signed(seed), stream, first, n, d, _stream(device))
+        kernel(
+            out=out.data_ptr(), seed=_signed(seed), stream=stream, first=first, n=n, d=d, cuda_stream=_stream(device)
+        )
     return out
 
 
