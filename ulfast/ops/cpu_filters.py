@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from . import _extension, reference
-from .cpu import _cpu, _result
-from .schemas import LIBRARY
+from .arguments import check_patch_filter
+from .cpu import result
+from .schemas import kernel
 
 CHANNELS = (1, 2, 3, 4)  # of which a block of the kernel is a multiple
 
 
+@kernel("CPU")
 def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
-    reference.check_patch_filter(x, filters)
-    _cpu("patch_filter", x=x, filters=filters)
+    check_patch_filter(x, filters)
     n, h, w, c = x.shape
     library, threads = _extension.load(), torch.get_num_threads()
     lanes = library.patch_filter_lanes
@@ -27,7 +28,7 @@ def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
     table = filters.float().reshape(taps, -1)[:, places].mul_(there).view(taps, len(places), -1).transpose(0, 1)
     x, table = x.contiguous(), table.contiguous()
     sizes = {"n": n, "h": h, "w": w, "c": c, "taps": taps, "blocks": len(starts)}
-    scratch, out = torch.empty(threads, library.patch_filter_scratch(**sizes)), _result(x.shape, torch.float32)
+    scratch, out = torch.empty(threads, library.patch_filter_scratch(**sizes)), result(x.shape, torch.float32)
     library.patch_filter(
         x=x.data_ptr(), table=table.data_ptr(), starts=starts.data_ptr(), ids=ids.data_ptr(),
         scratch=scratch.data_ptr(), out=out.data_ptr(), **sizes, threads=threads,
@@ -66,7 +67,3 @@ def _layout(taps: int, w: int, c: int, lanes: int) -> tuple[Tensor, Tensor, Tens
     rows = torch.arange(taps)[:, None, None]
     places = torch.stack([(((kind * taps + rows) * taps + dx) * c + channel) * c + lane for kind in kinds])
     return torch.tensor(starts), torch.tensor(ids), places, there
-
-
-LIBRARY.impl("patch_filter", reference.patch_filter, "CompositeExplicitAutograd")
-LIBRARY.impl("patch_filter", patch_filter, "CPU")

@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 
 from . import _extension, cuda, reference
-from .cpu import _address, _signed
-from .cpu_generators import check_ar, check_class_moments, check_convolution, check_linear, check_lsp
-from .cuda import _together
-from .schemas import LIBRARY
+from .arguments import (
+    address,
+    check_class_moments,
+    check_perturb_ar,
+    check_perturb_convolution,
+    check_perturb_linear,
+    check_perturb_lsp,
+    signed,
+)
+from .schemas import kernel
 
 
+@kernel("CUDA")
 def perturb_lsp(
     labels: Tensor,
     centroids: Tensor,
@@ -33,9 +40,10 @@ def perturb_lsp(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:
-    m = check_lsp(labels, centroids, mixing, height, width, channels, patch, images)
+    m = check_perturb_lsp(
+        labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
+    )
     device = labels.device
-    _together("perturb_lsp", device, centroids=centroids, mixing=mixing, images=images)
     if not cuda.enabled() or m > _extension.load().cuda.perturb_lsp_latents:
         return reference.perturb_lsp(
             labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
@@ -47,13 +55,14 @@ def perturb_lsp(
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_lsp(
             labels=labels.data_ptr(), centroids=centroids.data_ptr(), mixing=mixing.data_ptr(), scratch=0,
-            images=_address(images), out=out.data_ptr(), seed=_signed(seed), first=first, n=len(labels),
+            images=address(images), out=out.data_ptr(), seed=signed(seed), first=first, n=len(labels),
             classes=len(centroids), h=height, w=width, channels=channels, patch=patch, norm=norm, truncate=truncate,
-            cuda_stream=cuda._stream(device),
+            cuda_stream=cuda.stream(device),
         )  # fmt: skip
     return out
 
 
+@kernel("CUDA")
 def perturb_ar(
     labels: Tensor,
     coefficients: Tensor,
@@ -66,11 +75,10 @@ def perturb_ar(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:
-    check_ar(labels, coefficients, height, width, kind, images)
+    check_perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
     device, (classes, channels) = labels.device, coefficients.shape[:2]
-    _together("perturb_ar", device, coefficients=coefficients, images=images)
     sizes = {
-        "seed": _signed(seed), "first": first, "n": len(labels), "classes": classes, "h": height, "w": width,
+        "seed": signed(seed), "first": first, "n": len(labels), "classes": classes, "h": height, "w": width,
         "channels": channels, "norm": norm, "kind": kind, "truncate": truncate,
     }  # fmt: skip
     if not cuda.enabled() or not _extension.load().cuda.perturb_ar_fits(**sizes):
@@ -83,15 +91,15 @@ def perturb_ar(
     out = torch.empty(len(labels), height, width, channels, dtype=dtype, device=device)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_ar(
-            labels=labels.data_ptr(), coefficients=coefficients.data_ptr(), scratch=0, images=_address(images),
-            out=out.data_ptr(), **sizes, cuda_stream=cuda._stream(device),
+            labels=labels.data_ptr(), coefficients=coefficients.data_ptr(), scratch=0, images=address(images),
+            out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
         )  # fmt: skip
     return out
 
 
+@kernel("CUDA")
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    check_class_moments(images, labels)
-    _together("class_moments", images.device, labels=labels)
+    check_class_moments(images, labels, classes)
     if not cuda.enabled():
         return reference.class_moments(images, labels, classes)
     images, labels, shape = images.contiguous(), labels.contiguous(), (classes, *images.shape[1:])
@@ -101,15 +109,15 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
         _extension.load().cuda.class_moments(
             images=images.data_ptr(), labels=labels.data_ptr(), order=order.data_ptr(), scratch=0,
             sums=sums.data_ptr(), squares=squares.data_ptr(), n=len(images), d=math.prod(images.shape[1:]),
-            classes=classes, cuda_stream=cuda._stream(images.device),
+            classes=classes, cuda_stream=cuda.stream(images.device),
         )  # fmt: skip
     return sums, squares
 
 
+@kernel("CUDA")
 def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
-    check_convolution(images, labels, kernels)
+    check_perturb_convolution(images, labels, kernels)
     device = images.device
-    _together("perturb_convolution", device, labels=labels, kernels=kernels)
     if not cuda.enabled() or kernels.shape[1] > _extension.load().cuda.perturb_convolution_side:
         return reference.perturb_convolution(images, labels, kernels)
     images, labels, kernels = images.contiguous(), labels.contiguous(), kernels.float().contiguous()
@@ -120,16 +128,17 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
         scratch = torch.empty(library.perturb_convolution_scratch(**sizes), device=device)
         library.perturb_convolution(
             images=images.data_ptr(), labels=labels.data_ptr(), kernels=kernels.data_ptr(), scratch=scratch.data_ptr(),
-            out=out.data_ptr(), **sizes, cuda_stream=cuda._stream(device),
+            out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
         )  # fmt: skip
     return out
 
 
+@kernel("CUDA")
 def perturb_linear(
     images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
 ) -> Tensor:
-    labels, device = check_linear(images, labels, weight, steps, eps, share), images.device
-    _together("perturb_linear", device, labels=labels, weight=weight)
+    check_perturb_linear(images, labels, weight, steps, alpha, eps, share)
+    device = images.device
     c, d = weight.shape
     sizes = {
         "n": len(images), "d": d, "c": c, "steps": steps, "alpha": alpha, "eps": eps, "share": share,
@@ -137,14 +146,11 @@ def perturb_linear(
     }  # fmt: skip
     if not cuda.enabled() or not _extension.load().cuda.perturb_linear_fits(**sizes):
         return reference.perturb_linear(images, labels, weight, steps, alpha, eps, share)
-    images, weight, out = images.contiguous(), weight.float().contiguous(), torch.empty_like(images)
+    images, labels, weight = images.contiguous(), labels.contiguous(), weight.float().contiguous()
+    out = torch.empty_like(images)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_linear(
             images=images.data_ptr(), labels=labels.data_ptr(), weight=weight.data_ptr(), scratch=0,
-            out=out.data_ptr(), **sizes, cuda_stream=cuda._stream(device),
+            out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
         )  # fmt: skip
     return out
-
-
-for _name in ("perturb_lsp", "perturb_ar", "class_moments", "perturb_convolution", "perturb_linear"):
-    LIBRARY.impl(_name, globals()[_name], "CUDA")
