@@ -15,7 +15,7 @@ def command(output: Output) -> None:
 
     Ends with 1 where something is broken.
     """
-    from ..doctor import examine
+    from ..profiling.doctor import examine
 
     report: dict[str, Any] = examine()
     output.result(report)
