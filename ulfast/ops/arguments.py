@@ -329,6 +329,8 @@ def check_class_moments(images: Tensor, labels: Tensor, classes: int) -> None:
     op = "class_moments"
     _together(op, images=images, labels=labels)
     _check_bytes(op, images, 2)
+    if classes < 0:
+        raise ValueError(f"{op}: classes must not be negative, got {classes}")
     _check_index(op, "labels", labels, len(images))
 
 
