@@ -105,7 +105,6 @@ template <class R, class A, class E, R (*F)(const A&, E)> struct Bound<F> {
     A a;
     E extra;
   };
-  using Arguments = A;
   static void add_fields(Function& f) {
     A::visit_fields([&](const char* name, size_t at, auto* type) { add(f, name, offsetof(Call, a) + at, type); });
     add(f, std::is_pointer_v<E> ? "cuda_stream" : "threads", offsetof(Call, extra), static_cast<E*>(nullptr));

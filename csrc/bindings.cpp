@@ -31,10 +31,8 @@ PYBIND11_MODULE(_C, m) {
       [](uintptr_t p, int64_t bytes) { cpu::advise_huge_pages(reinterpret_cast<void*>(p), bytes); },
       py::call_guard<py::gil_scoped_release>());
   m.attr("compiler") = __VERSION__;
-  m.attr("class_moments_block") = class_moments_block;
-  m.attr("ingest_width") = ingest_width;
-  m.attr("patch_filter_lanes") = patch_filter_lanes;
-
+#define ULFAST_EXPORT(name) m.attr(#name) = name;
+  ULFAST_CONSTANTS(ULFAST_EXPORT)
 #define ULFAST_BIND(name, Arguments) bind<&cpu::name>(m, #name);
 #define ULFAST_BIND_SCRATCH(name, Arguments) bind<&cpu::scratch<Arguments>>(m, #name "_scratch");
   ULFAST_OTHER_OPERATORS(ULFAST_BIND)

@@ -328,6 +328,10 @@ static inline Share share_of(const PerturbLinear& a) {
   F(perturb_ar_fits, PerturbAr)                        \
   F(perturb_linear_fits, PerturbLinear)
 
+// Constants that Python reads: of all builds, and of those with CUDA.
+#define ULFAST_CONSTANTS(F) F(ingest_width) F(class_moments_block) F(patch_filter_lanes)
+#define ULFAST_CUDA_CONSTANTS(F) F(ingest_width) F(ingest_channels) F(perturb_lsp_latents) F(perturb_convolution_side)
+
 namespace cpu {
 
 #define ULFAST_DECLARE(name, Arguments) int64_t name(const Arguments& a, int threads);

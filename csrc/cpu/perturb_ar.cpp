@@ -55,14 +55,7 @@ struct Sweep {
       store(out + kLanes + part, before1);
       for (int64_t x = 2 * kLanes; x < W * kLanes; x += kLanes) {
         const vecf a2 = load(a + x), b2 = load(b + x);
-        vecf s = w[0] * a0;
-        s += w[1] * a1;
-        s += w[2] * a2;
-        s += w[3] * b0;
-        s += w[4] * b1;
-        s += w[5] * b2;
-        s += w[6] * before2;
-        s += w[7] * before1;
+        const vecf s = ar_value(w, a0, a1, a2, b0, b1, b2, before2, before1);
         store(out + x + part, s);
         a0 = a1, a1 = a2, b0 = b1, b1 = b2, before2 = before1, before1 = s;
       }

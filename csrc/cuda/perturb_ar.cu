@@ -55,15 +55,7 @@ template <bool Write> __device__ double sweep(const PerturbAr& a, const Layout& 
           if (x < 2) {
             now = of[2 * W + 2 * (y - 2) + x];
           } else {
-            float s = w[0] * a0;
-            s += w[1] * a1;
-            s += w[2] * a2;
-            s += w[3] * b0;
-            s += w[4] * b1;
-            s += w[5] * b2;
-            s += w[6] * before2;
-            s += w[7] * before1;
-            now = s;
+            now = ar_value(w, a0, a1, a2, b0, b1, b2, before2, before1);
           }
           a0 = a1, a1 = a2, b0 = b1, b1 = b2, before2 = before1, before1 = now;
           if (lane >= count - 2) kept[(lane - (count - 2)) * W + x] = now;
