@@ -90,19 +90,35 @@ def test_a_missing_field_is_refused(name):
 
 
 def test_names_and_flags_are_not_numbers():
-    x = torch.zeros(1, 4)
-    given = {"x": x.data_ptr(), "grad": x.data_ptr(), "start": x.data_ptr(), "n": 1, "d": 4, "alpha": 0.1, "eps": 0.1,
-             "norm": "l2", "clamp": True, "threads": 1}  # fmt: skip
-    step = _extension.load().pgd_step
-    assert step(**given) == -1
+    labels, out = torch.zeros(0, dtype=torch.int64), torch.empty(0)
+    given = {
+        "labels": labels.data_ptr(),
+        "coefficients": 0,
+        "scratch": 0,
+        "images": 0,
+        "out": out.data_ptr(),
+        "seed": 0,
+        "first": 0,
+        "n": 0,
+        "classes": 1,
+        "h": 4,
+        "w": 4,
+        "channels": 3,
+        "norm": 1.0,
+        "kind": "l2",
+        "truncate": False,
+        "threads": 1,
+    }
+    kernel = _extension.load().perturb_ar
+    assert kernel(**given) == -1
     for change, error, message in (
-        ({"norm": "l3"}, ValueError, "field norm: 'l3'"),
-        ({"norm": 1}, TypeError, "field norm: a name"),
-        ({"clamp": 1}, TypeError, "field clamp: a bool"),
-        ({"alpha": "0.1"}, TypeError, "field alpha"),
+        ({"kind": "l3"}, ValueError, "field kind: 'l3'"),
+        ({"kind": 1}, TypeError, "field kind: a name"),
+        ({"truncate": 1}, TypeError, "field truncate: a bool"),
+        ({"norm": "0.1"}, TypeError, "field norm"),
     ):
         with pytest.raises(error, match=message):
-            step(**(given | change))
+            kernel(**(given | change))
 
 
 @pytest.mark.skipif("ULFAST_SANITIZED" not in os.environ, reason="for the sanitised build")

@@ -10,11 +10,12 @@ Values of an index or of labels are not looked at here: the CPU's kernels check 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .reference import projected_dtype
+from .reference import projected_dtype, whole_levels
 
 # The kernels' names of the dtypes (DType in csrc/ulfast.h).
 DTYPES = {
@@ -232,7 +233,7 @@ def check_softmax_regression_step(
 
 def check_apply_perturbation(
     images: Tensor, delta: Tensor, index: Tensor | None = None, truncate: bool = False
-) -> None:  # fmt: skip
+) -> None:
     """Raises for arguments that `apply_perturbation` cannot take."""
     op = "apply_perturbation"
     _together(op, images=images, delta=delta, index=index)
@@ -282,8 +283,8 @@ def check_perturb_lsp(
     norm: float,
     images: Tensor | None = None,
     truncate: bool = False,
-) -> int:
-    """Returns m, the latent values of an image."""
+) -> dict[str, Any]:
+    """Returns the numbers that the kernel takes beside the addresses."""
     op = "perturb_lsp"
     _together(op, labels=labels, centroids=centroids, mixing=mixing, images=images)
     if patch < 1 or min(height, width, channels) < 1:
@@ -296,7 +297,8 @@ def check_perturb_lsp(
         raise ValueError(f"{op}: mixing must be ({classes}, {m}, {m}), got {tuple(mixing.shape)}")
     _check_index(op, "labels", labels)
     _check_images(op, images, (len(labels), height, width, channels))
-    return m
+    numbers = {"seed": signed(seed), "first": first, "n": len(labels), "classes": classes, "h": height, "w": width}
+    return numbers | {"channels": channels, "patch": patch, "norm": norm, "truncate": truncate}
 
 
 def check_perturb_ar(
@@ -310,32 +312,36 @@ def check_perturb_ar(
     kind: str,
     images: Tensor | None = None,
     truncate: bool = False,
-) -> None:
-    """Raises for arguments that `perturb_ar` cannot take."""
+) -> dict[str, Any]:
+    """As `check_perturb_lsp`."""
     op = "perturb_ar"
     _together(op, labels=labels, coefficients=coefficients, images=images)
     if kind not in AR_NORMS:
         raise ValueError(f"{op}: kind must be one of {', '.join(AR_NORMS)}, got {kind!r}")
     if coefficients.dim() != 4 or coefficients.shape[2:] != (3, 3):
         raise ValueError(f"{op}: coefficients must be (c, channels, 3, 3), got {tuple(coefficients.shape)}")
-    if min(height, width) < 1:
-        raise ValueError(f"{op}: the size must be positive, got {(height, width)}")
+    classes, channels = coefficients.shape[:2]
+    if min(height, width, channels) < 1:
+        raise ValueError(f"{op}: size and channels must be positive, got {(height, width, channels)}")
     _check_index(op, "labels", labels)
-    _check_images(op, images, (len(labels), height, width, coefficients.shape[1]))
+    _check_images(op, images, (len(labels), height, width, channels))
+    numbers = {"seed": signed(seed), "first": first, "n": len(labels), "classes": classes, "h": height, "w": width}
+    return numbers | {"channels": channels, "norm": norm, "kind": kind, "truncate": truncate}
 
 
-def check_class_moments(images: Tensor, labels: Tensor, classes: int) -> None:
-    """Raises for arguments that `class_moments` cannot take."""
+def check_class_moments(images: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
+    """As `check_perturb_lsp`."""
     op = "class_moments"
     _together(op, images=images, labels=labels)
     _check_bytes(op, images, 2)
     if classes < 0:
         raise ValueError(f"{op}: classes must not be negative, got {classes}")
     _check_index(op, "labels", labels, len(images))
+    return {"n": len(images), "d": math.prod(images.shape[1:]), "classes": classes}
 
 
-def check_perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> None:
-    """Raises for arguments that `perturb_convolution` cannot take."""
+def check_perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> dict[str, Any]:
+    """As `check_perturb_lsp`."""
     op = "perturb_convolution"
     _together(op, images=images, labels=labels, kernels=kernels)
     if images.dtype != torch.uint8 or images.dim() != 4:
@@ -343,12 +349,14 @@ def check_perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -
     if kernels.dim() != 3 or kernels.shape[1] != kernels.shape[2]:
         raise ValueError(f"{op}: kernels must be (c, side, side), got {tuple(kernels.shape)}")
     _check_index(op, "labels", labels, len(images))
+    n, h, w, c = images.shape
+    return {"n": n, "classes": len(kernels), "h": h, "w": w, "c": c, "side": kernels.shape[1]}
 
 
 def check_perturb_linear(
     images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
-) -> None:
-    """Raises for arguments that `perturb_linear` cannot take."""
+) -> dict[str, Any]:
+    """As `check_perturb_lsp`."""
     op = "perturb_linear"
     _together(op, images=images, labels=labels, weight=weight)
     _check_bytes(op, images, 2)
@@ -360,6 +368,8 @@ def check_perturb_linear(
     if weight.dim() != 2 or weight.shape[1] != d:
         raise ValueError(f"{op}: weight must be (c, {d}), got {tuple(weight.shape)}")
     _check_index(op, "labels", labels, len(images))
+    numbers = {"n": len(images), "d": d, "c": len(weight), "steps": steps, "alpha": alpha, "eps": eps, "share": share}
+    return numbers | {"levels": whole_levels(eps)}
 
 
 def check_patch_filter(x: Tensor, filters: Tensor) -> None:

@@ -1,4 +1,8 @@
-"""`patch_filter` on the CPU: the weights of its kernel, made as vectors, and the call."""
+"""`patch_filter` on the CPU: the weights of its kernel, made as vectors, and the call.
+
+The operator to copy: an implementation checks its arguments, leaves to the twin what the kernel does not take, makes
+its tensors contiguous and hands their addresses over by the names of the struct's fields (csrc/ulfast.h).
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,13 @@ def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
     check_patch_filter(x, filters)
     n, h, w, c = x.shape
     library, threads = _extension.load(), torch.get_num_threads()
-    lanes = library.patch_filter_lanes
+    lanes = library.patch_filter_lanes  # constants come from the extension, so that there is one of each
     if x.dtype != torch.float32 or c not in CHANNELS or w * c < lanes:
         return reference.patch_filter(x, filters)
     taps = filters.shape[0]
     starts, ids, places, there = _layout(taps, w, c, lanes)
     table = filters.float().reshape(taps, -1)[:, places].mul_(there).view(taps, len(places), -1).transpose(0, 1)
-    x, table = x.contiguous(), table.contiguous()
+    x, table = x.contiguous(), table.contiguous()  # bound to names: an address must outlive the call
     sizes = {"n": n, "h": h, "w": w, "c": c, "taps": taps, "blocks": len(starts)}
     scratch, out = torch.empty(threads, library.patch_filter_scratch(**sizes)), result(x.shape, torch.float32)
     library.patch_filter(

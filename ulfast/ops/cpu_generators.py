@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from . import _extension, reference
+from . import _extension
 from .arguments import (
     address,
     bad_value,
@@ -16,7 +14,6 @@ from .arguments import (
     check_perturb_convolution,
     check_perturb_linear,
     check_perturb_lsp,
-    signed,
 )
 from .cpu import result
 from .schemas import kernel
@@ -37,26 +34,20 @@ def perturb_lsp(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:
-    op = "perturb_lsp"
-    check_perturb_lsp(labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate)
-    classes = centroids.shape[0]
+    sizes = check_perturb_lsp(
+        labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
+    )
     labels, centroids, mixing = labels.contiguous(), centroids.float().contiguous(), mixing.float().contiguous()
-    n, threads = labels.shape[0], torch.get_num_threads()
-    sizes = {
-        "seed": signed(seed), "first": first, "n": n, "classes": classes, "h": height, "w": width,
-        "channels": channels, "patch": patch, "norm": norm, "truncate": truncate,
-    }  # fmt: skip
-    library = _extension.load()
+    images = None if images is None else images.contiguous()
+    library, threads = _extension.load(), torch.get_num_threads()
     scratch = torch.empty(threads, library.perturb_lsp_scratch(**sizes))
-    if images is not None:
-        images = images.contiguous()
-    out = result((n, height, width, channels), torch.float32 if images is None else torch.uint8)
+    out = result((len(labels), height, width, channels), torch.float32 if images is None else torch.uint8)
     bad = library.perturb_lsp(
         labels=labels.data_ptr(), centroids=centroids.data_ptr(), mixing=mixing.data_ptr(), scratch=scratch.data_ptr(),
         images=address(images), out=out.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
-        raise bad_value(op, "labels", labels, bad, classes)
+        raise bad_value("perturb_lsp", "labels", labels, bad, len(centroids))
     return out
 
 
@@ -73,60 +64,44 @@ def perturb_ar(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:
-    op = "perturb_ar"
-    check_perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
-    classes, channels = coefficients.shape[:2]
-    labels, coefficients, n = labels.contiguous(), coefficients.float().contiguous(), labels.shape[0]
-    shape = (n, height, width, channels)
-    if images is not None:
-        images = images.contiguous()
+    sizes = check_perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
+    labels, coefficients = labels.contiguous(), coefficients.float().contiguous()
+    images = None if images is None else images.contiguous()
     library, threads = _extension.load(), torch.get_num_threads()
-    sizes = {
-        "seed": signed(seed), "first": first, "n": n, "classes": classes, "h": height, "w": width,
-        "channels": channels, "norm": norm, "kind": kind, "truncate": truncate,
-    }  # fmt: skip
     scratch = torch.empty(threads, library.perturb_ar_scratch(**sizes))
+    shape = (len(labels), height, width, coefficients.shape[1])
     out = result(shape, torch.float32 if images is None else torch.uint8)
     bad = library.perturb_ar(
         labels=labels.data_ptr(), coefficients=coefficients.data_ptr(), scratch=scratch.data_ptr(),
         images=address(images), out=out.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
-        raise bad_value(op, "labels", labels, bad, classes)
+        raise bad_value("perturb_ar", "labels", labels, bad, len(coefficients))
     return out
 
 
 @kernel("CPU")
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    op = "class_moments"
-    check_class_moments(images, labels, classes)
-    n, d = images.shape[0], math.prod(images.shape[1:])
-    library, threads = _extension.load(), torch.get_num_threads()
+    sizes = check_class_moments(images, labels, classes)
     images, labels, shape = images.contiguous(), labels.contiguous(), (classes, *images.shape[1:])
+    library, threads = _extension.load(), torch.get_num_threads()
     sums, squares = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    order, scratch = torch.empty(n + classes, dtype=torch.int64), torch.empty(threads, 2 * library.class_moments_block)
+    order = torch.empty(len(images) + classes, dtype=torch.int64)
+    scratch = torch.empty(threads, 2 * library.class_moments_block)
     bad = library.class_moments(
         images=images.data_ptr(), labels=labels.data_ptr(), order=order.data_ptr(), scratch=scratch.data_ptr(),
-        sums=sums.data_ptr(), squares=squares.data_ptr(), n=n, d=d, classes=classes, threads=threads,
+        sums=sums.data_ptr(), squares=squares.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
-        raise bad_value(op, "labels", labels, bad, classes)
+        raise bad_value("class_moments", "labels", labels, bad, classes)
     return sums, squares
 
 
 @kernel("CPU")
 def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
-    op = "perturb_convolution"
-    check_perturb_convolution(images, labels, kernels)
-    n, h, w, c = images.shape
+    sizes = check_perturb_convolution(images, labels, kernels)
+    images, labels, kernels = images.contiguous(), labels.contiguous(), kernels.float().contiguous()
     library, threads = _extension.load(), torch.get_num_threads()
-    labels, images, kernels, (classes, side) = (
-        labels.contiguous(),
-        images.contiguous(),
-        kernels.float().contiguous(),
-        kernels.shape[:2],
-    )
-    sizes = {"n": n, "classes": classes, "h": h, "w": w, "c": c, "side": side}
     scratch = torch.empty(threads, library.perturb_convolution_scratch(**sizes))
     out = result(images.shape, torch.uint8)
     bad = library.perturb_convolution(
@@ -134,7 +109,7 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
         out=out.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
-        raise bad_value(op, "labels", labels, bad, classes)
+        raise bad_value("perturb_convolution", "labels", labels, bad, len(kernels))
     return out
 
 
@@ -142,20 +117,15 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
 def perturb_linear(
     images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
 ) -> Tensor:
-    op = "perturb_linear"
-    check_perturb_linear(images, labels, weight, steps, alpha, eps, share)
-    n, d = images.shape[0], math.prod(images.shape[1:])
-    library, threads, c = _extension.load(), torch.get_num_threads(), weight.shape[0]
+    sizes = check_perturb_linear(images, labels, weight, steps, alpha, eps, share)
     images, labels, weight = images.contiguous(), labels.contiguous(), weight.float().contiguous()
-    sizes = {
-        "n": n, "d": d, "c": c, "steps": steps, "alpha": alpha, "eps": eps, "share": share,
-        "levels": reference.whole_levels(eps),
-    }  # fmt: skip
-    scratch, out = torch.empty(threads, library.perturb_linear_scratch(**sizes)), result(images.shape, torch.uint8)
+    library, threads = _extension.load(), torch.get_num_threads()
+    scratch = torch.empty(threads, library.perturb_linear_scratch(**sizes))
+    out = result(images.shape, torch.uint8)
     bad = library.perturb_linear(
         images=images.data_ptr(), labels=labels.data_ptr(), weight=weight.data_ptr(), scratch=scratch.data_ptr(),
         out=out.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     if bad >= 0:
-        raise bad_value(op, "labels", labels, bad, c)
+        raise bad_value("perturb_linear", "labels", labels, bad, len(weight))
     return out

@@ -155,9 +155,16 @@ def ingest(
     order = None if labels is None else labels.argsort()
     with torch.cuda.device(device):
         sizes = {
-            "images_n": n_images, "n": n, "h": h, "w": w, "c": c, "k": k, "out_dtype": DTYPES[dtype],
-            "classes": 0 if basis is None else basis.shape[0], "in_dtype": DTYPES[images.dtype],
-        }  # fmt: skip
+            "images_n": n_images,
+            "n": n,
+            "h": h,
+            "w": w,
+            "c": c,
+            "k": k,
+            "out_dtype": DTYPES[dtype],
+            "classes": 0 if basis is None else basis.shape[0],
+            "in_dtype": DTYPES[images.dtype],
+        }
         coef = torch.empty(kernels.ingest_scratch(**sizes), device=device)
         kernels.ingest(
             images=images.data_ptr(), basis=address(basis), mean=mean.data_ptr(), std=std.data_ptr(),

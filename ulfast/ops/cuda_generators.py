@@ -7,8 +7,6 @@ NaN), and in `class_moments` it counts nowhere.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,6 @@ from .arguments import (
     check_perturb_convolution,
     check_perturb_linear,
     check_perturb_lsp,
-    signed,
 )
 from .schemas import kernel
 
@@ -40,11 +37,11 @@ def perturb_lsp(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:
-    m = check_perturb_lsp(
+    sizes = check_perturb_lsp(
         labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
     )
     device = labels.device
-    if not cuda.enabled() or m > _extension.load().cuda.perturb_lsp_latents:
+    if not cuda.enabled() or centroids.shape[1] > _extension.load().cuda.perturb_lsp_latents:
         return reference.perturb_lsp(
             labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
         )
@@ -55,9 +52,7 @@ def perturb_lsp(
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_lsp(
             labels=labels.data_ptr(), centroids=centroids.data_ptr(), mixing=mixing.data_ptr(), scratch=0,
-            images=address(images), out=out.data_ptr(), seed=signed(seed), first=first, n=len(labels),
-            classes=len(centroids), h=height, w=width, channels=channels, patch=patch, norm=norm, truncate=truncate,
-            cuda_stream=cuda.stream(device),
+            images=address(images), out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
         )  # fmt: skip
     return out
 
@@ -75,12 +70,8 @@ def perturb_ar(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:
-    check_perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
-    device, (classes, channels) = labels.device, coefficients.shape[:2]
-    sizes = {
-        "seed": signed(seed), "first": first, "n": len(labels), "classes": classes, "h": height, "w": width,
-        "channels": channels, "norm": norm, "kind": kind, "truncate": truncate,
-    }  # fmt: skip
+    sizes = check_perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
+    device = labels.device
     if not cuda.enabled() or not _extension.load().cuda.perturb_ar_fits(**sizes):
         return reference.perturb_ar(
             labels, coefficients, seed, first, height, width, norm, kind, images, truncate
@@ -88,7 +79,7 @@ def perturb_ar(
     labels, coefficients = labels.contiguous(), coefficients.float().contiguous()
     images = None if images is None else images.contiguous()
     dtype = torch.float32 if images is None else torch.uint8
-    out = torch.empty(len(labels), height, width, channels, dtype=dtype, device=device)
+    out = torch.empty(len(labels), height, width, coefficients.shape[1], dtype=dtype, device=device)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_ar(
             labels=labels.data_ptr(), coefficients=coefficients.data_ptr(), scratch=0, images=address(images),
@@ -99,7 +90,7 @@ def perturb_ar(
 
 @kernel("CUDA")
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    check_class_moments(images, labels, classes)
+    sizes = check_class_moments(images, labels, classes)
     if not cuda.enabled():
         return reference.class_moments(images, labels, classes)
     images, labels, shape = images.contiguous(), labels.contiguous(), (classes, *images.shape[1:])
@@ -108,23 +99,19 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     with torch.cuda.device(images.device):
         _extension.load().cuda.class_moments(
             images=images.data_ptr(), labels=labels.data_ptr(), order=order.data_ptr(), scratch=0,
-            sums=sums.data_ptr(), squares=squares.data_ptr(), n=len(images), d=math.prod(images.shape[1:]),
-            classes=classes, cuda_stream=cuda.stream(images.device),
+            sums=sums.data_ptr(), squares=squares.data_ptr(), **sizes, cuda_stream=cuda.stream(images.device),
         )  # fmt: skip
     return sums, squares
 
 
 @kernel("CUDA")
 def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
-    check_perturb_convolution(images, labels, kernels)
-    device = images.device
+    sizes = check_perturb_convolution(images, labels, kernels)
     if not cuda.enabled() or kernels.shape[1] > _extension.load().cuda.perturb_convolution_side:
         return reference.perturb_convolution(images, labels, kernels)
     images, labels, kernels = images.contiguous(), labels.contiguous(), kernels.float().contiguous()
-    n, h, w, c = images.shape
-    library, out = _extension.load().cuda, torch.empty_like(images)
+    device, library, out = images.device, _extension.load().cuda, torch.empty_like(images)
     with torch.cuda.device(device):
-        sizes = {"n": n, "classes": len(kernels), "h": h, "w": w, "c": c, "side": kernels.shape[1]}
         scratch = torch.empty(library.perturb_convolution_scratch(**sizes), device=device)
         library.perturb_convolution(
             images=images.data_ptr(), labels=labels.data_ptr(), kernels=kernels.data_ptr(), scratch=scratch.data_ptr(),
@@ -137,17 +124,11 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
 def perturb_linear(
     images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
 ) -> Tensor:
-    check_perturb_linear(images, labels, weight, steps, alpha, eps, share)
-    device = images.device
-    c, d = weight.shape
-    sizes = {
-        "n": len(images), "d": d, "c": c, "steps": steps, "alpha": alpha, "eps": eps, "share": share,
-        "levels": reference.whole_levels(eps),
-    }  # fmt: skip
+    sizes = check_perturb_linear(images, labels, weight, steps, alpha, eps, share)
     if not cuda.enabled() or not _extension.load().cuda.perturb_linear_fits(**sizes):
         return reference.perturb_linear(images, labels, weight, steps, alpha, eps, share)
     images, labels, weight = images.contiguous(), labels.contiguous(), weight.float().contiguous()
-    out = torch.empty_like(images)
+    device, out = images.device, torch.empty_like(images)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_linear(
             images=images.data_ptr(), labels=labels.data_ptr(), weight=weight.data_ptr(), scratch=0,

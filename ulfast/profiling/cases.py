@@ -335,8 +335,12 @@ def _small_pgd(small: Small) -> dict[str, tuple[Any, ...]]:
 
 def philox_uniform(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
     n, d = shape.n, shape.d
-    return Case(f"philox_uniform {n} x {d}", {"kernel": lambda: ops.philox_uniform(0, 1, 0, n, d, device=device)},
-                {"torch.rand": lambda: torch.rand(n, d, device=device)}, 4.0 * n * d)  # fmt: skip
+    return Case(
+        f"philox_uniform {n} x {d}",
+        {"kernel": lambda: ops.philox_uniform(0, 1, 0, n, d, device=device)},
+        {"torch.rand": lambda: torch.rand(n, d, device=device)},
+        4.0 * n * d,
+    )
 
 
 def philox_normal(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
