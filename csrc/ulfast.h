@@ -183,6 +183,7 @@ static inline Share share_of(const PerturbLsp& a) {
   F(Norm, kind)                 /* of the norm: none leaves the noise as it comes */                                    \
   F(bool, truncate)
 ULFAST_STRUCT(PerturbAr, ULFAST_FIELDS_PERTURB_AR);
+constexpr int64_t perturb_ar_lanes = 16;  // images that share vectors, a lane each
 // Rows of pixels that perturb_ar writes of an image at a time: short ones alone would leave the caches' prefetching
 // idle.
 constexpr int64_t perturb_ar_rows(int64_t w, int64_t channels) {
@@ -191,7 +192,7 @@ constexpr int64_t perturb_ar_rows(int64_t w, int64_t channels) {
 static inline Share share_of(const PerturbAr& a) {
   Share s;
   s.rows = a.n, s.index = a.labels, s.limit = a.classes;
-  s.group = 16;  // images share the lanes of a vector, so that few lanes stay empty
+  s.group = perturb_ar_lanes;
   s.work = s.group * 16 * (a.h + 2) * (a.w + 2) * a.channels;
   // Of sixteen images the random border, three rows of each channel, weights and a few rows of pixels, and the numbers
   // of one border.
@@ -239,7 +240,7 @@ static inline Share share_of(const PerturbConvolution& a) {
   F(const float*, table)    /* (ids, taps, taps, 2 reach + 1, lanes): id of the block, kind of row, row, shift */       \
   F(const int64_t*, starts) /* (blocks) first value of each block of lanes in an image row; they may overlap */         \
   F(const int64_t*, ids)    /* (blocks) whose weights it takes */                                                       \
-  F(float*, scratch)        /* a thread's share each: four images with their borders */                                 \
+  F(float*, scratch)        /* a thread's share each: a few images with their borders */                                \
   F(float*, out)            /* (n, h, w, c), not x */                                                                   \
   F(int64_t, n)                                                                                                         \
   F(int64_t, h)                                                                                                         \
@@ -249,11 +250,12 @@ static inline Share share_of(const PerturbConvolution& a) {
   F(int64_t, blocks)
 ULFAST_STRUCT(PatchFilter, ULFAST_FIELDS_PATCH_FILTER);
 constexpr int64_t patch_filter_lanes = 48;  // a multiple of 1 to 4 channels and of three vectors on every level
+constexpr int64_t patch_filter_images = 4;  // that share the loading of the weights
 constexpr int64_t patch_filter_reach(int64_t taps, int64_t c) { return taps / 2 * c + c - 1; }
 static inline Share share_of(const PatchFilter& a) {
   Share s;
   s.rows = a.n;
-  s.group = 4;  // a vector of weights serves four images
+  s.group = patch_filter_images;
   s.work = s.group * a.h * a.w * a.c * a.taps * a.taps * a.c;
   s.scratch = s.group * a.h * (a.w * a.c + 2 * patch_filter_reach(a.taps, a.c));
   return s;

@@ -17,7 +17,7 @@ namespace {
 constexpr int kN = Vec<float>::size;
 constexpr int kU = 3;  // vectors of a part: a multiple of the three channels
 constexpr int kPart = kU * kN;
-constexpr int kImages = 4;
+constexpr int kImages = patch_filter_images;
 static_assert(patch_filter_lanes % kPart == 0, "a block is whole parts on every level");
 
 template <int G> void filter(const PatchFilter& a, float* bordered, int64_t first) {

@@ -20,7 +20,7 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int kLanes = 16;
+constexpr int kLanes = perturb_ar_lanes;
 constexpr int kBorder = 4;  // rows and columns that the sweep starts from, and that are cut off
 
 constexpr int kN = Vec<float>::size;
