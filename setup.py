@@ -23,22 +23,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-# A kernel file and the extra flags it needs. Random numbers and pixels must round alike on every level.
-EXACT = "-ffp-contract=off"
-KERNELS = {
-    "project": "-ffp-contract=fast",
-    "ingest": "-ffp-contract=fast",
-    "softmax": "-ffp-contract=fast",
-    "pixels": EXACT,
-    "pgd": EXACT,
-    "random": EXACT,
-    "ar": EXACT,
-    "moments": "-ffp-contract=fast",  # whole numbers: exact either way
-    "convolve": EXACT,
-    "linear": "-ffp-contract=fast",
-    "patch": "-ffp-contract=fast",
-    "level": "",
-}
 CUDA_ARCHITECTURES = "75,80,86,89,90"
 LEVELS = {"baseline": os.environ.get("ULFAST_BASELINE", "")}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -61,6 +45,16 @@ def compiler() -> str:
     raise SystemExit(
         "ulfast: no C++ compiler was found. Install one (Debian, Ubuntu: apt-get install g++) or set CXX, then repeat."
     )
+
+
+def kernels() -> dict[str, str]:
+    """The files that are compiled once per CPU level, and the flags that the first line of each asks for.
+
+    Random numbers and pixels must round alike on every level (-ffp-contract=off); sums of products need not.
+    """
+    files = sorted(path for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if path.stem != "dispatch")
+    first = {path.stem: path.read_text().partition("\n")[0] for path in files}
+    return {name: line.partition("// flags: ")[2] for name, line in first.items()}
 
 
 def want_cuda() -> bool:
@@ -133,7 +127,7 @@ class NinjaBuild(build_ext):
         compile_("bindings.cpp", "bindings.o", include + (" -DULFAST_CUDA" if cuda else ""))
         compile_("cpu/dispatch.cpp", "dispatch.o", "")
         for level, march in LEVELS.items():
-            for kernel, flags in KERNELS.items():
+            for kernel, flags in kernels().items():
                 compile_(f"cpu/{kernel}.cpp", f"{kernel}.{level}.o", f"-DULFAST_LEVEL={level} {march} {flags}".strip())
         if cuda:
             compile_("bindings_cuda.cpp", "bindings_cuda.o", include)

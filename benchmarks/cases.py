@@ -16,8 +16,8 @@ from ulfast import ops
 from ulfast.data.dataset import chunks
 from ulfast.poisons import Workplace
 from ulfast.poisons.run import CHUNK_BYTES
-from ulfast.profiling import OPERATORS, Case, Shape
-from ulfast.profiling.cases import Run
+from ulfast.profiling.cases import Case, Shape, Thunk
+from ulfast.profiling.registry import OPERATORS
 
 
 def operator(name: str, shape: str, dtype: torch.dtype | None, compiled: bool) -> Case:
@@ -97,7 +97,7 @@ def lsp(n: int) -> Case:
                 2.0 * n * 3072, 2.0 * n * 48 * 48, repeats=3, goals={"best": 60})  # fmt: skip
 
 
-def generated(method: str, n: int) -> tuple[np.ndarray, np.ndarray, Run]:
+def generated(method: str, n: int) -> tuple[np.ndarray, np.ndarray, Thunk]:
     """Images of 32 px, their labels, and the whole poison of them by ours: preparation, perturbation, rounding."""
     from ulfast.data import Dataset
     from ulfast.poisons import get_poison
@@ -114,7 +114,7 @@ def generated(method: str, n: int) -> tuple[np.ndarray, np.ndarray, Run]:
     return images, labels, ours
 
 
-def scaled(run: Run, times: float) -> Run:
+def scaled(run: Thunk, times: float) -> Thunk:
     """A peer so slow that it runs on a part: its time is multiplied."""
     run.times = times  # type: ignore[attr-defined]
     return run
@@ -301,7 +301,7 @@ def loader(n: int) -> Case:
     def drain(batches: Any) -> float:
         return sum(float(x[0, 0, 0, 0]) for x, _ in batches)
 
-    peers: dict[str, Run] = {"DataLoader, 2 workers": lambda: drain(usual)}
+    peers: dict[str, Thunk] = {"DataLoader, 2 workers": lambda: drain(usual)}
     return Case(f"loader, {n} images of 32 px, crop and flip", {"MemoryLoader": lambda: drain(ours)}, peers,
                 5.0 * n * 3072, repeats=3, goals={"best": 5})  # fmt: skip
 

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from gpu_cases import Job, jobs
 
-from ulfast.profiling import roof
-from ulfast.profiling.measure import timed
+from ulfast.profiling.measure import roof, timed
 from ulfast.runtime import environment
 
 REPEATS = 15

@@ -13,7 +13,7 @@ from ulfast import ops
 from ulfast.ops import _extension, reference
 from ulfast.profiling.cases import pixels
 
-Run = Callable[[int], Any]
+Thunk = Callable[[int], Any]
 COMPILED = (3, 9, 10)  # ranks raced against torch.compile: a compilation takes seconds, and the rank changes little
 
 
@@ -21,8 +21,8 @@ COMPILED = (3, 9, 10)  # ranks raced against torch.compile: a compilation takes 
 class Race:
     """Functions of the number of the input set, and the largest deviations from float64, ours and the plain one's."""
 
-    ours: Run
-    peers: dict[str, Run]
+    ours: Thunk
+    peers: dict[str, Thunk]
     error: float
     plain_error: float
 
@@ -71,7 +71,7 @@ def compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[
     return torch.compile(function, dynamic=False, backend="eager" if device.type == "cpu" else "inductor")
 
 
-def tf32(function: Callable[[int], Any]) -> Run:
+def tf32(function: Callable[[int], Any]) -> Thunk:
     def run(i: int) -> Any:
         torch.backends.cuda.matmul.allow_tf32 = True
         try:
@@ -99,7 +99,7 @@ def project(n: int, d: int, k: int, dtype: torch.dtype, device: torch.device) ->
 
         fast, few = compiled(plain, device), xs[0][:64]
         exact = plain(few, basis.double())
-        peers: dict[str, Run] = {"eager": lambda i: plain(xs[i], b)}
+        peers: dict[str, Thunk] = {"eager": lambda i: plain(xs[i], b)}
         if k in COMPILED:
             peers["compile"] = lambda i: fast(xs[i], b)
         if dtype != torch.uint8:
@@ -157,7 +157,7 @@ def ingest(n: int, side: int, k: int, device: torch.device) -> Job:
 
         fast, few = compiled(chain, device), xs[0][:16]
         exact = chain(few, basis.double(), torch.float64)
-        peers: dict[str, Run] = {"eager": lambda i: chain(xs[i], basis)}
+        peers: dict[str, Thunk] = {"eager": lambda i: chain(xs[i], basis)}
         if k in COMPILED:
             peers["compile"] = lambda i: fast(xs[i], basis)
         peers["TF32 products"] = tf32(lambda i: chain(xs[i], basis))
@@ -176,7 +176,7 @@ def softmax(n: int, d: int, k: int, device: torch.device) -> Job:
         reference.softmax_regression_step(xs[0], y, theirs, 0.1)
         reference.softmax_regression_step(xs[0], y, exact, 0.1)
         errors = deviation(ours, exact), deviation(theirs, exact)
-        peers: dict[str, Run] = {"eager": lambda i: reference.softmax_regression_step(xs[i], y, theirs, 0.01)}
+        peers: dict[str, Thunk] = {"eager": lambda i: reference.softmax_regression_step(xs[i], y, theirs, 0.01)}
         return Race(lambda i: ops.softmax_regression_step(xs[i], y, ours, 0.01), peers, *errors)
 
     return Job("softmax_regression_step", n, d, k, "uint8", make, n * d, float(n * d), 4.0 * n * d * k, 12.0 * n * d)

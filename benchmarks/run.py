@@ -25,11 +25,11 @@ if "ulfast" not in sys.modules and os.environ.get("ULFAST_BENCH_TREE"):
 import torch  # noqa: E402
 from cases import cases  # noqa: E402
 
-from ulfast.profiling import Row, measure, roof  # noqa: E402
+from ulfast.profiling.measure import Timing, measure, roof  # noqa: E402
 from ulfast.runtime import environment  # noqa: E402
 
 
-def show(row: Row) -> str:
+def show(row: Timing) -> str:
     s, error = row.seconds, f"{row.error[0]:.1e}" if row.error else ""
     roof_share = f"{row.x_roof:.2f}" if row.x_roof is not None else ""
     return (

@@ -3,190 +3,346 @@
 // Every function reads and writes memory of the caller and allocates nothing. Sizes are in elements unless a name
 // says bytes. Shapes: n images (rows), d features, k basis rows, c classes. The PyTorch twin of each function, which
 // says what it computes, has the same name in ulfast/ops/reference.py.
+//
+// An operator is written down here once: its arguments as a list of fields, how the CPU shares its rows out
+// (`share_of`), and a line in ULFAST_ROW_OPERATORS, from which its declarations, its place in every CPU level's table
+// and its binding are made. ULFAST_CUDA_OPERATORS does the same for CUDA. `PatchFilter` is the one to copy.
 #pragma once
 
 #include <stdint.h>
 
+#include "fields.h"
+
 namespace ulfast {
 
-enum class DType : int { u8 = 0, f16 = 1, bf16 = 2, f32 = 3, f64 = 4 };
+#define ULFAST_DTYPES(F) F(u8) F(f16) F(bf16) F(f32) F(f64)
+ULFAST_ENUM(DType, ULFAST_DTYPES)
 constexpr int64_t size_of(DType t) { return t == DType::u8 ? 1 : t == DType::f32 ? 4 : t == DType::f64 ? 8 : 2; }
+
+#define ULFAST_NORMS(F) F(none) F(l2) F(linf)
+ULFAST_ENUM(Norm, ULFAST_NORMS)
 
 // Returned by the functions that read an index: the first position whose value is out of range, or kIndexOk.
 constexpr int64_t kIndexOk = -1;
 
-struct Project {
-  const void* x;      // (n, d), rows `x_stride` apart
-  const void* basis;  // (k, d) float32, or float64 where x is float64; (classes, k, d) with labels
-  void* coef;         // (n, k) scratch in the basis's dtype
-  void* out;          // (n, d); x's dtype, float32 for u8
-  int64_t n, d, k, x_stride;
-  DType dtype;            // of x
-  const int64_t* labels;  // (n), or null: one basis for all rows
-  int64_t* order;         // (n + classes) scratch with labels, else null
-  int64_t classes;
-  void* packed = nullptr;  // CPU: (k, d) scratch in the basis's dtype, or null; pays from some dozen rows on
+// How the CPU shares the rows of an operator out to threads.
+struct Share {
+  int64_t rows = 0;
+  int64_t work = 0;                // operations of a group
+  int64_t group = 1;               // rows that are taken together
+  int64_t scratch = 0;             // floats that a thread needs
+  const int64_t* index = nullptr;  // (rows) whose values must lie in [0, limit), or null
+  int64_t limit = 0;
 };
 
-struct Ingest {
-  const void* images;    // (N, h, w, c)
-  const float* basis;    // (k, h*w*c), or null with k = 0; (classes, k, h*w*c) with labels
-  const float* mean;     // (c)
-  const float* std;      // (c)
-  const int64_t* index;  // (n) rows of images, or null
-  const int32_t* shift;  // (n, 2) dy, dx, or null
-  const uint8_t* flip;   // (n), or null
-  float* coef;           // (n, k) scratch
-  void* out;             // (n, h, w, c)
-  int64_t images_n, n, h, w, c, k;
-  DType out_dtype;        // f32, f16 or bf16
-  const int64_t* labels;  // (n) of the results, or null: one basis for all
-  int64_t classes;
-  DType in_dtype;                  // of the images; u8 is read as x / 255
-  const int64_t* order = nullptr;  // CUDA: (n) the order to take them in, by label; or null
-};
+// clang-format off: a field a line
 
-struct SoftmaxStep {
-  const void* x;          // (N, d) u8 or f32
-  const int64_t* labels;  // (N)
-  const int64_t* index;   // (n) rows of x, or null
-  float* weight;          // (c, d), updated
-  float* coef;            // (n, c) scratch
-  float* grad;            // (threads, c, d) scratch
-  double* result;         // (2): mean loss, correct rows
-  int64_t rows, n, d, c;
-  float lr;
-  DType dtype;  // of x
-};
+#define ULFAST_FIELDS_PROJECT(F)                                                                                        \
+  F(const void*, x)         /* (n, d), rows `x_stride` apart */                                                         \
+  F(const void*, basis)     /* (k, d) float32, or float64 where x is float64; (classes, k, d) with labels */            \
+  F(void*, coef)            /* (n, k) scratch in the basis's dtype */                                                   \
+  F(void*, out)             /* (n, d); x's dtype, float32 for u8 */                                                     \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, d)                                                                                                         \
+  F(int64_t, k)                                                                                                         \
+  F(int64_t, x_stride)                                                                                                  \
+  F(DType, dtype)           /* of x */                                                                                  \
+  F(const int64_t*, labels) /* (n), or null: one basis for all rows */                                                  \
+  F(int64_t*, order)        /* (n + classes) scratch with labels, else null */                                          \
+  F(int64_t, classes)                                                                                                   \
+  F(void*, packed)          /* CPU: (k, d) scratch in the basis's dtype, or null; pays from some dozen rows on */
+ULFAST_STRUCT(Project, ULFAST_FIELDS_PROJECT);
 
-struct Apply {
-  const uint8_t* images;  // (n, d)
-  const float* delta;     // (m, d) in units of [0, 1]
-  const int64_t* index;   // (n), or null
-  uint8_t* out;           // (n, d)
-  int64_t n, d, m;
-  bool truncate;
-};
+#define ULFAST_FIELDS_INGEST(F)                                                                                         \
+  F(const void*, images)    /* (N, h, w, c) */                                                                          \
+  F(const float*, basis)    /* (k, h*w*c), or null with k = 0; (classes, k, h*w*c) with labels */                       \
+  F(const float*, mean)     /* (c) */                                                                                   \
+  F(const float*, std)      /* (c) */                                                                                   \
+  F(const int64_t*, index)  /* (n) rows of images, or null */                                                           \
+  F(const int32_t*, shift)  /* (n, 2) dy, dx, or null */                                                                \
+  F(const uint8_t*, flip)   /* (n), or null */                                                                          \
+  F(float*, coef)           /* (n, k) scratch */                                                                        \
+  F(void*, out)             /* (n, h, w, c) */                                                                          \
+  F(int64_t, images_n)                                                                                                  \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, h)                                                                                                         \
+  F(int64_t, w)                                                                                                         \
+  F(int64_t, c)                                                                                                         \
+  F(int64_t, k)                                                                                                         \
+  F(DType, out_dtype)       /* f32, f16 or bf16 */                                                                      \
+  F(const int64_t*, labels) /* (n) of the results, or null: one basis for all */                                        \
+  F(int64_t, classes)                                                                                                   \
+  F(DType, in_dtype)        /* of the images; u8 is read as x / 255 */                                                  \
+  F(const int64_t*, order)  /* CUDA: (n) the order to take them in, by label; or null */
+ULFAST_STRUCT(Ingest, ULFAST_FIELDS_INGEST);
+constexpr int64_t ingest_width = 8192;  // the widest image row (w * c) that the CPU's tables hold
 
-struct PgdStep {
-  float* x;            // (n, d), stepped in place
-  const float* grad;   // (n, d)
-  const float* start;  // (n, d): the middle of the ball
-  int64_t n, d;
-  float alpha, eps;
-  int norm;    // 1 is L2, 2 is L-infinity, as for perturb_ar
-  bool clamp;  // keep the result in [0, 1]
-};
+#define ULFAST_FIELDS_SOFTMAX_REGRESSION_STEP(F)                                                                        \
+  F(const void*, x)         /* (N, d) u8 or f32 */                                                                      \
+  F(const int64_t*, labels) /* (N) */                                                                                   \
+  F(const int64_t*, index)  /* (n) rows of x, or null */                                                                \
+  F(float*, weight)         /* (c, d), updated */                                                                       \
+  F(float*, coef)           /* (n, c) scratch */                                                                        \
+  F(float*, grad)           /* (threads, c, d) scratch */                                                               \
+  F(double*, result)        /* (2): mean loss, correct rows */                                                          \
+  F(int64_t, rows)                                                                                                      \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, d)                                                                                                         \
+  F(int64_t, c)                                                                                                         \
+  F(float, lr)                                                                                                          \
+  F(DType, dtype)           /* of x */
+ULFAST_STRUCT(SoftmaxRegressionStep, ULFAST_FIELDS_SOFTMAX_REGRESSION_STEP);
 
-struct Philox {
-  float* out;  // (n, d)
-  int64_t seed, stream, first, n, d;
-};
-
-struct Lsp {
-  const int64_t* labels;   // (n)
-  const float* centroids;  // (c, m), m = ceil(h/patch) * ceil(w/patch) * channels
-  const float* mixing;     // (c, m, m)
-  float* scratch;          // (threads, 2*m + w*channels)
-  const uint8_t* images;   // (n, h, w, channels): the result is the poisoned image; null: the perturbation itself
-  void* out;               // (n, h, w, channels) uint8 or float
-  int64_t seed, first, n, classes, h, w, channels, patch;
-  float norm;
-  bool truncate;
-};
-
-struct Ar {
-  const int64_t* labels;      // (n)
-  const float* coefficients;  // (c, channels, 3, 3); the last of each window is not read
-  float* scratch;             // (threads, ar_scratch)
-  const uint8_t* images;      // (n, h, w, channels): the result is the poisoned image; null: the perturbation itself
-  void* out;                  // (n, h, w, channels) uint8 or float
-  int64_t seed, first, n, classes, h, w, channels;
-  float norm;
-  int kind;  // of the norm: 0 leaves the noise as it comes, 1 is L2, 2 is L-infinity
-  bool truncate;
-};
-
-struct ClassMoments {
-  const uint8_t* x;       // (n, d)
-  const int64_t* labels;  // (n)
-  int64_t* order;         // (n + classes) scratch
-  float* scratch;         // (threads, 2 * class_moments_block)
-  int64_t* sums;          // (classes, d)
-  int64_t* squares;       // (classes, d)
-  int64_t n, d, classes;
-};
-constexpr int64_t class_moments_block = 2048;  // features a thread sums at a time
-
-struct Convolve {
-  const uint8_t* images;  // (n, h, w, c)
-  const int64_t* labels;  // (n)
-  const float* kernels;   // (classes, side, side)
-  float* scratch;         // (threads, convolve_scratch)
-  uint8_t* out;           // (n, h, w, c)
-  int64_t n, classes, h, w, c, side;
-};
-
-struct PatchFilter {
-  const float* x;         // (n, h, w, c)
-  const float* table;     // (ids, taps, taps, 2 reach + 1, patch_lanes): id of the block, kind of row, row, shift
-  const int64_t* starts;  // (blocks) first value of each block of patch_lanes in an image row; they may overlap
-  const int64_t* ids;     // (blocks) whose weights it takes
-  float* scratch;         // (threads, patch_scratch)
-  float* out;             // (n, h, w, c), not x
-  int64_t n, h, w, c, taps, blocks;
-};
-constexpr int64_t patch_lanes = 48;  // a multiple of 1, 2, 3 and 4 channels and of three vectors on every level
-constexpr int64_t patch_reach(int64_t taps, int64_t c) { return taps / 2 * c + c - 1; }
-constexpr int64_t patch_scratch(int64_t h, int64_t w, int64_t c, int64_t taps) {
-  return 4 * h * (w * c + 2 * patch_reach(taps, c));
+#define ULFAST_FIELDS_APPLY_PERTURBATION(F)                                                                             \
+  F(const uint8_t*, images) /* (n, d) */                                                                                \
+  F(const float*, delta)    /* (m, d) in units of [0, 1] */                                                             \
+  F(const int64_t*, index)  /* (n), or null */                                                                          \
+  F(uint8_t*, out)          /* (n, d) */                                                                                \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, d)                                                                                                         \
+  F(int64_t, m)                                                                                                         \
+  F(bool, truncate)
+ULFAST_STRUCT(ApplyPerturbation, ULFAST_FIELDS_APPLY_PERTURBATION);
+static inline Share share_of(const ApplyPerturbation& a) {
+  Share s;
+  s.rows = a.n, s.work = a.d, s.index = a.index, s.limit = a.m;
+  return s;
 }
 
-struct Linear {
-  const uint8_t* images;  // (n, d)
-  const int64_t* labels;  // (n)
-  const float* weight;    // (c, d)
-  float* scratch;         // (threads, linear_scratch)
-  uint8_t* out;           // (n, d)
-  int64_t n, d, c, steps;
-  float alpha, eps;
-  float share;   // of the noise's own term; the image's has the rest
-  float levels;  // largest change of a stored pixel
-};
-
-// Floats of scratch a thread needs for perturb_linear: four rows of noise, their logits, and the weights packed.
-constexpr int64_t linear_scratch(int64_t d, int64_t c) { return 4 * d + 12 * c + c * d; }
-
-// Floats of scratch a thread needs for perturb_convolution: the image with its border, and the result.
-constexpr int64_t convolve_scratch(int64_t h, int64_t w, int64_t c, int64_t side) {
-  return (h + side) * (w + side) * c + h * w * c + 64;
+#define ULFAST_FIELDS_PGD_STEP(F)                                                                                       \
+  F(float*, x)              /* (n, d), stepped in place */                                                              \
+  F(const float*, grad)     /* (n, d) */                                                                                \
+  F(const float*, start)    /* (n, d): the middle of the ball */                                                        \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, d)                                                                                                         \
+  F(float, alpha)                                                                                                       \
+  F(float, eps)                                                                                                         \
+  F(Norm, norm)             /* l2 or linf */                                                                            \
+  F(bool, clamp)            /* keep the result in [0, 1] */
+ULFAST_STRUCT(PgdStep, ULFAST_FIELDS_PGD_STEP);
+static inline Share share_of(const PgdStep& a) {
+  Share s;
+  s.rows = a.n, s.work = a.d;
+  return s;
 }
 
+#define ULFAST_FIELDS_PHILOX(F)                                                                                         \
+  F(float*, out)            /* (n, d) */                                                                                \
+  F(int64_t, seed)                                                                                                      \
+  F(int64_t, stream)                                                                                                    \
+  F(int64_t, first)                                                                                                     \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, d)
+ULFAST_STRUCT(Philox, ULFAST_FIELDS_PHILOX);
+static inline Share share_of(const Philox& a) {
+  Share s;
+  s.rows = a.n, s.work = a.d * 8;
+  return s;
+}
+
+#define ULFAST_FIELDS_PERTURB_LSP(F)                                                                                    \
+  F(const int64_t*, labels)   /* (n) */                                                                                 \
+  F(const float*, centroids)  /* (c, m), m = ceil(h/patch) * ceil(w/patch) * channels */                                \
+  F(const float*, mixing)     /* (c, m, m) */                                                                           \
+  F(float*, scratch)          /* CPU: a thread's share each */                                                          \
+  F(const uint8_t*, images)   /* (n, h, w, channels): the result is the poisoned image; null: the perturbation itself */\
+  F(void*, out)               /* (n, h, w, channels) uint8 or float */                                                  \
+  F(int64_t, seed)                                                                                                      \
+  F(int64_t, first)                                                                                                     \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, classes)                                                                                                   \
+  F(int64_t, h)                                                                                                         \
+  F(int64_t, w)                                                                                                         \
+  F(int64_t, channels)                                                                                                  \
+  F(int64_t, patch)                                                                                                     \
+  F(float, norm)                                                                                                        \
+  F(bool, truncate)
+ULFAST_STRUCT(PerturbLsp, ULFAST_FIELDS_PERTURB_LSP);
+static inline Share share_of(const PerturbLsp& a) {
+  const int64_t m = (a.h + a.patch - 1) / a.patch * ((a.w + a.patch - 1) / a.patch) * a.channels;
+  Share s;
+  s.rows = a.n, s.work = a.h * a.w * a.channels + m * m, s.index = a.labels, s.limit = a.classes;
+  s.scratch = 2 * m + a.w * a.channels;
+  return s;
+}
+
+#define ULFAST_FIELDS_PERTURB_AR(F)                                                                                     \
+  F(const int64_t*, labels)     /* (n) */                                                                               \
+  F(const float*, coefficients) /* (c, channels, 3, 3); the last of each window is not read */                          \
+  F(float*, scratch)            /* CPU: a thread's share each */                                                        \
+  F(const uint8_t*, images)     /* (n, h, w, channels): as for perturb_lsp */                                           \
+  F(void*, out)                 /* (n, h, w, channels) uint8 or float */                                                \
+  F(int64_t, seed)                                                                                                      \
+  F(int64_t, first)                                                                                                     \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, classes)                                                                                                   \
+  F(int64_t, h)                                                                                                         \
+  F(int64_t, w)                                                                                                         \
+  F(int64_t, channels)                                                                                                  \
+  F(float, norm)                                                                                                        \
+  F(Norm, kind)                 /* of the norm: none leaves the noise as it comes */                                    \
+  F(bool, truncate)
+ULFAST_STRUCT(PerturbAr, ULFAST_FIELDS_PERTURB_AR);
+constexpr int64_t perturb_ar_lanes = 16;  // images that share vectors, a lane each
 // Rows of pixels that perturb_ar writes of an image at a time: short ones alone would leave the caches' prefetching
 // idle.
-constexpr int64_t ar_rows(int64_t w, int64_t channels) { return 768 / (w * channels) < 1 ? 1 : 768 / (w * channels); }
-
-// Floats of scratch a thread needs for perturb_ar: for sixteen images the random border, three rows of each channel,
-// weights and a few rows of pixels, and the numbers of one border.
-constexpr int64_t ar_scratch(int64_t h, int64_t w, int64_t channels) {
-  return channels * (16 * (2 * (h + w + 6) + 3 * (w + 4) + 8 + w * ar_rows(w, channels)) + 2 * (h + w + 6));
+constexpr int64_t perturb_ar_rows(int64_t w, int64_t channels) {
+  return 768 / (w * channels) < 1 ? 1 : 768 / (w * channels);
 }
+static inline Share share_of(const PerturbAr& a) {
+  Share s;
+  s.rows = a.n, s.index = a.labels, s.limit = a.classes;
+  s.group = perturb_ar_lanes;
+  s.work = s.group * 16 * (a.h + 2) * (a.w + 2) * a.channels;
+  // Of sixteen images the random border, three rows of each channel, weights and a few rows of pixels, and the numbers
+  // of one border.
+  const int64_t border = 2 * (a.h + a.w + 6);
+  s.scratch = s.group * (border + 3 * (a.w + 4) + 8 + a.w * perturb_ar_rows(a.w, a.channels)) + border;
+  s.scratch *= a.channels;
+  return s;
+}
+
+#define ULFAST_FIELDS_CLASS_MOMENTS(F)                                                                                  \
+  F(const uint8_t*, images) /* (n, d) */                                                                                \
+  F(const int64_t*, labels) /* (n) */                                                                                   \
+  F(int64_t*, order)        /* (n + classes) scratch; on CUDA (n) the order to take them in, by label */                \
+  F(float*, scratch)        /* CPU: (threads, 2 * class_moments_block) */                                               \
+  F(int64_t*, sums)         /* (classes, d), zeros */                                                                   \
+  F(int64_t*, squares)      /* (classes, d), zeros */                                                                   \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, d)                                                                                                         \
+  F(int64_t, classes)
+ULFAST_STRUCT(ClassMoments, ULFAST_FIELDS_CLASS_MOMENTS);
+constexpr int64_t class_moments_block = 2048;  // features a thread sums at a time
+
+#define ULFAST_FIELDS_PERTURB_CONVOLUTION(F)                                                                            \
+  F(const uint8_t*, images) /* (n, h, w, c) */                                                                          \
+  F(const int64_t*, labels) /* (n) */                                                                                   \
+  F(const float*, kernels)  /* (classes, side, side) */                                                                 \
+  F(float*, scratch)        /* CPU: a thread's share each; CUDA: perturb_convolution_scratch */                         \
+  F(uint8_t*, out)          /* (n, h, w, c) */                                                                          \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, classes)                                                                                                   \
+  F(int64_t, h)                                                                                                         \
+  F(int64_t, w)                                                                                                         \
+  F(int64_t, c)                                                                                                         \
+  F(int64_t, side)
+ULFAST_STRUCT(PerturbConvolution, ULFAST_FIELDS_PERTURB_CONVOLUTION);
+static inline Share share_of(const PerturbConvolution& a) {
+  Share s;
+  s.rows = a.n, s.work = a.h * a.w * a.c * a.side * a.side, s.index = a.labels, s.limit = a.classes;
+  s.scratch = (a.h + a.side) * (a.w + a.side) * a.c + a.h * a.w * a.c + 64;  // the image with its border, the result
+  return s;
+}
+
+#define ULFAST_FIELDS_PATCH_FILTER(F)                                                                                   \
+  F(const float*, x)        /* (n, h, w, c) */                                                                          \
+  F(const float*, table)    /* (ids, taps, taps, 2 reach + 1, lanes): id of the block, kind of row, row, shift */       \
+  F(const int64_t*, starts) /* (blocks) first value of each block of lanes in an image row; they may overlap */         \
+  F(const int64_t*, ids)    /* (blocks) whose weights it takes */                                                       \
+  F(float*, scratch)        /* a thread's share each: a few images with their borders */                                \
+  F(float*, out)            /* (n, h, w, c), not x */                                                                   \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, h)                                                                                                         \
+  F(int64_t, w)                                                                                                         \
+  F(int64_t, c)                                                                                                         \
+  F(int64_t, taps)                                                                                                      \
+  F(int64_t, blocks)
+ULFAST_STRUCT(PatchFilter, ULFAST_FIELDS_PATCH_FILTER);
+constexpr int64_t patch_filter_lanes = 48;  // a multiple of 1 to 4 channels and of three vectors on every level
+constexpr int64_t patch_filter_images = 4;  // that share the loading of the weights
+constexpr int64_t patch_filter_reach(int64_t taps, int64_t c) { return taps / 2 * c + c - 1; }
+static inline Share share_of(const PatchFilter& a) {
+  Share s;
+  s.rows = a.n;
+  s.group = patch_filter_images;
+  s.work = s.group * a.h * a.w * a.c * a.taps * a.taps * a.c;
+  s.scratch = s.group * a.h * (a.w * a.c + 2 * patch_filter_reach(a.taps, a.c));
+  return s;
+}
+
+#define ULFAST_FIELDS_PERTURB_LINEAR(F)                                                                                 \
+  F(const uint8_t*, images) /* (n, d) */                                                                                \
+  F(const int64_t*, labels) /* (n) */                                                                                   \
+  F(const float*, weight)   /* (c, d) */                                                                                \
+  F(float*, scratch)        /* CPU: a thread's share each */                                                            \
+  F(uint8_t*, out)          /* (n, d) */                                                                                \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, d)                                                                                                         \
+  F(int64_t, c)                                                                                                         \
+  F(int64_t, steps)                                                                                                     \
+  F(float, alpha)                                                                                                       \
+  F(float, eps)                                                                                                         \
+  F(float, share)           /* of the noise's own term; the image's has the rest */                                     \
+  F(float, levels)          /* largest change of a stored pixel */
+ULFAST_STRUCT(PerturbLinear, ULFAST_FIELDS_PERTURB_LINEAR);
+static inline Share share_of(const PerturbLinear& a) {
+  Share s;
+  s.rows = a.n, s.work = a.d * a.c * (a.steps + 1), s.index = a.labels, s.limit = a.c;
+  s.scratch = 4 * a.d + 12 * a.c + a.c * a.d;  // four rows of noise, their logits, and the weights packed
+  return s;
+}
+
+// clang-format on
+
+// Operators whose rows are independent of each other: dispatch.cpp needs no line for them.
+#define ULFAST_ROW_OPERATORS(F)              \
+  F(apply_perturbation, ApplyPerturbation)   \
+  F(pgd_step, PgdStep)                       \
+  F(philox_uniform, Philox)                  \
+  F(philox_normal, Philox)                   \
+  F(perturb_lsp, PerturbLsp)                 \
+  F(perturb_ar, PerturbAr)                   \
+  F(perturb_convolution, PerturbConvolution) \
+  F(perturb_linear, PerturbLinear)           \
+  F(patch_filter, PatchFilter)
+
+// Those with a function of their own in dispatch.cpp, and kernels of their own in table.h.
+#define ULFAST_OTHER_OPERATORS(F)                   \
+  F(project, Project)                               \
+  F(ingest, Ingest)                                 \
+  F(softmax_regression_step, SoftmaxRegressionStep) \
+  F(class_moments, ClassMoments)
+
+// Those that CUDA has.
+#define ULFAST_CUDA_OPERATORS(F)                    \
+  F(project, Project)                               \
+  F(ingest, Ingest)                                 \
+  F(softmax_regression_step, SoftmaxRegressionStep) \
+  F(class_moments, ClassMoments)                    \
+  F(apply_perturbation, ApplyPerturbation)          \
+  F(pgd_step, PgdStep)                              \
+  F(philox_uniform, Philox)                         \
+  F(philox_normal, Philox)                          \
+  F(perturb_lsp, PerturbLsp)                        \
+  F(perturb_ar, PerturbAr)                          \
+  F(perturb_convolution, PerturbConvolution)        \
+  F(perturb_linear, PerturbLinear)
+
+// What CUDA needs beside: sizes of scratch, and whether shared memory takes an operator's arguments (1 or 0). They
+// read no address.
+#define ULFAST_CUDA_SIZES(F)                           \
+  F(project_scratch, Project)               /* coef */ \
+  F(ingest_scratch, Ingest)                 /* coef */ \
+  F(softmax_scratch, SoftmaxRegressionStep) /* coef */ \
+  F(softmax_parts, SoftmaxRegressionStep)   /* grad */ \
+  F(perturb_convolution_scratch, PerturbConvolution)   \
+  F(perturb_ar_fits, PerturbAr)                        \
+  F(perturb_linear_fits, PerturbLinear)
+
+// Constants that Python reads: of all builds, and of those with CUDA.
+#define ULFAST_CONSTANTS(F) F(ingest_width) F(class_moments_block) F(patch_filter_lanes)
+#define ULFAST_CUDA_CONSTANTS(F) F(ingest_width) F(ingest_channels) F(perturb_lsp_latents) F(perturb_convolution_side)
 
 namespace cpu {
 
-int64_t project(const Project& a, int threads);
-int64_t ingest(const Ingest& a, int threads);
-int64_t softmax_regression_step(const SoftmaxStep& a, int threads);
-int64_t apply_perturbation(const Apply& a, int threads);
-void pgd_step(const PgdStep& a, int threads);
-void philox_uniform(const Philox& a, int threads);
-void philox_normal(const Philox& a, int threads);
-int64_t perturb_lsp(const Lsp& a, int threads);
-int64_t perturb_ar(const Ar& a, int threads);
-int64_t class_moments(const ClassMoments& a, int threads);
-int64_t perturb_convolution(const Convolve& a, int threads);
-void patch_filter(const PatchFilter& a, int threads);
-int64_t perturb_linear(const Linear& a, int threads);
+#define ULFAST_DECLARE(name, Arguments) int64_t name(const Arguments& a, int threads);
+ULFAST_ROW_OPERATORS(ULFAST_DECLARE)
+ULFAST_OTHER_OPERATORS(ULFAST_DECLARE)
+#undef ULFAST_DECLARE
+
+// Floats that the threads of a row operator need, each.
+template <class Arguments> int64_t scratch(const Arguments& a) { return share_of(a).scratch; }
 
 // Asks the system to back fresh memory with large pages, before it is first touched: a result of tens of megabytes
 // otherwise spends more time in page faults than in the kernel. A hint: nothing happens where it is not known.
@@ -202,36 +358,23 @@ bool set_level(const char* name);  // false: unknown, or this processor lacks it
 }  // namespace cpu
 
 // The same on a GPU, on the given cudaStream_t of the current device. They return null, or what the launch said.
+//
+// `order` is given by the caller (the rows sorted by label) or null (as they come). `softmax_regression_step` has
+// `grad` (softmax_parts, c, d) and `result` 2 + 2 n: the two results, then the rows' losses and whether each is right.
+// The generators read no `scratch` but that of perturb_convolution.
 namespace cuda {
 
-// On CUDA `order` is given by the caller (the rows sorted by label) or null (as they come), and `coef` holds
-// project_scratch(a) values.
-const char* project(const Project& a, void* stream);
-int64_t project_scratch(const Project& a);
+#define ULFAST_DECLARE(name, Arguments) const char* name(const Arguments& a, void* stream);
+ULFAST_CUDA_OPERATORS(ULFAST_DECLARE)
+#undef ULFAST_DECLARE
+#define ULFAST_DECLARE(name, Arguments) int64_t name(const Arguments& a);
+ULFAST_CUDA_SIZES(ULFAST_DECLARE)
+#undef ULFAST_DECLARE
 
-// `coef` holds ingest_scratch(a) values, `order` is as for project.
-const char* ingest(const Ingest& a, void* stream);
-int64_t ingest_scratch(const Ingest& a);
-
-// `coef` holds softmax_scratch(a) values, `grad` (softmax_parts(a), c, d), `result` 2 + 2 n: the two results, then the
-// rows' losses and whether each is right.
-const char* softmax_regression_step(const SoftmaxStep& a, void* stream);
-int64_t softmax_scratch(const SoftmaxStep& a);
-int64_t softmax_parts(const SoftmaxStep& a);
-
-const char* apply_perturbation(const Apply& a, void* stream);
-const char* pgd_step(const PgdStep& a, void* stream);
-const char* philox_uniform(const Philox& a, void* stream);
-const char* philox_normal(const Philox& a, void* stream);
-// The generators: no `scratch` but that of perturb_convolution, and `order` as for project.
-const char* perturb_lsp(const Lsp& a, void* stream);
-const char* perturb_ar(const Ar& a, void* stream);
-bool perturb_ar_fits(const Ar& a);  // two rows of an image in shared memory
-const char* class_moments(const ClassMoments& a, void* stream);
-const char* perturb_convolution(const Convolve& a, void* stream);
-const char* perturb_linear(const Linear& a, void* stream);
-bool perturb_linear_fits(int64_t d, int64_t c);  // whether a block's shared memory holds the noise
-int64_t perturb_convolution_scratch(const Convolve& a);
+// The widest image row (w * c) and the most channels that ingest's shared memory always holds.
+constexpr int64_t ingest_width = 4096, ingest_channels = 64;
+constexpr int64_t perturb_lsp_latents = 4096;     // of an image: more do not fit in a block's shared memory
+constexpr int64_t perturb_convolution_side = 64;  // nor does a filter of a larger side
 
 }  // namespace cuda
 }  // namespace ulfast

@@ -98,6 +98,25 @@ void sort_by_label(const int64_t* labels, int64_t n, int64_t classes, int64_t* o
 constexpr int64_t kWork = 1 << 16;
 int64_t least(int64_t work_a_row) { return work_a_row >= kWork ? 1 : kWork / (work_a_row > 0 ? work_a_row : 1) + 1; }
 
+template <class A> auto scratch_of(const A& a) -> decltype(a.scratch) { return a.scratch; }
+float* scratch_of(...) { return nullptr; }
+
+// A row operator: its index is read first, then its groups of rows are shared out, each thread with its own scratch.
+template <class A>
+int64_t run(const A& a, void (*kernel)(const A& a, float* scratch, int64_t begin, int64_t end), int threads) {
+  const Share s = share_of(a);
+  const int64_t bad = first_outside(s.index, s.rows, s.limit);
+  if (bad != kIndexOk) return bad;
+  float* scratch = scratch_of(a);
+  share((s.rows + s.group - 1) / s.group, least(s.work), threads,
+        [&](int p, int64_t b, int64_t e) {
+          const int64_t end = e * s.group;
+          kernel(a, scratch ? scratch + p * s.scratch : nullptr, b * s.group, end < s.rows ? end : s.rows);
+        },
+        s.group > 1 ? 1 : current->tile);
+  return kIndexOk;
+}
+
 }  // namespace
 
 int level_count() { return kTableCount; }
@@ -146,7 +165,7 @@ int64_t ingest(const Ingest& a, int threads) {
   return kIndexOk;
 }
 
-int64_t softmax_regression_step(const SoftmaxStep& a, int threads) {
+int64_t softmax_regression_step(const SoftmaxRegressionStep& a, int threads) {
   int64_t bad = first_outside(a.index, a.n, a.rows);
   if (bad != kIndexOk) return bad;
   for (int64_t i = 0; i < a.n; ++i) {
@@ -180,51 +199,6 @@ int64_t softmax_regression_step(const SoftmaxStep& a, int threads) {
   return kIndexOk;
 }
 
-int64_t apply_perturbation(const Apply& a, int threads) {
-  const int64_t bad = first_outside(a.index, a.n, a.m);
-  if (bad != kIndexOk) return bad;
-  const Table* t = current;
-  share(a.n, least(a.d), threads, [&](int, int64_t b, int64_t e) { t->apply(a, b, e); });
-  return kIndexOk;
-}
-
-void pgd_step(const PgdStep& a, int threads) {
-  const Table* t = current;
-  share(a.n, least(a.d), threads, [&](int, int64_t b, int64_t e) { t->pgd(a, b, e); });
-}
-
-void philox_uniform(const Philox& a, int threads) {
-  const Table* t = current;
-  share(a.n, least(a.d * 8), threads, [&](int, int64_t b, int64_t e) { t->philox_uniform(a, b, e); });
-}
-
-void philox_normal(const Philox& a, int threads) {
-  const Table* t = current;
-  share(a.n, least(a.d * 8), threads, [&](int, int64_t b, int64_t e) { t->philox_normal(a, b, e); });
-}
-
-int64_t perturb_lsp(const Lsp& a, int threads) {
-  const int64_t bad = first_outside(a.labels, a.n, a.classes);
-  if (bad != kIndexOk) return bad;
-  const Table* t = current;
-  const int64_t m = ((a.h + a.patch - 1) / a.patch) * ((a.w + a.patch - 1) / a.patch) * a.channels;
-  share(a.n, least(a.h * a.w * a.channels + m * m), threads,
-        [&](int p, int64_t b, int64_t e) { t->lsp(a, a.scratch + p * (2 * m + a.w * a.channels), b, e); });
-  return kIndexOk;
-}
-
-int64_t perturb_ar(const Ar& a, int threads) {
-  const int64_t bad = first_outside(a.labels, a.n, a.classes);
-  if (bad != kIndexOk) return bad;
-  const Table* t = current;
-  const int64_t scratch = ar_scratch(a.h, a.w, a.channels);
-  // Sixteen images at a time share the lanes; pieces are whole groups, so that few lanes stay empty.
-  share((a.n + 15) / 16, 1, threads,
-        [&](int p, int64_t b, int64_t e) { t->ar(a, a.scratch + p * scratch, b * 16, e * 16 < a.n ? e * 16 : a.n); },
-        1);
-  return kIndexOk;
-}
-
 int64_t class_moments(const ClassMoments& a, int threads) {
   const int64_t bad = first_outside(a.labels, a.n, a.classes);
   if (bad != kIndexOk) return bad;
@@ -236,41 +210,16 @@ int64_t class_moments(const ClassMoments& a, int threads) {
   share(
       lines, least(a.n * line), threads,
       [&](int p, int64_t b, int64_t e) {
-        t->moments(a, a.scratch + p * 2 * class_moments_block, b * line, e * line < a.d ? e * line : a.d);
+        t->class_moments(a, a.scratch + p * 2 * class_moments_block, b * line, e * line < a.d ? e * line : a.d);
       },
       1);
   return kIndexOk;
 }
 
-int64_t perturb_convolution(const Convolve& a, int threads) {
-  const int64_t bad = first_outside(a.labels, a.n, a.classes);
-  if (bad != kIndexOk) return bad;
-  const Table* t = current;
-  const int64_t scratch = convolve_scratch(a.h, a.w, a.c, a.side);
-  share(a.n, least(a.h * a.w * a.c * a.side * a.side), threads,
-        [&](int p, int64_t b, int64_t e) { t->convolve(a, a.scratch + p * scratch, b, e); });
-  return kIndexOk;
-}
-
-void patch_filter(const PatchFilter& a, int threads) {
-  const Table* t = current;
-  const int64_t scratch = patch_scratch(a.h, a.w, a.c, a.taps);
-  share((a.n + 3) / 4, 1, threads,
-        [&](int p, int64_t b, int64_t e) {
-          t->patch_filter(a, a.scratch + p * scratch, b * 4, e * 4 < a.n ? e * 4 : a.n);
-        },
-        1);
-}
-
-int64_t perturb_linear(const Linear& a, int threads) {
-  const int64_t bad = first_outside(a.labels, a.n, a.c);
-  if (bad != kIndexOk) return bad;
-  const Table* t = current;
-  const int64_t scratch = linear_scratch(a.d, a.c);
-  share(a.n, least(a.d * a.c * (a.steps + 1)), threads,
-        [&](int p, int64_t b, int64_t e) { t->linear(a, a.scratch + p * scratch, b, e); });
-  return kIndexOk;
-}
+#define ULFAST_RUN(name, Arguments) \
+  int64_t name(const Arguments& a, int threads) { return run(a, current->name, threads); }
+ULFAST_ROW_OPERATORS(ULFAST_RUN)
+#undef ULFAST_RUN
 
 }  // namespace cpu
 }  // namespace ulfast

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=fast
+//
 // ingest: NHWC, uint8 or floats -> [0, 1] -> project -> shift -> flip -> normalise -> float32, bfloat16 or float16.
 //
 // Bytes: n d (size of a pixel's value + of the result's). Flops: 4 n d k + 2 n d. A few image rows at a time are
@@ -16,8 +18,8 @@ namespace {
 constexpr int64_t kTile = 768;   // floats an image of the tile
 constexpr int64_t kPacked = 16;  // basis rows that are packed, at most
 constexpr int64_t kApart = kTile + 16;
-constexpr int64_t kGroup = 32;   // images that share a pass over the basis
-constexpr int64_t kWide = 8192;  // the widest image row (w * c) that the stack tables hold
+constexpr int64_t kGroup = 32;  // images that share a pass over the basis
+constexpr int64_t kWide = ingest_width;
 
 template <class O> struct Line {  // per position in an image row: value = x * scale + bias; what black becomes
   alignas(64) float scale[kWide], bias[kWide];

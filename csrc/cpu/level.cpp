@@ -8,24 +8,10 @@ namespace ulfast {
 namespace ULFAST_LEVEL {
 
 extern const Table table;
-const Table table = {ULFAST_STRING(ULFAST_LEVEL),
-                     4,
-                     project,
-                     pack,
-                     chunks,
-                     ingest,
-                     softmax_gradient,
-                     softmax_update,
-                     apply,
-                     pgd,
-                     philox_uniform,
-                     philox_normal,
-                     lsp,
-                     ar,
-                     moments,
-                     convolve,
-                     linear,
-                     patch_filter};
+#define ULFAST_ENTRY(R, name, ...) name,
+#define ULFAST_ROW_ENTRY(name, Arguments) name,
+const Table table = {ULFAST_STRING(ULFAST_LEVEL), 4,
+                     ULFAST_OTHER_KERNELS(ULFAST_ENTRY) ULFAST_ROW_OPERATORS(ULFAST_ROW_ENTRY)};
 
 }  // namespace ULFAST_LEVEL
 }  // namespace ulfast

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=fast
+//
 // project: out = x - (x B^T) B, one pass over x; project_classwise: the same with the basis of each row's label.
 //
 // Bytes (float32): 8 n d. Flops: 4 n d k. Bound: the larger of bytes / copy bandwidth and flops / multiply-add rate;

@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "../floats.h"
 #include "../ulfast.h"
 
 #if defined(__x86_64__)
@@ -85,55 +86,16 @@ ULFAST_INLINE double sum(vd8 v) {
   return sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
 }
 
-// Half precision lives in uint16 with a tag, since not every compiler has a type for it.
-struct f16 {
-  uint16_t bits;
-};
-struct bf16 {
-  uint16_t bits;
-};
-
-ULFAST_INLINE float f32_of_bits(uint32_t u) {
-  float f;
-  __builtin_memcpy(&f, &u, 4);
-  return f;
-}
-ULFAST_INLINE uint32_t bits_of_f32(float f) {
-  uint32_t u;
-  __builtin_memcpy(&u, &f, 4);
-  return u;
-}
-
 ULFAST_INLINE float to_float(uint8_t v) { return (float)v; }
 ULFAST_INLINE float to_float(float v) { return v; }
 ULFAST_INLINE double to_float(double v) { return v; }
-ULFAST_INLINE float to_float(bf16 v) { return f32_of_bits((uint32_t)v.bits << 16); }
-ULFAST_INLINE float to_float(f16 v) {
-  const uint32_t sign = (uint32_t)(v.bits & 0x8000) << 16, rest = v.bits & 0x7FFF;
-  if (rest >= 0x7C00) return f32_of_bits(sign | 0x7F800000u | ((rest & 0x3FF) << 13));  // inf, nan
-  if (rest >= 0x0400) return f32_of_bits(sign | ((rest << 13) + 0x38000000u));
-  const float tiny = (float)rest * 0x1p-24f;  // subnormal: exact
-  return sign ? -tiny : tiny;
-}
+ULFAST_INLINE float to_float(bf16 v) { return widened(v); }
+ULFAST_INLINE float to_float(f16 v) { return widened(v); }
 
 template <class T> ULFAST_INLINE T from_float(float v);
 template <> inline __attribute__((always_inline)) float from_float<float>(float v) { return v; }
-template <> inline __attribute__((always_inline)) bf16 from_float<bf16>(float v) {
-  const uint32_t u = bits_of_f32(v);
-  if ((u & 0x7FFFFFFF) > 0x7F800000) return bf16{(uint16_t)((u >> 16) | 0x40)};  // keep nan a nan
-  return bf16{(uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16)};
-}
-template <> inline __attribute__((always_inline)) f16 from_float<f16>(float v) {
-  const uint32_t u = bits_of_f32(v), sign = (u >> 16) & 0x8000, a = u & 0x7FFFFFFF;
-  if (a > 0x7F800000) return f16{(uint16_t)(sign | 0x7E00)};
-  if (a >= 0x47800000) return f16{(uint16_t)(sign | 0x7C00)};  // 65536 and up; the rounding below covers 65520
-  if (a < 0x38800000) {                                        // subnormal or zero: let the float unit round at 2**-24
-    const float r = f32_of_bits(a) + 0.5f;                     // 0.5 has an ulp of 2**-24
-    return f16{(uint16_t)(sign | (bits_of_f32(r) - 0x3F000000u))};
-  }
-  const uint32_t rounded = a - 0x38000000u + 0xFFF + ((a >> 13) & 1);
-  return f16{(uint16_t)(sign | (rounded >> 13))};
-}
+template <> inline __attribute__((always_inline)) bf16 from_float<bf16>(float v) { return rounded_bf16(v); }
+template <> inline __attribute__((always_inline)) f16 from_float<f16>(float v) { return rounded_f16(v); }
 
 // Bytes and half words to 32 bits and back.
 #if defined(__AVX512F__)
@@ -228,17 +190,6 @@ ULFAST_INLINE vecu bf16_bits(vecf v) {
 #endif
 }
 ULFAST_INLINE void store_as(bf16* p, vecf v) { narrow_words(&p->bits, bf16_bits(v)); }
-// Two vectors to 2 * Vec<float>::size values that follow each other.
-template <class O> ULFAST_INLINE void store_two(O* p, vecf a, vecf b) {
-  store_as(p, a);
-  store_as(p + Vec<float>::size, b);
-}
-#if defined(__AVX2__) && !defined(__AVX512F__)
-template <> inline __attribute__((always_inline)) void store_two<bf16>(bf16* p, vecf a, vecf b) {
-  const __m256i both = _mm256_packus_epi32((__m256i)bf16_bits(a), (__m256i)bf16_bits(b));
-  _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(both, 0xD8));
-}
-#endif
 ULFAST_INLINE void store_as(f16* p, vecf v) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -250,7 +201,17 @@ ULFAST_INLINE void store_as(f16* p, vecf v) {
   for (int i = 0; i < Vec<float>::size; ++i) p[i] = from_float<f16>(t[i]);
 #endif
 }
-
+// Two vectors to 2 * Vec<float>::size values that follow each other.
+template <class O> ULFAST_INLINE void store_two(O* p, vecf a, vecf b) {
+  store_as(p, a);
+  store_as(p + Vec<float>::size, b);
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <> inline __attribute__((always_inline)) void store_two<bf16>(bf16* p, vecf a, vecf b) {
+  const __m256i both = _mm256_packus_epi32((__m256i)bf16_bits(a), (__m256i)bf16_bits(b));
+  _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(both, 0xD8));
+}
+#endif
 // a > b ? a : b and a < b ? a : b, one instruction each: b where either is not a number.
 #if defined(__AVX512F__)
 ULFAST_INLINE vecf larger(vecf a, vecf b) { return (vecf)_mm512_max_ps((__m512)a, (__m512)b); }

@@ -100,52 +100,44 @@ template <class O, int R> __global__ void __launch_bounds__(kThreads, 1)
   float* buffer = scale + (2 * f.c + 3) / 4 * 4;
   uint8_t* tile = reinterpret_cast<uint8_t*>(buffer + R * f.pitch);
   for (int64_t i = threadIdx.x; i < f.c; i += kThreads) scale[i] = 1.0f / f.std[i], bias[i] = -f.mean[i] * scale[i];
-  const int64_t wc = f.w * f.c, groups = (end - begin + R - 1) / R;
+  const int64_t wc = f.w * f.c;
   const bool fours = wc % 4 == 0 && reinterpret_cast<uintptr_t>(result) % alignof(Four<O>) == 0;
-  for (int64_t w = blockIdx.x; w < groups * plan.splits; w += gridDim.x) {
-    const int64_t group = w / plan.splits, split = w - group * plan.splits;
-    const int64_t from = split * plan.segment, d = a.d - from < plan.segment ? a.d - from : plan.segment;
-    const int64_t y0 = from / wc, y1 = y0 + d / wc;
-    const int64_t stop = begin + (group + 1) * R < end ? begin + (group + 1) * R : end;
-    for (int64_t at = begin + group * R; at < stop;) {
-      int64_t label;
-      const int count = run_of(a, at, stop, &label);
-      if (label >= 0) {
-        const float* basis = static_cast<const float*>(a.basis) + label * a.k * a.d + from;
-        __syncthreads();  // the last images have been used
-        stage<uint8_t, R>(a, plan, tile, at, count, from, d);
-        if (given) gather<float, R>(given, splits, end - begin, a.k, at - begin, count, coef);
-        __syncthreads();
-        if (!given) dots_all<uint8_t, float, R>(a, plan, tile, basis, d, parts, coef);
-        for (int64_t y = y0; y < y1; y += f.lines) {
-          const int64_t z = y + f.lines < y1 ? y + f.lines : y1, first = (y - y0) * wc;
-          __syncthreads();  // the last rows have left
-          remove<uint8_t, float, R>(a, plan.pitch, tile + first, basis + first, count, (z - y) * wc, coef,
-                                    [&](int r, int64_t i, const float (&v)[4]) {
-                                      Four<float> four;
+  for_each_run<R>(a, plan, begin, end, [&](const Run& run) {
+    const int64_t from = run.from, d = run.d, at = run.at, y0 = from / wc, y1 = y0 + d / wc;
+    if (run.label >= 0) {
+      const float* basis = static_cast<const float*>(a.basis) + run.label * a.k * a.d + from;
+      __syncthreads();  // the last images have been used
+      stage<uint8_t, R>(a, plan, tile, at, run.count, from, d);
+      if (given) gather<float, R>(given, splits, end - begin, a.k, at - begin, run.count, coef);
+      __syncthreads();
+      if (!given) dots_all<uint8_t, float, R>(a, plan, tile, basis, d, parts, coef);
+      for (int64_t y = y0; y < y1; y += f.lines) {
+        const int64_t z = y + f.lines < y1 ? y + f.lines : y1, first = (y - y0) * wc;
+        __syncthreads();  // the last rows have left
+        remove<uint8_t, float, R>(a, plan.pitch, tile + first, basis + first, run.count, (z - y) * wc, coef,
+                                  [&](int r, int64_t i, const float (&v)[4]) {
+                                    Four<float> four;
 #pragma unroll
-                                      for (int u = 0; u < 4; ++u) four.v[u] = v[u];
-                                      *reinterpret_cast<Four<float>*>(buffer + r * f.pitch + i) = four;
-                                    });
-          __syncthreads();
-          for (int r = 0; r < count; ++r)
-            if (source(a, at + r) >= 0) {
-              const int64_t to = number(a, at + r);
-              emit(f, scale, bias, buffer + r * f.pitch, y, z, to, fours, result + to * a.d);
-            }
-        }
+                                    for (int u = 0; u < 4; ++u) four.v[u] = v[u];
+                                    *reinterpret_cast<Four<float>*>(buffer + r * f.pitch + i) = four;
+                                  });
+        __syncthreads();
+        for (int r = 0; r < run.count; ++r)
+          if (source(a, at + r) >= 0) {
+            const int64_t to = number(a, at + r);
+            emit(f, scale, bias, buffer + r * f.pitch, y, z, to, fours, result + to * a.d);
+          }
       }
-      for (int r = 0; r < count; ++r) {
-        const int64_t to = number(a, at + r);
-        O* out = result + to * a.d;
-        if (label >= 0 && source(a, at + r) >= 0)
-          blacken(f, bias, y0, y1, to, fours, out);
-        else
-          for (int64_t i = from + threadIdx.x; i < from + d; i += kThreads) narrow(NAN, out + i);
-      }
-      at += count;
     }
-  }
+    for (int r = 0; r < run.count; ++r) {
+      const int64_t to = number(a, at + r);
+      O* out = result + to * a.d;
+      if (run.label >= 0 && source(a, at + r) >= 0)
+        blacken(f, bias, y0, y1, to, fours, out);
+      else
+        for (int64_t i = from + threadIdx.x; i < from + d; i += kThreads) narrow(NAN, out + i);
+    }
+  });
 }
 
 struct Cut {

@@ -14,14 +14,9 @@ namespace cuda {
 constexpr int kThreads = 256;
 
 // Blocks for `work` items of one thread each: a grid of a few waves, whose threads stride over the rest.
-inline unsigned blocks(int64_t work) {
+inline int64_t blocks(int64_t work) {
   const int64_t need = (work + kThreads - 1) / kThreads, most = 4096;
-  return (unsigned)(need < 1 ? 1 : need < most ? need : most);
-}
-
-inline const char* status() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return need < 1 ? 1 : need < most ? need : most;
 }
 
 #ifdef ULFAST_EMULATE  // tests/cuda_emulation/cuda_runtime.h

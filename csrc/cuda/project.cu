@@ -18,51 +18,39 @@ template <class O> __device__ void fill_nan(O* out, int64_t d) {
 }
 
 // Everything of rows that fit into the tile, or, with coefficients already in `given` (splits, end - begin, k), only
-// what comes after them. A block takes (group, piece) after (group, piece), as in `coefficients`.
+// what comes after them.
 template <class T, class O, int R, bool Given> __global__ void __launch_bounds__(kThreads, 1)
     project_kernel(Rows a, Plan plan, O* result, const typename Compute<T>::type* given, int64_t begin, int64_t end) {
   using A = typename Compute<T>::type;
   A* coef = dynamic_shared<A>();  // (k, R), then the parts of a tile of products, then the rows
   A* parts = coef + (a.k * R + 3) / 4 * 4;
   T* tile = reinterpret_cast<T*>(parts + kWarps * kCols * R);
-  const int64_t groups = (end - begin + R - 1) / R;
-  for (int64_t w = blockIdx.x; w < groups * plan.splits; w += gridDim.x) {
-    const int64_t group = w / plan.splits, split = w - group * plan.splits;
-    const int64_t from = split * plan.segment, d = a.d - from < plan.segment ? a.d - from : plan.segment;
-    const int64_t stop = begin + (group + 1) * R < end ? begin + (group + 1) * R : end;
-    O* out = result + from;
+  for_each_run<R>(a, plan, begin, end, [&](const Run& run) {
+    O* out = result + run.from;
     const bool whole = a.d % 4 == 0 && reinterpret_cast<uintptr_t>(out) % alignof(Four<O>) == 0;
-    for (int64_t at = begin + group * R; at < stop;) {
-      int64_t label;
-      const int count = run_of(a, at, stop, &label);
-      if (label < 0) {
-        for (int r = 0; r < count; ++r) fill_nan(out + number(a, at + r) * a.d, d);
-        at += count;
-        continue;
-      }
-      const A* basis = static_cast<const A*>(a.basis) + label * a.k * a.d + from;
-      __syncthreads();  // the last rows have been used
-      stage<T, R>(a, plan, tile, at, count, from, d);
-      if (Given) gather<A, R>(given, plan.splits, end - begin, a.k, at - begin, count, coef);
-      __syncthreads();
-      if (!Given) dots_all<T, A, R>(a, plan, tile, basis, d, parts, coef);
-      remove<T, A, R>(a, plan.pitch, tile, basis, count, d, coef, [&](int r, int64_t i, const A(&v)[4]) {
-        Four<O> y;
-#pragma unroll
-        for (int u = 0; u < 4; ++u) narrow(v[u], &y.v[u]);
-        O* to = out + number(a, at + r) * a.d + i;
-        if (whole && i + 4 <= d)
-          *reinterpret_cast<Four<O>*>(to) = y;
-        else
-          for (int u = 0; u < 4; ++u)
-            if (i + u < d) to[u] = y.v[u];
-      });
-      at += count;
+    if (run.label < 0) {
+      for (int r = 0; r < run.count; ++r) fill_nan(out + number(a, run.at + r) * a.d, run.d);
+      return;
     }
-  }
+    const A* basis = static_cast<const A*>(a.basis) + run.label * a.k * a.d + run.from;
+    __syncthreads();  // the last rows have been used
+    stage<T, R>(a, plan, tile, run.at, run.count, run.from, run.d);
+    if (Given) gather<A, R>(given, plan.splits, end - begin, a.k, run.at - begin, run.count, coef);
+    __syncthreads();
+    if (!Given) dots_all<T, A, R>(a, plan, tile, basis, run.d, parts, coef);
+    remove<T, A, R>(a, plan.pitch, tile, basis, run.count, run.d, coef, [&](int r, int64_t i, const A(&v)[4]) {
+      Four<O> y;
+#pragma unroll
+      for (int u = 0; u < 4; ++u) narrow(v[u], &y.v[u]);
+      O* to = out + number(a, run.at + r) * a.d + i;
+      if (whole && i + 4 <= run.d)
+        *reinterpret_cast<Four<O>*>(to) = y;
+      else
+        for (int u = 0; u < 4; ++u)
+          if (i + u < run.d) to[u] = y.v[u];
+    });
+  });
 }
-
-int64_t item(DType t) { return t == DType::u8 ? 1 : t == DType::f32 ? 4 : t == DType::f64 ? 8 : 2; }
 
 // Rows a group: two where eight would leave multiprocessors idle, or where the numbers are twice as wide.
 int rows_of(const Project& a) {
@@ -70,7 +58,7 @@ int rows_of(const Project& a) {
 }
 int64_t fixed_of(const Project& a, int rows) { return fixed_bytes(a.k, rows, a.dtype == DType::f64 ? 8 : 4); }
 Plan plan_of(const Project& a, int rows) {
-  return cut(a.d, item(a.dtype), rows, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed_of(a, rows));
+  return cut(a.d, size_of(a.dtype), rows, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed_of(a, rows));
 }
 
 template <class T, class O, int R> const char* run(const Project& a, cudaStream_t s) {
@@ -103,7 +91,7 @@ template <class T, class O> const char* run(const Project& a, cudaStream_t s) {
 int64_t project_scratch(const Project& a) {
   const int rows = rows_of(a);
   const Plan plan = plan_of(a, rows);
-  const int64_t chunk = chunk_of(a.d, item(a.dtype), rows);
+  const int64_t chunk = chunk_of(a.d, size_of(a.dtype), rows);
   return plan.splits == 1 ? 0 : plan.splits * (chunk < a.n ? chunk : a.n) * a.k;
 }
 

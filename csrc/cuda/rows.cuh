@@ -206,15 +206,17 @@ __device__ void gather(const A* parts, int64_t splits, int64_t rows, int64_t k, 
   }
 }
 
-// Products of rows [begin, end) with their basis, piece by piece: parts (splits, end - begin, k). A group is R rows of
-// the order; its rows with one label after another share a basis and go together. A block takes (group, piece) after
-// (group, piece). What a row without a basis gets is not written.
-template <class T, int R> __global__ void __launch_bounds__(kThreads, 1)
-    coefficients(Rows a, Plan plan, typename Compute<T>::type* out, int64_t begin, int64_t end) {
-  using A = typename Compute<T>::type;
-  A* coef = dynamic_shared<A>();  // (k, R), then the parts of a tile of products, then the rows
-  A* parts = coef + (a.k * R + 3) / 4 * 4;
-  T* tile = reinterpret_cast<T*>(parts + kWarps * kCols * R);
+// Rows of one label in a piece of a group.
+struct Run {
+  int64_t at, label;       // the first in the order; the label is -1 if it is out of range, 0 without labels
+  int count;               // rows
+  int64_t split, from, d;  // the piece, its first feature and its features
+};
+
+// body(run) for the runs of rows [begin, end) in groups of R rows: a block takes (group, piece) after (group, piece).
+template <int R, class Body> __device__ __forceinline__ void for_each_run(const Rows& a, const Plan& plan,
+                                                                          int64_t begin, int64_t end,
+                                                                          const Body& body) {
   const int64_t groups = (end - begin + R - 1) / R;
   for (int64_t w = blockIdx.x; w < groups * plan.splits; w += gridDim.x) {
     const int64_t group = w / plan.splits, split = w - group * plan.splits;
@@ -223,19 +225,33 @@ template <class T, int R> __global__ void __launch_bounds__(kThreads, 1)
     for (int64_t at = begin + group * R; at < stop;) {
       int64_t label;
       const int count = run_of(a, at, stop, &label);
-      if (label >= 0) {
-        __syncthreads();  // the last rows have been used
-        stage<T, R>(a, plan, tile, at, count, from, d);
-        __syncthreads();
-        dots_all<T, A, R>(a, plan, tile, static_cast<const A*>(a.basis) + label * a.k * a.d + from, d, parts, coef);
-        for (int64_t i = threadIdx.x; i < a.k * R; i += kThreads) {
-          const int64_t j = i / R, r = i % R;
-          if (r < count) out[(split * (end - begin) + at - begin + r) * a.k + j] = coef[i];
-        }
-      }
+      body(Run{at, label, count, split, from, d});
       at += count;
     }
   }
+}
+
+// Products of rows [begin, end) with their basis, piece by piece: parts (splits, end - begin, k). A group is R rows of
+// the order; its rows with one label after another share a basis and go together. What a row without a basis gets is
+// not written.
+template <class T, int R> __global__ void __launch_bounds__(kThreads, 1)
+    coefficients(Rows a, Plan plan, typename Compute<T>::type* out, int64_t begin, int64_t end) {
+  using A = typename Compute<T>::type;
+  A* coef = dynamic_shared<A>();  // (k, R), then the parts of a tile of products, then the rows
+  A* parts = coef + (a.k * R + 3) / 4 * 4;
+  T* tile = reinterpret_cast<T*>(parts + kWarps * kCols * R);
+  for_each_run<R>(a, plan, begin, end, [&](const Run& run) {
+    if (run.label < 0) return;
+    const A* basis = static_cast<const A*>(a.basis) + run.label * a.k * a.d + run.from;
+    __syncthreads();  // the last rows have been used
+    stage<T, R>(a, plan, tile, run.at, run.count, run.from, run.d);
+    __syncthreads();
+    dots_all<T, A, R>(a, plan, tile, basis, run.d, parts, coef);
+    for (int64_t i = threadIdx.x; i < a.k * R; i += kThreads) {
+      const int64_t j = i / R, r = i % R;
+      if (r < run.count) out[(run.split * (end - begin) + run.at - begin + r) * a.k + j] = coef[i];
+    }
+  });
 }
 
 // Bytes of shared memory beside the tile.

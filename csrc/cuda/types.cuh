@@ -1,6 +1,8 @@
 // Numbers of the rows: bytes, halves, floats; four of them at a time.
 #pragma once
 
+#include "../floats.h"
+
 #include "launch.cuh"
 
 #ifndef ULFAST_EMULATE
@@ -11,34 +13,11 @@
 namespace ulfast {
 namespace cuda {
 
-struct f16 {
-  uint16_t bits;
-};
-struct bf16 {
-  uint16_t bits;
-};
-
 #ifdef ULFAST_EMULATE
-inline float wide(f16 v) {
-  _Float16 h;
-  memcpy(&h, &v, 2);
-  return (float)h;
-}
-inline float wide(bf16 v) {
-  const uint32_t u = (uint32_t)v.bits << 16;
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
-}
-inline void narrow(float v, f16* out) {
-  const _Float16 h = (_Float16)v;
-  memcpy(out, &h, 2);
-}
-inline void narrow(float v, bf16* out) {
-  uint32_t u;
-  memcpy(&u, &v, 4);
-  out->bits = v != v ? (uint16_t)((u >> 16) | 0x40) : (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
-}
+inline float wide(f16 v) { return widened(v); }
+inline float wide(bf16 v) { return widened(v); }
+inline void narrow(float v, f16* out) { *out = rounded_f16(v); }
+inline void narrow(float v, bf16* out) { *out = rounded_bf16(v); }
 #else
 __device__ __forceinline__ float wide(f16 v) { return __half2float(__ushort_as_half(v.bits)); }
 __device__ __forceinline__ float wide(bf16 v) { return __bfloat162float(__ushort_as_bfloat16(v.bits)); }

@@ -5,13 +5,7 @@
 // equal bytes on every device is broken.
 #pragma once
 
-#include <stdint.h>
-
-#ifdef __CUDACC__
-#define ULFAST_HD __host__ __device__ __forceinline__
-#else
-#define ULFAST_HD static inline __attribute__((always_inline))
-#endif
+#include "../floats.h"
 
 namespace ulfast {
 namespace philox {
@@ -38,29 +32,11 @@ ULFAST_HD void words(uint64_t seed, uint32_t stream, uint64_t item, uint32_t blo
 
 ULFAST_HD float uniform(uint32_t w) { return (float)(int32_t)(w >> 8) * 0x1p-24f; }
 
-ULFAST_HD int32_t bits(float x) {
-  union {
-    float f;
-    int32_t i;
-  } u;
-  u.f = x;
-  return u.i;
-}
-
-ULFAST_HD float from_bits(int32_t x) {
-  union {
-    int32_t i;
-    float f;
-  } u;
-  u.i = x;
-  return u.f;
-}
-
 // Natural logarithm of u in (0, 1] (the minimax polynomial of Cephes' logf).
 ULFAST_HD float log01(float u) {
-  const int32_t shifted = bits(u) - 0x3F3504F3;
+  const int32_t shifted = (int32_t)bits_of_f32(u) - 0x3F3504F3;
   const float e = (float)(shifted >> 23);
-  const float f = from_bits((shifted & 0x7FFFFF) + 0x3F3504F3) - 1.0f;
+  const float f = f32_of_bits((uint32_t)(shifted & 0x7FFFFF) + 0x3F3504F3u) - 1.0f;
   const float z = f * f;
   float p = 7.0376836292e-2f;
   p = p * f + -1.1514610310e-1f;

@@ -18,27 +18,16 @@ import torch
 from ulfast.ops import cuda
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("project", "ingest", "softmax", "lsp", "ar", "moments", "convolve", "linear")
-ELSEWHERE = ("apply_perturbation", "pgd_step", "philox_uniform", "philox_normal")  # functions of other files
-
-
-def binding() -> str:
-    """csrc/bindings_cuda.cpp without the functions of files that are not in SOURCES, as a module of its own."""
-    head, body = (ROOT / "csrc/bindings_cuda.cpp").read_text().split("void add_cuda(py::module_ m) {\n")
-    functions = body.rstrip().removesuffix("}").split("  m.def(")[1:]
-    kept = ["  m.def(" + f for f in functions if f.split('"')[1] not in ELSEWHERE]
-    assert len(kept) == len(functions) - len(ELSEWHERE)
-    return head + "PYBIND11_MODULE(emulated, m) {\n" + "".join(kept) + "}\n"
 
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
-    """The files of csrc/cuda in SOURCES, compiled by g++ on the stand-in for CUDA: once, whoever comes first."""
+    """The files of csrc/cuda, compiled by g++ on the stand-in for CUDA: once, whoever comes first."""
     pybind11 = pytest.importorskip("pybind11")
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     here = Path(__file__).parent
-    files = [here / "cuda_runtime.h", *sorted((ROOT / "csrc").rglob("*.*"))]
+    files = [here / "cuda_runtime.h", here / "emulated.cpp", *sorted((ROOT / "csrc").rglob("*.*"))]
     state = hashlib.sha256(b"".join(f.read_bytes() for f in files) + pybind11.__version__.encode()).hexdigest()[:16]
     folder = tmp_path_factory.getbasetemp().parent / f"emulated-{state}"
     folder.mkdir(exist_ok=True)
@@ -46,11 +35,10 @@ def emulated(tmp_path_factory):
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            (folder / "binding.cpp").write_text(binding())
             done = subprocess.run(
                 ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", f"-I{ROOT / 'csrc'}", f"-I{here}",
                  f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", "-x", "c++",
-                 str(folder / "binding.cpp"), *(str(ROOT / f"csrc/cuda/{name}.cu") for name in SOURCES),
+                 str(here / "emulated.cpp"), *map(str, sorted((ROOT / "csrc/cuda").glob("*.cu"))),
                  "-o", f"{target}.part"],
                 capture_output=True, text=True,
             )  # fmt: skip
@@ -69,7 +57,7 @@ def kernels(request, emulated, monkeypatch):
     """ulfast.ops.cuda on CPU tensors and the emulated kernels; fresh memory is NaN."""
     monkeypatch.setenv("ULFAST_EMULATED_ORDER", "1" if request.param == "backwards" else "0")
     monkeypatch.setattr(cuda, "enabled", lambda: True)
-    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
+    monkeypatch.setattr(cuda, "stream", lambda device: 0)
     monkeypatch.setattr(cuda._extension, "load", lambda: types.SimpleNamespace(cuda=emulated))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN

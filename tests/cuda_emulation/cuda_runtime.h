@@ -20,6 +20,15 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __shared__ static  // blocks run one after another
+
+struct alignas(4) uchar4 {
+  unsigned char x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline uchar4 make_uchar4(unsigned char x, unsigned char y, unsigned char z, unsigned char w) { return {x, y, z, w}; }
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -132,6 +141,14 @@ template <class T> T __shfl_up_sync(unsigned, T value, int offset) {
   emulation::lanes[self] = value;
   __syncwarp();
   const T got = self % 32 >= offset ? (T)emulation::lanes[self - offset] : value;
+  __syncwarp();
+  return got;
+}
+template <class T> T __shfl_down_sync(unsigned, T value, int offset) {
+  const int self = emulation::now;
+  emulation::lanes[self] = value;
+  __syncwarp();
+  const T got = self % 32 + offset < 32 ? (T)emulation::lanes[self + offset] : value;
   __syncwarp();
   return got;
 }

@@ -7,8 +7,16 @@ import torch
 
 from ulfast import ops
 from ulfast.ops import reference
+from ulfast.profiling.check import TOLERANCE, deviation, samples
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
+SAMPLES = samples()
+
+
+@pytest.mark.parametrize("name", list(SAMPLES))
+def test_every_operator_is_its_twin(name):
+    given = tuple(value.cuda() if isinstance(value, torch.Tensor) else value for value in SAMPLES[name])
+    assert deviation(getattr(torch.ops.ulfast, name), getattr(reference, name), given) <= TOLERANCE
 
 
 @pytest.mark.parametrize("d", [1, 3, 4, 5, 64, 3072])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from ulfast.errors import ExtensionError, InputError
 from ulfast.ops import _extension
@@ -40,6 +42,83 @@ def test_a_missing_extension_says_what_to_do(monkeypatch):
             _extension.load()
     finally:
         _extension.load.cache_clear()
+
+
+def fields(out):
+    return {"out": out.data_ptr(), "seed": 3, "stream": 1, "first": 0, "n": 2, "d": 5, "threads": 1}
+
+
+def test_a_kernel_takes_its_fields_by_name_in_any_order():
+    library = _extension.load()
+    assert list(inspect.signature(library.philox_uniform).parameters) == list(fields(torch.empty(0)))
+    assert "out" not in inspect.signature(library.philox_uniform_scratch).parameters  # a size takes no addresses
+    out, other = torch.empty(2, 5), torch.empty(2, 5)
+    given = fields(out)
+    assert library.philox_uniform(**given) == -1
+    given = fields(other)
+    assert library.philox_uniform(**{name: given[name] for name in reversed(given)}) == -1
+    assert torch.equal(out, other)
+    assert out.min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"seed": None}, TypeError, "philox_uniform: field seed: .*int"),
+        ({"n": 2.0}, TypeError, "field n: .*float"),
+        ({"n": 2**63}, OverflowError, "field n"),
+        ({"out": -1}, OverflowError, "field out"),
+        ({"threads": 2**31}, OverflowError, "field threads: 2147483648 is too large"),
+        ({"sead": 1}, TypeError, "philox_uniform has no field 'sead'"),
+    ],
+)
+def test_a_wrong_or_unknown_field_is_refused(change, error, message):
+    out = torch.zeros(2, 5)
+    with pytest.raises(error, match=message):
+        _extension.load().philox_uniform(**(fields(out) | change))
+    assert not out.any()
+
+
+@pytest.mark.parametrize("name", ["out", "d", "threads"])
+def test_a_missing_field_is_refused(name):
+    given = fields(torch.empty(2, 5))
+    del given[name]
+    with pytest.raises(TypeError, match=f"philox_uniform lacks the field {name}"):
+        _extension.load().philox_uniform(**given)
+    with pytest.raises(TypeError, match="takes keywords only"):
+        _extension.load().philox_uniform(*fields(torch.empty(2, 5)).values())
+
+
+def test_names_and_flags_are_not_numbers():
+    labels, out = torch.zeros(0, dtype=torch.int64), torch.empty(0)
+    given = {
+        "labels": labels.data_ptr(),
+        "coefficients": 0,
+        "scratch": 0,
+        "images": 0,
+        "out": out.data_ptr(),
+        "seed": 0,
+        "first": 0,
+        "n": 0,
+        "classes": 1,
+        "h": 4,
+        "w": 4,
+        "channels": 3,
+        "norm": 1.0,
+        "kind": "l2",
+        "truncate": False,
+        "threads": 1,
+    }
+    kernel = _extension.load().perturb_ar
+    assert kernel(**given) == -1
+    for change, error, message in (
+        ({"kind": "l3"}, ValueError, "field kind: 'l3'"),
+        ({"kind": 1}, TypeError, "field kind: a name"),
+        ({"truncate": 1}, TypeError, "field truncate: a bool"),
+        ({"norm": "0.1"}, TypeError, "field norm"),
+    ):
+        with pytest.raises(error, match=message):
+            kernel(**(given | change))
 
 
 @pytest.mark.skipif("ULFAST_SANITIZED" not in os.environ, reason="for the sanitised build")

@@ -10,7 +10,9 @@ from click.testing import CliRunner
 
 from ulfast import InputError
 from ulfast.cli.main import group
-from ulfast.profiling import OPERATORS, Case, Shape, measure, roof
+from ulfast.profiling.cases import Case, Shape
+from ulfast.profiling.measure import measure, roof
+from ulfast.profiling.registry import OPERATORS
 from ulfast.profiling.step import step_share
 
 CPU = torch.device("cpu")

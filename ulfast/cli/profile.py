@@ -38,7 +38,9 @@ def command(
     """
     import torch
 
-    from ..profiling import OPERATORS, Shape, measure, roof
+    from ..profiling.cases import Shape
+    from ..profiling.measure import measure, roof
+    from ..profiling.registry import OPERATORS
     from ..profiling.step import step_share
     from ..registry import nearest
     from ..report import pictures, tables

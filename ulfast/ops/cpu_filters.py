@@ -1,4 +1,8 @@
-"""`patch_filter` on the CPU: the weights of its kernel, made as vectors, and the call."""
+"""`patch_filter` on the CPU: the weights of its kernel, made as vectors, and the call.
+
+The operator to copy: an implementation checks its arguments, leaves to the twin what the kernel does not take, makes
+its tensors contiguous and hands their addresses over by the names of the struct's fields (csrc/ulfast.h).
+"""
 
 from __future__ import annotations
 
@@ -8,63 +12,62 @@ import torch
 from torch import Tensor
 
 from . import _extension, reference
-from .cpu import _cpu, _result
-from .schemas import LIBRARY
+from .arguments import check_patch_filter
+from .cpu import result
+from .schemas import kernel
 
-LANES = 48  # patch_lanes in csrc/ulfast.h
-CHANNELS = (1, 2, 3, 4)  # whose multiple it is
+CHANNELS = (1, 2, 3, 4)  # of which a block of the kernel is a multiple
 
 
+@kernel("CPU")
 def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
-    reference.check_patch_filter(x, filters)
-    _cpu("patch_filter", x=x, filters=filters)
+    check_patch_filter(x, filters)
     n, h, w, c = x.shape
-    if x.dtype != torch.float32 or c not in CHANNELS or w * c < LANES:
+    library, threads = _extension.load(), torch.get_num_threads()
+    lanes = library.patch_filter_lanes  # constants come from the extension, so that there is one of each
+    if x.dtype != torch.float32 or c not in CHANNELS or w * c < lanes:
         return reference.patch_filter(x, filters)
     taps = filters.shape[0]
-    starts, ids, places, there = _layout(taps, w, c)
+    starts, ids, places, there = _layout(taps, w, c, lanes)
     table = filters.float().reshape(taps, -1)[:, places].mul_(there).view(taps, len(places), -1).transpose(0, 1)
-    x, table, library, threads = x.contiguous(), table.contiguous(), _extension.load(), torch.get_num_threads()
-    scratch, out = torch.empty(threads, library.patch_scratch(h, w, c, taps)), _result(x.shape, torch.float32)
+    x, table = x.contiguous(), table.contiguous()  # bound to names: an address must outlive the call
+    sizes = {"n": n, "h": h, "w": w, "c": c, "taps": taps, "blocks": len(starts)}
+    scratch, out = torch.empty(threads, library.patch_filter_scratch(**sizes)), result(x.shape, torch.float32)
     library.patch_filter(
-        x.data_ptr(), table.data_ptr(), starts.data_ptr(), ids.data_ptr(), scratch.data_ptr(), out.data_ptr(), n, h, w,
-        c, taps, len(starts), threads,
+        x=x.data_ptr(), table=table.data_ptr(), starts=starts.data_ptr(), ids=ids.data_ptr(),
+        scratch=scratch.data_ptr(), out=out.data_ptr(), **sizes, threads=threads,
     )  # fmt: skip
     return out
 
 
 @lru_cache(maxsize=8)
-def _layout(taps: int, w: int, c: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How an image row is cut into blocks of `LANES` values, and what each lane of a block multiplies a shift with.
+def _layout(taps: int, w: int, c: int, lanes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How an image row is cut into blocks of `lanes` values, and what each lane of a block multiplies a shift with.
 
     Returns:
         starts (blocks,) and ids (blocks,) of the blocks: those away from the border share one id; places (ids, taps,
-        shifts, LANES) in a row kind's filters (taps, taps, taps, c, c), and whether there is a tap at all.
+        shifts, lanes) in a row kind's filters (taps, taps, taps, c, c), and whether there is a tap at all.
     """
     r, line = taps // 2, w * c
-    starts = list(range(0, line - LANES + 1, LANES))
-    if starts[-1] + LANES < line:
-        starts.append(line - LANES)
+    starts = list(range(0, line - lanes + 1, lanes))
+    if starts[-1] + lanes < line:
+        starts.append(line - lanes)
     kinds: list[Tensor] = []
     ids: list[int] = []
     for start in starts:
-        x = (start + torch.arange(LANES)) // c
+        x = (start + torch.arange(lanes)) // c
         # Which of the filters a column takes: by its distance to the nearer border, or the one of the interior.
         kind = torch.where(x < r, x, torch.where(x >= w - r, taps - (w - x), torch.full_like(x, r)))
         known = [i for i, other in enumerate(kinds) if torch.equal(other, kind)]
         ids.append(known[0] if known else len(kinds))
         if not known:
             kinds.append(kind)
-    lane = torch.arange(LANES) % c
+    lane = torch.arange(lanes) % c
     reach = r * c + c - 1
-    shift = torch.arange(-reach, reach + 1)[:, None] + lane  # (shifts, LANES): dx * c + input channel
+    shift = torch.arange(-reach, reach + 1)[:, None] + lane  # (shifts, lanes): dx * c + input channel
     dx, channel = shift.div(c, rounding_mode="floor"), shift.remainder(c)
     there = (dx.abs() <= r).float()
     dx = (dx + r).clamp(0, taps - 1)
     rows = torch.arange(taps)[:, None, None]
     places = torch.stack([(((kind * taps + rows) * taps + dx) * c + channel) * c + lane for kind in kinds])
     return torch.tensor(starts), torch.tensor(ids), places, there
-
-
-LIBRARY.impl("patch_filter", reference.patch_filter, "CompositeExplicitAutograd")
-LIBRARY.impl("patch_filter", patch_filter, "CPU")

@@ -7,21 +7,22 @@ NaN), and in `class_moments` it counts nowhere.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from . import _extension, cuda, reference
-from .cpu import _address, _signed
-from .cpu_generators import AR_NORMS, check_ar, check_class_moments, check_convolution, check_linear, check_lsp
-from .cuda import _together
-from .schemas import LIBRARY
+from .arguments import (
+    address,
+    check_class_moments,
+    check_perturb_ar,
+    check_perturb_convolution,
+    check_perturb_linear,
+    check_perturb_lsp,
+)
+from .schemas import kernel
 
-LSP_LATENTS = 4096  # more latent values of an image than this do not fit in a block's shared memory
-LARGEST_FILTER = 64  # nor does a filter of a larger side
 
-
+@kernel("CUDA")
 def perturb_lsp(
     labels: Tensor,
     centroids: Tensor,
@@ -36,10 +37,11 @@ def perturb_lsp(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:
-    m = check_lsp(labels, centroids, mixing, height, width, channels, patch, images)
+    sizes = check_perturb_lsp(
+        labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
+    )
     device = labels.device
-    _together("perturb_lsp", device, centroids=centroids, mixing=mixing, images=images)
-    if not cuda.enabled() or m > LSP_LATENTS:
+    if not cuda.enabled() or centroids.shape[1] > _extension.load().cuda.perturb_lsp_latents:
         return reference.perturb_lsp(
             labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
         )
@@ -49,13 +51,13 @@ def perturb_lsp(
     out = torch.empty(len(labels), height, width, channels, dtype=dtype, device=device)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_lsp(
-            labels.data_ptr(), centroids.data_ptr(), mixing.data_ptr(), _address(images), out.data_ptr(),
-            _signed(seed), first, len(labels), len(centroids), height, width, channels, patch, norm, truncate,
-            cuda._stream(device),
+            labels=labels.data_ptr(), centroids=centroids.data_ptr(), mixing=mixing.data_ptr(), scratch=0,
+            images=address(images), out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
         )  # fmt: skip
     return out
 
 
+@kernel("CUDA")
 def perturb_ar(
     labels: Tensor,
     coefficients: Tensor,
@@ -68,28 +70,27 @@ def perturb_ar(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:
-    check_ar(labels, coefficients, height, width, kind, images)
-    device, (classes, channels) = labels.device, coefficients.shape[:2]
-    _together("perturb_ar", device, coefficients=coefficients, images=images)
-    if not cuda.enabled() or not _extension.load().cuda.perturb_ar_fits(height, width, channels):
+    sizes = check_perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
+    device = labels.device
+    if not cuda.enabled() or not _extension.load().cuda.perturb_ar_fits(**sizes):
         return reference.perturb_ar(
             labels, coefficients, seed, first, height, width, norm, kind, images, truncate
         )  # fmt: skip
     labels, coefficients = labels.contiguous(), coefficients.float().contiguous()
     images = None if images is None else images.contiguous()
     dtype = torch.float32 if images is None else torch.uint8
-    out = torch.empty(len(labels), height, width, channels, dtype=dtype, device=device)
+    out = torch.empty(len(labels), height, width, coefficients.shape[1], dtype=dtype, device=device)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_ar(
-            labels.data_ptr(), coefficients.data_ptr(), _address(images), out.data_ptr(), _signed(seed), first,
-            len(labels), classes, height, width, channels, norm, AR_NORMS[kind], truncate, cuda._stream(device),
+            labels=labels.data_ptr(), coefficients=coefficients.data_ptr(), scratch=0, images=address(images),
+            out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
         )  # fmt: skip
     return out
 
 
+@kernel("CUDA")
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    check_class_moments(images, labels)
-    _together("class_moments", images.device, labels=labels)
+    sizes = check_class_moments(images, labels, classes)
     if not cuda.enabled():
         return reference.class_moments(images, labels, classes)
     images, labels, shape = images.contiguous(), labels.contiguous(), (classes, *images.shape[1:])
@@ -97,46 +98,40 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     order = labels.argsort()  # a class's rows side by side are added in registers
     with torch.cuda.device(images.device):
         _extension.load().cuda.class_moments(
-            images.data_ptr(), labels.data_ptr(), order.data_ptr(), sums.data_ptr(), squares.data_ptr(), len(images),
-            math.prod(images.shape[1:]), classes, cuda._stream(images.device),
+            images=images.data_ptr(), labels=labels.data_ptr(), order=order.data_ptr(), scratch=0,
+            sums=sums.data_ptr(), squares=squares.data_ptr(), **sizes, cuda_stream=cuda.stream(images.device),
         )  # fmt: skip
     return sums, squares
 
 
+@kernel("CUDA")
 def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
-    check_convolution(images, labels, kernels)
-    device = images.device
-    _together("perturb_convolution", device, labels=labels, kernels=kernels)
-    if not cuda.enabled() or kernels.shape[1] > LARGEST_FILTER:
+    sizes = check_perturb_convolution(images, labels, kernels)
+    if not cuda.enabled() or kernels.shape[1] > _extension.load().cuda.perturb_convolution_side:
         return reference.perturb_convolution(images, labels, kernels)
     images, labels, kernels = images.contiguous(), labels.contiguous(), kernels.float().contiguous()
-    n, h, w, c = images.shape
-    library, out = _extension.load().cuda, torch.empty_like(images)
+    device, library, out = images.device, _extension.load().cuda, torch.empty_like(images)
     with torch.cuda.device(device):
-        scratch = torch.empty(library.perturb_convolution_scratch(n, h, w, c), device=device)
+        scratch = torch.empty(library.perturb_convolution_scratch(**sizes), device=device)
         library.perturb_convolution(
-            images.data_ptr(), labels.data_ptr(), kernels.data_ptr(), scratch.data_ptr(), out.data_ptr(), n,
-            len(kernels), h, w, c, kernels.shape[1], cuda._stream(device),
+            images=images.data_ptr(), labels=labels.data_ptr(), kernels=kernels.data_ptr(), scratch=scratch.data_ptr(),
+            out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
         )  # fmt: skip
     return out
 
 
+@kernel("CUDA")
 def perturb_linear(
     images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
 ) -> Tensor:
-    labels, device = check_linear(images, labels, weight, steps, eps, share), images.device
-    _together("perturb_linear", device, labels=labels, weight=weight)
-    c, d = weight.shape
-    if not cuda.enabled() or not _extension.load().cuda.perturb_linear_fits(d, c):
+    sizes = check_perturb_linear(images, labels, weight, steps, alpha, eps, share)
+    if not cuda.enabled() or not _extension.load().cuda.perturb_linear_fits(**sizes):
         return reference.perturb_linear(images, labels, weight, steps, alpha, eps, share)
-    images, weight, out = images.contiguous(), weight.float().contiguous(), torch.empty_like(images)
+    images, labels, weight = images.contiguous(), labels.contiguous(), weight.float().contiguous()
+    device, out = images.device, torch.empty_like(images)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_linear(
-            images.data_ptr(), labels.data_ptr(), weight.data_ptr(), out.data_ptr(), len(images), d, c, steps, alpha,
-            eps, share, reference.whole_levels(eps), cuda._stream(device),
+            images=images.data_ptr(), labels=labels.data_ptr(), weight=weight.data_ptr(), scratch=0,
+            out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
         )  # fmt: skip
     return out
-
-
-for _name in ("perturb_lsp", "perturb_ar", "class_moments", "perturb_convolution", "perturb_linear"):
-    LIBRARY.impl(_name, globals()[_name], "CUDA")

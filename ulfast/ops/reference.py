@@ -100,7 +100,7 @@ def augment(
         x = torch.where(inside[..., None], x, 0.0)
     if flip is not None:
         x = torch.where(flip[:, None, None, None], x.flip(2), x)
-    x = (x - mean) / std
+    x = (x - mean.float()) / std.float()
     return x.to(dtype).permute(0, 3, 1, 2)
 
 
@@ -187,7 +187,7 @@ def perturb_lsp(
     n, m = labels.shape[0], centroids.shape[1]
     gh, gw = math.ceil(height / patch), math.ceil(width / patch)
     normals = philox_normal(seed, philox.STREAM_LSP, first, n, m, device=labels.device)
-    latent = (normals[:, None, :] @ mixing[labels])[:, 0] + centroids[labels]
+    latent = (normals[:, None, :] @ mixing[labels].float())[:, 0] + centroids[labels].float()
     grid = latent.reshape(n, gh, gw, channels)
     delta = grid.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, :height, :width]
     scale = norm / delta.flatten(1).double().norm(dim=1).clamp_min(1e-12)
@@ -215,7 +215,7 @@ def perturb_ar(
     x = z.new_zeros(n, channels, h, w)
     x[:, :, :2] = z[:, :, : 2 * w].reshape(n, channels, 2, w)
     x[:, :, 2:, :2] = z[:, :, 2 * w :].reshape(n, channels, h - 2, 2)
-    window = coefficients[labels].reshape(n, channels, 9)
+    window = coefficients[labels].float().reshape(n, channels, 9)
     for i in range(2, h):
         for j in range(2, w):
             before = x[:, :, i - 2 : i + 1, j - 2 : j + 1].reshape(n, channels, 9)
@@ -239,25 +239,11 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     return sums.index_add_(0, labels, x), squares.index_add_(0, labels, x * x)
 
 
-def check_patch_filter(x: Tensor, filters: Tensor) -> None:
-    """Raises for arguments that `patch_filter` cannot take."""
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"patch_filter: x must be (n, H, W, C) of a floating format, got {tuple(x.shape)} {x.dtype}")
-    taps, channels = filters.shape[0], x.shape[3]
-    if filters.shape != (taps,) * 4 + (channels,) * 2 or taps % 2 == 0:
-        raise ValueError(
-            f"patch_filter: filters must be (T, T, T, T, {channels}, {channels}), T odd, got {tuple(filters.shape)}"
-        )
-    if min(x.shape[1:3]) < taps:
-        raise ValueError(f"patch_filter: images need sides of {taps} or more, got {tuple(x.shape)}")
-
-
 def patch_filter(
     x: Tensor,  # (n, H, W, C) float
     filters: Tensor,  # (T, T, T, T, C, C): kind of row, kind of column, dy, dx, input channel, output channel
 ) -> Tensor:  # (n, H, W, C)
     """``x - filter(x)`` with a filter that depends on how near a pixel is to the border; zeros outside."""
-    check_patch_filter(x, filters)
     _, h, w, _ = x.shape
     taps, r = filters.shape[0], filters.shape[0] // 2
 
@@ -284,7 +270,7 @@ def perturb_convolution(
     side = kernels.shape[1]
     before = side // 2
     padded = torch.nn.functional.pad(images.float(), (0, 0, before, side - 1 - before, before, side - 1 - before))
-    weights = kernels[labels]
+    weights = kernels[labels].float()
     y = torch.zeros(images.shape, device=images.device)
     for dy in range(side):
         for dx in range(side):
@@ -313,7 +299,7 @@ def perturb_linear(
     Each step descends ``share * CE(W noise, y) + (1 - share) * KL(uniform || softmax(W (x - noise)))``, whose gradient
     is ``W.T @ (share * (softmax(W noise) - onehot) - (1 - share) * (softmax(W (x - noise)) - 1 / c))``.
     """
-    n, (c, d) = images.shape[0], weight.shape
+    n, (c, d), weight = images.shape[0], weight.shape, weight.float()
     rows = unit(images).reshape(n, d)
     of_images, noise = rows @ weight.T, torch.zeros_like(rows)
     onehot = torch.nn.functional.one_hot(labels, c).to(weight.dtype)

@@ -1,246 +1,536 @@
-"""Every operator's schema, shape rule (fake) and derivative, in one place.
+"""Every operator as it is called: its public function, its schema and its shape rule (fake).
 
 The operators live in `torch.ops.ulfast`. `Library.define/impl` is used rather than the `custom_op` decorator because
 its call costs a third (a few microseconds matter to somebody who projects small batches in a loop).
+
+`patch_filter` is the one to copy for a new operator (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.library import Library
 
+from . import arguments, reference
 from .reference import projected_dtype
 
+__all__ = [
+    "apply_perturbation",
+    "class_moments",
+    "ingest",
+    "patch_filter",
+    "perturb_ar",
+    "perturb_convolution",
+    "perturb_linear",
+    "perturb_lsp",
+    "pgd_step",
+    "philox_normal",
+    "philox_uniform",
+    "project",
+    "project_",
+    "project_classwise",
+    "softmax_regression_step",
+]
+
 LIBRARY = Library("ulfast", "DEF")
-
-LIBRARY.define("project(Tensor x, Tensor basis) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-# Mutating operators return nothing: torch.compile accepts no result that is one of the arguments.
-LIBRARY.define("project_out(Tensor x, Tensor basis, Tensor(a!) out) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
-LIBRARY.define("project_(Tensor(a!) x, Tensor basis) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
-LIBRARY.define(
-    "project_classwise(Tensor x, Tensor bases, Tensor labels) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
-)
-LIBRARY.define(
-    "project_classwise_out(Tensor x, Tensor bases, Tensor labels, Tensor(a!) out) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "ingest(Tensor images, Tensor? basis, Tensor mean, Tensor std, ScalarType dtype,"
-    " Tensor? index=None, Tensor? shift=None, Tensor? flip=None, Tensor? labels=None) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "softmax_regression_step(Tensor x, Tensor labels, Tensor(a!) weight, float lr, Tensor? index=None) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "apply_perturbation(Tensor images, Tensor delta, Tensor? index=None, bool truncate=False) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "pgd_step(Tensor(a!) x, Tensor grad, Tensor start, float alpha, float eps, str norm, bool clamp=True) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "philox_uniform(int seed, int stream, int first, int n, int d, *, Device? device=None) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "philox_normal(int seed, int stream, int first, int n, int d, *, Device? device=None) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "perturb_lsp(Tensor labels, Tensor centroids, Tensor mixing, int seed, int first,"
-    " int height, int width, int channels, int patch, float norm,"
-    " Tensor? images=None, bool truncate=False) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "perturb_ar(Tensor labels, Tensor coefficients, int seed, int first, int height, int width, float norm, str kind,"
-    " Tensor? images=None, bool truncate=False) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "class_moments(Tensor images, Tensor labels, int classes) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "perturb_convolution(Tensor images, Tensor labels, Tensor kernels) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define("patch_filter(Tensor x, Tensor filters) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-LIBRARY.define(
-    "perturb_linear(Tensor images, Tensor labels, Tensor weight, int steps, float alpha, float eps, float share)"
-    " -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+F = TypeVar("F", bound=Callable[..., Any])
+_ops = torch.ops.ulfast
 
 
-# --- shape rules ---------------------------------------------------------------------------------------------
+def define(schema: str, twin: bool = True) -> None:
+    """Adds an operator. Its checked twin serves every device for which `kernel` registers nothing better."""
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if twin:
+        LIBRARY.impl(name, checked_twin(name), "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("ulfast::project", lib=LIBRARY)
+def checked_twin(name: str) -> Callable[..., Any]:
+    """The twin of an operator behind the check of its arguments."""
+    twin, check = getattr(reference, name), getattr(arguments, f"check_{name}")
+
+    @functools.wraps(twin)
+    def function(*args: Any, **options: Any) -> Any:
+        check(*args, **options)
+        return twin(*args, **options)
+
+    return function
+
+
+def kernel(device: str) -> Callable[[F], F]:
+    """Registers a function as the operator of its name for one kind of device ("CPU", "CUDA")."""
+
+    def register(function: F) -> F:
+        LIBRARY.impl(function.__name__, function, device)
+        return function
+
+    return register
+
+
+def shape_rule(name: str) -> Callable[[F], F]:
+    """Registers the fake of an operator."""
+    return torch.library.register_fake(f"ulfast::{name}", lib=LIBRARY)
+
+
+def project(x: Tensor, basis: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Remove from every row of `x` its component in the span of `basis`.
+
+    Equivalent to ``x - (x.flatten(1) @ basis.T @ basis).view_as(x)`` for orthonormal rows.
+
+    Args:
+        x: (n, ...) uint8 (read as x / 255), float16, bfloat16, float32 or float64; trailing dimensions are
+            flattened in their logical order, so images must be given as (n, H, W, C) if the basis is NHWC.
+        basis: (k, d) float with orthonormal rows; d is the product of the trailing dimensions of `x`.
+        out: contiguous tensor to write to, of the shape and dtype of the result. Saves the page faults of a large
+            fresh result, which take longer than the kernel; not differentiable.
+
+    Returns:
+        Tensor of the shape of `x`, in its dtype (float32 for uint8 input). Differentiable in both arguments.
+
+    Raises:
+        ValueError: shapes that do not fit, or tensors on different devices.
+        TypeError: a dtype that is not listed above.
+
+    Source: Sandoval-Segura et al., "What Can We Learn from Unlearnable Datasets?", NeurIPS 2023, section 4.4.
+    """
+    if out is None:
+        return _ops.project(x, basis)
+    _ops.project_out(x, basis, out)
+    return out
+
+
+define("project(Tensor x, Tensor basis) -> Tensor")
+define("project_out(Tensor x, Tensor basis, Tensor(a!) out) -> ()")
+
+
+@shape_rule("project")
 def _(x: Tensor, basis: Tensor) -> Tensor:
     torch._check(basis.dim() == 2, lambda: f"project: basis must be (k, d), got {tuple(basis.shape)}")
     return torch.empty(x.shape, dtype=projected_dtype(x.dtype), device=x.device)
 
 
-@torch.library.register_fake("ulfast::project_out", lib=LIBRARY)
+@shape_rule("project_out")
 def _(x: Tensor, basis: Tensor, out: Tensor) -> None:
     torch._check(out.shape == x.shape, lambda: f"project: out must be {tuple(x.shape)}, got {tuple(out.shape)}")
 
 
-@torch.library.register_fake("ulfast::project_", lib=LIBRARY)
+def project_(x: Tensor, basis: Tensor) -> Tensor:
+    """`project` in place, for a floating x with contiguous rows; returns x. Not differentiable."""
+    _ops.project_(x, basis)
+    return x
+
+
+define("project_(Tensor(a!) x, Tensor basis) -> ()")
+
+
+@shape_rule("project_")
 def _(x: Tensor, basis: Tensor) -> None:
     torch._check(basis.dim() == 2, lambda: f"project_: basis must be (k, d), got {tuple(basis.shape)}")
 
 
-@torch.library.register_fake("ulfast::project_classwise", lib=LIBRARY)
+def project_classwise(x: Tensor, bases: Tensor, labels: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Remove from every row of `x` its component in the span of its own class's basis.
+
+    Equivalent to ``torch.stack([x[i] - (x[i] @ B.T) @ B for i in range(n)])`` with ``B = bases[labels[i]]``.
+
+    Args:
+        x: (n, ...) as for `project`.
+        bases: (c, r, d) float; the r rows of each class orthonormal.
+        labels: (n,) int64 in [0, c), in any order.
+        out: as for `project`.
+
+    Returns:
+        Tensor of the shape of `x`, in its dtype (float32 for uint8). Differentiable in `x` and `bases`.
+
+    Raises:
+        ValueError, TypeError: as for `project`.
+        IndexError: a label out of range, on the CPU. A GPU is not waited for: there the row becomes NaN.
+    """
+    if out is None:
+        return _ops.project_classwise(x, bases, labels)
+    _ops.project_classwise_out(x, bases, labels, out)
+    return out
+
+
+define("project_classwise(Tensor x, Tensor bases, Tensor labels) -> Tensor")
+define("project_classwise_out(Tensor x, Tensor bases, Tensor labels, Tensor(a!) out) -> ()")
+
+
+@shape_rule("project_classwise")
 def _(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     torch._check(bases.dim() == 3, lambda: f"project_classwise: bases must be (c, r, d), got {tuple(bases.shape)}")
     return torch.empty(x.shape, dtype=projected_dtype(x.dtype), device=x.device)
 
 
-@torch.library.register_fake("ulfast::project_classwise_out", lib=LIBRARY)
+@shape_rule("project_classwise_out")
 def _(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
     torch._check(out.shape == x.shape, lambda: f"project: out must be {tuple(x.shape)}, got {tuple(out.shape)}")
 
 
-@torch.library.register_fake("ulfast::ingest", lib=LIBRARY)
+def ingest(
+    images: Tensor,
+    basis: Tensor | None,
+    mean: Tensor | Sequence[float],
+    std: Tensor | Sequence[float],
+    *,
+    dtype: torch.dtype = torch.float32,
+    index: Tensor | None = None,
+    shift: Tensor | None = None,
+    flip: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """From stored pixels to a training batch in one pass: gather, project, crop, flip, normalise, cast.
+
+    The projection comes before the augmentation, because the basis knows unshifted pixels.
+
+    Args:
+        images: (N, H, W, C) uint8, or float16, bfloat16, float32 or float64 in units of [0, 1]; computed in float32.
+        basis: (k, H*W*C) float32 with orthonormal rows, or None for no projection; (c, r, H*W*C) with labels.
+        mean, std: C values in units of [0, 1].
+        dtype: of the result: float32, bfloat16 or float16.
+        index: (n,) int64 rows of `images` that make the batch; None takes all, in order.
+        shift: (n, 2) int32 (dy, dx): ``out[y, x] = image[y + dy, x + dx]``, black (zero) outside. A crop with
+            padding p is a shift drawn from [-p, p].
+        flip: (n,) bool, mirror left-right after the shift.
+        labels: (n,) int64 class of each image of the batch, whose rows of a class-wise basis it loses.
+
+    Returns:
+        (n, C, H, W) tensor in channels_last memory format.
+    """
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device)
+    std = torch.as_tensor(std, dtype=torch.float32, device=images.device)
+    return _ops.ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
+
+
+define(
+    "ingest(Tensor images, Tensor? basis, Tensor mean, Tensor std, ScalarType dtype,"
+    " Tensor? index=None, Tensor? shift=None, Tensor? flip=None, Tensor? labels=None) -> Tensor"
+)
+
+
+@shape_rule("ingest")
 def _(images, basis, mean, std, dtype, index=None, shift=None, flip=None, labels=None):
     torch._check(images.dim() == 4, lambda: f"ingest: images must be (N, H, W, C), got {tuple(images.shape)}")
     n = images.shape[0] if index is None else index.shape[0]
     return images.new_empty((n, *images.shape[1:]), dtype=dtype).permute(0, 3, 1, 2)
 
 
-@torch.library.register_fake("ulfast::softmax_regression_step", lib=LIBRARY)
+def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
+    """Takes from every pixel a filter's answer, exactly up to the border: one convolution whose weights change there.
+
+    Away from the border equivalent to ``x - conv2d(x, filters[r, r])``, r = T // 2. `ulfast.PatchProjection` makes the
+    filters of a projection of all patches, averaged where they overlap.
+
+    Args:
+        x: (n, H, W, C) float, sides of T or more; the kernel takes float32 with up to four channels.
+        filters: (T, T, T, T, C, C): kind of row (0 to r - 1 at the upper border, r within, r + 1 to 2 r at the lower),
+            kind of column, dy, dx, input channel, output channel.
+
+    Returns:
+        (n, H, W, C), new.
+    """
+    return _ops.patch_filter(x, filters)
+
+
+define("patch_filter(Tensor x, Tensor filters) -> Tensor")
+
+
+@shape_rule("patch_filter")
+def _(x, filters):
+    return x.new_empty(x.shape)
+
+
+def softmax_regression_step(
+    x: Tensor, labels: Tensor, weight: Tensor, lr: float, *, index: Tensor | None = None
+) -> Tensor:
+    """One in-place SGD step of softmax regression without bias on one pass over the batch.
+
+    Equivalent to ``weight -= lr * grad(cross_entropy(unit(x) @ weight.T, labels))`` with mean reduction.
+
+    Args:
+        x: (N, ...) uint8 (read as x / 255) or float32 rows.
+        labels: (N,) int64 in [0, c).
+        weight: (c, d) float32, updated in place.
+        lr: learning rate.
+        index: (n,) int64 rows that make the batch; None takes all.
+
+    Returns:
+        (2,) float64: mean cross-entropy before the update, and how many rows were classified correctly.
+    """
+    return _ops.softmax_regression_step(x, labels, weight, lr, index)
+
+
+define("softmax_regression_step(Tensor x, Tensor labels, Tensor(a!) weight, float lr, Tensor? index=None) -> Tensor")
+
+
+@shape_rule("softmax_regression_step")
 def _(x, labels, weight, lr, index=None):
     return x.new_empty((2,), dtype=torch.float64)
 
 
-@torch.library.register_fake("ulfast::apply_perturbation", lib=LIBRARY)
-def _(images, delta, index=None, truncate=False):
-    return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Sums and sums of squares of every value over the images of each class, exactly.
+
+    Equivalent to ``torch.zeros(c, ...).index_add_(0, labels, images.long())``, and the same of the squares.
+
+    Args:
+        images: (n, ...) uint8.
+        labels: (n,) int64 in [0, classes).
+
+    Returns:
+        Two (classes, ...) int64 tensors, in uint8 levels and their squares.
+    """
+    sums, squares = _ops.class_moments(images, labels, classes)
+    return sums, squares
 
 
-@torch.library.register_fake("ulfast::pgd_step", lib=LIBRARY)
-def _(x, grad, start, alpha, eps, norm, clamp=True) -> None:
-    torch._check(grad.shape == x.shape, lambda: f"pgd_step: grad must be {tuple(x.shape)}, got {tuple(grad.shape)}")
-    torch._check(start.shape == x.shape, lambda: f"pgd_step: start must be {tuple(x.shape)}, got {tuple(start.shape)}")
+define("class_moments(Tensor images, Tensor labels, int classes) -> (Tensor, Tensor)")
 
 
-@torch.library.register_fake("ulfast::philox_uniform", lib=LIBRARY)
-def _(seed, stream, first, n, d, *, device=None):
-    return torch.empty((n, d), dtype=torch.float32, device=device)
-
-
-@torch.library.register_fake("ulfast::philox_normal", lib=LIBRARY)
-def _(seed, stream, first, n, d, *, device=None):
-    return torch.empty((n, d), dtype=torch.float32, device=device)
-
-
-@torch.library.register_fake("ulfast::perturb_lsp", lib=LIBRARY)
-def _(labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images=None, truncate=False):
-    dtype = torch.float32 if images is None else torch.uint8
-    return centroids.new_empty((labels.shape[0], height, width, channels), dtype=dtype)
-
-
-@torch.library.register_fake("ulfast::perturb_ar", lib=LIBRARY)
-def _(labels, coefficients, seed, first, height, width, norm, kind, images=None, truncate=False):
-    dtype = torch.float32 if images is None else torch.uint8
-    return coefficients.new_empty((labels.shape[0], height, width, coefficients.shape[1]), dtype=dtype)
-
-
-@torch.library.register_fake("ulfast::class_moments", lib=LIBRARY)
+@shape_rule("class_moments")
 def _(images, labels, classes):
     shape = (classes, *images.shape[1:])
     return images.new_empty(shape, dtype=torch.int64), images.new_empty(shape, dtype=torch.int64)
 
 
-@torch.library.register_fake("ulfast::perturb_convolution", lib=LIBRARY)
+def apply_perturbation(images: Tensor, delta: Tensor, *, index: Tensor | None = None, truncate: bool = False) -> Tensor:
+    """``clamp(images + 255 * delta[index], 0, 255)`` as uint8, in one pass.
+
+    Args:
+        images: (n, ...) uint8.
+        delta: (m, ...) float32 in units of [0, 1].
+        index: (n,) int64 row of `delta` for each image (its label, or its number); None: row i for image i.
+        truncate: round towards zero, as LSP and other published files were made, instead of to nearest.
+    """
+    return _ops.apply_perturbation(images, delta, index, truncate)
+
+
+define("apply_perturbation(Tensor images, Tensor delta, Tensor? index=None, bool truncate=False) -> Tensor")
+
+
+@shape_rule("apply_perturbation")
+def _(images, delta, index=None, truncate=False):
+    return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+
+
+def pgd_step(
+    x: Tensor, grad: Tensor, start: Tensor, *, alpha: float, eps: float, norm: str = "linf", clamp: bool = True
+) -> Tensor:
+    """A step of projected gradient ascent, in place; returns `x`.
+
+    ``x = clamp(start + clamp(x + alpha * grad.sign() - start, -eps, eps), 0, 1)`` for "linf"; for "l2" the step is
+    ``alpha * grad / |grad|`` and the difference to `start` is scaled down to a norm of `eps`, image by image.
+
+    Args:
+        x: (n, ...) float32, pixels in [0, 1].
+        grad: like x; a negative `alpha` descends.
+        start: like x: the unperturbed images.
+        alpha, eps: step and bound, pixels in [0, 1].
+        norm: "linf" or "l2".
+        clamp: keep the result in [0, 1].
+
+    Raises:
+        TypeError, ValueError: other dtypes, shapes, devices or norms.
+
+    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+    """
+    _ops.pgd_step(x, grad, start, alpha, eps, norm, clamp)
+    return x
+
+
+define("pgd_step(Tensor(a!) x, Tensor grad, Tensor start, float alpha, float eps, str norm, bool clamp=True) -> ()")
+
+
+@shape_rule("pgd_step")
+def _(x, grad, start, alpha, eps, norm, clamp=True) -> None:
+    torch._check(grad.shape == x.shape, lambda: f"pgd_step: grad must be {tuple(x.shape)}, got {tuple(grad.shape)}")
+    torch._check(start.shape == x.shape, lambda: f"pgd_step: start must be {tuple(x.shape)}, got {tuple(start.shape)}")
+
+
+def perturb_lsp(
+    labels: Tensor,
+    centroids: Tensor,
+    mixing: Tensor,
+    *,
+    seed: int,
+    first: int,
+    size: tuple[int, int, int],
+    patch: int,
+    norm: float,
+    images: Tensor | None = None,
+    truncate: bool = False,
+) -> Tensor:
+    """Linearly separable perturbations: one Gaussian cluster a class, each latent value blown up to a patch.
+
+    Args:
+        labels: (n,) int64; row i is image number ``first + i`` of the data set.
+        centroids: (c, m) float32, m = ceil(H/patch) * ceil(W/patch) * C: every class's cluster centre.
+        mixing: (c, m, m) float32: latent = normal @ mixing[label] + centroids[label].
+        size: (H, W, C) of the images.
+        patch: side of the square that shares one latent value.
+        norm: L2 norm of each image's perturbation, in units of [0, 1].
+        images: (n, H, W, C) uint8 to add it to, in the same pass.
+        truncate: with images, round towards zero as in `apply_perturbation`.
+
+    Returns:
+        (n, H, W, C): the perturbation, float32 in units of [0, 1], or the poisoned images, uint8.
+
+    Source: Yu et al., "Availability Attacks Create Shortcuts", KDD 2022.
+    """
+    return _ops.perturb_lsp(labels, centroids, mixing, seed, first, *size, patch, norm, images, truncate)
+
+
+define(
+    "perturb_lsp(Tensor labels, Tensor centroids, Tensor mixing, int seed, int first,"
+    " int height, int width, int channels, int patch, float norm,"
+    " Tensor? images=None, bool truncate=False) -> Tensor"
+)
+
+
+@shape_rule("perturb_lsp")
+def _(labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images=None, truncate=False):
+    dtype = torch.float32 if images is None else torch.uint8
+    return centroids.new_empty((labels.shape[0], height, width, channels), dtype=dtype)
+
+
+def perturb_ar(
+    labels: Tensor,
+    coefficients: Tensor,
+    *,
+    seed: int,
+    first: int,
+    size: tuple[int, int],
+    norm: float = 1.0,
+    kind: str = "l2",
+    images: Tensor | None = None,
+    truncate: bool = False,
+) -> Tensor:
+    """Autoregressive perturbations: every value is the weighted sum of the eight before it in its 3 x 3 window.
+
+    Args:
+        labels: (n,) int64; row i is image number ``first + i`` of the data set.
+        coefficients: (c, channels, 3, 3) float32: a class's window for each channel, the bottom-right entry unused.
+        size: (H, W) of the images.
+        norm: of each image's perturbation, in units of [0, 1].
+        kind: of the norm: "l2", "linf", or "none" for the noise as it comes.
+        images: (n, H, W, channels) uint8 to add it to, in the same pass.
+        truncate: with images, round towards zero instead of to nearest.
+
+    Returns:
+        (n, H, W, channels): the perturbation, float32, or the poisoned images, uint8.
+
+    Source: Sandoval-Segura et al., "Autoregressive Perturbations for Data Poisoning", NeurIPS 2022.
+    """
+    return _ops.perturb_ar(labels, coefficients, seed, first, *size, norm, kind, images, truncate)
+
+
+define(
+    "perturb_ar(Tensor labels, Tensor coefficients, int seed, int first, int height, int width, float norm, str kind,"
+    " Tensor? images=None, bool truncate=False) -> Tensor"
+)
+
+
+@shape_rule("perturb_ar")
+def _(labels, coefficients, seed, first, height, width, norm, kind, images=None, truncate=False):
+    dtype = torch.float32 if images is None else torch.uint8
+    return coefficients.new_empty((labels.shape[0], height, width, coefficients.shape[1]), dtype=dtype)
+
+
+def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve every image with its class's filter, divide it by its largest value, truncate to uint8.
+
+    Equivalent to ``y = conv2d(x, kernels[label], padding="same"); (y / y.max() * 255).byte()`` channel by channel.
+
+    Args:
+        images: (n, H, W, C) uint8.
+        labels: (n,) int64.
+        kernels: (c, side, side) float32, the same for all channels.
+
+    Source: Sadasivan et al., "CUDA: Convolution-based Unlearnable Datasets", CVPR 2023.
+    """
+    return _ops.perturb_convolution(images, labels, kernels)
+
+
+define("perturb_convolution(Tensor images, Tensor labels, Tensor kernels) -> Tensor")
+
+
+@shape_rule("perturb_convolution")
 def _(images, labels, kernels):
     return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
 
 
-@torch.library.register_fake("ulfast::patch_filter", lib=LIBRARY)
-def _(x, filters):
-    return x.new_empty(x.shape)
+def perturb_linear(
+    images: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    *,
+    steps: int = 30,
+    alpha: float = 0.8 / 255,
+    eps: float = 8 / 255,
+    share: float = 0.9,
+) -> Tensor:
+    """Images minus the noise that sign steps find against a linear classifier without bias.
+
+    Every step goes down ``share * CE(W noise, y) + (1 - share) * KL(uniform || softmax(W (x - noise)))`` by `alpha`
+    along the sign of its gradient, from a noise of zero: the noise is easy to classify, what it leaves is not. The
+    noise is rounded to whole levels of uint8, and no pixel moves further than `eps`.
+
+    Args:
+        images: (n, ...) uint8, read as x / 255.
+        labels: (n,) int64 in [0, c).
+        weight: (c, d) float32.
+        steps, alpha, eps: number, size and bound of the steps, pixels in [0, 1].
+        share: weight of the first term.
+
+    Returns:
+        uint8 tensor of the shape of `images`. Where a gradient is zero but for rounding, its sign is the instruction
+        level's.
+
+    Raises:
+        TypeError, ValueError: other dtypes or shapes. IndexError: a label out of range.
+
+    Source: perturbation-induced linearisation (PIL), ICLR 2026.
+    """
+    return _ops.perturb_linear(images, labels, weight, steps, alpha, eps, share)
 
 
-@torch.library.register_fake("ulfast::perturb_linear", lib=LIBRARY)
+define(
+    "perturb_linear(Tensor images, Tensor labels, Tensor weight, int steps, float alpha, float eps, float share)"
+    " -> Tensor"
+)
+
+
+@shape_rule("perturb_linear")
 def _(images, labels, weight, steps, alpha, eps, share):
     return torch.empty(images.shape, dtype=torch.uint8, device=images.device)
 
 
-# --- derivatives ---------------------------------------------------------------------------------------------
+def philox_uniform(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """(n, d) float32 uniform in [0, 1). Row i depends on (seed, stream, first + i) alone, on any device."""
+    return _ops.philox_uniform(seed, stream, first, n, d, device=torch.device(device))
 
 
-def _project_setup(ctx, inputs, output):
-    x, basis = inputs
-    ctx.save_for_backward(x if basis.requires_grad else None, basis)
+define("philox_uniform(int seed, int stream, int first, int n, int d, *, Device? device=None) -> Tensor", twin=False)
 
 
-def _project_backward(ctx, grad: Tensor):
-    """The projector is symmetric, so the gradient of x is the same operator; the basis gets the product rule."""
-    x, basis = ctx.saved_tensors
-    grad_x = torch.ops.ulfast.project(grad.contiguous(), basis) if ctx.needs_input_grad[0] else None
-    grad_basis = None
-    if ctx.needs_input_grad[1]:
-        rows = x.reshape(x.shape[0], -1).to(basis.dtype) / (255 if x.dtype == torch.uint8 else 1)
-        g = grad.reshape(grad.shape[0], -1).to(basis.dtype)
-        grad_basis = -((basis @ rows.T) @ g + (basis @ g.T) @ rows)
-    return grad_x, grad_basis
+@shape_rule("philox_uniform")
+def _(seed, stream, first, n, d, *, device=None):
+    return torch.empty((n, d), dtype=torch.float32, device=device)
 
 
-torch.library.register_autograd("ulfast::project", _project_backward, setup_context=_project_setup, lib=LIBRARY)
+def philox_normal(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """(n, d) float32 standard normals. Row i depends on (seed, stream, first + i) alone, on any device."""
+    return _ops.philox_normal(seed, stream, first, n, d, device=torch.device(device))
 
 
-def _project_vmap(info, in_dims, x: Tensor, basis: Tensor):
-    if in_dims[1] is not None:
-        raise ValueError("project: vmap over the basis is not supported; loop over the bases instead")
-    x = x.movedim(in_dims[0], 0)
-    out = torch.ops.ulfast.project(x.reshape(-1, *x.shape[2:]), basis)
-    return out.reshape(x.shape), 0
+define("philox_normal(int seed, int stream, int first, int n, int d, *, Device? device=None) -> Tensor", twin=False)
 
 
-torch.library.register_vmap("ulfast::project", _project_vmap, lib=LIBRARY)
-
-
-def _classwise_setup(ctx, inputs, output):
-    x, bases, labels = inputs
-    ctx.save_for_backward(x if bases.requires_grad else None, bases, labels)
-
-
-def _classwise_backward(ctx, grad: Tensor):
-    """As for `project`, class by class."""
-    x, bases, labels = ctx.saved_tensors
-    grad_x = torch.ops.ulfast.project_classwise(grad.contiguous(), bases, labels) if ctx.needs_input_grad[0] else None
-    grad_bases = None
-    if ctx.needs_input_grad[1]:
-        rows = x.reshape(x.shape[0], -1).to(bases.dtype) / (255 if x.dtype == torch.uint8 else 1)
-        g = grad.reshape(grad.shape[0], -1).to(bases.dtype)
-        parts = []
-        for c in range(bases.shape[0]):
-            mine = (labels == c).to(bases.dtype)[:, None]
-            parts.append(-((bases[c] @ (rows * mine).T) @ g + (bases[c] @ (g * mine).T) @ rows))
-        grad_bases = torch.stack(parts) if parts else torch.zeros_like(bases)
-    return grad_x, grad_bases, None
-
-
-torch.library.register_autograd(
-    "ulfast::project_classwise", _classwise_backward, setup_context=_classwise_setup, lib=LIBRARY
-)
-
-
-def _classwise_vmap(info, in_dims, x: Tensor, bases: Tensor, labels: Tensor):
-    if in_dims[1] is not None:
-        raise ValueError("project_classwise: vmap over the bases is not supported; loop over them instead")
-    size = info.batch_size
-    x = x.movedim(in_dims[0], 0) if in_dims[0] is not None else x.expand(size, *x.shape)
-    labels = labels.movedim(in_dims[2], 0) if in_dims[2] is not None else labels.expand(size, *labels.shape)
-    out = torch.ops.ulfast.project_classwise(x.reshape(-1, *x.shape[2:]), bases, labels.reshape(-1))
-    return out.reshape(x.shape), 0
-
-
-torch.library.register_vmap("ulfast::project_classwise", _classwise_vmap, lib=LIBRARY)
+@shape_rule("philox_normal")
+def _(seed, stream, first, n, d, *, device=None):
+    return torch.empty((n, d), dtype=torch.float32, device=device)

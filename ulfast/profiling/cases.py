@@ -1,13 +1,13 @@
 """The operators as cases to race: ours, what PyTorch users write instead, bytes, flops and the error of each.
 
-`ulfast profile` and `benchmarks/run.py` share this registry and that of the generators beside it. A new operator is a
-function and a line in `OPERATORS`.
+`ulfast profile`, `benchmarks/run.py` and `ulfast doctor` share this registry and that of the generators beside it. A
+new operator is a function and a line in `OPERATORS`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from .. import ops
 from ..errors import InputError
 from ..ops import reference
 
-Run = Callable[[], Any]
+Thunk = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,37 @@ class Case:
     """
 
     name: str
-    ours: dict[str, Run]
-    peers: dict[str, Run]
+    ours: dict[str, Thunk]
+    peers: dict[str, Thunk]
     bytes: float = 0.0
     flops: float = 0.0
     error: tuple[float, float] | None = None
     repeats: int = 15
     goals: dict[str, float] = field(default_factory=dict)
+
+
+class Small:
+    """Seeded inputs for a call that takes no time.
+
+    Attributes:
+        images: (33, 16, 16, 3) uint8.
+        x: the same as float32 in [0, 1].
+        labels: (33,) int64 in [0, 4).
+    """
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(0, 256, (33, 16, 16, 3), dtype=torch.uint8, generator=self._generator)
+        self.x = self.images / 255
+        self.labels = torch.arange(33) % 4
+
+    def normals(self, *size: int) -> Tensor:
+        """float32 standard normals."""
+        return torch.randn(*size, generator=self._generator)
+
+    def rows(self, *size: int) -> Tensor:
+        """(..., k, d) float32 with orthonormal rows."""
+        return torch.linalg.qr(self.normals(*size).mT)[0].mT.contiguous()
 
 
 @dataclass(frozen=True)
@@ -87,12 +111,15 @@ class Operator:
 
     Attributes:
         make: (shape, dtype, device, compile) -> Case.
+        small: arguments of a small call of every operator of `torch.ops.ulfast` that belongs here, for its check
+            against its twin (`check.py`).
         third: what k is.
         dtypes: of the input that it takes, the default first.
         shape: measured unless others are asked for.
     """
 
     make: Callable[[Shape, torch.dtype, torch.device, bool], Case]
+    small: Callable[[Small], Mapping[str, tuple[Any, ...]]]
     third: str
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     shape: Shape = Shape(4096, 3072, 10)
@@ -114,7 +141,7 @@ def _deviation(got: Tensor, exact: Tensor) -> float:
     return float((got.double() - exact).abs().max())
 
 
-def _compiled(wanted: bool, function: Callable[..., Any], *arguments: Any) -> dict[str, Run]:
+def _compiled(wanted: bool, function: Callable[..., Any], *arguments: Any) -> dict[str, Thunk]:
     if not wanted:
         return {}
     fast = torch.compile(function)
@@ -131,8 +158,8 @@ def project(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bo
         a = reference.unit(a, wide)
         return a - (a @ b.T) @ b
 
-    peers: dict[str, Run] = {"eager": lambda: plain(x, b)}
-    ours: dict[str, Run] = {"project": lambda: ops.project(x, basis)}
+    peers: dict[str, Thunk] = {"eager": lambda: plain(x, b)}
+    ours: dict[str, Thunk] = {"project": lambda: ops.project(x, basis)}
     out = torch.zeros(n, d, dtype=wide, device=device)
     ours["project out="] = lambda: ops.project(x, basis, out=out)
     if dtype != torch.uint8:
@@ -270,6 +297,52 @@ def pgd_step(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: b
     )  # fmt: skip
 
 
+def _small_project(small: Small) -> dict[str, tuple[Any, ...]]:
+    basis = small.rows(5, 768)
+    return {
+        "project": (small.images, basis),
+        "project_out": (small.images, basis, torch.zeros(small.x.shape)),
+        "project_": (small.x, basis),
+    }
+
+
+def _small_classwise(small: Small) -> dict[str, tuple[Any, ...]]:
+    bases = small.rows(4, 2, 768)
+    return {
+        "project_classwise": (small.images, bases, small.labels),
+        "project_classwise_out": (small.images, bases, small.labels, torch.zeros(small.x.shape)),
+    }
+
+
+def _small_ingest(small: Small) -> dict[str, tuple[Any, ...]]:
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+    shift = torch.stack([small.labels - 2, 1 - small.labels], 1).to(torch.int32)
+    index, flip = torch.arange(32, -1, -1), small.labels % 2 == 0
+    return {"ingest": (small.images, small.rows(5, 768), mean, std, torch.float32, index, shift, flip)}
+
+
+def _small_softmax(small: Small) -> dict[str, tuple[Any, ...]]:
+    return {"softmax_regression_step": (small.images, small.labels, small.normals(4, 768) / 100, 0.1)}
+
+
+def _small_apply(small: Small) -> dict[str, tuple[Any, ...]]:
+    return {"apply_perturbation": (small.images, small.normals(4, 16, 16, 3) / 30, small.labels, True)}
+
+
+def _small_pgd(small: Small) -> dict[str, tuple[Any, ...]]:
+    return {"pgd_step": (small.x + 0.01, small.normals(*small.x.shape), small.x, 0.02, 0.2, "l2")}
+
+
+def philox_uniform(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    n, d = shape.n, shape.d
+    return Case(
+        f"philox_uniform {n} x {d}",
+        {"kernel": lambda: ops.philox_uniform(0, 1, 0, n, d, device=device)},
+        {"torch.rand": lambda: torch.rand(n, d, device=device)},
+        4.0 * n * d,
+    )
+
+
 def philox_normal(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
     n, d = shape.n, shape.d
     return Case(f"philox_normal {n} x {d}", {"kernel": lambda: ops.philox_normal(0, 1, 0, n, d, device=device)},
@@ -279,11 +352,22 @@ def philox_normal(shape: Shape, dtype: torch.dtype, device: torch.device, compil
 F32, U8, BF16, F16, F64 = torch.float32, torch.uint8, torch.bfloat16, torch.float16, torch.float64
 
 OPERATORS: dict[str, Operator] = {
-    "project": Operator(project, "basis rows", (F32, U8, BF16, F16, F64)),
-    "project_classwise": Operator(project_classwise, "classes, one row each", (F32, U8, BF16, F16, F64)),
-    "ingest": Operator(ingest, "basis rows; the dtype is the result's", (BF16, F32, F16), Shape(1024, 3072, 9)),
-    "softmax_regression_step": Operator(softmax_regression_step, "classes", (U8, F32), Shape(1024, 3072, 10)),
-    "apply_perturbation": Operator(apply_perturbation, "classes", (U8,)),
-    "pgd_step": Operator(pgd_step, "2 for L2, else L-infinity", (F32,), Shape(1024, 3072, 1)),
-    "philox_normal": Operator(philox_normal, "nothing", (F32,), Shape(4096, 3072, 1)),
+    "project": Operator(project, _small_project, "basis rows", (F32, U8, BF16, F16, F64)),
+    "project_classwise": Operator(
+        project_classwise, _small_classwise, "classes, one row each", (F32, U8, BF16, F16, F64)
+    ),
+    "ingest": Operator(
+        ingest, _small_ingest, "basis rows; the dtype is the result's", (BF16, F32, F16), Shape(1024, 3072, 9)
+    ),
+    "softmax_regression_step": Operator(
+        softmax_regression_step, _small_softmax, "classes", (U8, F32), Shape(1024, 3072, 10)
+    ),
+    "apply_perturbation": Operator(apply_perturbation, _small_apply, "classes", (U8,)),
+    "pgd_step": Operator(pgd_step, _small_pgd, "2 for L2, else L-infinity", (F32,), Shape(1024, 3072, 1)),
+    "philox_uniform": Operator(
+        philox_uniform, lambda small: {"philox_uniform": (7, 1, 3, 9, 50)}, "nothing", (F32,), Shape(4096, 3072, 1)
+    ),
+    "philox_normal": Operator(
+        philox_normal, lambda small: {"philox_normal": (7, 1, 3, 9, 50)}, "nothing", (F32,), Shape(4096, 3072, 1)
+    ),
 }

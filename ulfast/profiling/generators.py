@@ -6,13 +6,14 @@ The published programs of the poisons are raced in benchmarks/cases.py.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..ops import reference
-from .cases import F32, U8, Case, Operator, Shape, _compiled, _deviation, pixels
+from .cases import F32, U8, Case, Operator, Shape, Small, _compiled, _deviation, pixels
 
 CLASSES = 10
 
@@ -120,11 +121,43 @@ def patch_filter(shape: Shape, dtype: torch.dtype, device: torch.device, compile
     )  # fmt: skip
 
 
+def _small_lsp(small: Small) -> dict[str, tuple[Any, ...]]:
+    centroids, mixing = 10 * small.normals(4, 12), small.normals(4, 12, 12)
+    return {"perturb_lsp": (small.labels, centroids, mixing, 5, 2, 16, 16, 3, 8, 1.0)}
+
+
+def _small_ar(small: Small) -> dict[str, tuple[Any, ...]]:
+    windows = small.normals(4, 3, 3, 3).abs()
+    windows[..., 2, 2] = 0
+    windows /= windows.sum((2, 3), keepdim=True)
+    return {"perturb_ar": (small.labels, windows, 5, 2, 16, 16, 1.0, "linf")}
+
+
+def _small_moments(small: Small) -> dict[str, tuple[Any, ...]]:
+    return {"class_moments": (small.images, small.labels, 4)}
+
+
+def _small_convolution(small: Small) -> dict[str, tuple[Any, ...]]:
+    return {"perturb_convolution": (small.images, small.labels, small.normals(4, 3, 3).abs())}
+
+
+def _small_linear(small: Small) -> dict[str, tuple[Any, ...]]:
+    row = small.normals(768).sign() / 10
+    weight = torch.stack([row, -row])  # no gradient is zero but for rounding, whose sign would be anybody's
+    return {"perturb_linear": (small.images, small.labels % 2, weight, 3, 0.8 / 255, 8 / 255, 0.9)}
+
+
+def _small_patch_filter(small: Small) -> dict[str, tuple[Any, ...]]:
+    return {"patch_filter": (small.x, small.normals(3, 3, 3, 3, 3, 3) / 3)}
+
+
 GENERATORS: dict[str, Operator] = {
-    "perturb_lsp": Operator(perturb_lsp, "classes", (U8,)),
-    "perturb_ar": Operator(perturb_ar, "classes", (U8,)),
-    "class_moments": Operator(class_moments, "classes", (U8,)),
-    "perturb_convolution": Operator(perturb_convolution, "side of the filter", (U8,), Shape(2048, 3072, 3)),
-    "perturb_linear": Operator(perturb_linear, "steps", (U8,), Shape(512, 3072, 10)),
-    "patch_filter": Operator(patch_filter, "side of the patch", (F32,), Shape(64, 3072, 7)),
+    "perturb_lsp": Operator(perturb_lsp, _small_lsp, "classes", (U8,)),
+    "perturb_ar": Operator(perturb_ar, _small_ar, "classes", (U8,)),
+    "class_moments": Operator(class_moments, _small_moments, "classes", (U8,)),
+    "perturb_convolution": Operator(
+        perturb_convolution, _small_convolution, "side of the filter", (U8,), Shape(2048, 3072, 3)
+    ),
+    "perturb_linear": Operator(perturb_linear, _small_linear, "steps", (U8,), Shape(512, 3072, 10)),
+    "patch_filter": Operator(patch_filter, _small_patch_filter, "side of the patch", (F32,), Shape(64, 3072, 7)),
 }

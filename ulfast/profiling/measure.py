@@ -43,7 +43,7 @@ def roof(device: torch.device | None = None) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """A measured case.
 
     Attributes:
@@ -79,7 +79,9 @@ class Row:
         return asdict(self)
 
 
-def measure(case: Case, top: dict[str, float], device: torch.device | None = None, repeats: int | None = None) -> Row:
+def measure(
+    case: Case, top: dict[str, float], device: torch.device | None = None, repeats: int | None = None
+) -> Timing:
     """Every contestant runs once a round, so that a slow moment hits all; medians are compared."""
     runs = {**case.ours, **case.peers}
     for name, run in runs.items():
@@ -97,7 +99,7 @@ def measure(case: Case, top: dict[str, float], device: torch.device | None = Non
     ours, best = min(case.ours, key=medians.__getitem__), min(case.peers, key=medians.__getitem__)
     memory, arithmetic = case.bytes / top["copy_bytes_per_s"], case.flops / top["sgemm_flops_per_s"]
     least = max(memory, arithmetic)
-    return Row(
+    return Timing(
         case.name, medians, {name: (min(v), max(v)) for name, v in times.items()}, ours, best,
         medians[best] / medians[ours], medians[next(iter(case.peers))] / medians[ours],
         medians[ours] / least if least else None, "memory" if memory >= arithmetic else "arithmetic",

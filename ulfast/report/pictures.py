@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..analysis.diagnosis import Diagnosis
     from ..attacks.result import AttackResult
     from ..data.dataset import Dataset
-    from ..profiling.measure import Row
+    from ..profiling.measure import Timing
     from ..projection.basis import Basis
 
 # Distinct in print, in gray and for the colour-blind (Okabe and Ito).
@@ -94,7 +94,7 @@ def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
-def roofline_figure(rows: Sequence[Row], top: dict[str, float]) -> Figure:
+def roofline_figure(rows: Sequence[Timing], top: dict[str, float]) -> Figure:
     """Arithmetic rate over arithmetic intensity of every case, under the machine's measured roof."""
     import matplotlib
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from ..attacks.result import AttackResult
     from ..grids.run import Average, GridResult
-    from ..profiling.measure import Row as Row_
+    from ..profiling.measure import Timing
 
 
 def percent(share: float | None) -> str:
@@ -73,7 +73,7 @@ def grid_table(result: GridResult, model: str) -> Table:
     return table
 
 
-def profile_table(rows: list[Row_]) -> Table:
+def profile_table(rows: list[Timing]) -> Table:
     """Kernels against their peers."""
     from rich import box
     from rich.table import Table

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=fast
+//
 // perturb_linear: sign steps on the noise of every image against a linear classifier, all of them in one visit.
 //
 // Both terms of the objective are linear in the image, so a step is two products with the weights (c, d) and a sign:
@@ -110,7 +112,7 @@ ULFAST_INLINE void publish(const uint8_t* x, const float* noise, float levels, u
 }
 
 // All steps of the R rows from `first` on. noise (R, d); logits (3, R, c): of the images, of the noise, the residuals.
-template <int R> void rows(const Linear& a, const float* packed, float* noise, float* logits, int64_t first) {
+template <int R> void rows(const PerturbLinear& a, const float* packed, float* noise, float* logits, int64_t first) {
   const int64_t d = a.d, c = a.c;
   float *image = logits, *own = logits + R * c, *p = logits + 2 * R * c;
   for (int64_t i = 0; i < 2 * R * c; ++i) logits[i] = 0;
@@ -138,7 +140,7 @@ template <int R> void rows(const Linear& a, const float* packed, float* noise, f
 
 }  // namespace
 
-void linear(const Linear& a, float* scratch, int64_t begin, int64_t end) {
+void perturb_linear(const PerturbLinear& a, float* scratch, int64_t begin, int64_t end) {
   float *logits = scratch + kRows * a.d, *packed = logits + 3 * kRows * a.c;
   if (kPacks) pack_chunks(a.weight, a.c, a.d, packed, 0, a.d / kChunk<float>);
   for (; begin + kRows <= end; begin += kRows) rows<kRows>(a, packed, scratch, logits, begin);

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=off
+//
 // perturb_convolution: every image convolved with its class's filter (zero border, the same filter for all channels),
 // divided by its largest value, back to bytes by truncation.
 //
@@ -87,7 +89,7 @@ ULFAST_INLINE void finish(const float* y, float most, uint8_t* out, int64_t d) {
 
 }  // namespace
 
-void convolve(const Convolve& a, float* scratch, int64_t begin, int64_t end) {
+void perturb_convolution(const PerturbConvolution& a, float* scratch, int64_t begin, int64_t end) {
   const int64_t wc = a.w * a.c, d = a.h * wc, before = a.side / 2;
   const int64_t stride = (a.w + a.side) * a.c;
   float *padded = scratch, *y = scratch + (a.h + a.side) * stride;

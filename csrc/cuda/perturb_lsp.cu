@@ -13,7 +13,7 @@ namespace cuda {
 
 namespace {
 
-__global__ void lsp(Lsp a) {
+__global__ void perturb_lsp_kernel(PerturbLsp a) {
   const int64_t gw = (a.w + a.patch - 1) / a.patch, gh = (a.h + a.patch - 1) / a.patch, m = gh * gw * a.channels;
   float *z = dynamic_shared<float>(), *latent = z + (m + 3) / 4 * 4, *scale = latent + m;
   const int64_t line = a.w * a.channels, d = a.h * line;
@@ -61,11 +61,12 @@ __global__ void lsp(Lsp a) {
 
 }  // namespace
 
-const char* perturb_lsp(const Lsp& a, void* stream) {
+const char* perturb_lsp(const PerturbLsp& a, void* stream) {
   if (a.n == 0) return nullptr;
   const int64_t m = ((a.h + a.patch - 1) / a.patch) * ((a.w + a.patch - 1) / a.patch) * a.channels;
   const size_t shared = (size_t)(2 * m + 8) * sizeof(float);
-  return launch(lsp, a.n < 65535 ? a.n : (int64_t)65535, kThreads, shared, static_cast<cudaStream_t>(stream), a);
+  return launch(perturb_lsp_kernel, a.n < 65535 ? a.n : (int64_t)65535, kThreads, shared,
+                static_cast<cudaStream_t>(stream), a);
 }
 
 }  // namespace cuda

@@ -19,7 +19,7 @@ constexpr int kClasses = 8;  // whose products a thread sums at a time
 constexpr int kWarps = kThreads / 32;
 
 // own (c, kGroup) = the products of the weights with v, kGroup rows in shared memory, d apart. parts: kWarps sums each.
-__device__ void products(const Linear& a, const float* v, float* parts, float* own) {
+__device__ void products(const PerturbLinear& a, const float* v, float* parts, float* own) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int64_t first = 0; first < a.c; first += kClasses) {
     const int count = a.c - first < kClasses ? (int)(a.c - first) : kClasses;
@@ -56,7 +56,8 @@ __device__ void products(const Linear& a, const float* v, float* parts, float* o
 }
 
 // p (c, kGroup): the loss's gradient in the logits of the noise. One warp an image.
-__device__ void residuals(const Linear& a, const float* image, const float* own, const int64_t* label, float* p) {
+__device__ void residuals(const PerturbLinear& a, const float* image, const float* own, const int64_t* label,
+                          float* p) {
   const int lane = threadIdx.x % 32, g = threadIdx.x / 32;
   if (g < kGroup) {
     float top = -INFINITY, other = -INFINITY;
@@ -87,7 +88,7 @@ __device__ void residuals(const Linear& a, const float* image, const float* own,
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kThreads) linear(Linear a) {
+__global__ void __launch_bounds__(kThreads) perturb_linear_kernel(PerturbLinear a) {
   float* noise = dynamic_shared<float>();  // (kGroup, d), then (c, kGroup) thrice, then the parts of sums
   float *image = noise + kGroup * a.d, *own = image + a.c * kGroup, *p = own + a.c * kGroup, *parts = p + a.c * kGroup;
   for (int64_t first = (int64_t)blockIdx.x * kGroup; first < a.n; first += (int64_t)gridDim.x * kGroup) {
@@ -137,14 +138,14 @@ size_t shared_bytes(int64_t d, int64_t c) {
 
 }  // namespace
 
-bool perturb_linear_fits(int64_t d, int64_t c) {
-  return shared_bytes(d, c) <= (size_t)attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+int64_t perturb_linear_fits(const PerturbLinear& a) {
+  return shared_bytes(a.d, a.c) <= (size_t)attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
-const char* perturb_linear(const Linear& a, void* stream) {
+const char* perturb_linear(const PerturbLinear& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
   const int64_t groups = (a.n + kGroup - 1) / kGroup;
-  return launch(linear, groups < 65535 ? groups : (int64_t)65535, kThreads, shared_bytes(a.d, a.c),
+  return launch(perturb_linear_kernel, groups < 65535 ? groups : (int64_t)65535, kThreads, shared_bytes(a.d, a.c),
                 static_cast<cudaStream_t>(stream), a);
 }
 

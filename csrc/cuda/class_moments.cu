@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kRun = 1024;  // rows a block; 1024 * 255^2 < 2^32
 
-__global__ void moments(ClassMoments a) {
+__global__ void class_moments_kernel(ClassMoments a) {
   const int64_t pieces = (a.d + kThreads - 1) / kThreads, runs = (a.n + kRun - 1) / kRun;
   for (int64_t w = blockIdx.x; w < pieces * runs; w += gridDim.x) {
     const int64_t run = w / pieces, i = (w - run * pieces) * kThreads + threadIdx.x;
@@ -23,7 +23,7 @@ __global__ void moments(ClassMoments a) {
       const int64_t label = a.labels[a.order[at]];
       uint32_t sum = 0, square = 0;
       for (; at < stop && a.labels[a.order[at]] == label; ++at) {
-        const uint32_t v = a.x[a.order[at] * a.d + i];
+        const uint32_t v = a.images[a.order[at] * a.d + i];
         sum += v;
         square += v * v;
       }
@@ -40,7 +40,8 @@ __global__ void moments(ClassMoments a) {
 const char* class_moments(const ClassMoments& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
   const int64_t work = (a.d + kThreads - 1) / kThreads * ((a.n + kRun - 1) / kRun);
-  return launch(moments, work < 65535 ? work : (int64_t)65535, kThreads, 0, static_cast<cudaStream_t>(stream), a);
+  return launch(class_moments_kernel, work < 65535 ? work : (int64_t)65535, kThreads, 0,
+                static_cast<cudaStream_t>(stream), a);
 }
 
 }  // namespace cuda

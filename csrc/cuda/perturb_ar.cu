@@ -27,7 +27,7 @@ struct Layout {
 };
 
 // Strip by strip. Write: each strip is scaled and leaves. Else: returns this lane's squares (L2) or largest size.
-template <bool Write> __device__ double sweep(const Ar& a, const Layout& plan, const float* border, float* carry,
+template <bool Write> __device__ double sweep(const PerturbAr& a, const Layout& plan, const float* border, float* carry,
                                               float* tile, int64_t n, const float* windows, float scale) {
   const int64_t H = a.h + kBorder, W = a.w + kBorder, each = 2 * W + 2 * (H - 2), line = a.w * a.channels;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -55,22 +55,14 @@ template <bool Write> __device__ double sweep(const Ar& a, const Layout& plan, c
           if (x < 2) {
             now = of[2 * W + 2 * (y - 2) + x];
           } else {
-            float s = w[0] * a0;
-            s += w[1] * a1;
-            s += w[2] * a2;
-            s += w[3] * b0;
-            s += w[4] * b1;
-            s += w[5] * b2;
-            s += w[6] * before2;
-            s += w[7] * before1;
-            now = s;
+            now = ar_value(w, a0, a1, a2, b0, b1, b2, before2, before1);
           }
           a0 = a1, a1 = a2, b0 = b1, b1 = b2, before2 = before1, before1 = now;
           if (lane >= count - 2) kept[(lane - (count - 2)) * W + x] = now;
           if (x >= kBorder && y >= kBorder) {
             if (Write)
               tile[lane * line + (x - kBorder) * a.channels + c] = now;
-            else if (a.kind == 1)
+            else if (a.kind == Norm::l2)
               size += (double)now * now;
             else
               size = fabs((double)now) > size ? fabs((double)now) : size;
@@ -94,7 +86,7 @@ template <bool Write> __device__ double sweep(const Ar& a, const Layout& plan, c
   return size;
 }
 
-__global__ void ar(Ar a, Layout plan) {
+__global__ void perturb_ar_kernel(PerturbAr a, Layout plan) {
   const int64_t H = a.h + kBorder, W = a.w + kBorder, each = 2 * W + 2 * (H - 2), line = a.w * a.channels;
   double* sizes = dynamic_shared<double>();  // a thread each, then the border, two rows a channel, the strip
   float* border = reinterpret_cast<float*>(sizes + kWarps * 32);
@@ -120,26 +112,26 @@ __global__ void ar(Ar a, Layout plan) {
     __syncthreads();
     const float* windows = a.coefficients + label * a.channels * 9;
     float scale = 1;
-    if (a.kind != 0) {
+    if (a.kind != Norm::none) {
       sizes[threadIdx.x] = sweep<false>(a, plan, border, carry, tile, n, windows, scale);
       __syncthreads();
       double size = 0;
       for (int i = 0; i < kWarps * 32; ++i)  // always in the same order
-        size = a.kind == 1 ? size + sizes[i] : sizes[i] > size ? sizes[i] : size;
-      if (a.kind == 1) size = sqrt(size);
+        size = a.kind == Norm::l2 ? size + sizes[i] : sizes[i] > size ? sizes[i] : size;
+      if (a.kind == Norm::l2) size = sqrt(size);
       scale = (float)(a.norm / (size > 1e-12 ? size : 1e-12));
     }
     sweep<true>(a, plan, border, carry, tile, n, windows, scale);
   }
 }
 
-int64_t fixed_bytes(const Ar& a) {
+int64_t fixed_bytes(const PerturbAr& a) {
   const int64_t each = 2 * (a.h + a.w + 6);
   return kWarps * 32 * 8 + ((a.channels * each + 3) / 4 * 4 + a.channels * 2 * (a.w + kBorder)) * 4;
 }
 
 // Rows of a strip: 32, or what shared memory takes; two are needed.
-int64_t rows_of(const Ar& a) {
+int64_t rows_of(const PerturbAr& a) {
   const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), limit = most < 100 << 10 ? most : 100 << 10;
   const int64_t fits = (limit - fixed_bytes(a)) / (a.w * a.channels * 4);
   return fits < 32 ? fits : 32;
@@ -147,15 +139,15 @@ int64_t rows_of(const Ar& a) {
 
 }  // namespace
 
-bool perturb_ar_fits(const Ar& a) { return rows_of(a) >= 2; }
+int64_t perturb_ar_fits(const PerturbAr& a) { return rows_of(a) >= 2; }
 
-const char* perturb_ar(const Ar& a, void* stream) {
+const char* perturb_ar(const PerturbAr& a, void* stream) {
   if (a.n == 0) return nullptr;
   const Layout plan{rows_of(a)};
   if (plan.rows < 2) return "the image's rows do not fit in shared memory";
   const size_t shared = (size_t)(fixed_bytes(a) + plan.rows * a.w * a.channels * 4);
-  return launch(ar, a.n < 65535 ? a.n : (int64_t)65535, kWarps * 32, shared, static_cast<cudaStream_t>(stream), a,
-                plan);
+  return launch(perturb_ar_kernel, a.n < 65535 ? a.n : (int64_t)65535, kWarps * 32, shared,
+                static_cast<cudaStream_t>(stream), a, plan);
 }
 
 }  // namespace cuda

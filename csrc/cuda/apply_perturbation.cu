@@ -9,7 +9,7 @@ namespace cuda {
 
 namespace {
 
-template <bool Truncate> __global__ void four(Apply a) {
+template <bool Truncate> __global__ void four(ApplyPerturbation a) {
   const int64_t quads = a.d / 4, total = a.n * quads, step = (int64_t)gridDim.x * blockDim.x;
   for (int64_t t = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; t < total; t += step) {
     const int64_t row = t / quads, i = (t - row * quads) * 4;
@@ -25,7 +25,7 @@ template <bool Truncate> __global__ void four(Apply a) {
   }
 }
 
-template <bool Truncate> __global__ void one(Apply a) {
+template <bool Truncate> __global__ void one(ApplyPerturbation a) {
   const int64_t total = a.n * a.d, step = (int64_t)gridDim.x * blockDim.x;
   for (int64_t t = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; t < total; t += step) {
     const int64_t row = t / a.d, from = a.index ? a.index[row] : row;
@@ -38,16 +38,12 @@ bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t
 
 }  // namespace
 
-const char* apply_perturbation(const Apply& a, void* stream) {
+const char* apply_perturbation(const ApplyPerturbation& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
   const bool wide = a.d % 4 == 0 && aligned(a.images, 4) && aligned(a.out, 4) && aligned(a.delta, 16);
-  const unsigned grid = blocks(wide ? a.n * (a.d / 4) : a.n * a.d);
-  if (wide)
-    a.truncate ? four<true><<<grid, kThreads, 0, s>>>(a) : four<false><<<grid, kThreads, 0, s>>>(a);
-  else
-    a.truncate ? one<true><<<grid, kThreads, 0, s>>>(a) : one<false><<<grid, kThreads, 0, s>>>(a);
-  return status();
+  const auto kernel = wide ? (a.truncate ? four<true> : four<false>) : (a.truncate ? one<true> : one<false>);
+  return launch(kernel, blocks(wide ? a.n * (a.d / 4) : a.n * a.d), kThreads, 0, s, a);
 }
 
 }  // namespace cuda

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=off
+//
 // perturb_ar: autoregressive noise, scaled and put straight onto the stored image.
 //
 // A value is the weighted sum of the eight before it in its 3 x 3 window, so one image is serial along its rows.
@@ -18,7 +20,7 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int kLanes = 16;
+constexpr int kLanes = perturb_ar_lanes;
 constexpr int kBorder = 4;  // rows and columns that the sweep starts from, and that are cut off
 
 constexpr int kN = Vec<float>::size;
@@ -53,14 +55,7 @@ struct Sweep {
       store(out + kLanes + part, before1);
       for (int64_t x = 2 * kLanes; x < W * kLanes; x += kLanes) {
         const vecf a2 = load(a + x), b2 = load(b + x);
-        vecf s = w[0] * a0;
-        s += w[1] * a1;
-        s += w[2] * a2;
-        s += w[3] * b0;
-        s += w[4] * b1;
-        s += w[5] * b2;
-        s += w[6] * before2;
-        s += w[7] * before1;
+        const vecf s = ar_value(w, a0, a1, a2, b0, b1, b2, before2, before1);
         store(out + x + part, s);
         a0 = a1, a1 = a2, b0 = b1, b1 = b2, before2 = before1, before1 = s;
       }
@@ -70,7 +65,7 @@ struct Sweep {
 };
 
 // Weights of the images' classes and channels, and the random border of each.
-void start(const Ar& a, int64_t first, int lanes, const Sweep& sweep, float* z) {
+void start(const PerturbAr& a, int64_t first, int lanes, const Sweep& sweep, float* z) {
   const int64_t each = sweep.each();
   for (int l = 0; l < kLanes; ++l) {
     const int64_t image = first + (l < lanes ? l : 0);  // empty lanes repeat the first
@@ -84,16 +79,16 @@ void start(const Ar& a, int64_t first, int lanes, const Sweep& sweep, float* z) 
 }
 
 // What every lane is multiplied with: norm / its own norm, L2 in float64 or L-infinity; 1 for neither.
-void scales(const Ar& a, const Sweep& sweep, float* scale) {
+void scales(const PerturbAr& a, const Sweep& sweep, float* scale) {
   constexpr int kD = Vec<double>::size, kWide = kLanes / kD;
   Vec<double>::type sums[kWide] = {};
   vecf largest[kParts] = {};
-  for (int64_t y = 2; a.kind != 0 && y < sweep.H; ++y)
+  for (int64_t y = 2; a.kind != Norm::none && y < sweep.H; ++y)
     for (int64_t c = 0; c < a.channels; ++c) {
       const float* row = sweep.next(c, y);
       if (y < kBorder) continue;
       for (int64_t x = kBorder * kLanes; x < sweep.W * kLanes; x += kLanes) {
-        if (a.kind == 1) {
+        if (a.kind == Norm::l2) {
           for (int p = 0; p < kWide; ++p) {
             const Vec<double>::type v = load_double(row + x + p * kD);
             sums[p] += v * v;
@@ -111,8 +106,8 @@ void scales(const Ar& a, const Sweep& sweep, float* scale) {
   __builtin_memcpy(square, sums, sizeof sums);
   __builtin_memcpy(most, largest, sizeof largest);
   for (int l = 0; l < kLanes; ++l) {
-    const double length = a.kind == 2 ? most[l] : __builtin_sqrt(square[l]);
-    scale[l] = a.kind == 0 ? 1.0f : (float)(a.norm / (length > 1e-12 ? length : 1e-12));
+    const double length = a.kind == Norm::linf ? most[l] : __builtin_sqrt(square[l]);
+    scale[l] = a.kind == Norm::none ? 1.0f : (float)(a.norm / (length > 1e-12 ? length : 1e-12));
   }
 }
 
@@ -170,13 +165,13 @@ void interleave(const Sweep& sweep, int64_t y, const float* scale, float* lines,
 
 }  // namespace
 
-void ar(const Ar& a, float* scratch, int64_t begin, int64_t end) {
+void perturb_ar(const PerturbAr& a, float* scratch, int64_t begin, int64_t end) {
   const int64_t H = a.h + kBorder, W = a.w + kBorder, line = a.w * a.channels, size = a.n * a.h * line;
   Sweep sweep{H, W, a.channels, scratch, nullptr, nullptr};
   sweep.ring = scratch + a.channels * sweep.each() * kLanes;
   sweep.weights = sweep.ring + a.channels * 3 * W * kLanes;
   float* lines = sweep.weights + a.channels * 8 * kLanes;  // a few rows of pixels of each lane
-  const int64_t tall = ar_rows(a.w, a.channels);
+  const int64_t tall = perturb_ar_rows(a.w, a.channels);
   float* z = lines + kLanes * tall * line;
   for (int64_t i = begin; i < end; i += kLanes) {
     const int lanes = end - i < kLanes ? (int)(end - i) : kLanes;

@@ -2,6 +2,8 @@
 //
 // Bytes: 16 n d, bound by memory. L-infinity is elementwise. L2 takes a block a row: two norms, then the update; the
 // row (12 KB at 32 px) comes from L2 cache the second and third time. Not yet run on a GPU.
+#include <math.h>
+
 #include "launch.cuh"
 
 namespace ulfast {
@@ -57,11 +59,8 @@ __global__ void l2(PgdStep a) {
 const char* pgd_step(const PgdStep& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
-  if (a.norm == 1)
-    l2<<<(unsigned)(a.n < 65535 ? a.n : 65535), kThreads, 0, s>>>(a);
-  else
-    linf<<<blocks(a.n * a.d), kThreads, 0, s>>>(a);
-  return status();
+  if (a.norm == Norm::l2) return launch(l2, a.n < 65535 ? a.n : (int64_t)65535, kThreads, 0, s, a);
+  return launch(linf, blocks(a.n * a.d), kThreads, 0, s, a);
 }
 
 }  // namespace cuda

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=fast
+//
 // softmax_regression_step: forward, loss, gradient and update of a linear classifier in one pass over the rows.
 //
 // Bytes: n d (uint8 rows). Flops: 4 n d c. At c = 10 the multiply-adds bound it, not the memory. Rows go in groups
@@ -78,13 +80,13 @@ ULFAST_INLINE double residual(float* p, int64_t c, int64_t label, double scale, 
 }
 
 // Adds the products of R rows' features [i, i + d) with the weights to their logits p.
-template <class T, int R>
-ULFAST_INLINE void forward(const SoftmaxStep& a, const T* const* x, int64_t i, int64_t d, float* tile, float* p) {
+template <class T, int R> ULFAST_INLINE void forward(const SoftmaxRegressionStep& a, const T* const* x, int64_t i,
+                                                     int64_t d, float* tile, float* p) {
   for (int r = 0; r < R; ++r) widen(x[r] + i, d, tile + r * kForward);
   dots_all(strided<R>((const float*)tile, kForward), a.weight + i, a.d, d, a.c, p, a.c);
 }
 
-template <class T> void run(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end) {
+template <class T> void run(const SoftmaxRegressionStep& a, float* grad, double* result, int64_t begin, int64_t end) {
   constexpr float unit = sizeof(T) == 1 ? kUnit : 1.0f;
   alignas(64) float tile[kGroup * kBackward > kRows * kForward ? kGroup * kBackward : kRows * kForward];
   for (int64_t g = begin; g < end; g += kGroup) {
@@ -122,14 +124,14 @@ template <class T> void run(const SoftmaxStep& a, float* grad, double* result, i
 
 }  // namespace
 
-void softmax_gradient(const SoftmaxStep& a, float* grad, double* result, int64_t begin, int64_t end) {
+void softmax_gradient(const SoftmaxRegressionStep& a, float* grad, double* result, int64_t begin, int64_t end) {
   if (a.dtype == DType::u8)
     run<uint8_t>(a, grad, result, begin, end);
   else
     run<float>(a, grad, result, begin, end);
 }
 
-void softmax_update(const SoftmaxStep& a, int threads, float scale, int64_t begin, int64_t end) {
+void softmax_update(const SoftmaxRegressionStep& a, int threads, float scale, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     float s = a.grad[i];
     for (int t = 1; t < threads; ++t) s += a.grad[t * a.c * a.d + i];

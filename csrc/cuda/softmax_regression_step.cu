@@ -20,7 +20,7 @@ constexpr int kBatch = 64;      // rows whose residuals are staged at a time
 
 // The logits of a row in pieces (splits, n, c) become softmax minus one-hot, times `unit`, in the first piece;
 // loss[row] and loss[n + row] are its cross-entropy and whether it is right. A warp a row.
-__global__ void residuals(SoftmaxStep a, int64_t splits, float unit) {
+__global__ void residuals(SoftmaxRegressionStep a, int64_t splits, float unit) {
   const int lane = threadIdx.x % 32;
   const int64_t step = (int64_t)gridDim.x * kWarps;
   double* loss = a.result + 2;
@@ -60,8 +60,8 @@ __global__ void residuals(SoftmaxStep a, int64_t splits, float unit) {
 
 // Classes [first, first + K) of one part: grad[j, i] = the sum over the part's rows of p[row, j] x[row, i]. Every warp
 // takes its own rows of the part; what they found is added through shared memory.
-template <class T, int K> __device__ void part_gradient(const SoftmaxStep& a, int64_t strip, int64_t begin, int64_t end,
-                                                        int64_t first, float* staged, float* grad) {
+template <class T, int K> __device__ void part_gradient(const SoftmaxRegressionStep& a, int64_t strip, int64_t begin,
+                                                        int64_t end, int64_t first, float* staged, float* grad) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, classes = (int)(a.c - first < K ? a.c - first : K);
   const int64_t i = strip * kStrip + lane * 4;
   const T* x = static_cast<const T*>(a.x);
@@ -114,7 +114,8 @@ template <class T, int K> __device__ void part_gradient(const SoftmaxStep& a, in
 }
 
 // A block a strip of features and part of the rows.
-template <class T> __global__ void __launch_bounds__(kThreads, 1) gradient(SoftmaxStep a, int64_t parts, int64_t each) {
+template <class T> __global__ void __launch_bounds__(kThreads, 1)
+    gradient(SoftmaxRegressionStep a, int64_t parts, int64_t each) {
   float* staged = dynamic_shared<float>();
   const int64_t strips = (a.d + kStrip - 1) / kStrip, tiles = (a.c + kTall - 1) / kTall;
   const int now = (int)(((a.c + tiles - 1) / tiles + 3) / 4 * 4);
@@ -136,7 +137,7 @@ template <class T> __global__ void __launch_bounds__(kThreads, 1) gradient(Softm
 }
 
 // weight -= scale * the parts' gradients; the first block also adds up the rows' losses.
-__global__ void update(SoftmaxStep a, int64_t parts, float scale) {
+__global__ void update(SoftmaxRegressionStep a, int64_t parts, float scale) {
   if (blockIdx.x == 0) {
     double* sums = dynamic_shared<double>();  // (2, kThreads)
     for (int which = 0; which < 2; ++which) {
@@ -159,22 +160,22 @@ __global__ void update(SoftmaxStep a, int64_t parts, float scale) {
   }
 }
 
-int64_t size_of(const SoftmaxStep& a) { return a.dtype == DType::u8 ? 1 : 4; }
-int rows_of(const SoftmaxStep& a) { return a.n < 8 * attribute(cudaDevAttrMultiProcessorCount) ? 2 : 8; }
-Plan plan_of(const SoftmaxStep& a) {
+int64_t size_of(const SoftmaxRegressionStep& a) { return a.dtype == DType::u8 ? 1 : 4; }
+int rows_of(const SoftmaxRegressionStep& a) { return a.n < 8 * attribute(cudaDevAttrMultiProcessorCount) ? 2 : 8; }
+Plan plan_of(const SoftmaxRegressionStep& a) {
   const int rows = rows_of(a);
   return cut(a.d, size_of(a), rows, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed_bytes(a.c, rows, 4));
 }
 // Rows a part: two blocks a multiprocessor, but enough rows for each that the parts' sums are the smaller traffic.
-int64_t each_of(const SoftmaxStep& a) {
+int64_t each_of(const SoftmaxRegressionStep& a) {
   const int64_t strips = (a.d + kStrip - 1) / kStrip, wanted = 2 * (int64_t)attribute(cudaDevAttrMultiProcessorCount);
   const int64_t parts = wanted / strips < 1 ? 1 : wanted / strips;
   const int64_t each = (a.n + parts - 1) / parts;
   return each < kBatch ? kBatch : each;
 }
-int64_t parts_of(const SoftmaxStep& a) { return (a.n + each_of(a) - 1) / each_of(a); }
+int64_t parts_of(const SoftmaxRegressionStep& a) { return (a.n + each_of(a) - 1) / each_of(a); }
 
-template <class T, int R> const char* products(const SoftmaxStep& a, cudaStream_t s) {
+template <class T, int R> const char* products(const SoftmaxRegressionStep& a, cudaStream_t s) {
   const Plan plan = plan_of(a);
   const Rows rows{a.x, a.weight, a.index, nullptr, nullptr, a.d, a.d, a.c, 0, a.rows};
   const size_t shared = (size_t)(fixed_bytes(a.c, R, 4) + R * plan.pitch * (int64_t)sizeof(T));
@@ -182,7 +183,7 @@ template <class T, int R> const char* products(const SoftmaxStep& a, cudaStream_
                 a.n);
 }
 
-template <class T> const char* run(const SoftmaxStep& a, cudaStream_t s) {
+template <class T> const char* run(const SoftmaxRegressionStep& a, cudaStream_t s) {
   const char* bad = rows_of(a) == 8 ? products<T, 8>(a, s) : products<T, 2>(a, s);
   const int64_t rows = (a.n + kWarps - 1) / kWarps, parts = a.lr != 0.0f ? parts_of(a) : 0;
   if (!bad)
@@ -194,17 +195,17 @@ template <class T> const char* run(const SoftmaxStep& a, cudaStream_t s) {
                  s, a, parts, each_of(a));
   }
   if (!bad)
-    bad = launch(update, parts ? (int64_t)blocks(a.c * a.d) : 1, kThreads, 2 * kThreads * sizeof(double), s, a, parts,
+    bad = launch(update, parts ? blocks(a.c * a.d) : (int64_t)1, kThreads, 2 * kThreads * sizeof(double), s, a, parts,
                  (float)(a.lr / (double)a.n));
   return bad;
 }
 
 }  // namespace
 
-int64_t softmax_scratch(const SoftmaxStep& a) { return plan_of(a).splits * a.n * a.c; }
-int64_t softmax_parts(const SoftmaxStep& a) { return a.lr != 0.0f && a.n ? parts_of(a) : 0; }
+int64_t softmax_scratch(const SoftmaxRegressionStep& a) { return plan_of(a).splits * a.n * a.c; }
+int64_t softmax_parts(const SoftmaxRegressionStep& a) { return a.lr != 0.0f && a.n ? parts_of(a) : 0; }
 
-const char* softmax_regression_step(const SoftmaxStep& a, void* stream) {
+const char* softmax_regression_step(const SoftmaxRegressionStep& a, void* stream) {
   if (a.n == 0 || a.d == 0 || a.c == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
   if (a.dtype == DType::u8) return run<uint8_t>(a, s);

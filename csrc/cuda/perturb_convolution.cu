@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kTall = 4;
 
-__global__ void convolve(Convolve a) {
+__global__ void perturb_convolution_kernel(PerturbConvolution a) {
   float* weights = dynamic_shared<float>();  // (side, side), then the threads' largest values
   float* largest = weights + a.side * a.side;
   const int64_t line = a.w * a.c, d = a.h * line, before = a.side / 2, groups = (a.h + kTall - 1) / kTall;
@@ -64,7 +64,7 @@ __global__ void convolve(Convolve a) {
   }
 }
 
-int64_t grid_of(const Convolve& a) {
+int64_t grid_of(const PerturbConvolution& a) {
   const int64_t most = 2 * (int64_t)attribute(cudaDevAttrMultiProcessorCount);
   return a.n < most ? a.n : most;
 }
@@ -72,12 +72,12 @@ int64_t grid_of(const Convolve& a) {
 }  // namespace
 
 // Floats: the unscaled result of an image a block.
-int64_t perturb_convolution_scratch(const Convolve& a) { return grid_of(a) * a.h * a.w * a.c; }
+int64_t perturb_convolution_scratch(const PerturbConvolution& a) { return grid_of(a) * a.h * a.w * a.c; }
 
-const char* perturb_convolution(const Convolve& a, void* stream) {
+const char* perturb_convolution(const PerturbConvolution& a, void* stream) {
   if (a.n == 0 || a.h * a.w * a.c == 0) return nullptr;
   const size_t shared = (size_t)(a.side * a.side + kThreads) * sizeof(float);
-  return launch(convolve, grid_of(a), kThreads, shared, static_cast<cudaStream_t>(stream), a);
+  return launch(perturb_convolution_kernel, grid_of(a), kThreads, shared, static_cast<cudaStream_t>(stream), a);
 }
 
 }  // namespace cuda

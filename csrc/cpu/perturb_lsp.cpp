@@ -1,22 +1,16 @@
-// Philox numbers, and the LSP perturbations made from them. Compiled without contraction: equal bytes at every level.
+// flags: -ffp-contract=off
 //
-// philox_normal: about 60 integer and 45 float operations a pair; bound by arithmetic, not by the 4 bytes written.
-// perturb_lsp: m^2 multiply-adds and m normals an image (m = 48 for CIFAR), then 2 d bytes read and written where the
-// perturbation goes straight onto the stored image, 4 d where it is asked for itself.
+// perturb_lsp: latent values from Philox normals, mixed by their class, blown up to patches and scaled.
+//
+// Flops: m^2 multiply-adds and m normals an image (m = 48 for CIFAR). Bytes: 2 d read and written where the
+// perturbation goes straight onto the stored image, 4 d where it is asked for itself. Compiled without contraction:
+// equal bytes at every level.
 #include "normals.h"
 #include "pixels.h"
 #include "table.h"
 
 namespace ulfast {
 namespace ULFAST_LEVEL {
-
-void philox_uniform(const Philox& a, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) numbers<false>(a.seed, (uint32_t)a.stream, a.first + i, a.d, a.out + i * a.d);
-}
-
-void philox_normal(const Philox& a, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) numbers<true>(a.seed, (uint32_t)a.stream, a.first + i, a.d, a.out + i * a.d);
-}
 
 namespace {
 
@@ -60,7 +54,7 @@ ULFAST_INLINE void enlarge(const float* from, int64_t w, int64_t patch, int64_t 
 
 }  // namespace
 
-void lsp(const Lsp& a, float* scratch, int64_t begin, int64_t end) {
+void perturb_lsp(const PerturbLsp& a, float* scratch, int64_t begin, int64_t end) {
   const int64_t gw = (a.w + a.patch - 1) / a.patch, gh = (a.h + a.patch - 1) / a.patch, m = gh * gw * a.channels;
   float* z = scratch;
   float* latent = scratch + m;

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=off
+//
 // pgd_step: a sign or L2 step along the gradient, back into the ball around the start, back into [0, 1].
 //
 // Bytes: 16 n d (three reads, one write), bound by memory in one pass for L-infinity. L2 needs two norms of a row
@@ -84,9 +86,9 @@ template <bool Clamp> void l2_row(const PgdStep& a, int64_t row) {
 
 }  // namespace
 
-void pgd(const PgdStep& a, int64_t begin, int64_t end) {
+void pgd_step(const PgdStep& a, float*, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    if (a.norm == 1)
+    if (a.norm == Norm::l2)
       a.clamp ? l2_row<true>(a, row) : l2_row<false>(a, row);
     else
       a.clamp ? linf_row<true>(a, row) : linf_row<false>(a, row);

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=off
+//
 // apply_perturbation: clamp(images + 255 * delta[index]) to uint8. Bytes: n d (1 + 4 + 1); bound by memory.
 //
 // Compiled without contraction, so that every level rounds alike.
@@ -9,7 +11,7 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-template <bool Truncate> void run(const Apply& a, int64_t begin, int64_t end) {
+template <bool Truncate> void run(const ApplyPerturbation& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row)
     pixel_row<Truncate>(a.images + row * a.d, a.delta + (a.index ? a.index[row] : row) * a.d, a.out + row * a.d, a.d,
                         a.n * a.d);
@@ -17,7 +19,7 @@ template <bool Truncate> void run(const Apply& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void apply(const Apply& a, int64_t begin, int64_t end) {
+void apply_perturbation(const ApplyPerturbation& a, float*, int64_t begin, int64_t end) {
   a.truncate ? run<true>(a, begin, end) : run<false>(a, begin, end);
 }
 

@@ -1,3 +1,5 @@
+// flags: -ffp-contract=fast
+//
 // class_moments: sums and sums of squares of every value over the images of each class, exact whole numbers.
 //
 // Bytes: n d, read once. Flops: 3 n d. The accumulators of a block of features stay in the first-level cache while the
@@ -36,7 +38,7 @@ template <int R> void add(const uint8_t* const* x, int64_t first, float* sum, fl
 
 }  // namespace
 
-void moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t end) {
+void class_moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t end) {
   float *sum = scratch, *square = scratch + class_moments_block;
   for (int64_t f = begin; f < end; f += class_moments_block) {
     const int64_t d = end - f < class_moments_block ? end - f : class_moments_block;
@@ -49,7 +51,7 @@ void moments(const ClassMoments& a, float* scratch, int64_t begin, int64_t end) 
         constexpr int R = 8;
         const int some = stop - at < R ? 1 : R;
         const uint8_t* rows[R];
-        for (int r = 0; r < some; ++r) rows[r] = a.x + a.order[at + r] * a.d;
+        for (int r = 0; r < some; ++r) rows[r] = a.images + a.order[at + r] * a.d;
         if (some == R)
           add<R>(rows, f, sum, square, d);
         else

@@ -36,14 +36,12 @@ template <bool Normal> __global__ void numbers(Philox a) {
 
 const char* philox_uniform(const Philox& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
-  numbers<false><<<blocks(a.n * ((a.d + 3) / 4)), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  return status();
+  return launch(numbers<false>, blocks(a.n * ((a.d + 3) / 4)), kThreads, 0, static_cast<cudaStream_t>(stream), a);
 }
 
 const char* philox_normal(const Philox& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
-  numbers<true><<<blocks(a.n * ((a.d + 3) / 4)), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  return status();
+  return launch(numbers<true>, blocks(a.n * ((a.d + 3) / 4)), kThreads, 0, static_cast<cudaStream_t>(stream), a);
 }
 
 }  // namespace cuda
