@@ -64,9 +64,16 @@ def fit(n: int, d: int, classes: int, batch: int) -> Case:
     p = (x @ b.T).softmax(1)
     p[torch.arange(len(x)), labels[few]] -= 1
     b -= 0.1 / len(x) * p.T @ x
-    return Case(f"linear fit, one epoch of {n} x {d} u8, batch {batch}", {"softmax_regression_step": ours},
-                {"tensor loop": tensors, "nn.Linear and SGD": autograd}, float(n * d), 4.0 * n * d * classes,
-                (float((a - b).abs().max()), math.nan), repeats=5, goals={"best": 4})  # fmt: skip
+    return Case(
+        f"linear fit, one epoch of {n} x {d} u8, batch {batch}",
+        {"softmax_regression_step": ours},
+        {"tensor loop": tensors, "nn.Linear and SGD": autograd},
+        float(n * d),
+        4.0 * n * d * classes,
+        (float((a - b).abs().max()), math.nan),
+        repeats=5,
+        goals={"best": 4},
+    )
 
 
 def lsp(n: int) -> Case:
@@ -85,16 +92,33 @@ def lsp(n: int) -> Case:
 
     def published() -> np.ndarray:
         """As the authors write it: draw with scikit-learn, reshape, enlarge, scale, add, clip, truncate."""
-        latent, y = make_classification(n, 48, n_informative=48, n_redundant=0, n_repeated=0, n_classes=10,
-                                        n_clusters_per_class=1, class_sep=10.0, flip_y=0.0, random_state=0)  # fmt: skip
+        latent, y = make_classification(
+            n,
+            48,
+            n_informative=48,
+            n_redundant=0,
+            n_repeated=0,
+            n_classes=10,
+            n_clusters_per_class=1,
+            class_sep=10.0,
+            flip_y=0.0,
+            random_state=0,
+        )
         noise = latent.reshape(n, 4, 4, 3).repeat(8, 1).repeat(8, 2).astype(np.float32)
         noise *= (6 / 255 * math.sqrt(3072)) / np.linalg.norm(noise.reshape(n, -1), axis=1)[:, None, None, None]
         own = np.empty_like(noise)
         own[np.argsort(labels, kind="stable")] = noise[np.argsort(y, kind="stable")]
         return ((images / 255.0 + own).clip(0, 1) * 255).astype(np.uint8)
 
-    return Case(f"lsp, {n} images of 32 px", {"perturb_lsp, apply": ours}, {"scikit-learn": published},
-                2.0 * n * 3072, 2.0 * n * 48 * 48, repeats=3, goals={"best": 60})  # fmt: skip
+    return Case(
+        f"lsp, {n} images of 32 px",
+        {"perturb_lsp, apply": ours},
+        {"scikit-learn": published},
+        2.0 * n * 3072,
+        2.0 * n * 48 * 48,
+        repeats=3,
+        goals={"best": 60},
+    )
 
 
 def generated(method: str, n: int) -> tuple[np.ndarray, np.ndarray, Thunk]:
@@ -139,10 +163,15 @@ def ops_search(n: int) -> Case:
                     distance = (target - x[:, :, row, column]).abs()
                     best = max(best, float(distance.mean() / distance.std()))
 
-    return Case(f"ops search, {n} images of 32 px",
-                {"class_moments": lambda: choose(class_moments(data, squares=True), 1)},
-                {"published, one class x 10": scaled(published, 10)}, 1.0 * n * 3072, 3.0 * n * 3072, repeats=3,
-                goals={"best": 400})  # fmt: skip
+    return Case(
+        f"ops search, {n} images of 32 px",
+        {"class_moments": lambda: choose(class_moments(data, squares=True), 1)},
+        {"published, one class x 10": scaled(published, 10)},
+        1.0 * n * 3072,
+        3.0 * n * 3072,
+        repeats=3,
+        goals={"best": 400},
+    )
 
 
 def ar(n: int) -> Case:
@@ -157,8 +186,15 @@ def ar(n: int) -> Case:
                 for column in range(34):
                     noise[row + 2, column + 2] = (windows[channel] * noise[row : row + 3, column : column + 3]).sum()
 
-    return Case(f"ar, {n} images of 32 px", {"perturb_ar": ours}, {"published, one image x n": scaled(published, n)},
-                2.0 * n * 3072, 2.0 * n * 8 * 34 * 34 * 3, repeats=3, goals={"best": 10_000})  # fmt: skip
+    return Case(
+        f"ar, {n} images of 32 px",
+        {"perturb_ar": ours},
+        {"published, one image x n": scaled(published, n)},
+        2.0 * n * 3072,
+        2.0 * n * 8 * 34 * 34 * 3,
+        repeats=3,
+        goals={"best": 10_000},
+    )
 
 
 def convolution(n: int) -> Case:
@@ -172,9 +208,15 @@ def convolution(n: int) -> Case:
             y = torch.nn.functional.conv2d(x[None], kernel, padding=1, groups=3)[0]
             (y / y.max()).clamp(0, 1).mul(255).byte().permute(1, 2, 0).numpy()
 
-    return Case(f"cuda, {n} images of 32 px", {"perturb_convolution": ours},
-                {"image by image, 2000 x n / 2000": scaled(published, n / 2000)}, 2.0 * n * 3072, 18.0 * n * 3072,
-                repeats=3, goals={"best": 40})  # fmt: skip
+    return Case(
+        f"cuda, {n} images of 32 px",
+        {"perturb_convolution": ours},
+        {"image by image, 2000 x n / 2000": scaled(published, n / 2000)},
+        2.0 * n * 3072,
+        18.0 * n * 3072,
+        repeats=3,
+        goals={"best": 40},
+    )
 
 
 def encoder(method: str, n: int) -> Case:
@@ -201,8 +243,14 @@ def encoder(method: str, n: int) -> Case:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(lambda image: simplejpeg.encode_jpeg(image, 90), images))
 
-    return Case(f"{method}, {n} images of 224 px", {method: lambda: perturb(0, images, labels)},
-                {"JPEG 90, a thread a core": encode}, 2.0 * n * 150528, repeats=5, goals={"best": 1})  # fmt: skip
+    return Case(
+        f"{method}, {n} images of 224 px",
+        {method: lambda: perturb(0, images, labels)},
+        {"JPEG 90, a thread a core": encode},
+        2.0 * n * 150528,
+        repeats=5,
+        goals={"best": 1},
+    )
 
 
 def pil(n: int) -> Case:
@@ -226,9 +274,15 @@ def pil(n: int) -> Case:
                 noise = (noise.detach() - 0.8 / 255 * noise.grad.sign()).clamp(-8 / 255, 8 / 255)  # type: ignore[union-attr]
             ((x - noise).clamp(0, 1) * 255).byte().numpy()
 
-    return Case(f"pil, {n} images of 32 px", {"linear fit and perturb_linear": ours},
-                {f"torch loop without its fit, a part x {share}": scaled(published, share)}, 2.0 * n * 3072,
-                30 * 4.0 * n * 3072 * 10, repeats=3, goals={"best": 2})  # fmt: skip
+    return Case(
+        f"pil, {n} images of 32 px",
+        {"linear fit and perturb_linear": ours},
+        {f"torch loop without its fit, a part x {share}": scaled(published, share)},
+        2.0 * n * 3072,
+        30 * 4.0 * n * 3072 * 10,
+        repeats=3,
+        goals={"best": 2},
+    )
 
 
 def search(model: str, n: int, steps: int) -> Case:
@@ -270,8 +324,14 @@ def search(model: str, n: int, steps: int) -> Case:
 
     with searching(surrogate):
         losses = [float(mean_loss([surrogate], x, y).mean()) for x in (ours(), published())]
-    return Case(f"search on {model}, {n} images, {steps} steps", {"descend": ours}, {"plain loop": published},
-                error=(abs(losses[0] - losses[1]), math.nan), repeats=5, goals={"best": 2})  # fmt: skip
+    return Case(
+        f"search on {model}, {n} images, {steps} steps",
+        {"descend": ours},
+        {"plain loop": published},
+        error=(abs(losses[0] - losses[1]), math.nan),
+        repeats=5,
+        goals={"best": 2},
+    )
 
 
 def loader(n: int) -> Case:
@@ -302,22 +362,35 @@ def loader(n: int) -> Case:
         return sum(float(x[0, 0, 0, 0]) for x, _ in batches)
 
     peers: dict[str, Thunk] = {"DataLoader, 2 workers": lambda: drain(usual)}
-    return Case(f"loader, {n} images of 32 px, crop and flip", {"MemoryLoader": lambda: drain(ours)}, peers,
-                5.0 * n * 3072, repeats=3, goals={"best": 5})  # fmt: skip
+    return Case(
+        f"loader, {n} images of 32 px, crop and flip",
+        {"MemoryLoader": lambda: drain(ours)},
+        peers,
+        5.0 * n * 3072,
+        repeats=3,
+        goals={"best": 5},
+    )
 
 
 def cases(compiled: bool) -> dict[str, Callable[[], Case]]:
     """Every case by its key; nothing is allocated before it is called."""
     table: dict[str, Callable[[], Case]] = {}
     shapes = {
-        "project": ("4096x3072x1", "4096x3072x10", "4096x3072x16", "50000x3072x10", "128x150528x10", "4096x3072x100",
-                    "1024x3072x1000"),
+        "project": (
+            "4096x3072x1",
+            "4096x3072x10",
+            "4096x3072x16",
+            "50000x3072x10",
+            "128x150528x10",
+            "4096x3072x100",
+            "1024x3072x1000",
+        ),
         "project_classwise": ("4096x3072x10", "128x150528x100"),
         "ingest": ("1024x3072x9", "64x150528x9"),
         "softmax_regression_step": ("1024x3072x10",),
         "apply_perturbation": ("4096x3072x10",),
         "pgd_step": ("1024x3072x1", "1024x3072x2"),
-    }  # fmt: skip
+    }
     for name, sizes in shapes.items():
         for size in sizes:
             table[f"{name}-{size}"] = lambda n=name, s=size: operator(n, s, None, compiled)  # type: ignore[misc]

@@ -65,11 +65,22 @@ def measure(job: Job, device: torch.device, top: dict[str, float], dry: bool) ->
     seconds = medians({"ulfast": race.ours, **race.peers}, sets, device, repeats)
     mine, peers = seconds["ulfast"], {name: seconds[name] for name in race.peers}
     return {
-        "case": job.name, "op": job.op, "n": job.n, "d": job.d, "k": job.k, "dtype": job.dtype, "sets": sets,
-        "repeats": repeats, "seconds": seconds, "ratio": {name: spent / mine for name, spent in peers.items()},
-        "gb_per_s": job.bytes / mine / 1e9, "of_copy": job.bytes / mine / top["copy_bytes_per_s"],
-        "gflop_per_s": job.flops / mine / 1e9, "error": race.error, "plain_error": race.plain_error,
-    }  # fmt: skip
+        "case": job.name,
+        "op": job.op,
+        "n": job.n,
+        "d": job.d,
+        "k": job.k,
+        "dtype": job.dtype,
+        "sets": sets,
+        "repeats": repeats,
+        "seconds": seconds,
+        "ratio": {name: spent / mine for name, spent in peers.items()},
+        "gb_per_s": job.bytes / mine / 1e9,
+        "of_copy": job.bytes / mine / top["copy_bytes_per_s"],
+        "gflop_per_s": job.flops / mine / 1e9,
+        "error": race.error,
+        "plain_error": race.plain_error,
+    }
 
 
 def table(rows: list[dict[str, Any]], top: dict[str, float], about: dict[str, Any], dry: bool) -> str:

@@ -106,12 +106,26 @@ def project(n: int, d: int, k: int, dtype: torch.dtype, device: torch.device) ->
             peers["addmm"] = lambda i: torch.addmm(xs[i], xs[i] @ b.T, b, alpha=-1)
         if wide == torch.float32:
             peers |= {"TF32 products": tf32(lambda i: plain(xs[i], b)), "bf16 products": halves}
-        return Race(lambda i: ops.project(xs[i], basis), peers, deviation(ops.project(few, basis), exact),
-                    deviation(plain(few, b), exact))  # fmt: skip
+        return Race(
+            lambda i: ops.project(xs[i], basis),
+            peers,
+            deviation(ops.project(few, basis), exact),
+            deviation(plain(few, b), exact),
+        )
 
     size, wide = dtype.itemsize, reference.projected_dtype(dtype).itemsize
-    return Job("project", n, d, k, str(dtype)[6:], make, n * d * size, float(n * d * (size + wide)), 4.0 * n * d * k,
-               2.0 * n * d * size + 16.0 * n * d)  # fmt: skip
+    return Job(
+        "project",
+        n,
+        d,
+        k,
+        str(dtype)[6:],
+        make,
+        n * d * size,
+        float(n * d * (size + wide)),
+        4.0 * n * d * k,
+        2.0 * n * d * size + 16.0 * n * d,
+    )
 
 
 def classwise(n: int, d: int, k: int, device: torch.device) -> Job:
@@ -126,11 +140,16 @@ def classwise(n: int, d: int, k: int, device: torch.device) -> Job:
 
         fast, few = compiled(gather, device), xs[0][:64]
         exact = reference.project_classwise(few.double(), bases.double(), labels[:64])
-        return Race(lambda i: ops.project_classwise(xs[i], bases, labels),
-                    {"eager": lambda i: gather(xs[i], bases, labels), "compile": lambda i: fast(xs[i], bases, labels),
-                     "masked products": lambda i: reference.project_classwise(xs[i], bases, labels)},
-                    deviation(ops.project_classwise(few, bases, labels[:64]), exact),
-                    deviation(gather(few, bases, labels[:64]), exact))  # fmt: skip
+        return Race(
+            lambda i: ops.project_classwise(xs[i], bases, labels),
+            {
+                "eager": lambda i: gather(xs[i], bases, labels),
+                "compile": lambda i: fast(xs[i], bases, labels),
+                "masked products": lambda i: reference.project_classwise(xs[i], bases, labels),
+            },
+            deviation(ops.project_classwise(few, bases, labels[:64]), exact),
+            deviation(gather(few, bases, labels[:64]), exact),
+        )
 
     return Job("project_classwise", n, d, k, "float32", make, 4 * n * d, 8.0 * n * d, 4.0 * n * d, 28.0 * n * d)
 

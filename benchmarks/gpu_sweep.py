@@ -77,14 +77,35 @@ def main() -> int:
         m = channels * (-(-side // patch)) ** 2
         centroids, mixing = torch.randn(classes, m, device=device), torch.rand(classes, m, m, device=device)
         for name, got, want, tolerance in (
-            ("perturb_ar", ops.perturb_ar(labels, windows, seed=1, first=5, size=size, images=images),
-             reference.perturb_ar(labels, windows, 1, 5, side, side, 1.0, "l2", images), 1.0),
-            ("perturb_lsp", ops.perturb_lsp(labels, centroids, mixing, seed=1, first=5, size=(*size, channels),
-                                            patch=patch, norm=1.0, images=images),
-             reference.perturb_lsp(labels, centroids, mixing, 1, 5, side, side, channels, patch, 1.0, images), 1.0),
-            ("perturb_convolution", ops.perturb_convolution(images, labels, filters),
-             reference.perturb_convolution(images, labels, filters), 1.0),
-        ):  # fmt: skip
+            (
+                "perturb_ar",
+                ops.perturb_ar(labels, windows, seed=1, first=5, size=size, images=images),
+                reference.perturb_ar(labels, windows, 1, 5, side, side, 1.0, "l2", images),
+                1.0,
+            ),
+            (
+                "perturb_lsp",
+                ops.perturb_lsp(
+                    labels,
+                    centroids,
+                    mixing,
+                    seed=1,
+                    first=5,
+                    size=(*size, channels),
+                    patch=patch,
+                    norm=1.0,
+                    images=images,
+                ),
+                reference.perturb_lsp(labels, centroids, mixing, 1, 5, side, side, channels, patch, 1.0, images),
+                1.0,
+            ),
+            (
+                "perturb_convolution",
+                ops.perturb_convolution(images, labels, filters),
+                reference.perturb_convolution(images, labels, filters),
+                1.0,
+            ),
+        ):
             check(name, got, want, tolerance)
         sums, squares = ops.class_moments(images, labels, classes)
         for got, want in zip((sums, squares), reference.class_moments(images, labels, classes), strict=True):

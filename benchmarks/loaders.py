@@ -125,9 +125,17 @@ class Bare:
 
         threads = torch.get_num_threads()
         cores = len(os.sched_getaffinity(0))
-        self.loader = Loader(str(path), batch_size=batch, num_workers=cores, order=OrderOption.RANDOM, seed=0,
-                             drop_last=False, batches_ahead=2, os_cache=True,
-                             pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()]})  # fmt: skip
+        self.loader = Loader(
+            str(path),
+            batch_size=batch,
+            num_workers=cores,
+            order=OrderOption.RANDOM,
+            seed=0,
+            drop_last=False,
+            batches_ahead=2,
+            os_cache=True,
+            pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()]},
+        )
         torch.set_num_threads(threads)
         self.augment, self.mean, self.std = augment, torch.tensor(MEAN), torch.tensor(STD)
 
@@ -199,8 +207,11 @@ def main():
                     print(f"| {name}, {n} | {key} | {rate:,.0f} | {rate / rates['DataLoader, 2 workers']:.1f} |")
                     rows.append({"set": name, "images": n, "loader": key, "rate": rate})
                 fit = found["linear fit"]
-                print(f"\nThe linear fit runs at {fit / rates['default loader']:.0%} of the default loader's rate, at"
-                      f" {fit / found['decoding alone']:.0%} of that of decoding alone.\n", flush=True)  # fmt: skip
+                print(
+                    f"\nThe linear fit runs at {fit / rates['default loader']:.0%} of the default loader's rate, at"
+                    f" {fit / found['decoding alone']:.0%} of that of decoding alone.\n",
+                    flush=True,
+                )
             del table
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\npeak memory {peak:,.0f} MB")

@@ -52,8 +52,12 @@ def compare(base: str, names: list[str]) -> int:
                 for label, tree in (("now", str(ROOT)), (base, folder)):
                     out = Path(folder) / "result.json"
                     environ = {**os.environ, "ULFAST_BENCH_TREE": tree, "PYTHONPATH": tree}
-                    subprocess.run([sys.executable, __file__, *names, "--json", str(out)], env=environ, check=True,
-                                   stdout=subprocess.DEVNULL)  # fmt: skip
+                    subprocess.run(
+                        [sys.executable, __file__, *names, "--json", str(out)],
+                        env=environ,
+                        check=True,
+                        stdout=subprocess.DEVNULL,
+                    )
                     for row in json.loads(out.read_text())["rows"]:
                         value = row["seconds"][row["ours"]]
                         found.setdefault(row["case"], {}).setdefault(label, []).append(value)
@@ -84,9 +88,11 @@ def main() -> int:
     if options.base:
         return compare(options.base, options.names)
     about, top = environment.describe(), roof()
-    print(f"{about['cpu']}, {about['threads']} threads, level {about['cpu_level']}; torch {about['torch']},"
-          f" ulfast {about['commit']}; copy {top['copy_bytes_per_s'] / 1e9:.1f} GB/s,"
-          f" sgemm {top['sgemm_flops_per_s'] / 1e9:.0f} GFLOP/s\n\n{HEAD}")  # fmt: skip
+    print(
+        f"{about['cpu']}, {about['threads']} threads, level {about['cpu_level']}; torch {about['torch']},"
+        f" ulfast {about['commit']}; copy {top['copy_bytes_per_s'] / 1e9:.1f} GB/s,"
+        f" sgemm {top['sgemm_flops_per_s'] / 1e9:.0f} GFLOP/s\n\n{HEAD}"
+    )
     rows = []
     for name in options.names or table:
         torch.manual_seed(0)

@@ -33,8 +33,14 @@ def main(limit=1000):
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import ToTensor
 
-        own = Loader(str(file), batch_size=100, num_workers=2, order=OrderOption.RANDOM, drop_last=False,
-                     pipelines={"image": [SimpleRGBImageDecoder(), ToTensor(), project]})  # fmt: skip
+        own = Loader(
+            str(file),
+            batch_size=100,
+            num_workers=2,
+            order=OrderOption.RANDOM,
+            drop_last=False,
+            pipelines={"image": [SimpleRGBImageDecoder(), ToTensor(), project]},
+        )
         torch.set_num_threads(threads)  # ffcv's loader sets it
         largest = max(float((x.flatten(1) @ basis.rows.T).abs().max()) for x, _ in own)
         torch.set_num_threads(threads)

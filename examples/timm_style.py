@@ -20,8 +20,16 @@ def main(model="resnet18", epochs=5, limit=None, batch_size=128):
     poisoned = ulfast.poison(ulfast.load_dataset("sample", limit=limit), "lsp", seed=0)
     basis = ulfast.fit_basis(poisoned)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    train = MemoryLoader(poisoned, batch_size, basis=basis.rows, mean=mean, std=std, augment=Augment(4, flip=True),
-                         shuffle=True, drop_last=True)  # fmt: skip
+    train = MemoryLoader(
+        poisoned,
+        batch_size,
+        basis=basis.rows,
+        mean=mean,
+        std=std,
+        augment=Augment(4, flip=True),
+        shuffle=True,
+        drop_last=True,
+    )
     test = MemoryLoader(ulfast.load_dataset("sample", split="test"), 500, mean=mean, std=std)
     network = timm.create_model(model, pretrained=False, num_classes=poisoned.num_classes)
     network = network.to(memory_format=torch.channels_last)

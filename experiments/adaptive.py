@@ -167,8 +167,15 @@ def main() -> None:
         found = fit_patches(poisoned, seed=options.seed)
         row = {"noise": name, "largest": found.metadata["largest"], "directions": found.rank}
         for attack in options.attacks:
-            result = ulfast.attack(poisoned, test=test, method=attack, model=options.model, recipe="quick-noflip",
-                                   seed=options.seed, evaluate_every=4)  # fmt: skip
+            result = ulfast.attack(
+                poisoned,
+                test=test,
+                method=attack,
+                model=options.model,
+                recipe="quick-noflip",
+                seed=options.seed,
+                evaluate_every=4,
+            )
             row[attack] = result.test_accuracy
         rows.append(row)
         accuracies = " | ".join(f"{100 * row[attack]:.1f}" for attack in options.attacks)

@@ -64,8 +64,15 @@ def main(folder: str, out: str) -> None:
             rows = [(s, result.row(poison, f"{init} {s}")) for s in STEPS]
             known = [(s, row) for s, row in rows if row is not None]
             spread = [100 * (row.std or 0) for _, row in known]
-            above.errorbar([s for s, _ in known], [100 * row.mean for _, row in known], spread, color=colour,
-                           marker=mark, label=label, capsize=3)  # fmt: skip
+            above.errorbar(
+                [s for s, _ in known],
+                [100 * row.mean for _, row in known],
+                spread,
+                color=colour,
+                marker=mark,
+                label=label,
+                capsize=3,
+            )
             found = np.array([[shares(*c, init, s) for c in cases] for s in STEPS])
             for axis, part in zip(below, (100 * found[:, :, 0], 100 * found[:, :, 1]), strict=True):
                 axis.errorbar(STEPS, part.mean(1), part.std(1, ddof=1), color=colour, marker=mark, capsize=3)

@@ -61,10 +61,15 @@ def run(stage: str, images: int, *words: str) -> dict:
     if process.returncode:
         sys.exit(f"{stage} ended with {process.returncode}: {' '.join(command)}")
     row = {
-        "stage": stage, "command": " ".join(["ulfast", *words]), "images": images, "seconds": seconds,
-        "ms_an_image": 1000 * seconds / images, "peak_mb": usage.ru_maxrss / 1024,
-        "processor_seconds": usage.ru_utime + usage.ru_stime, "result": json.loads(output),
-    }  # fmt: skip
+        "stage": stage,
+        "command": " ".join(["ulfast", *words]),
+        "images": images,
+        "seconds": seconds,
+        "ms_an_image": 1000 * seconds / images,
+        "peak_mb": usage.ru_maxrss / 1024,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
+        "result": json.loads(output),
+    }
     print(f"| {stage} | {images:,} | {seconds:.1f} | {row['ms_an_image']:.2f} | {row['peak_mb']:,.0f} |", flush=True)
     return row
 
@@ -75,12 +80,34 @@ def path(folder: Path, n: int, model: str) -> list[dict]:
     beton, basis = folder / "x.beton", folder / "basis.safetensors"
     rows = [
         run("convert", n + CLASSES, "data", "convert", str(folder / "jpegs"), "--mode", "jpeg", "--out", str(beton)),
-        run("fit", FIT_STEPS * FIT_BATCH + n, "fit", "--data", str(beton), "--steps", str(FIT_STEPS),
-            "--out", str(basis)),
-        run("attack", n, "attack", "--data", str(beton), "--basis", str(basis), "--model", model, "--epochs", "1",
-            "--out", str(folder / "run")),
+        run(
+            "fit",
+            FIT_STEPS * FIT_BATCH + n,
+            "fit",
+            "--data",
+            str(beton),
+            "--steps",
+            str(FIT_STEPS),
+            "--out",
+            str(basis),
+        ),
+        run(
+            "attack",
+            n,
+            "attack",
+            "--data",
+            str(beton),
+            "--basis",
+            str(basis),
+            "--model",
+            model,
+            "--epochs",
+            "1",
+            "--out",
+            str(folder / "run"),
+        ),
         run("poison", n, "poison", "--method", "lsp", "--data", str(folder / "jpegs"), "--out", str(folder / "lsp")),
-    ]  # fmt: skip
+    ]
     for row in rows:
         row |= {"training_images": n, "jpeg_bytes_an_image": size / n}
     return json.loads(json.dumps(rows).replace(str(folder), "WORK"))  # a folder that is gone by then

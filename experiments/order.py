@@ -65,8 +65,16 @@ def table(clean: Dataset, name: str) -> list[dict[str, float | str]]:
         images = after(change)
         linear, largest = linear_model(images).accuracy, float(ulfast.fit_patches(images).spectrum[0])
         left = [float(change(d).square().sum() / d.square().sum()) for d in noise]
-        rows.append({"poison": name, "order": order, "linear": linear, "patches": largest,
-                     f"left of {name}": left[0], "left of ar": left[1]})  # fmt: skip
+        rows.append(
+            {
+                "poison": name,
+                "order": order,
+                "linear": linear,
+                "patches": largest,
+                f"left of {name}": left[0],
+                "left of ar": left[1],
+            }
+        )
         kept = " | ".join(f"{100 * v:.1f} %" for v in left)
         print(f"| {name} + ar | {order} | {linear:.3f} | {largest:.1f} | {kept} |", flush=True)
     return rows

@@ -77,10 +77,14 @@ def stages(n: int, classes: int, gpus: int, x: dict[str, Input]) -> list[dict]:
     out = [
         row("poison, to JPEG", 2 * n * image, 0, max(2 * read, n / (cores * v["generate"]))),
         row("convert to .beton (jpeg)", 2 * n * image, 0, max(2 * read, decode)),
-        row("fit, 3.8 M images", FIT_TOTAL * image, fit_flops,
-            max(max(read, decode) / n * FIT_TOTAL, fit_flops / (gpus * v["gpu_flops"]) + steps * exchange)),
+        row(
+            "fit, 3.8 M images",
+            FIT_TOTAL * image,
+            fit_flops,
+            max(max(read, decode) / n * FIT_TOTAL, fit_flops / (gpus * v["gpu_flops"]) + steps * exchange),
+        ),
         row(f"an epoch, projected (k = {k})", n * image, n * v["model_flops"] + project, max(read, decode, computing)),
-    ]  # fmt: skip
+    ]
     epoch = out[-1]
     out.append({"stage": f"{EPOCHS} epochs", **{key: EPOCHS * epoch[key] for key in ("bytes", "flops", "seconds")}})
     return out

@@ -189,10 +189,17 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0) -> N
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     os.environ["ULFAST_LAUNCHED"] = "1"
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=max_restarts, monitor_interval=0.1,
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=max_restarts,
+        monitor_interval=0.1,
         shutdown_timeout=SHUTDOWN,
-    )  # fmt: skip
+    )
     try:
         elastic_launch(config, sys.executable)("-m", "ulfast", *arguments)
     except ChildFailedError as error:
@@ -219,8 +226,10 @@ def _reason(failures: dict[int, Any], processes: int) -> Exception:
     number, failure = min(failures.items(), key=weight)
     who = f"process {number} of {processes}"
     if failure.exitcode < 0:
-        return WorkerError(f"{who} was killed by {failure.signal_name()} and the others were ended; finished work is"
-                           " kept: --resume continues from it, --max-restarts N does so by itself")  # fmt: skip
+        return WorkerError(
+            f"{who} was killed by {failure.signal_name()} and the others were ended; finished work is"
+            " kept: --resume continues from it, --max-restarts N does so by itself"
+        )
     text = failure.error_file_data.get("line") or f"{who} ended with exit code {failure.exitcode}"
     return InputError(text) if failure.exitcode == 2 else WorkerError(f"{who}: {text}")
 

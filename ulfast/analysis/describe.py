@@ -67,7 +67,12 @@ def _split(dataset: Dataset) -> dict[str, Any]:
     counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
     mean, std = channel_statistics(dataset)
     return {
-        "images": len(dataset), "image_shape": list(dataset.image_shape), "dtype": str(dataset.images.dtype),
+        "images": len(dataset),
+        "image_shape": list(dataset.image_shape),
+        "dtype": str(dataset.images.dtype),
         "classes": {name: int(count) for name, count in zip(dataset.classes, counts, strict=True)},
-        "mean": list(mean), "std": list(std), "sha256": dataset.checksum(), "manifest": dataset.manifest,
-    }  # fmt: skip
+        "mean": list(mean),
+        "std": list(std),
+        "sha256": dataset.checksum(),
+        "manifest": dataset.manifest,
+    }

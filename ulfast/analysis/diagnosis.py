@@ -94,14 +94,24 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = Non
     detail = fine_detail(dataset, seed)
     evidence = (
         *pixel_space(linear, detail, dataset),
-        Evidence("smooth patches", patches.metadata["largest"], *PATCHES,
-                 "largest difference of the classes' statistics in their smooth patches", linear.doubt),
-        Evidence("all patches", patches.metadata["largest_whole"], *PATCHES,
-                 "the same of all their patches", linear.doubt),
-        Evidence("constant pixel", share, *CONSTANT,
-                 f"share of class {name!r} with one colour at row {where[0]}, column {where[1]}, and not of others",
-                 linear.doubt),
-    )  # fmt: skip
+        Evidence(
+            "smooth patches",
+            patches.metadata["largest"],
+            *PATCHES,
+            "largest difference of the classes' statistics in their smooth patches",
+            linear.doubt,
+        ),
+        Evidence(
+            "all patches", patches.metadata["largest_whole"], *PATCHES, "the same of all their patches", linear.doubt
+        ),
+        Evidence(
+            "constant pixel",
+            share,
+            *CONSTANT,
+            f"share of class {name!r} with one colour at row {where[0]}, column {where[1]}, and not of others",
+            linear.doubt,
+        ),
+    )
     verdict, attack = conclude(evidence)
     return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear, patches, detail)
 

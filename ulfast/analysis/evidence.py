@@ -57,16 +57,30 @@ def pixel_space(linear: LinearModel, detail: Detail, dataset: Dataset) -> tuple[
     classes = len(np.unique(dataset.labels))
     low, high = (_for_classes(bound, classes) for bound in DETAIL)
     return (
-        Evidence("linear model", linear.accuracy, _for_classes(LINEAR, classes), None,
-                 "accuracy of a linear model on held-out images; easy classes can be told as well as poison",
-                 linear.doubt),
-        Evidence("fine detail", detail.accuracy, low, high,
-                 "accuracy of the differences of neighbouring pixels at fixed places, on held-out images",
-                 linear.doubt),
-        Evidence("marked images", detail.marked, *MARKED,
-                 f"share of class {detail.name!r} in which one pattern stands out, and not of others",
-                 linear.doubt),
-    )  # fmt: skip
+        Evidence(
+            "linear model",
+            linear.accuracy,
+            _for_classes(LINEAR, classes),
+            None,
+            "accuracy of a linear model on held-out images; easy classes can be told as well as poison",
+            linear.doubt,
+        ),
+        Evidence(
+            "fine detail",
+            detail.accuracy,
+            low,
+            high,
+            "accuracy of the differences of neighbouring pixels at fixed places, on held-out images",
+            linear.doubt,
+        ),
+        Evidence(
+            "marked images",
+            detail.marked,
+            *MARKED,
+            f"share of class {detail.name!r} in which one pattern stands out, and not of others",
+            linear.doubt,
+        ),
+    )
 
 
 def has_pattern(evidence: tuple[Evidence, ...]) -> bool:

@@ -42,8 +42,9 @@ class UEraser(Attack):
     excludes: ClassVar[dict[str, str]] = {"adversarial": "both search for the hardest images: choose one"}
 
     copies: int = parameter(5, "of each image that are compared", at_least=1)
-    search_epochs: int | None = parameter(None, "epochs with the search (default a quarter; published 50 of 200)",
-                                          at_least=0)  # fmt: skip
+    search_epochs: int | None = parameter(
+        None, "epochs with the search (default a quarter; published 50 of 200)", at_least=0
+    )
 
     def apply(self, plan: Plan, context: Context) -> None:
         if plan.train.image_shape[2] != 3:

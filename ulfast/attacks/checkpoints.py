@@ -107,9 +107,15 @@ def dfr(run: Run, clean: Dataset, *, seed: int = 0, progress: Progress | None = 
 
 
 def finetune_run(
-    run: Run, clean: Dataset, *, epochs: int = 10, lr: float = 0.01, last_layer: bool = False, seed: int = 0,
+    run: Run,
+    clean: Dataset,
+    *,
+    epochs: int = 10,
+    lr: float = 0.01,
+    last_layer: bool = False,
+    seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Train the run's last network on clean images.
 
     Args:

@@ -34,10 +34,18 @@ class LinearFit(Attack):
         """Fitted to the images, or the one that the context brings."""
         if context.basis is None:
             return fit_basis(
-                plan.train, steps=self.fit_steps, epochs=self.fit_epochs, lr=self.fit_lr, init=self.init,
-                rank=rank, seed=context.seed, device=context.device, progress=context.progress,
-                checkpoint=context.folder / FIT_FILE if context.folder else None, resume=context.resume,
-            )  # fmt: skip
+                plan.train,
+                steps=self.fit_steps,
+                epochs=self.fit_epochs,
+                lr=self.fit_lr,
+                init=self.init,
+                rank=rank,
+                seed=context.seed,
+                device=context.device,
+                progress=context.progress,
+                checkpoint=context.folder / FIT_FILE if context.folder else None,
+                resume=context.resume,
+            )
         if context.basis.image_shape != plan.train.image_shape:
             raise InputError(
                 f"the basis is for images of shape {context.basis.image_shape}, the data has {plan.train.image_shape}:"
@@ -80,9 +88,11 @@ class OrthogonalProjection(LinearFit):
             plan.remove(transform=erasure)
         else:
             sgd = self.fit == "sgd" or context.basis is not None
-            basis = self.sgd(plan, context, self.rank) if sgd else fit_weights(
-                plan.train, self.fit, self.rank, context.seed
-            )  # fmt: skip
+            basis = (
+                self.sgd(plan, context, self.rank)
+                if sgd
+                else fit_weights(plan.train, self.fit, self.rank, context.seed)
+            )
             rows = basis.rows
             if self.partial:
                 rows = partial_rows(basis, plan.train, device=context.device, shared=True)

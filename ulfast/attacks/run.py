@@ -111,13 +111,24 @@ def attack(
     if materialize and folder is None:
         raise InputError("materialize needs a folder for the projected set: give --out")
     config = {
-        "method": name, "parameters": {type(s).__name__: asdict(s) for s in steps if dataclasses.fields(s)},
-        "model": model, "recipe": asdict(chosen), "seed": seed, "device": str(where), "limit": limit,
+        "method": name,
+        "parameters": {type(s).__name__: asdict(s) for s in steps if dataclasses.fields(s)},
+        "model": model,
+        "recipe": asdict(chosen),
+        "seed": seed,
+        "device": str(where),
+        "limit": limit,
         **({"processes": distributed.size()} if distributed.size() > 1 else {}),
         "half": str(half).removeprefix("torch.") if half else None,
-        "data": {"name": train_set.name, "images": len(train_set), "image_shape": list(train_set.image_shape),
-                 "classes": train_set.num_classes, "test_images": len(test_set), "manifest": train_set.manifest},
-    }  # fmt: skip
+        "data": {
+            "name": train_set.name,
+            "images": len(train_set),
+            "image_shape": list(train_set.image_shape),
+            "classes": train_set.num_classes,
+            "test_images": len(test_set),
+            "manifest": train_set.manifest,
+        },
+    }
     _rehearse(model, train_set, chosen)
     if folder is not None:
         if distributed.is_main():
@@ -136,15 +147,27 @@ def attack(
     result = runner.run("attack", plan, materialize)
     manifest = train_set.manifest
     done = AttackResult(
-        method=name, poison=manifest.get("method", ""), model=model, recipe=recipe, seed=seed,
-        train_accuracy=result.train_accuracy, test_accuracy=result.test_accuracy,
+        method=name,
+        poison=manifest.get("method", ""),
+        model=model,
+        recipe=recipe,
+        seed=seed,
+        train_accuracy=result.train_accuracy,
+        test_accuracy=result.test_accuracy,
         baselines={key: value.test_accuracy for key, value in baselines.items()},
-        history=result.history, baseline_history={key: value.history for key, value in baselines.items()},
-        seconds={"fit": plan.seconds.get("fit", 0.0), "project": plan.seconds.get("project", 0.0),
-                 "train": result.seconds},
-        images_per_second=result.images_per_second, config=config, environment=environment.describe(),
-        notes=plan.notes, basis=plan.basis,
-    )  # fmt: skip
+        history=result.history,
+        baseline_history={key: value.history for key, value in baselines.items()},
+        seconds={
+            "fit": plan.seconds.get("fit", 0.0),
+            "project": plan.seconds.get("project", 0.0),
+            "train": result.seconds,
+        },
+        images_per_second=result.images_per_second,
+        config=config,
+        environment=environment.describe(),
+        notes=plan.notes,
+        basis=plan.basis,
+    )
     if folder is not None and distributed.is_main():
         with writing(folder):
             done.save(folder)

@@ -40,9 +40,12 @@ class Examples:
         clean = {} if self.clean is None else {"clean": self.clean}
         with atomic_file(path) as part, part.open("wb") as file:
             np.savez_compressed(
-                file, given=self.given, learned=self.learned, classes=np.array(self.classes),
+                file,
+                given=self.given,
+                learned=self.learned,
+                classes=np.array(self.classes),
                 **clean,  # type: ignore[arg-type]
-            )  # fmt: skip
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Examples:
@@ -75,7 +78,8 @@ def examples(given: Dataset, clean: Dataset | None, plan: Plan) -> Examples:
     x = removal.apply(as_tensor(plan.train.images[rows]), labels, weights)
     learned = (x.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Examples(
-        np.ascontiguousarray(given.images[rows]), learned,
+        np.ascontiguousarray(given.images[rows]),
+        learned,
         np.ascontiguousarray(clean.images[rows]) if same and clean is not None else None,
         tuple(given.classes[int(given.labels[i])] for i in rows),
-    )  # fmt: skip
+    )

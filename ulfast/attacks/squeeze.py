@@ -76,12 +76,14 @@ class JPEG(Squeeze):
         space, sampling = ("GRAY", "Gray") if channels == 1 else ("RGB", "420")
 
         def jpeg(images: np.ndarray) -> np.ndarray:
-            return np.stack([
-                simplejpeg.decode_jpeg(
-                    simplejpeg.encode_jpeg(image, self.quality, colorspace=space, colorsubsampling=sampling), space
-                )
-                for image in images
-            ])  # fmt: skip
+            return np.stack(
+                [
+                    simplejpeg.decode_jpeg(
+                        simplejpeg.encode_jpeg(image, self.quality, colorspace=space, colorsubsampling=sampling), space
+                    )
+                    for image in images
+                ]
+            )
 
         return jpeg
 

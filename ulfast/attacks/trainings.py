@@ -30,9 +30,16 @@ class Runner:
     """
 
     def __init__(
-        self, model: str, seed: int, device: torch.device, folder: Path | None, resume: bool, keep: bool,
-        evaluate_every: int, progress: Progress | None,
-    ) -> None:  # fmt: skip
+        self,
+        model: str,
+        seed: int,
+        device: torch.device,
+        folder: Path | None,
+        resume: bool,
+        keep: bool,
+        evaluate_every: int,
+        progress: Progress | None,
+    ) -> None:
         self.model, self.seed, self.device, self.folder = model, seed, device, folder
         self.resume, self.keep, self.evaluate_every, self.progress = resume, keep, evaluate_every, progress
 
@@ -54,14 +61,22 @@ class Runner:
         network = build_model(self.model, num_classes=data.num_classes, image_shape=data.image_shape, seed=self.seed)
         identity = {"model": self.model, "stage": stage, "images": len(data), "method": data.manifest.get("method", "")}
         result = train(
-            network, self._loader(plan, mean, std, dtype, materialize), test_loader, recipe, hooks=hooks,
+            network,
+            self._loader(plan, mean, std, dtype, materialize),
+            test_loader,
+            recipe,
+            hooks=hooks,
             select=make_loader(plan.select, part=part) if plan.select is not None else None,
-            normalisation=(mean, std), seed=self.seed,
+            normalisation=(mean, std),
+            seed=self.seed,
             folder=self.folder / "checkpoints" / stage if self.folder else None,
-            resume=self.resume, identity=identity, keep_checkpoints=self.keep and stage == "attack",
-            evaluate_every=self.evaluate_every, stage=stage,
+            resume=self.resume,
+            identity=identity,
+            keep_checkpoints=self.keep and stage == "attack",
+            evaluate_every=self.evaluate_every,
+            stage=stage,
             progress=self.progress,
-        )  # fmt: skip
+        )
         if plan.select is not None:
             plan.notes["early-stop"] = {"epoch": result.chosen["epoch"], "images": len(plan.select)}
         for refit in plan.refits:  # on a few images: every process does the same
@@ -78,10 +93,17 @@ class Runner:
         if recipe.strong:  # its hook normalises
             mean, std = (0.0,) * len(mean), (1.0,) * len(std)
         options: dict[str, Any] = {
-            "mean": mean, "std": std, "dtype": dtype, "augment": recipe.augment, "shuffle": True, "seed": self.seed,
-            "drop_last": len(data) >= recipe.batch_size, "device": self.device, "removal": removal,
+            "mean": mean,
+            "std": std,
+            "dtype": dtype,
+            "augment": recipe.augment,
+            "shuffle": True,
+            "seed": self.seed,
+            "drop_last": len(data) >= recipe.batch_size,
+            "device": self.device,
+            "removal": removal,
             "part": (distributed.rank(), distributed.size()),
-        }  # fmt: skip
+        }
         if materialize and removal.lasts and self.folder is not None:
             from ..data.loaders.projected import ProjectedLoader, write_projected
 

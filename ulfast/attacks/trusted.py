@@ -22,8 +22,9 @@ class NeedsClean(Attack):
     stage: ClassVar[int] = NETWORK
     needs_clean: ClassVar[bool] = True
 
-    clean_images: int | None = parameter(None, "clean training images to use (default 5,000, a tenth at most)",
-                                         at_least=1)  # fmt: skip
+    clean_images: int | None = parameter(
+        None, "clean training images to use (default 5,000, a tenth at most)", at_least=1
+    )
 
     def trusted(self, plan: Plan, context: Context) -> Dataset:
         if context.clean is None:

@@ -18,9 +18,15 @@ from .common import Output, verb
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="JSON file for the windows.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 def command(
-    output: Output, classes: int, size: int, channels: str, check: Path | None, out: Path | None, overwrite: bool,
+    output: Output,
+    classes: int,
+    size: int,
+    channels: str,
+    check: Path | None,
+    out: Path | None,
+    overwrite: bool,
     seed: int,
-) -> None:  # fmt: skip
+) -> None:
     """Find stable, mutually distinguishable coefficient windows for the poison `ar`, or judge a published set.
 
     \b
@@ -42,8 +48,16 @@ def command(
         out.parent.mkdir(parents=True, exist_ok=True)
         save_coefficients(windows, out)
     about = judge(windows, (size, size), seed)
-    output.result({"classes": len(windows), "size": size, "channels": int(channels), "seed": seed,
-                   "file": str(out or check), **about})  # fmt: skip
+    output.result(
+        {
+            "classes": len(windows),
+            "size": size,
+            "channels": int(channels),
+            "seed": seed,
+            "file": str(out or check),
+            **about,
+        }
+    )
     output.say(f"{len(windows)} processes of {channels} windows for {size} px: {out or check}")
     output.say(
         f"largest signal norm {about['largest_norm']:.1f}; response of the own filter at most"

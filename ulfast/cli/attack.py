@@ -12,8 +12,13 @@ from .common import Output, data_options, free_folder, settings, verb
 
 
 @verb("attack", processes=True)
-@click.option("--method", "-m", default="orthogonal", show_default=True,
-              help="An attack, or several joined with + (see `ulfast ls`).")  # fmt: skip
+@click.option(
+    "--method",
+    "-m",
+    default="orthogonal",
+    show_default=True,
+    help="An attack, or several joined with + (see `ulfast ls`).",
+)
 @data_options
 @click.option("--model", default="cnn", show_default=True, help="cnn, resnet18, resnet18-WIDTH or timm:NAME.")
 @click.option("--recipe", default="quick", show_default=True, help="quick, quick-noflip, paper, paper-plain, imagenet.")
@@ -38,13 +43,36 @@ from .common import Output, data_options, free_folder, settings, verb
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the result as a page, FILE.html.")
 @click.option("--dry-run", is_flag=True, help="Check everything, train nothing.")
 def command(
-    output: Output, method: str, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
-    resize: int | None, model: str, recipe: str, epochs: int | None, out: Path | None, overwrite: bool, resume: bool,
-    compare: bool, clean: str | None, init: str | None, fit_steps: int | None, fit_epochs: int | None,
-    fit: str | None, rank: int | None, basis: Path | None, project_test: bool | None, materialize: bool,
-    keep_checkpoints: bool, pairs: tuple[str, ...],
-    report: Path | None, dry_run: bool, seed: int, device: str,
-) -> None:  # fmt: skip
+    output: Output,
+    method: str,
+    data: str | None,
+    test_data: str | None,
+    format_: str | None,
+    limit: int | None,
+    resize: int | None,
+    model: str,
+    recipe: str,
+    epochs: int | None,
+    out: Path | None,
+    overwrite: bool,
+    resume: bool,
+    compare: bool,
+    clean: str | None,
+    init: str | None,
+    fit_steps: int | None,
+    fit_epochs: int | None,
+    fit: str | None,
+    rank: int | None,
+    basis: Path | None,
+    project_test: bool | None,
+    materialize: bool,
+    keep_checkpoints: bool,
+    pairs: tuple[str, ...],
+    report: Path | None,
+    dry_run: bool,
+    seed: int,
+    device: str,
+) -> None:
     """Train a network on poisoned images by a method and measure it on clean test images.
 
     Without --data: the embedded sample of CIFAR-10, poisoned with lsp, and both baselines.
@@ -96,20 +124,47 @@ def command(
     if dry_run:
         shape, count = (train.image_shape, train.num_classes) if train is not None else ((32, 32, 3), 10)
         network = build_model(model, num_classes=count, image_shape=shape)
-        plan = {"method": name, "model": model, "recipe": recipe, "epochs": epochs or chosen.epochs, "seed": seed,
-                "images": len(train) if train is not None else limit or 5000, "out": str(folder),
-                "weights": sum(p.numel() for p in network.parameters()), "dry_run": True}  # fmt: skip
+        plan = {
+            "method": name,
+            "model": model,
+            "recipe": recipe,
+            "epochs": epochs or chosen.epochs,
+            "seed": seed,
+            "images": len(train) if train is not None else limit or 5000,
+            "out": str(folder),
+            "weights": sum(p.numel() for p in network.parameters()),
+            "dry_run": True,
+        }
         output.result(plan)
         output.say(", ".join(f"{key} {value}" for key, value in plan.items() if key != "dry_run"))
         return
     result: AttackResult = attack(
-        train, test=test, method=name, model=model, recipe=recipe, seed=seed, device=device, out=folder,
-        resume=resume, overwrite=overwrite, compare=baseline if baseline is not None else compare,
-        clean=clean_set, basis=Basis.load(basis) if basis else None, materialize=materialize, epochs=epochs,
-        limit=limit if train is None else None, keep_checkpoints=keep_checkpoints, progress=output.bars,
-        init=init, fit_steps=fit_steps, fit_epochs=fit_epochs, fit=fit, rank=rank, project_test=project_test,
+        train,
+        test=test,
+        method=name,
+        model=model,
+        recipe=recipe,
+        seed=seed,
+        device=device,
+        out=folder,
+        resume=resume,
+        overwrite=overwrite,
+        compare=baseline if baseline is not None else compare,
+        clean=clean_set,
+        basis=Basis.load(basis) if basis else None,
+        materialize=materialize,
+        epochs=epochs,
+        limit=limit if train is None else None,
+        keep_checkpoints=keep_checkpoints,
+        progress=output.bars,
+        init=init,
+        fit_steps=fit_steps,
+        fit_epochs=fit_epochs,
+        fit=fit,
+        rank=rank,
+        project_test=project_test,
         **settings(pairs),
-    )  # fmt: skip
+    )
     if not distributed.is_main():
         return
     names = train.classes if train is not None else load_dataset("sample").classes

@@ -29,9 +29,14 @@ class Config(click.Option):
 
     def __init__(self) -> None:
         super().__init__(
-            ["--config"], type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
-            callback=_read_config, metavar="FILE.yaml", help="Defaults for these options; flags win.",
-        )  # fmt: skip
+            ["--config"],
+            type=click.Path(dir_okay=False, path_type=Path),
+            is_eager=True,
+            expose_value=False,
+            callback=_read_config,
+            metavar="FILE.yaml",
+            help="Defaults for these options; flags win.",
+        )
 
 
 def _read_config(context: click.Context, option: click.Parameter, path: Path | None) -> None:
@@ -79,9 +84,14 @@ class Bars:
     """Draws progress on stderr with rate and time left; a library's `progress` callable."""
 
     TITLES: ClassVar[dict[str, str]] = {
-        "clean": "train on clean", "poisoned": "train on poisoned", "attack": "train with the attack",
-        "fit": "linear fit", "npm": "npm pack", "cells": "cells of the grid", "surrogate": "train the surrogate",
-    }  # fmt: skip
+        "clean": "train on clean",
+        "poisoned": "train on poisoned",
+        "attack": "train with the attack",
+        "fit": "linear fit",
+        "npm": "npm pack",
+        "cells": "cells of the grid",
+        "surrogate": "train the surrogate",
+    }
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -114,10 +124,14 @@ class Bars:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self._progress = Progress(
-            TextColumn("{task.description:<22}"), BarColumn(28), TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[rate]}", style="dim"),
+            TextColumn("{task.description:<22}"),
+            BarColumn(28),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}", style="dim"),
             console=Console(stderr=True),
-        )  # fmt: skip
+        )
         self._progress.start()
 
     def _line(self, stage: str, done: float, total: float, info: dict[str, Any]) -> None:
@@ -215,18 +229,31 @@ def verb(
 
         command = click.command(name, **attributes)(run)
         if seed:
-            command.params.append(click.Option(["--seed"], type=int, default=0, show_default=True,
-                                               help="Of everything random."))  # fmt: skip
+            command.params.append(
+                click.Option(["--seed"], type=int, default=0, show_default=True, help="Of everything random.")
+            )
         if device:
-            command.params.append(click.Option(["--device"], default="auto", show_default=True, metavar="auto|cpu|cuda",
-                                               help="Where to compute."))  # fmt: skip
+            command.params.append(
+                click.Option(
+                    ["--device"], default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute."
+                )
+            )
         if processes:
             command.params += [
-                click.Option(["--nproc"], type=click.IntRange(1), metavar="N",
-                             help="Processes on this machine, one a GPU; torchrun for several machines."),
-                click.Option(["--max-restarts"], type=click.IntRange(0), default=0, metavar="N",
-                             help="Times to restart from the last checkpoint by itself when a process dies."),
-            ]  # fmt: skip
+                click.Option(
+                    ["--nproc"],
+                    type=click.IntRange(1),
+                    metavar="N",
+                    help="Processes on this machine, one a GPU; torchrun for several machines.",
+                ),
+                click.Option(
+                    ["--max-restarts"],
+                    type=click.IntRange(0),
+                    default=0,
+                    metavar="N",
+                    help="Times to restart from the last checkpoint by itself when a process dies.",
+                ),
+            ]
         command.params += [
             Config(),
             click.Option(["--json"], is_flag=True, help="One JSON object on stdout, nothing else."),
@@ -259,13 +286,19 @@ def _joined(options: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
 
 def data_options(function: F) -> F:
     """--data and how to read it."""
-    for option in reversed([
-        click.option("--data", metavar="PATH|NAME", help="Folder, .npz, .beton, or sample, cifar10, cifar100, svhn."),
-        click.option("--test-data", metavar="PATH", help="Where the clean test images are, if not beside the others."),
-        click.option("--format", "format_", metavar="KIND", help="Read --data as this kind (see `ulfast ls`)."),
-        click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images."),
-        click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square."),
-    ]):  # fmt: skip
+    for option in reversed(
+        [
+            click.option(
+                "--data", metavar="PATH|NAME", help="Folder, .npz, .beton, or sample, cifar10, cifar100, svhn."
+            ),
+            click.option(
+                "--test-data", metavar="PATH", help="Where the clean test images are, if not beside the others."
+            ),
+            click.option("--format", "format_", metavar="KIND", help="Read --data as this kind (see `ulfast ls`)."),
+            click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images."),
+            click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square."),
+        ]
+    ):
         function = option(function)
     return function
 

@@ -52,8 +52,10 @@ def info(output: Output, data: str, format_: str | None, resize: int | None, qui
     output.result(found)
     for split, about in found["splits"].items():
         height, width, channels = about["image_shape"]
-        output.say(f"{split}: {about['images']:,} images of {height} x {width} x {channels}, {about['dtype']},"
-                   f" {len(about['classes'])} classes")  # fmt: skip
+        output.say(
+            f"{split}: {about['images']:,} images of {height} x {width} x {channels}, {about['dtype']},"
+            f" {len(about['classes'])} classes"
+        )
         counts = about["classes"]
         least, most = min(counts.values()), max(counts.values())
         if least == most:
@@ -69,8 +71,10 @@ def info(output: Output, data: str, format_: str | None, resize: int | None, qui
         if about["manifest"]:
             made = about["manifest"]
             parameters = ", ".join(f"{k} {v}" for k, v in (made.get("parameters") or {}).items() if v is not None)
-            output.say(f"  made by {made.get('method')} ({parameters}), seed {made.get('seed')},"
-                       f" rate {made.get('rate', 1)}, from {(made.get('source') or {}).get('name')}")  # fmt: skip
+            output.say(
+                f"  made by {made.get('method')} ({parameters}), seed {made.get('seed')},"
+                f" rate {made.get('rate', 1)}, from {(made.get('source') or {}).get('name')}"
+            )
     for warning in found["warnings"]:
         output.say(f"warning: {warning}")
 
@@ -78,8 +82,9 @@ def info(output: Output, data: str, format_: str | None, resize: int | None, qui
 @verb("import", seed=False, device=False)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--base", required=True, metavar="PATH|NAME", help="The clean images it was made for: order and labels.")
-@click.option("--layout", default="auto", show_default=True,
-              help="png-index, perturbation-pt, int8-pickle, ntga-npy or npy.")  # fmt: skip
+@click.option(
+    "--layout", default="auto", show_default=True, help="png-index, perturbation-pt, int8-pickle, ntga-npy or npy."
+)
 @click.option("--name", help="Of the poison, for tables (default: the file's).")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
@@ -143,21 +148,45 @@ def export(output: Output, data: str, layout: str, base: str | None, out: Path |
 
 @verb("convert", device=False, processes=True)
 @click.argument("data", metavar="PATH|NAME")
-@click.option("--to", type=click.Choice(["beton", "ulfast"]), default="beton", show_default=True,
-              help="FFCV's .beton, or ulfast's folder of memory-mapped arrays.")  # fmt: skip
+@click.option(
+    "--to",
+    type=click.Choice(["beton", "ulfast"]),
+    default="beton",
+    show_default=True,
+    help="FFCV's .beton, or ulfast's folder of memory-mapped arrays.",
+)
 @click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
 @click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
-@click.option("--mode", type=click.Choice(["raw", "jpeg", "mixed"]), default="raw", show_default=True,
-              help="How .beton holds images.")  # fmt: skip
+@click.option(
+    "--mode",
+    type=click.Choice(["raw", "jpeg", "mixed"]),
+    default="raw",
+    show_default=True,
+    help="How .beton holds images.",
+)
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of the JPEG.")
-@click.option("--share", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Of the images that --mode mixed makes JPEG.")  # fmt: skip
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Of the images that --mode mixed makes JPEG.",
+)
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="FILE.beton, or the folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 def convert(
-    output: Output, data: str, to: str, format_: str | None, resize: int | None, mode: str, quality: int, share: float,
-    out: Path | None, overwrite: bool, seed: int,
-) -> None:  # fmt: skip
+    output: Output,
+    data: str,
+    to: str,
+    format_: str | None,
+    resize: int | None,
+    mode: str,
+    quality: int,
+    share: float,
+    out: Path | None,
+    overwrite: bool,
+    seed: int,
+) -> None:
     """Bring a data set of any size into a form that loads quickly; test images go to FILE.test.beton.
 
     Images of large folders are read as they are written. Interrupted, the same command resumes where it was.
@@ -185,8 +214,17 @@ def convert(
     else:
         for file, dataset in ((out, train), (test_file(out), test)):
             if dataset is not None:
-                write_beton(file, dataset, mode=mode, quality=quality, share=share, seed=seed, resume=True,
-                            overwrite=overwrite, progress=output.bars)  # fmt: skip
+                write_beton(
+                    file,
+                    dataset,
+                    mode=mode,
+                    quality=quality,
+                    share=share,
+                    seed=seed,
+                    resume=True,
+                    overwrite=overwrite,
+                    progress=output.bars,
+                )
     output.result({"out": str(out), "to": to, "images": len(train), "test_images": len(test) if test else 0})
     output.say(f"{len(train):,} training and {len(test) if test else 0:,} test images: {out}")
 

@@ -29,7 +29,7 @@ from .common import Output, Picture, verb
 @click.option("--out", "-o", type=Picture(), help="PNG of the curves.")
 def command(
     output: Output, run: Path | None, clean: str, clean_images: int, out: Path | None, seed: int, device: str
-) -> None:  # fmt: skip
+) -> None:
     """Deep feature reweighting: test accuracy of every epoch of a run before and after its last layer is refitted to
     clean images, beside the random network that the run began with.
 

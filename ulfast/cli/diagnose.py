@@ -17,9 +17,14 @@ from .common import Output, Picture, verb
 @click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
 @click.option("--out", "-o", type=Picture(), help="PNG of what looks suspicious.")
 def command(
-    output: Output, data: str | None, format_: str | None, limit: int | None, resize: int | None, out: Path | None,
+    output: Output,
+    data: str | None,
+    format_: str | None,
+    limit: int | None,
+    resize: int | None,
+    out: Path | None,
     seed: int,
-) -> None:  # fmt: skip
+) -> None:
     """Tell whether a data set is poisoned, how, and which attack to try. No clean image is needed.
 
     \b

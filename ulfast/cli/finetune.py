@@ -24,9 +24,16 @@ from .common import Output, verb
 @click.option("--lr", type=float, default=0.01, show_default=True, help="Largest learning rate.")
 @click.option("--last-layer", is_flag=True, help="Only the last linear layer (linear probing).")
 def command(
-    output: Output, run: Path | None, clean: str, clean_images: int, epochs: int, lr: float, last_layer: bool,
-    seed: int, device: str,
-) -> None:  # fmt: skip
+    output: Output,
+    run: Path | None,
+    clean: str,
+    clean_images: int,
+    epochs: int,
+    lr: float,
+    last_layer: bool,
+    seed: int,
+    device: str,
+) -> None:
     """Train the network of a finished run on a few clean images.
 
     \b

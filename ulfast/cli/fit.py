@@ -15,16 +15,33 @@ from .common import Output, data_options, verb
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="File for the basis, FILE.safetensors.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted fit of --out.")
-@click.option("--init", type=click.Choice(["zero", "torch"]), default="zero", show_default=True,
-              help="Start of the weights; torch is the paper's random default.")  # fmt: skip
+@click.option(
+    "--init",
+    type=click.Choice(["zero", "torch"]),
+    default="zero",
+    show_default=True,
+    help="Start of the weights; torch is the paper's random default.",
+)
 @click.option("--steps", type=click.IntRange(1), help="SGD steps (default 1,000).")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data instead (20 is the paper's).")
 @click.option("--lr", type=float, default=0.1, show_default=True, help="First learning rate.")
 def command(
-    output: Output, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
-    resize: int | None, out: Path | None, overwrite: bool, resume: bool, init: str, steps: int | None,
-    epochs: int | None, lr: float, seed: int, device: str,
-) -> None:  # fmt: skip
+    output: Output,
+    data: str | None,
+    test_data: str | None,
+    format_: str | None,
+    limit: int | None,
+    resize: int | None,
+    out: Path | None,
+    overwrite: bool,
+    resume: bool,
+    init: str,
+    steps: int | None,
+    epochs: int | None,
+    lr: float,
+    seed: int,
+    device: str,
+) -> None:
     """Fit the linear model whose weights the projection removes, and save their orthonormal basis and a picture.
 
     \b
@@ -54,8 +71,18 @@ def command(
     where = resolve_device(device)
     with distributed.main_first():  # which downloads it
         train = load_dataset(data, format=format_, limit=limit, seed=seed, resize=resize, progress=output.bars)
-    basis = fit_basis(train, steps=steps, epochs=epochs, lr=lr, init=init, seed=seed, device=where,
-                      checkpoint=kept, resume=resume, progress=output.bars)  # fmt: skip
+    basis = fit_basis(
+        train,
+        steps=steps,
+        epochs=epochs,
+        lr=lr,
+        init=init,
+        seed=seed,
+        device=where,
+        checkpoint=kept,
+        resume=resume,
+        progress=output.bars,
+    )
     if not distributed.is_main():
         return
     with writing(out):

@@ -70,5 +70,9 @@ def _method(method: Any) -> dict[str, Any]:
     parameters = {
         f.name: {"default": getattr(method, f.name), "help": f.metadata["help"]} for f in dataclasses.fields(method)
     }
-    return {"summary": method.summary, "source": method.source, "aliases": list(method.aliases),
-            "parameters": parameters}  # fmt: skip
+    return {
+        "summary": method.summary,
+        "source": method.source,
+        "aliases": list(method.aliases),
+        "parameters": parameters,
+    }

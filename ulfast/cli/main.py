@@ -115,8 +115,11 @@ def run(arguments: list[str] | None = None) -> int:
         return OUR_FAULT
     except (KeyboardInterrupt, click.Abort):
         resumable = {"attack", "fit", "poison"} & set(arguments[:1])
-        complain("interrupted; finished work is kept: the same command with --resume continues from there"
-                 if resumable else "interrupted; nothing was written")  # fmt: skip
+        complain(
+            "interrupted; finished work is kept: the same command with --resume continues from there"
+            if resumable
+            else "interrupted; nothing was written"
+        )
         return INTERRUPTED
     except BrokenPipeError:
         # `ulfast ls | head`: the reader is gone, which is no fault of anybody's.

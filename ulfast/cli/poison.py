@@ -23,15 +23,33 @@ from .common import Output, data_options, existing, settings, verb
 @click.option("--rate", type=float, default=1.0, show_default=True, help="Share of each class that is poisoned.")
 @click.option("--eps", type=float, help="Size of the perturbation, pixels in [0, 1] (default: as published).")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
-@click.option("--work", type=click.Path(path_type=Path), metavar="FOLDER",
-              help="Where methods that train a network keep what they have (default: OUT.work).")  # fmt: skip
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where methods that train a network keep what they have (default: OUT.work).",
+)
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run of --out.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
 def command(
-    output: Output, method: str, data: str | None, test_data: str | None, format_: str | None, limit: int | None,
-    resize: int | None, out: Path | None, overwrite: bool, rate: float, eps: float | None, pairs: tuple[str, ...],
-    work: Path | None, resume: bool, dry_run: bool, seed: int, device: str,
-) -> None:  # fmt: skip
+    output: Output,
+    method: str,
+    data: str | None,
+    test_data: str | None,
+    format_: str | None,
+    limit: int | None,
+    resize: int | None,
+    out: Path | None,
+    overwrite: bool,
+    rate: float,
+    eps: float | None,
+    pairs: tuple[str, ...],
+    work: Path | None,
+    resume: bool,
+    dry_run: bool,
+    seed: int,
+    device: str,
+) -> None:
     """Make a data set unlearnable: poisoned training images, clean test images, and a picture of both.
 
     \b
@@ -79,9 +97,14 @@ def command(
         **settings(pairs),
     )
     summary: dict[str, Any] = {
-        "method": name, "parameters": poisoning.poison.resolved(train), "seed": seed, "rate": rate, "data": str(data),
-        "images": len(train), "test_images": len(test) if test is not None else 0,
-    }  # fmt: skip
+        "method": name,
+        "parameters": poisoning.poison.resolved(train),
+        "seed": seed,
+        "rate": rate,
+        "data": str(data),
+        "images": len(train),
+        "test_images": len(test) if test is not None else 0,
+    }
     if dry_run or out is None:
         output.result({**summary, "dry_run": True})
         output.say(f"would poison {len(train):,} images of {train.name} with {name}: {summary['parameters']}")
@@ -116,8 +139,10 @@ def command(
         output.say(
             f"L2 {statistics['l2_mean']:.3f} (largest {statistics['l2_max']:.3f}), L-infinity"
             f" {255 * statistics['linf_max']:.0f}/255, L0 {statistics['l0_mean']:.0f} px,"
-            f" PSNR {statistics['psnr_db']:.1f} dB" if statistics["psnr_db"] else "nothing changed"
-        )  # fmt: skip
+            f" PSNR {statistics['psnr_db']:.1f} dB"
+            if statistics["psnr_db"]
+            else "nothing changed"
+        )
     output.say(f"picture: {out / 'poison.png'}")
     if test is None:
         output.remark("no test images were found: give `ulfast attack` some with --test-data")

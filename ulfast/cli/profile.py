@@ -13,8 +13,13 @@ from .common import Output, Picture, verb
 
 @verb("profile", seed=False)
 @click.argument("operators", nargs=-1)
-@click.option("--shape", "shapes", multiple=True, metavar="NxDxK",
-              help="Rows, values per row, and basis rows or classes (default: one for each operator).")  # fmt: skip
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NxDxK",
+    help="Rows, values per row, and basis rows or classes (default: one for each operator).",
+)
 @click.option("--dtype", "dtypes", multiple=True, help="uint8, float16, bfloat16, float32 or float64.")
 @click.option("--compile", "compiled", is_flag=True, help="Also race torch.compile.")
 @click.option("--repeats", type=click.IntRange(1), help="Rounds (default 15).")
@@ -25,10 +30,20 @@ from .common import Output, Picture, verb
 @click.option("--size", type=click.IntRange(8), default=32, show_default=True, help="Side of the images of --step.")
 @click.option("--list", "list_", is_flag=True, help="The operators and what they take.")
 def command(
-    output: Output, operators: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[str, ...], compiled: bool,
-    repeats: int | None, plot: Path | None, trace: Path | None, model: str | None, batch: int, size: int, list_: bool,
+    output: Output,
+    operators: tuple[str, ...],
+    shapes: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    compiled: bool,
+    repeats: int | None,
+    plot: Path | None,
+    trace: Path | None,
+    model: str | None,
+    batch: int,
+    size: int,
+    list_: bool,
     device: str,
-) -> None:  # fmt: skip
+) -> None:
     """Race the kernels against what PyTorch users write: time, throughput, share of the machine's roof, error.
 
     \b
@@ -51,8 +66,10 @@ def command(
         if name not in OPERATORS:
             raise InputError(f"no operator {name!r}{nearest(name, OPERATORS)}: known are {', '.join(OPERATORS)}")
     if list_:
-        listed = {n: {"k": o.third, "dtypes": [_name(d) for d in o.dtypes], "shape": str(o.shape)}
-                  for n, o in OPERATORS.items()}  # fmt: skip
+        listed = {
+            n: {"k": o.third, "dtypes": [_name(d) for d in o.dtypes], "shape": str(o.shape)}
+            for n, o in OPERATORS.items()
+        }
         output.result({"operators": listed})
         for name, about in listed.items():
             output.say(f"{name:<24}  k: {about['k']}; {', '.join(about['dtypes'])}; {about['shape']}")
@@ -65,8 +82,10 @@ def command(
         output.result({"environment": environment.describe(), "step": share})
         for name, spent in share["seconds"].items():
             output.say(f"{name:<28}  {1e3 * spent:8.2f} ms")
-        output.say(f"the projection is {100 * share['share']:.2f} % of a step of {model}, all of ingest"
-                   f" {100 * share['ingest_share']:.2f} %")  # fmt: skip
+        output.say(
+            f"the projection is {100 * share['share']:.2f} % of a step of {model}, all of ingest"
+            f" {100 * share['ingest_share']:.2f} %"
+        )
         return
     wanted = [_dtype(text) for text in dtypes]
     asked = [Shape.parse(text) for text in shapes]
@@ -105,11 +124,20 @@ def command(
         plot.parent.mkdir(parents=True, exist_ok=True)
         pictures.save(pictures.roofline_figure(rows, top), plot)
     about = environment.describe()
-    output.result({"environment": about, "roof": top, "rows": [row.to_dict() for row in rows],
-                   "plot": str(plot) if plot else None, "trace": str(trace) if trace else None})  # fmt: skip
-    output.say(f"{about['gpu'] if where.type == 'cuda' else about['cpu']}, {about['threads']} threads, level"
-               f" {about['cpu_level']}; copy {top['copy_bytes_per_s'] / 1e9:.1f} GB/s, sgemm"
-               f" {top['sgemm_flops_per_s'] / 1e9:.0f} GFLOP/s")  # fmt: skip
+    output.result(
+        {
+            "environment": about,
+            "roof": top,
+            "rows": [row.to_dict() for row in rows],
+            "plot": str(plot) if plot else None,
+            "trace": str(trace) if trace else None,
+        }
+    )
+    output.say(
+        f"{about['gpu'] if where.type == 'cuda' else about['cpu']}, {about['threads']} threads, level"
+        f" {about['cpu_level']}; copy {top['copy_bytes_per_s'] / 1e9:.1f} GB/s, sgemm"
+        f" {top['sgemm_flops_per_s'] / 1e9:.0f} GFLOP/s"
+    )
     output.show(tables.profile_table(rows))
     for what, path in (("roofline", plot), ("trace", trace)):
         if path is not None:

@@ -34,10 +34,17 @@ def command(output: Output, runs: tuple[Path, ...], out: Path | None, title: str
 
     tables = collect(runs)
     verdicts = [
-        {"table": t.title, "poison": v.poison, "none": v.none, "clean": v.clean, "attacks": v.attacks,
-         "verdict": v.sentence()}
-        for t in tables for v in t.verdicts()
-    ]  # fmt: skip
+        {
+            "table": t.title,
+            "poison": v.poison,
+            "none": v.none,
+            "clean": v.clean,
+            "attacks": v.attacks,
+            "verdict": v.sentence(),
+        }
+        for t in tables
+        for v in t.verdicts()
+    ]
     if kind is not None:
         if out is not None:
             raise InputError(f"--{kind} prints to the terminal, --out is for the page: give one of them")

@@ -13,15 +13,27 @@ from .common import Output, verb
 @verb("reproduce", seed=False)
 @click.argument("grid", required=False)
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the grid (default: runs/NAME).")
-@click.option("--jobs", "-j", type=click.IntRange(1), default=1, show_default=True,
-              help="Cells at a time, each in a process with its share of the threads.")  # fmt: skip
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Cells at a time, each in a process with its share of the threads.",
+)
 @click.option("--overwrite", is_flag=True, help="Make cells of other settings anew.")
 @click.option("--list", "list_", is_flag=True, help="The grids that come with the package.")
 @click.option("--dry-run", is_flag=True, help="Check everything, list the cells, train nothing.")
 def command(
-    output: Output, grid: str | None, out: Path | None, jobs: int, overwrite: bool, list_: bool, dry_run: bool,
+    output: Output,
+    grid: str | None,
+    out: Path | None,
+    jobs: int,
+    overwrite: bool,
+    list_: bool,
+    dry_run: bool,
     device: str,
-) -> None:  # fmt: skip
+) -> None:
     """Train poisons x attacks x models x seeds and print the table. Again: only what is missing.
 
     \b

@@ -20,9 +20,18 @@ from .common import Output, Picture, verb
 @click.option("--hidden", type=click.IntRange(0), default=0, show_default=True, help="Hidden tanh layers of width 30.")
 @click.option("--out", "-o", type=Picture(), help="PNG of the curves.")
 def command(
-    output: Output, data: str, poisoned: str | None, methods: tuple[str, ...], limit: int | None, resize: int | None,
-    steps: int, hidden: int, out: Path | None, seed: int, device: str,
-) -> None:  # fmt: skip
+    output: Output,
+    data: str,
+    poisoned: str | None,
+    methods: tuple[str, ...],
+    limit: int | None,
+    resize: int | None,
+    steps: int,
+    hidden: int,
+    out: Path | None,
+    seed: int,
+    device: str,
+) -> None:
     """Train accuracy of logistic regression on perturbations alone, with that on the clean images for comparison.
 
     \b
@@ -67,8 +76,16 @@ def command(
         for name in names:
             delta = perturbation(clean, poison(clean, name, seed=seed))
             results[name] = separability(delta, labels, **options)  # type: ignore[arg-type]
-    output.result({"data": clean.name, "images": len(clean), "steps": steps, "hidden": hidden, "seed": seed,
-                   "results": {name: r.to_dict() for name, r in results.items()}})  # fmt: skip
+    output.result(
+        {
+            "data": clean.name,
+            "images": len(clean),
+            "steps": steps,
+            "hidden": hidden,
+            "seed": seed,
+            "results": {name: r.to_dict() for name, r in results.items()},
+        }
+    )
     kind = f"{hidden} hidden layer{'s' * (hidden > 1)}" if hidden else "logistic regression"
     table = Table(title=f"{kind} on perturbations, {len(clean):,} images of {clean.name}", box=box.SIMPLE_HEAD)
     table.add_column("perturbations of")
@@ -79,8 +96,13 @@ def command(
     output.show(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pictures.save(pictures.lines_figure(
-            {name: [(row["evaluation"], 100 * row["accuracy"]) for row in r.curve] for name, r in results.items()},
-            "evaluation", "train accuracy, %", f"{kind} on perturbations",
-        ), out)  # fmt: skip
+        pictures.save(
+            pictures.lines_figure(
+                {name: [(row["evaluation"], 100 * row["accuracy"]) for row in r.curve] for name, r in results.items()},
+                "evaluation",
+                "train accuracy, %",
+                f"{kind} on perturbations",
+            ),
+            out,
+        )
         output.say(f"picture: {out}")

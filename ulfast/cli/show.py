@@ -14,8 +14,7 @@ from .common import Output, Picture, verb
 @click.argument("data", required=False, metavar="PATH")
 @click.option("--clean", metavar="PATH|NAME", help="The same images clean (default: what the manifest names).")
 @click.option("--per-class", type=click.IntRange(1, 20), default=1, show_default=True, help="Images of each class.")
-@click.option("--out", "-o", type=Picture(), default="show.png", show_default=True,
-              help="PNG, SVG or PDF to make.")  # fmt: skip
+@click.option("--out", "-o", type=Picture(), default="show.png", show_default=True, help="PNG, SVG or PDF to make.")
 def command(output: Output, data: str | None, clean: str | None, per_class: int, out: Path, seed: int) -> None:
     """Draw clean images, perturbations (rescaled) and poisoned images of each class, and print how large the
     perturbations of each class are.
@@ -51,8 +50,9 @@ def command(output: Output, data: str | None, clean: str | None, per_class: int,
     method = poisoned.manifest.get("method") or Path(data).name
     rows = class_statistics(before, poisoned)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure = pictures.comparison_figure(before, poisoned, seed=seed, title=f"{method} on {before.name}",
-                                        per_class=per_class)  # fmt: skip
+    figure = pictures.comparison_figure(
+        before, poisoned, seed=seed, title=f"{method} on {before.name}", per_class=per_class
+    )
     pictures.save(figure, out)
     output.result({"figure": str(out), "method": method, "statistics": rows})
     table = Table(title=f"{method} on {before.name}", box=box.SIMPLE_HEAD)
@@ -63,8 +63,15 @@ def command(output: Output, data: str | None, clean: str | None, per_class: int,
         if not row["images"]:
             continue
         psnr, ssim = row["psnr_db"], row["ssim"]
-        table.add_row(label, f"{row['images']:,}", f"{row['l0_mean']:.0f}", f"{row['l2_mean']:.3f}",
-                      f"{255 * row['linf_max']:.0f}", "" if psnr is None else f"{psnr:.1f}",
-                      "" if ssim is None else f"{ssim:.3f}", f"{100 * row['clipped_share']:.1f} %")  # fmt: skip
+        table.add_row(
+            label,
+            f"{row['images']:,}",
+            f"{row['l0_mean']:.0f}",
+            f"{row['l2_mean']:.3f}",
+            f"{255 * row['linf_max']:.0f}",
+            "" if psnr is None else f"{psnr:.1f}",
+            "" if ssim is None else f"{ssim:.3f}",
+            f"{100 * row['clipped_share']:.1f} %",
+        )
     output.show(table)
     output.say(f"picture: {out}")

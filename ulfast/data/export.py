@@ -111,8 +111,10 @@ def _perturbation(train: Dataset, base: Dataset | None, path: Path) -> None:
     if base is None:
         raise InputError("perturbation-pt needs the clean images to subtract: give --base PATH|NAME")
     if base.images.shape != train.images.shape or (base.labels != train.labels).any():
-        raise InputError(f"the base has {base.images.shape}, the data {train.images.shape} or other labels: it is not"
-                         " what was poisoned")  # fmt: skip
+        raise InputError(
+            f"the base has {base.images.shape}, the data {train.images.shape} or other labels: it is not"
+            " what was poisoned"
+        )
     n, height, width, channels = train.images.shape
     delta = torch.empty(n, channels, height, width)
     for begin, stop in chunks(train.images, 16 << 20):

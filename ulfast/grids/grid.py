@@ -94,10 +94,23 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Row by row, so that a poison is made once for its attacks."""
         return [
-            Cell(self.data, self.limit, self.resize, poison, attack, model, self.recipe, self.epochs,
-                 self.evaluate_every, seed)
-            for seed in self.seeds for model in self.models for poison in self.poisons for attack in self.attacks
-        ]  # fmt: skip
+            Cell(
+                self.data,
+                self.limit,
+                self.resize,
+                poison,
+                attack,
+                model,
+                self.recipe,
+                self.epochs,
+                self.evaluate_every,
+                seed,
+            )
+            for seed in self.seeds
+            for model in self.models
+            for poison in self.poisons
+            for attack in self.attacks
+        ]
 
     @classmethod
     def load(cls, source: str | Path) -> Grid:
@@ -113,8 +126,10 @@ class Grid:
             shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
             if not shipped.is_file():
                 known = shipped_grids()
-                raise InputError(f"there is no grid {str(source)!r}{nearest(str(source), known)}: give a YAML file, or"
-                                 f" one of {', '.join(known)}")  # fmt: skip
+                raise InputError(
+                    f"there is no grid {str(source)!r}{nearest(str(source), known)}: give a YAML file, or"
+                    f" one of {', '.join(known)}"
+                )
             path = shipped
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))

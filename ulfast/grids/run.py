@@ -72,8 +72,13 @@ class GridResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {"grid": asdict(self.grid), "rows": [row.to_dict() for row in self.rows], "missing": self.missing,
-                "failed": self.failed, "out": str(self.folder)}  # fmt: skip
+        return {
+            "grid": asdict(self.grid),
+            "rows": [row.to_dict() for row in self.rows],
+            "missing": self.missing,
+            "failed": self.failed,
+            "out": str(self.folder),
+        }
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> GridResult:
@@ -238,10 +243,22 @@ def _run_cell(cell: Cell, folder: Path, device: str, progress: Progress | None) 
             where.parent.mkdir(parents=True, exist_ok=True)
             write_json(_settings(where), cell.to_dict())
         attack(
-            train, test=test, method=cell.attack.method, model=cell.model, recipe=cell.recipe, seed=cell.seed,
-            device=device, out=where, resume=started, overwrite=not started, clean=clean, epochs=cell.epochs,
-            evaluate_every=cell.evaluate_every, progress=progress, **cell.attack.parameters,
-        )  # fmt: skip
+            train,
+            test=test,
+            method=cell.attack.method,
+            model=cell.model,
+            recipe=cell.recipe,
+            seed=cell.seed,
+            device=device,
+            out=where,
+            resume=started,
+            overwrite=not started,
+            clean=clean,
+            epochs=cell.epochs,
+            evaluate_every=cell.evaluate_every,
+            progress=progress,
+            **cell.attack.parameters,
+        )
     except InputError as error:
         return str(error)
     return None
@@ -292,10 +309,14 @@ def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
         accuracies = [result.test_accuracy for _, result in cells]
         rows.append(
             Average(
-                poison_, attack_, model, statistics.fmean(accuracies),
+                poison_,
+                attack_,
+                model,
+                statistics.fmean(accuracies),
                 statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-                [cell.seed for cell, _ in cells], [cell.path for cell, _ in cells],
+                [cell.seed for cell, _ in cells],
+                [cell.path for cell, _ in cells],
                 statistics.fmean(math.fsum(result.seconds.values()) for _, result in cells),
             )
-        )  # fmt: skip
+        )
     return GridResult(grid, rows, missing, failed, folder)

@@ -70,10 +70,21 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
     # Room to lay the basis out anew, where that pays: csrc/cpu/packed.h.
     packed = torch.empty(k, d, dtype=compute) if n >= 32 and k >= 4 else None
     _extension.load().project(
-        x=x.data_ptr(), basis=basis.data_ptr(), coef=coef.data_ptr(), out=out.data_ptr(), n=n, d=d, k=k,
-        x_stride=stride, dtype=DTYPES[x.dtype], labels=0, order=0, classes=0, packed=address(packed),
+        x=x.data_ptr(),
+        basis=basis.data_ptr(),
+        coef=coef.data_ptr(),
+        out=out.data_ptr(),
+        n=n,
+        d=d,
+        k=k,
+        x_stride=stride,
+        dtype=DTYPES[x.dtype],
+        labels=0,
+        order=0,
+        classes=0,
+        packed=address(packed),
         threads=torch.get_num_threads(),
-    )  # fmt: skip
+    )
 
 
 @kernel("CPU")
@@ -108,10 +119,21 @@ def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: in
     x, stride = rows_of(x, d)
     coef, order = torch.empty(n, r, dtype=compute), torch.empty(n + classes, dtype=torch.int64)
     bad = _extension.load().project(
-        x=x.data_ptr(), basis=bases.data_ptr(), coef=coef.data_ptr(), out=out.data_ptr(), n=n, d=d, k=r,
-        x_stride=stride, dtype=DTYPES[x.dtype], labels=labels.data_ptr(), order=order.data_ptr(), classes=classes,
-        packed=0, threads=torch.get_num_threads(),
-    )  # fmt: skip
+        x=x.data_ptr(),
+        basis=bases.data_ptr(),
+        coef=coef.data_ptr(),
+        out=out.data_ptr(),
+        n=n,
+        d=d,
+        k=r,
+        x_stride=stride,
+        dtype=DTYPES[x.dtype],
+        labels=labels.data_ptr(),
+        order=order.data_ptr(),
+        classes=classes,
+        packed=0,
+        threads=torch.get_num_threads(),
+    )
     if bad >= 0:
         raise bad_value(op, "labels", labels, bad, classes)
 
@@ -167,12 +189,28 @@ def ingest(
     coef = torch.empty(n, k)
     out = result((n, h, w, c), dtype)
     bad = library.ingest(
-        images=images.data_ptr(), basis=address(basis), mean=mean.data_ptr(), std=std.data_ptr(),
-        index=address(index), shift=address(shift), flip=address(flip), coef=coef.data_ptr(), out=out.data_ptr(),
-        images_n=n_images, n=n, h=h, w=w, c=c, k=k, out_dtype=DTYPES[dtype], labels=address(labels),
-        classes=0 if basis is None else basis.shape[0], in_dtype=DTYPES[images.dtype], order=0,
+        images=images.data_ptr(),
+        basis=address(basis),
+        mean=mean.data_ptr(),
+        std=std.data_ptr(),
+        index=address(index),
+        shift=address(shift),
+        flip=address(flip),
+        coef=coef.data_ptr(),
+        out=out.data_ptr(),
+        images_n=n_images,
+        n=n,
+        h=h,
+        w=w,
+        c=c,
+        k=k,
+        out_dtype=DTYPES[dtype],
+        labels=address(labels),
+        classes=0 if basis is None else basis.shape[0],
+        in_dtype=DTYPES[images.dtype],
+        order=0,
         threads=torch.get_num_threads(),
-    )  # fmt: skip
+    )
     if bad >= n and labels is not None:
         raise bad_value("ingest", "labels", labels, bad - n, basis.shape[0])  # type: ignore[union-attr]
     if bad >= 0:
@@ -194,10 +232,21 @@ def softmax_regression_step(
     grad = torch.empty(threads, c, d) if lr else torch.empty(0)
     result = torch.empty(2, dtype=torch.float64)
     bad = _extension.load().softmax_regression_step(
-        x=x.data_ptr(), labels=labels.data_ptr(), index=address(index), weight=weight.data_ptr(),
-        coef=coef.data_ptr(), grad=grad.data_ptr(), result=result.data_ptr(), rows=x.shape[0], n=n, d=d, c=c, lr=lr,
-        dtype=DTYPES[x.dtype], threads=threads,
-    )  # fmt: skip
+        x=x.data_ptr(),
+        labels=labels.data_ptr(),
+        index=address(index),
+        weight=weight.data_ptr(),
+        coef=coef.data_ptr(),
+        grad=grad.data_ptr(),
+        result=result.data_ptr(),
+        rows=x.shape[0],
+        n=n,
+        d=d,
+        c=c,
+        lr=lr,
+        dtype=DTYPES[x.dtype],
+        threads=threads,
+    )
     if bad >= 0:
         row = bad if index is None else int(index[bad])
         if not 0 <= row < x.shape[0]:
@@ -214,18 +263,23 @@ def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = Non
     index = None if index is None else index.contiguous()
     out = torch.empty_like(images)
     bad = _extension.load().apply_perturbation(
-        images=images.data_ptr(), delta=delta.data_ptr(), index=address(index), out=out.data_ptr(), n=n,
-        d=math.prod(images.shape[1:]), m=len(delta), truncate=truncate, threads=torch.get_num_threads(),
-    )  # fmt: skip
+        images=images.data_ptr(),
+        delta=delta.data_ptr(),
+        index=address(index),
+        out=out.data_ptr(),
+        n=n,
+        d=math.prod(images.shape[1:]),
+        m=len(delta),
+        truncate=truncate,
+        threads=torch.get_num_threads(),
+    )
     if bad >= 0:
         raise bad_value("apply_perturbation", "index", index, bad, len(delta))  # type: ignore[arg-type]
     return out
 
 
 @kernel("CPU")
-def pgd_step(
-    x: Tensor, grad: Tensor, start: Tensor, alpha: float, eps: float, norm: str, clamp: bool = True
-) -> None:  # fmt: skip
+def pgd_step(x: Tensor, grad: Tensor, start: Tensor, alpha: float, eps: float, norm: str, clamp: bool = True) -> None:
     check_pgd_step(x, grad, start, alpha, eps, norm, clamp)
     layout = dense_layout(x)
     if layout is None:
@@ -235,6 +289,14 @@ def pgd_step(
         return
     grad, start = grad.contiguous(memory_format=layout), start.contiguous(memory_format=layout)
     _extension.load().pgd_step(
-        x=x.data_ptr(), grad=grad.data_ptr(), start=start.data_ptr(), n=x.shape[0], d=math.prod(x.shape[1:]),
-        alpha=alpha, eps=eps, norm=norm, clamp=clamp, threads=torch.get_num_threads(),
-    )  # fmt: skip
+        x=x.data_ptr(),
+        grad=grad.data_ptr(),
+        start=start.data_ptr(),
+        n=x.shape[0],
+        d=math.prod(x.shape[1:]),
+        alpha=alpha,
+        eps=eps,
+        norm=norm,
+        clamp=clamp,
+        threads=torch.get_num_threads(),
+    )

@@ -34,9 +34,15 @@ def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
     sizes = {"n": n, "h": h, "w": w, "c": c, "taps": taps, "blocks": len(starts)}
     scratch, out = torch.empty(threads, library.patch_filter_scratch(**sizes)), result(x.shape, torch.float32)
     library.patch_filter(
-        x=x.data_ptr(), table=table.data_ptr(), starts=starts.data_ptr(), ids=ids.data_ptr(),
-        scratch=scratch.data_ptr(), out=out.data_ptr(), **sizes, threads=threads,
-    )  # fmt: skip
+        x=x.data_ptr(),
+        table=table.data_ptr(),
+        starts=starts.data_ptr(),
+        ids=ids.data_ptr(),
+        scratch=scratch.data_ptr(),
+        out=out.data_ptr(),
+        **sizes,
+        threads=threads,
+    )
     return out
 
 

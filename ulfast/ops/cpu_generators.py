@@ -43,9 +43,15 @@ def perturb_lsp(
     scratch = torch.empty(threads, library.perturb_lsp_scratch(**sizes))
     out = result((len(labels), height, width, channels), torch.float32 if images is None else torch.uint8)
     bad = library.perturb_lsp(
-        labels=labels.data_ptr(), centroids=centroids.data_ptr(), mixing=mixing.data_ptr(), scratch=scratch.data_ptr(),
-        images=address(images), out=out.data_ptr(), **sizes, threads=threads,
-    )  # fmt: skip
+        labels=labels.data_ptr(),
+        centroids=centroids.data_ptr(),
+        mixing=mixing.data_ptr(),
+        scratch=scratch.data_ptr(),
+        images=address(images),
+        out=out.data_ptr(),
+        **sizes,
+        threads=threads,
+    )
     if bad >= 0:
         raise bad_value("perturb_lsp", "labels", labels, bad, len(centroids))
     return out
@@ -72,9 +78,14 @@ def perturb_ar(
     shape = (len(labels), height, width, coefficients.shape[1])
     out = result(shape, torch.float32 if images is None else torch.uint8)
     bad = library.perturb_ar(
-        labels=labels.data_ptr(), coefficients=coefficients.data_ptr(), scratch=scratch.data_ptr(),
-        images=address(images), out=out.data_ptr(), **sizes, threads=threads,
-    )  # fmt: skip
+        labels=labels.data_ptr(),
+        coefficients=coefficients.data_ptr(),
+        scratch=scratch.data_ptr(),
+        images=address(images),
+        out=out.data_ptr(),
+        **sizes,
+        threads=threads,
+    )
     if bad >= 0:
         raise bad_value("perturb_ar", "labels", labels, bad, len(coefficients))
     return out
@@ -89,9 +100,15 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     order = torch.empty(len(images) + classes, dtype=torch.int64)
     scratch = torch.empty(threads, 2 * library.class_moments_block)
     bad = library.class_moments(
-        images=images.data_ptr(), labels=labels.data_ptr(), order=order.data_ptr(), scratch=scratch.data_ptr(),
-        sums=sums.data_ptr(), squares=squares.data_ptr(), **sizes, threads=threads,
-    )  # fmt: skip
+        images=images.data_ptr(),
+        labels=labels.data_ptr(),
+        order=order.data_ptr(),
+        scratch=scratch.data_ptr(),
+        sums=sums.data_ptr(),
+        squares=squares.data_ptr(),
+        **sizes,
+        threads=threads,
+    )
     if bad >= 0:
         raise bad_value("class_moments", "labels", labels, bad, classes)
     return sums, squares
@@ -105,9 +122,14 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     scratch = torch.empty(threads, library.perturb_convolution_scratch(**sizes))
     out = result(images.shape, torch.uint8)
     bad = library.perturb_convolution(
-        images=images.data_ptr(), labels=labels.data_ptr(), kernels=kernels.data_ptr(), scratch=scratch.data_ptr(),
-        out=out.data_ptr(), **sizes, threads=threads,
-    )  # fmt: skip
+        images=images.data_ptr(),
+        labels=labels.data_ptr(),
+        kernels=kernels.data_ptr(),
+        scratch=scratch.data_ptr(),
+        out=out.data_ptr(),
+        **sizes,
+        threads=threads,
+    )
     if bad >= 0:
         raise bad_value("perturb_convolution", "labels", labels, bad, len(kernels))
     return out
@@ -123,9 +145,14 @@ def perturb_linear(
     scratch = torch.empty(threads, library.perturb_linear_scratch(**sizes))
     out = result(images.shape, torch.uint8)
     bad = library.perturb_linear(
-        images=images.data_ptr(), labels=labels.data_ptr(), weight=weight.data_ptr(), scratch=scratch.data_ptr(),
-        out=out.data_ptr(), **sizes, threads=threads,
-    )  # fmt: skip
+        images=images.data_ptr(),
+        labels=labels.data_ptr(),
+        weight=weight.data_ptr(),
+        scratch=scratch.data_ptr(),
+        out=out.data_ptr(),
+        **sizes,
+        threads=threads,
+    )
     if bad >= 0:
         raise bad_value("perturb_linear", "labels", labels, bad, len(weight))
     return out

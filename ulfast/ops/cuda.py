@@ -107,9 +107,16 @@ def _project(x: Tensor, basis: Tensor, out: Tensor, d: int, k: int, labels: Tens
         sizes = {"n": n, "d": d, "k": k, "x_stride": stride, "dtype": DTYPES[x.dtype], "classes": classes}
         coef = torch.empty(kernels.project_scratch(**sizes), dtype=compute, device=x.device)
         kernels.project(
-            x=rows.data_ptr(), basis=basis.data_ptr(), coef=coef.data_ptr(), out=out.data_ptr(),
-            labels=address(labels), order=address(order), packed=0, **sizes, cuda_stream=stream(x.device),
-        )  # fmt: skip
+            x=rows.data_ptr(),
+            basis=basis.data_ptr(),
+            coef=coef.data_ptr(),
+            out=out.data_ptr(),
+            labels=address(labels),
+            order=address(order),
+            packed=0,
+            **sizes,
+            cuda_stream=stream(x.device),
+        )
 
 
 @kernel("CUDA")
@@ -167,10 +174,20 @@ def ingest(
         }
         coef = torch.empty(kernels.ingest_scratch(**sizes), device=device)
         kernels.ingest(
-            images=images.data_ptr(), basis=address(basis), mean=mean.data_ptr(), std=std.data_ptr(),
-            index=address(index), shift=address(shift), flip=address(flip), coef=coef.data_ptr(),
-            out=out.data_ptr(), labels=address(labels), order=address(order), **sizes, cuda_stream=stream(device),
-        )  # fmt: skip
+            images=images.data_ptr(),
+            basis=address(basis),
+            mean=mean.data_ptr(),
+            std=std.data_ptr(),
+            index=address(index),
+            shift=address(shift),
+            flip=address(flip),
+            coef=coef.data_ptr(),
+            out=out.data_ptr(),
+            labels=address(labels),
+            order=address(order),
+            **sizes,
+            cuda_stream=stream(device),
+        )
     return out.permute(0, 3, 1, 2)
 
 
@@ -194,9 +211,16 @@ def softmax_regression_step(
         coef, grad = torch.empty(products, device=device), torch.empty(parts, c, d, device=device)
         result = torch.empty(2 + 2 * n, dtype=torch.float64, device=device)  # the two results, then the rows' own
         kernels.softmax_regression_step(
-            x=x.data_ptr(), labels=labels.data_ptr(), index=address(index), weight=weight.data_ptr(),
-            coef=coef.data_ptr(), grad=grad.data_ptr(), result=result.data_ptr(), **sizes, cuda_stream=stream(device),
-        )  # fmt: skip
+            x=x.data_ptr(),
+            labels=labels.data_ptr(),
+            index=address(index),
+            weight=weight.data_ptr(),
+            coef=coef.data_ptr(),
+            grad=grad.data_ptr(),
+            result=result.data_ptr(),
+            **sizes,
+            cuda_stream=stream(device),
+        )
     return result[:2]
 
 
@@ -211,16 +235,21 @@ def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = Non
     out = torch.empty_like(images)
     with torch.cuda.device(images.device):
         _extension.load().cuda.apply_perturbation(
-            images=images.data_ptr(), delta=delta.data_ptr(), index=address(index), out=out.data_ptr(), n=len(images),
-            d=math.prod(images.shape[1:]), m=len(delta), truncate=truncate, cuda_stream=stream(images.device),
-        )  # fmt: skip
+            images=images.data_ptr(),
+            delta=delta.data_ptr(),
+            index=address(index),
+            out=out.data_ptr(),
+            n=len(images),
+            d=math.prod(images.shape[1:]),
+            m=len(delta),
+            truncate=truncate,
+            cuda_stream=stream(images.device),
+        )
     return out
 
 
 @kernel("CUDA")
-def pgd_step(
-    x: Tensor, grad: Tensor, start: Tensor, alpha: float, eps: float, norm: str, clamp: bool = True
-) -> None:  # fmt: skip
+def pgd_step(x: Tensor, grad: Tensor, start: Tensor, alpha: float, eps: float, norm: str, clamp: bool = True) -> None:
     check_pgd_step(x, grad, start, alpha, eps, norm, clamp)
     layout = dense_layout(x)
     if not enabled() or layout is None:
@@ -228,7 +257,15 @@ def pgd_step(
     grad, start = grad.contiguous(memory_format=layout), start.contiguous(memory_format=layout)
     with torch.cuda.device(x.device):
         _extension.load().cuda.pgd_step(
-            x=x.data_ptr(), grad=grad.data_ptr(), start=start.data_ptr(), n=x.shape[0], d=math.prod(x.shape[1:]),
-            alpha=alpha, eps=eps, norm=norm, clamp=clamp, cuda_stream=stream(x.device),
-        )  # fmt: skip
+            x=x.data_ptr(),
+            grad=grad.data_ptr(),
+            start=start.data_ptr(),
+            n=x.shape[0],
+            d=math.prod(x.shape[1:]),
+            alpha=alpha,
+            eps=eps,
+            norm=norm,
+            clamp=clamp,
+            cuda_stream=stream(x.device),
+        )
     return None

@@ -51,9 +51,15 @@ def perturb_lsp(
     out = torch.empty(len(labels), height, width, channels, dtype=dtype, device=device)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_lsp(
-            labels=labels.data_ptr(), centroids=centroids.data_ptr(), mixing=mixing.data_ptr(), scratch=0,
-            images=address(images), out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
-        )  # fmt: skip
+            labels=labels.data_ptr(),
+            centroids=centroids.data_ptr(),
+            mixing=mixing.data_ptr(),
+            scratch=0,
+            images=address(images),
+            out=out.data_ptr(),
+            **sizes,
+            cuda_stream=cuda.stream(device),
+        )
     return out
 
 
@@ -73,18 +79,21 @@ def perturb_ar(
     sizes = check_perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
     device = labels.device
     if not cuda.enabled() or not _extension.load().cuda.perturb_ar_fits(**sizes):
-        return reference.perturb_ar(
-            labels, coefficients, seed, first, height, width, norm, kind, images, truncate
-        )  # fmt: skip
+        return reference.perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
     labels, coefficients = labels.contiguous(), coefficients.float().contiguous()
     images = None if images is None else images.contiguous()
     dtype = torch.float32 if images is None else torch.uint8
     out = torch.empty(len(labels), height, width, coefficients.shape[1], dtype=dtype, device=device)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_ar(
-            labels=labels.data_ptr(), coefficients=coefficients.data_ptr(), scratch=0, images=address(images),
-            out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
-        )  # fmt: skip
+            labels=labels.data_ptr(),
+            coefficients=coefficients.data_ptr(),
+            scratch=0,
+            images=address(images),
+            out=out.data_ptr(),
+            **sizes,
+            cuda_stream=cuda.stream(device),
+        )
     return out
 
 
@@ -98,9 +107,15 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     order = labels.argsort()  # a class's rows side by side are added in registers
     with torch.cuda.device(images.device):
         _extension.load().cuda.class_moments(
-            images=images.data_ptr(), labels=labels.data_ptr(), order=order.data_ptr(), scratch=0,
-            sums=sums.data_ptr(), squares=squares.data_ptr(), **sizes, cuda_stream=cuda.stream(images.device),
-        )  # fmt: skip
+            images=images.data_ptr(),
+            labels=labels.data_ptr(),
+            order=order.data_ptr(),
+            scratch=0,
+            sums=sums.data_ptr(),
+            squares=squares.data_ptr(),
+            **sizes,
+            cuda_stream=cuda.stream(images.device),
+        )
     return sums, squares
 
 
@@ -114,9 +129,14 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     with torch.cuda.device(device):
         scratch = torch.empty(library.perturb_convolution_scratch(**sizes), device=device)
         library.perturb_convolution(
-            images=images.data_ptr(), labels=labels.data_ptr(), kernels=kernels.data_ptr(), scratch=scratch.data_ptr(),
-            out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
-        )  # fmt: skip
+            images=images.data_ptr(),
+            labels=labels.data_ptr(),
+            kernels=kernels.data_ptr(),
+            scratch=scratch.data_ptr(),
+            out=out.data_ptr(),
+            **sizes,
+            cuda_stream=cuda.stream(device),
+        )
     return out
 
 
@@ -131,7 +151,12 @@ def perturb_linear(
     device, out = images.device, torch.empty_like(images)
     with torch.cuda.device(device):
         _extension.load().cuda.perturb_linear(
-            images=images.data_ptr(), labels=labels.data_ptr(), weight=weight.data_ptr(), scratch=0,
-            out=out.data_ptr(), **sizes, cuda_stream=cuda.stream(device),
-        )  # fmt: skip
+            images=images.data_ptr(),
+            labels=labels.data_ptr(),
+            weight=weight.data_ptr(),
+            scratch=0,
+            out=out.data_ptr(),
+            **sizes,
+            cuda_stream=cuda.stream(device),
+        )
     return out

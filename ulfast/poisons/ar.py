@@ -65,9 +65,15 @@ class AR(Poison):
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
             return ops.perturb_ar(
-                torch.from_numpy(labels), windows, seed=seed, first=first, size=(height, width), norm=values["eps"],
-                kind=self.norm, images=as_tensor(images),
-            ).numpy()  # fmt: skip
+                torch.from_numpy(labels),
+                windows,
+                seed=seed,
+                first=first,
+                size=(height, width),
+                norm=values["eps"],
+                kind=self.norm,
+                images=as_tensor(images),
+            ).numpy()
 
         return perturb
 
@@ -168,8 +174,12 @@ def judge(windows: Tensor, size: tuple[int, int], seed: int = 0) -> dict[str, An
     found = response(signals, windows).view(c, SIGNALS, c)
     own = found.diagonal(dim1=0, dim2=2)
     other = found.masked_fill(torch.eye(c, dtype=torch.bool)[:, None, :], torch.inf)
-    return {"largest_norm": float(norms.max()), "stable": stable, "own_response": float(own.max()),
-            "least_response": float(other.min())}  # fmt: skip
+    return {
+        "largest_norm": float(norms.max()),
+        "stable": stable,
+        "own_response": float(own.max()),
+        "least_response": float(other.min()),
+    }
 
 
 def save_coefficients(windows: Tensor, path: Path) -> None:

@@ -43,9 +43,12 @@ class Workplace:
     """
 
     def __init__(
-        self, folder: Path | None = None, resume: bool = False, device: str | torch.device = "auto",
+        self,
+        folder: Path | None = None,
+        resume: bool = False,
+        device: str | torch.device = "auto",
         progress: Progress | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.resume, self.device, self.progress = resume, resolve_device(device), progress
         self.facts: dict[str, Any] = {}
         self._given, self._told = folder, time.monotonic()

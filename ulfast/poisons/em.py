@@ -13,7 +13,7 @@ from ..data.dataset import Dataset
 from ..parameters import parameter
 from .base import Workplace
 from .store import PerturbationStore
-from .surrogate import (  # fmt: skip
+from .surrogate import (
     Images,
     Search,
     Surrogate,
@@ -44,15 +44,19 @@ class ErrorMinimising(SurrogatePoison):
     steps: int | None = parameter(None, "steps of the noise a round (default 20; class-wise 1)", at_least=1)
     train_steps: int = parameter(10, "steps of the surrogate a round", at_least=1)
     rounds: int = parameter(100, "most rounds", at_least=1)
-    stop: float | None = parameter(None, "error on perturbed images that ends it (default 0.01; class-wise 0.1)",
-                                   at_least=0)  # fmt: skip
+    stop: float | None = parameter(
+        None, "error on perturbed images that ends it (default 0.01; class-wise 0.1)", at_least=0
+    )
     lr: float = parameter(0.1, "the surrogate's learning rate", at_least=0)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         classwise = self.wise == "class"
-        return {**self.parameters(), "alpha": self.eps / 10 if self.alpha is None else self.alpha,
-                "steps": self.steps or (1 if classwise else 20),
-                "stop": self.stop if self.stop is not None else 0.1 if classwise else 0.01}  # fmt: skip
+        return {
+            **self.parameters(),
+            "alpha": self.eps / 10 if self.alpha is None else self.alpha,
+            "steps": self.steps or (1 if classwise else 20),
+            "stop": self.stop if self.stop is not None else 0.1 if classwise else 0.01,
+        }
 
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
         values, device = self.resolved(dataset), torch.device(work.device)
@@ -87,9 +91,14 @@ class ErrorMinimising(SurrogatePoison):
         return store
 
     def _sample_round(
-        self, surrogate: Surrogate, images: Images, store: PerturbationStore, values: dict[str, Any], work: Workplace,
+        self,
+        surrogate: Surrogate,
+        images: Images,
+        store: PerturbationStore,
+        values: dict[str, Any],
+        work: Workplace,
         number: int,
-    ) -> dict[str, float]:  # fmt: skip
+    ) -> dict[str, float]:
         totals = torch.zeros(3, dtype=torch.float64)
         alphas = [-values["alpha"]] * values["steps"]
         for together, index, at in images.chunks(self.batch_size):
@@ -104,9 +113,14 @@ class ErrorMinimising(SurrogatePoison):
         return _row(distributed.sum_(totals), images.n)
 
     def _class_round(
-        self, surrogate: Surrogate, images: Images, store: PerturbationStore, values: dict[str, Any], work: Workplace,
+        self,
+        surrogate: Surrogate,
+        images: Images,
+        store: PerturbationStore,
+        values: dict[str, Any],
+        work: Workplace,
         number: int,
-    ) -> dict[str, float]:  # fmt: skip
+    ) -> dict[str, float]:
         totals = torch.zeros(3, dtype=torch.float64)
         classes = torch.arange(store.rows)
         delta = store.read(classes, images.device)

@@ -32,7 +32,12 @@ class Hypocritical(SurrogatePoison):
         store = self.open_store(dataset, work)
         alpha = self.resolved(dataset)["alpha"]
         sweep(
-            surrogates, Images(dataset, surrogates[0].device), store, Search(work, store, self.identity(dataset, seed)),
-            targets=lambda y: y, alphas=[-alpha] * self.steps, batch_size=self.batch_size,
-        )  # fmt: skip
+            surrogates,
+            Images(dataset, surrogates[0].device),
+            store,
+            Search(work, store, self.identity(dataset, seed)),
+            targets=lambda y: y,
+            alphas=[-alpha] * self.steps,
+            batch_size=self.batch_size,
+        )
         return store

@@ -67,8 +67,11 @@ def import_published(
         if progress:
             progress("import", stop, len(base))
     manifest: dict[str, Any] = {
-        "method": name or path.stem, "parameters": {"layout": found, "kind": entries.kind, "per": entries.per},
-        "seed": None, "rate": 1.0, "statistics": statistics.summary(),
+        "method": name or path.stem,
+        "parameters": {"layout": found, "kind": entries.kind, "per": entries.per},
+        "seed": None,
+        "rate": 1.0,
+        "statistics": statistics.summary(),
         "source": {"name": base.name, "split": base.split, "images": len(base), "sha256": base.checksum()},
-    }  # fmt: skip
+    }
     return replace(base, images=images, manifest=manifest)

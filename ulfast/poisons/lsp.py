@@ -56,9 +56,17 @@ class LSP(Poison):
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
             return ops.perturb_lsp(
-                torch.from_numpy(labels), centroids, mixing, seed=seed, first=first, size=dataset.image_shape,
-                patch=patch, norm=values["eps"], images=as_tensor(images), truncate=True,
-            ).numpy()  # fmt: skip
+                torch.from_numpy(labels),
+                centroids,
+                mixing,
+                seed=seed,
+                first=first,
+                size=dataset.image_shape,
+                patch=patch,
+                norm=values["eps"],
+                images=as_tensor(images),
+                truncate=True,
+            ).numpy()
 
         return perturb
 

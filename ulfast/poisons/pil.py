@@ -47,9 +47,14 @@ class PerturbationInducedLinearisation(Poison):
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
             return ops.perturb_linear(
-                as_tensor(images), torch.from_numpy(labels), weight, steps=self.steps, alpha=alpha, eps=self.eps,
+                as_tensor(images),
+                torch.from_numpy(labels),
+                weight,
+                steps=self.steps,
+                alpha=alpha,
+                eps=self.eps,
                 share=self.share,
-            ).numpy()  # fmt: skip
+            ).numpy()
 
         return perturb
 

@@ -13,7 +13,7 @@ from ..data.dataset import Dataset
 from ..parameters import parameter
 from .base import Workplace
 from .store import PerturbationStore
-from .surrogate import (  # fmt: skip
+from .surrogate import (
     Images,
     Search,
     Surrogate,
@@ -84,8 +84,12 @@ class RobustErrorMinimising(SurrogatePoison):
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         eps_a = self.eps / 2 if self.eps_a is None else self.eps_a
-        return {**self.parameters(), "alpha": self.eps / 5 if self.alpha is None else self.alpha, "eps_a": eps_a,
-                "alpha_a": eps_a / 5 if self.alpha_a is None else self.alpha_a}  # fmt: skip
+        return {
+            **self.parameters(),
+            "alpha": self.eps / 5 if self.alpha is None else self.alpha,
+            "eps_a": eps_a,
+            "alpha_a": eps_a / 5 if self.alpha_a is None else self.alpha_a,
+        }
 
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
         values, device = self.resolved(dataset), torch.device(work.device)
@@ -105,19 +109,32 @@ class RobustErrorMinimising(SurrogatePoison):
                 x, losses = self._search(surrogate, images, store, index, values, seed, draw)
                 store.write(together, x - images.pixels(index), begin)
                 before, after = distributed.sum_(losses).tolist()
-                state |= {"done": int(together[-1]) + 1, "before": state["before"] + before,
-                          "after": state["after"] + after}  # fmt: skip
+                state |= {
+                    "done": int(together[-1]) + 1,
+                    "before": state["before"] + before,
+                    "after": state["after"] + after,
+                }
                 search.commit(state)
                 work.tell("search", state["done"], images.n, loss=state["after"] / state["done"])
         search.commit(state, last=True)
-        work.facts |= {"recent": state["recent"], "loss_before": state["before"] / images.n,
-                       "loss_after": state["after"] / images.n}  # fmt: skip
+        work.facts |= {
+            "recent": state["recent"],
+            "loss_before": state["before"] / images.n,
+            "loss_after": state["after"] / images.n,
+        }
         return store
 
     def _iterate(
-        self, surrogate: Surrogate, images: Images, store: PerturbationStore, optimizer: torch.optim.Optimizer,
-        values: dict[str, Any], seed: int, at: int, state: dict[str, Any],
-    ) -> None:  # fmt: skip
+        self,
+        surrogate: Surrogate,
+        images: Images,
+        store: PerturbationStore,
+        optimizer: torch.optim.Optimizer,
+        values: dict[str, Any],
+        seed: int,
+        at: int,
+        state: dict[str, Any],
+    ) -> None:
         """A search of a batch's noise, and a step of the surrogate on what the adversary makes of it."""
         # Of networks that drop out, not alike in all parts of a batch.
         torch.manual_seed((seed * 1_000_003 + at + (distributed.rank() << 48)) % (1 << 63))
@@ -149,9 +166,15 @@ class RobustErrorMinimising(SurrogatePoison):
         return hardest
 
     def _search(
-        self, surrogate: Surrogate, images: Images, store: PerturbationStore, index: Tensor, values: dict[str, Any],
-        seed: int, draw: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        surrogate: Surrogate,
+        images: Images,
+        store: PerturbationStore,
+        index: Tensor,
+        values: dict[str, Any],
+        seed: int,
+        draw: int,
+    ) -> tuple[Tensor, Tensor]:
         """Steps of the noise of the images at `index`: the perturbed pixels, and the adversary's loss summed over the
         images, mean over the augmentations, at the first step and after the last, (2,) float64.
         """

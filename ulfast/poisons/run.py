@@ -36,9 +36,15 @@ class Poisoning:
     """
 
     def __init__(
-        self, dataset: Dataset, method: str, *, seed: int = 0, rate: float = 1.0, work: Workplace | None = None,
+        self,
+        dataset: Dataset,
+        method: str,
+        *,
+        seed: int = 0,
+        rate: float = 1.0,
+        work: Workplace | None = None,
         **parameters: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not 0 <= rate <= 1:
             raise InputError(f"rate must be between 0 and 1, got {rate:g}")
         if dataset.num_classes < 2:

@@ -65,8 +65,15 @@ class PerturbationStatistics:
 
     def record(self) -> dict[str, Any]:
         """The sums so far, exact in JSON."""
-        return {"images": self.images, "sum": self._sum, "max": self._max, "squares": self._squares,
-                "values": self._values, "extreme": self._extreme, "changed": self._changed}  # fmt: skip
+        return {
+            "images": self.images,
+            "sum": self._sum,
+            "max": self._max,
+            "squares": self._squares,
+            "values": self._values,
+            "extreme": self._extreme,
+            "changed": self._changed,
+        }
 
     def merge(self, record: dict[str, Any]) -> None:
         """Adds another's sums."""

@@ -216,19 +216,32 @@ def trained_surrogates(
     surrogate = new_surrogate(name, dataset, seed, device)
     recipe = get_recipe("quick", name, len(dataset))
     recipe = replace(recipe, epochs=epochs or recipe.epochs, batch_size=min(recipe.batch_size, len(dataset)))
-    options: dict[str, Any] = {"mean": surrogate._mean.flatten().tolist(), "std": surrogate._std.flatten().tolist(),
-                               "device": device, "seed": seed,
-                               "part": (distributed.rank(), distributed.size())}  # fmt: skip
+    options: dict[str, Any] = {
+        "mean": surrogate._mean.flatten().tolist(),
+        "std": surrogate._std.flatten().tolist(),
+        "device": device,
+        "seed": seed,
+        "part": (distributed.rank(), distributed.size()),
+    }
     # A last batch that does not go round is left out; this alone depends on the number of processes.
     short = 0 < len(dataset) % recipe.batch_size < distributed.size()
     loader = MemoryLoader(dataset, recipe.batch_size, augment=recipe.augment, shuffle=True, drop_last=short, **options)
     few = dataset.subset(np.arange(min(len(dataset), 1000)))
     folder = work.folder / "surrogate"
     result = train(
-        surrogate.model, loader, MemoryLoader(few, 250, **options), recipe, seed=seed, folder=folder,
-        resume=work.resume, identity={"data": dataset.checksum()}, keep_checkpoints=count > 1,
-        evaluate_every=recipe.epochs, stage="surrogate", progress=work.progress,
-    )  # fmt: skip
+        surrogate.model,
+        loader,
+        MemoryLoader(few, 250, **options),
+        recipe,
+        seed=seed,
+        folder=folder,
+        resume=work.resume,
+        identity={"data": dataset.checksum()},
+        keep_checkpoints=count > 1,
+        evaluate_every=recipe.epochs,
+        stage="surrogate",
+        progress=work.progress,
+    )
     work.facts |= {"surrogate_epochs": recipe.epochs, "surrogate_accuracy": result.train_accuracy}
     if count == 1:
         return [surrogate]
@@ -376,8 +389,7 @@ def sweep(
                 losses += torch.stack([first.sum(), last.sum()]).cpu()
             store.write(together, found, at)
             before, after = distributed.sum_(losses).tolist()
-            state = {"done": int(together[-1]) + 1, "before": state["before"] + before,
-                     "after": state["after"] + after}  # fmt: skip
+            state = {"done": int(together[-1]) + 1, "before": state["before"] + before, "after": state["after"] + after}
             search.commit(state)
             work.tell_often(stage, state["done"], images.n, loss=state["after"] / state["done"])
     search.commit(state, last=True)
@@ -399,9 +411,13 @@ def _one(
 
 
 def _best(
-    surrogates: Sequence[Surrogate], start: Tensor, offsets: Iterator[Tensor], y: Tensor, alphas: Sequence[float],
+    surrogates: Sequence[Surrogate],
+    start: Tensor,
+    offsets: Iterator[Tensor],
+    y: Tensor,
+    alphas: Sequence[float],
     eps: float,
-) -> Found:  # fmt: skip
+) -> Found:
     """The best of several starts; the loss before is that of the clean images."""
     before = mean_loss(surrogates, start, y)
     found, _, least = _one(surrogates, start, next(offsets), y, alphas, eps)

@@ -36,9 +36,14 @@ class TargetedAdversarial(SurrogatePoison):
         first = self.eps / 4 if self.alpha is None else self.alpha
         sign, shift = (-1, 1) if self.targeted else (1, 0)
         sweep(
-            surrogates, images, store, Search(work, store, self.identity(dataset, seed)),
+            surrogates,
+            images,
+            store,
+            Search(work, store, self.identity(dataset, seed)),
             targets=lambda y: (y + shift) % dataset.num_classes,
             alphas=[sign * first * (1 - step / self.steps) for step in range(self.steps)],
-            batch_size=self.batch_size, restarts=self.restarts, seed=seed,
-        )  # fmt: skip
+            batch_size=self.batch_size,
+            restarts=self.restarts,
+            seed=seed,
+        )
         return store

@@ -172,8 +172,15 @@ def project(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bo
     exact = _exact(few, basis)
     error = (_deviation(ops.project(few, basis), exact), _deviation(plain(few, b), exact))
     size = x.element_size() + out.element_size()
-    return Case(f"project {n} x {d}, k {k}", ours, peers, float(size * n * d), 4.0 * n * d * k, error,
-                goals={"eager": 10, "best": 3} if k <= 16 else {"best": 1})  # fmt: skip
+    return Case(
+        f"project {n} x {d}, k {k}",
+        ours,
+        peers,
+        float(size * n * d),
+        4.0 * n * d * k,
+        error,
+        goals={"eager": 10, "best": 3} if k <= 16 else {"best": 1},
+    )
 
 
 def _exact(x: Tensor, basis: Tensor) -> Tensor:
@@ -197,13 +204,19 @@ def project_classwise(shape: Shape, dtype: torch.dtype, device: torch.device, co
     out = torch.zeros(n, d, dtype=wide, device=device)
     return Case(
         f"project_classwise {n} x {d}, {classes} classes",
-        {"kernel": lambda: ops.project_classwise(x, bases, labels),
-         "kernel out=": lambda: ops.project_classwise(x, bases, labels, out=out)},
-        {"gather": lambda: gather(x, bases, labels),
-         "masked products": lambda: reference.project_classwise(x, bases, labels),
-         **_compiled(compiled, gather, x, bases, labels)},
-        float((x.element_size() + (4 if dtype == torch.uint8 else x.element_size())) * n * d), 4.0 * n * d, error,
-    )  # fmt: skip
+        {
+            "kernel": lambda: ops.project_classwise(x, bases, labels),
+            "kernel out=": lambda: ops.project_classwise(x, bases, labels, out=out),
+        },
+        {
+            "gather": lambda: gather(x, bases, labels),
+            "masked products": lambda: reference.project_classwise(x, bases, labels),
+            **_compiled(compiled, gather, x, bases, labels),
+        },
+        float((x.element_size() + (4 if dtype == torch.uint8 else x.element_size())) * n * d),
+        4.0 * n * d,
+        error,
+    )
 
 
 def ingest(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
@@ -223,12 +236,16 @@ def ingest(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: boo
     exact = (_exact(images[:8].flatten(1), basis).view(got.shape) - mean) / std
     return Case(
         f"ingest u8 -> {str(dtype).removeprefix('torch.')}, {n} x {size} px, k {k}",
-        {"ingest": lambda: ops.ingest(images, basis, mean, std, dtype=dtype),
-         "with crop and flip": lambda: ops.ingest(images, basis, mean, std, dtype=dtype, shift=shift, flip=flip)},
+        {
+            "ingest": lambda: ops.ingest(images, basis, mean, std, dtype=dtype),
+            "with crop and flip": lambda: ops.ingest(images, basis, mean, std, dtype=dtype, shift=shift, flip=flip),
+        },
         {"eager, no crop": lambda: chain(images, basis), **_compiled(compiled, chain, images, basis)},
-        float(n * d * (1 + torch.empty(0, dtype=dtype).element_size())), 4.0 * n * d * k,
-        (_deviation(got, exact), math.nan), goals={"eager": 15},
-    )  # fmt: skip
+        float(n * d * (1 + torch.empty(0, dtype=dtype).element_size())),
+        4.0 * n * d * k,
+        (_deviation(got, exact), math.nan),
+        goals={"eager": 15},
+    )
 
 
 def softmax_regression_step(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
@@ -249,10 +266,12 @@ def softmax_regression_step(shape: Shape, dtype: torch.dtype, device: torch.devi
     reference.softmax_regression_step(x, y, plain, 0.1)
     return Case(
         f"softmax_regression_step {n} x {d}, {classes} classes",
-        {"kernel": lambda: ops.softmax_regression_step(x, y, ours, 0.01)}, {"tensors": lambda: tensors(x, y, theirs)},
-        float(x.element_size() * n * d + 8 * classes * d), 4.0 * n * d * classes,
+        {"kernel": lambda: ops.softmax_regression_step(x, y, ours, 0.01)},
+        {"tensors": lambda: tensors(x, y, theirs)},
+        float(x.element_size() * n * d + 8 * classes * d),
+        4.0 * n * d * classes,
         (_deviation(a, exact), _deviation(plain, exact)),
-    )  # fmt: skip
+    )
 
 
 def apply_perturbation(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
@@ -268,9 +287,10 @@ def apply_perturbation(shape: Shape, dtype: torch.dtype, device: torch.device, c
         f"apply_perturbation {n} x {d}, {classes} classes",
         {"kernel": lambda: ops.apply_perturbation(x, delta, index=y)},
         {"eager": lambda: plain(x, delta, y), **_compiled(compiled, plain, x, delta, y)},
-        2.0 * n * d, 2.0 * n * d,
+        2.0 * n * d,
+        2.0 * n * d,
         (_deviation(ops.apply_perturbation(x, delta, index=y), exact), _deviation(plain(x, delta, y), exact)),
-    )  # fmt: skip
+    )
 
 
 def pgd_step(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
@@ -293,8 +313,10 @@ def pgd_step(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: b
         f"pgd_step {norm} {n} x {d}",
         {"kernel": lambda: ops.pgd_step(x, grad, start, alpha=0.01, eps=0.03, norm=norm)},
         {"eager": lambda: plain(x, grad, start), **_compiled(compiled, plain, x, grad, start)},
-        16.0 * n * d, 6.0 * n * d, (_deviation(got, exact), _deviation(plain(x[few], grad[few], start[few]), exact)),
-    )  # fmt: skip
+        16.0 * n * d,
+        6.0 * n * d,
+        (_deviation(got, exact), _deviation(plain(x[few], grad[few], start[few]), exact)),
+    )
 
 
 def _small_project(small: Small) -> dict[str, tuple[Any, ...]]:
@@ -345,8 +367,12 @@ def philox_uniform(shape: Shape, dtype: torch.dtype, device: torch.device, compi
 
 def philox_normal(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
     n, d = shape.n, shape.d
-    return Case(f"philox_normal {n} x {d}", {"kernel": lambda: ops.philox_normal(0, 1, 0, n, d, device=device)},
-                {"torch.randn": lambda: torch.randn(n, d, device=device)}, 4.0 * n * d)  # fmt: skip
+    return Case(
+        f"philox_normal {n} x {d}",
+        {"kernel": lambda: ops.philox_normal(0, 1, 0, n, d, device=device)},
+        {"torch.randn": lambda: torch.randn(n, d, device=device)},
+        4.0 * n * d,
+    )
 
 
 F32, U8, BF16, F16, F64 = torch.float32, torch.uint8, torch.bfloat16, torch.float16, torch.float64

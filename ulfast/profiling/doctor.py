@@ -13,8 +13,21 @@ from ..runtime import environment
 from ..version import __version__
 
 # The dependencies of pyproject.toml; a test compares them.
-REQUIRED = ("torch", "numpy", "click", "rich", "pyyaml", "pooch", "requests", "pillow", "simplejpeg", "safetensors",
-            "matplotlib", "scipy", "jinja2")  # fmt: skip
+REQUIRED = (
+    "torch",
+    "numpy",
+    "click",
+    "rich",
+    "pyyaml",
+    "pooch",
+    "requests",
+    "pillow",
+    "simplejpeg",
+    "safetensors",
+    "matplotlib",
+    "scipy",
+    "jinja2",
+)
 OPTIONAL = {"kornia": "recipe paper", "timm": "models timm:NAME"}
 
 

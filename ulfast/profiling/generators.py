@@ -34,14 +34,20 @@ def perturb_lsp(shape: Shape, dtype: torch.dtype, device: torch.device, compiled
     mixing = torch.randn(shape.k, m, m, device=device) / m
 
     def ours() -> Tensor:
-        return ops.perturb_lsp(labels, centroids, mixing, seed=0, first=0, size=(side, side, 3), patch=patch, norm=1.0,
-                               images=images)  # fmt: skip
+        return ops.perturb_lsp(
+            labels, centroids, mixing, seed=0, first=0, size=(side, side, 3), patch=patch, norm=1.0, images=images
+        )
 
     def twin() -> Tensor:
         return reference.perturb_lsp(labels, centroids, mixing, 0, 0, side, side, 3, patch, 1.0, images)
 
-    return Case(f"perturb_lsp {shape.n} x {side} px, {shape.k} classes", {"kernel": ours}, {"twin": twin},
-                2.0 * shape.n * shape.d, 2.0 * shape.n * m * m)  # fmt: skip
+    return Case(
+        f"perturb_lsp {shape.n} x {side} px, {shape.k} classes",
+        {"kernel": ours},
+        {"twin": twin},
+        2.0 * shape.n * shape.d,
+        2.0 * shape.n * m * m,
+    )
 
 
 def perturb_ar(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
@@ -58,8 +64,14 @@ def perturb_ar(shape: Shape, dtype: torch.dtype, device: torch.device, compiled:
         return reference.perturb_ar(labels, windows, 0, 0, *size, 1.0, "l2", images)
 
     values = 3.0 * (size[0] + 2) * (size[1] + 2)
-    return Case(f"perturb_ar {shape.n} x {shape.side} px, {shape.k} classes", {"kernel": ours}, {"twin": twin},
-                2.0 * shape.n * shape.d, 32.0 * shape.n * values, repeats=5)  # fmt: skip
+    return Case(
+        f"perturb_ar {shape.n} x {shape.side} px, {shape.k} classes",
+        {"kernel": ours},
+        {"twin": twin},
+        2.0 * shape.n * shape.d,
+        32.0 * shape.n * values,
+        repeats=5,
+    )
 
 
 def class_moments(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
@@ -67,10 +79,13 @@ def class_moments(shape: Shape, dtype: torch.dtype, device: torch.device, compil
     return Case(
         f"class_moments {shape.n} x {shape.d}, {shape.k} classes",
         {"kernel": lambda: ops.class_moments(images, labels, shape.k)},
-        {"twin": lambda: reference.class_moments(images, labels, shape.k),
-         **_compiled(compiled, reference.class_moments, images, labels, shape.k)},
-        1.0 * shape.n * shape.d, 3.0 * shape.n * shape.d,
-    )  # fmt: skip
+        {
+            "twin": lambda: reference.class_moments(images, labels, shape.k),
+            **_compiled(compiled, reference.class_moments, images, labels, shape.k),
+        },
+        1.0 * shape.n * shape.d,
+        3.0 * shape.n * shape.d,
+    )
 
 
 def perturb_convolution(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
@@ -80,8 +95,9 @@ def perturb_convolution(shape: Shape, dtype: torch.dtype, device: torch.device, 
         f"perturb_convolution {shape.n} x {shape.side} px, side {shape.k}",
         {"kernel": lambda: ops.perturb_convolution(images, labels, kernels)},
         {"twin": lambda: reference.perturb_convolution(images, labels, kernels)},
-        2.0 * shape.n * shape.d, 2.0 * shape.n * shape.d * shape.k**2,
-    )  # fmt: skip
+        2.0 * shape.n * shape.d,
+        2.0 * shape.n * shape.d * shape.k**2,
+    )
 
 
 def perturb_linear(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
@@ -91,8 +107,10 @@ def perturb_linear(shape: Shape, dtype: torch.dtype, device: torch.device, compi
         f"perturb_linear {shape.n} x {shape.d}, {shape.k} steps",
         {"kernel": lambda: ops.perturb_linear(images, labels, weight, steps=shape.k)},
         {"twin": lambda: reference.perturb_linear(images, labels, weight, shape.k, 0.8 / 255, 8 / 255, 0.9)},
-        2.0 * shape.n * shape.d, 4.0 * shape.n * shape.d * CLASSES * shape.k, repeats=5,
-    )  # fmt: skip
+        2.0 * shape.n * shape.d,
+        4.0 * shape.n * shape.d * CLASSES * shape.k,
+        repeats=5,
+    )
 
 
 def patch_filter(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
@@ -114,11 +132,15 @@ def patch_filter(shape: Shape, dtype: torch.dtype, device: torch.device, compile
     few = two(nchw[:2].double(), analysis.double(), synthesis.double()).permute(0, 2, 3, 1)
     plain = two(nchw[:2], analysis, synthesis).permute(0, 2, 3, 1)
     return Case(
-        f"patch_filter {n} x {side} px, patches of {k}", {"kernel": lambda: ops.patch_filter(x, filters)},
+        f"patch_filter {n} x {side} px, patches of {k}",
+        {"kernel": lambda: ops.patch_filter(x, filters)},
         {"two convolutions": lambda: two(nchw, analysis, synthesis)},
-        8.0 * n * shape.d, 2.0 * n * shape.d * 3 * (2 * k - 1) ** 2,
-        (_deviation(ops.patch_filter(x[:2], filters), few), _deviation(plain, few)), repeats=3, goals={"best": 5},
-    )  # fmt: skip
+        8.0 * n * shape.d,
+        2.0 * n * shape.d * 3 * (2 * k - 1) ** 2,
+        (_deviation(ops.patch_filter(x[:2], filters), few), _deviation(plain, few)),
+        repeats=3,
+        goals={"best": 5},
+    )
 
 
 def _small_lsp(small: Small) -> dict[str, tuple[Any, ...]]:

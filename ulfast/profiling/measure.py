@@ -100,9 +100,20 @@ def measure(
     memory, arithmetic = case.bytes / top["copy_bytes_per_s"], case.flops / top["sgemm_flops_per_s"]
     least = max(memory, arithmetic)
     return Timing(
-        case.name, medians, {name: (min(v), max(v)) for name, v in times.items()}, ours, best,
-        medians[best] / medians[ours], medians[next(iter(case.peers))] / medians[ours],
-        medians[ours] / least if least else None, "memory" if memory >= arithmetic else "arithmetic",
-        case.bytes / medians[ours] / 1e9, case.flops / medians[ours] / 1e9, case.error, case.goals, rounds,
-        case.bytes, case.flops,
-    )  # fmt: skip
+        case.name,
+        medians,
+        {name: (min(v), max(v)) for name, v in times.items()},
+        ours,
+        best,
+        medians[best] / medians[ours],
+        medians[next(iter(case.peers))] / medians[ours],
+        medians[ours] / least if least else None,
+        "memory" if memory >= arithmetic else "arithmetic",
+        case.bytes / medians[ours] / 1e9,
+        case.flops / medians[ours] / 1e9,
+        case.error,
+        case.goals,
+        rounds,
+        case.bytes,
+        case.flops,
+    )

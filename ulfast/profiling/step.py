@@ -62,5 +62,12 @@ def step_share(
     seconds = {name: statistics.median(values) for name, values in times.items()}
     total = seconds["ingest"] + seconds["training step"]
     extra = max(0.0, seconds["ingest"] - seconds["ingest without projection"])
-    return {"model": model, "batch": batch, "size": size, "k": k, "seconds": seconds, "share": extra / total,
-            "ingest_share": seconds["ingest"] / total}  # fmt: skip
+    return {
+        "model": model,
+        "batch": batch,
+        "size": size,
+        "k": k,
+        "seconds": seconds,
+        "share": extra / total,
+        "ingest_share": seconds["ingest"] / total,
+    }

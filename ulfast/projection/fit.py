@@ -97,9 +97,16 @@ def fit_basis(
     batch_size = min(batch_size, n)
     total = steps or (1000 if epochs is None else epochs * math.ceil(n / batch_size))
     metadata = {
-        "fit": "sgd", "init": init, "steps": total, "epochs": epochs, "batch_size": batch_size, "lr": lr,
-        "seed": seed, "images": n, "source": dataset.name,
-    }  # fmt: skip
+        "fit": "sgd",
+        "init": init,
+        "steps": total,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "images": n,
+        "source": dataset.name,
+    }
     state = FitState(checkpoint, resume, {**metadata, "image_shape": list(dataset.image_shape), "rank": rank})
     bases = state.bases
     while not bases or (rank is not None and sum(b.rank for b in bases) < rank):
@@ -127,17 +134,28 @@ def _joined(bases: list[Basis], rank: int) -> Basis:
     """The first `rank` directions of several rounds, orthonormal; weights and accuracy of the first round."""
     rows = torch.cat([b.rows for b in bases])[:rank]
     rows = torch.linalg.qr(rows.double().T)[0].T.float().contiguous()
-    metadata = {**bases[0].metadata, "rank": len(rows), "rounds": len(bases),
-                "round_accuracy": [b.metadata["train_accuracy"] for b in bases]}  # fmt: skip
+    metadata = {
+        **bases[0].metadata,
+        "rank": len(rows),
+        "rounds": len(bases),
+        "round_accuracy": [b.metadata["train_accuracy"] for b in bases],
+    }
     basis = Basis(rows, bases[0].image_shape, bases[0].weights, metadata)
     metadata["orthogonality_error"] = basis.orthogonality_error
     return basis
 
 
 def _descend(
-    images: Tensor | LazyImages, labels: Tensor, weight: Tensor, batches: Iterator[Tensor], total: int, lr: float,
-    taken: Tensor | None, state: FitState, progress: Progress | None,
-) -> None:  # fmt: skip
+    images: Tensor | LazyImages,
+    labels: Tensor,
+    weight: Tensor,
+    batches: Iterator[Tensor],
+    total: int,
+    lr: float,
+    taken: Tensor | None,
+    state: FitState,
+    progress: Progress | None,
+) -> None:
     """SGD on `weight` in place, from the step after those that `state` has.
 
     With `taken` (k, d): on the images without those directions. The images stay as they are; projecting the weights

@@ -52,8 +52,10 @@ class FitState:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise InputError(f"{path} is no interrupted fit ({reason}): leave --resume out") from None
         if other:
-            raise InputError(f"{path} belongs to a fit with another {', '.join(other)}: give the same settings, or"
-                             " leave --resume out")  # fmt: skip
+            raise InputError(
+                f"{path} belongs to a fit with another {', '.join(other)}: give the same settings, or"
+                " leave --resume out"
+            )
         self.bases, self.step, self.weight = bases, step, weight
 
     def keep(self, step: int, weight: Tensor) -> None:

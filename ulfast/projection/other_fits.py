@@ -187,8 +187,9 @@ class Erasure:
     def __call__(self, x: Tensor) -> Tensor:
         """x (n, C, H, W) float32, from pixels in [0, 1]; the same shape."""
         rows = x.permute(0, 2, 3, 1).reshape(len(x), -1)
-        rows = torch.addmm(rows, (rows - self.mean.to(x.device)) @ self.analysis.T.to(x.device),
-                           self.synthesis.to(x.device), alpha=-1)  # fmt: skip
+        rows = torch.addmm(
+            rows, (rows - self.mean.to(x.device)) @ self.analysis.T.to(x.device), self.synthesis.to(x.device), alpha=-1
+        )
         n, c, h, w = x.shape
         return rows.view(n, h, w, c).permute(0, 3, 1, 2)
 
@@ -238,8 +239,13 @@ def fit_weights(dataset: Dataset, fit: str, rank: int | None = None, seed: int =
     labels = as_tensor(dataset.labels)
     for begin, stop in chunks(dataset.images, CHUNK_BYTES):
         correct += int(((_rows(dataset, begin, stop) @ weights.T + offset).argmax(1) == labels[begin:stop]).sum())
-    metadata = {"fit": fit, "images": len(dataset), "source": dataset.name, "seed": seed,
-                "train_accuracy": correct / len(dataset)}  # fmt: skip
+    metadata = {
+        "fit": fit,
+        "images": len(dataset),
+        "source": dataset.name,
+        "seed": seed,
+        "train_accuracy": correct / len(dataset),
+    }
     basis = Basis.from_weights(weights, dataset.image_shape, metadata | {"seconds": time.perf_counter() - start})
     if rank is None:
         return basis

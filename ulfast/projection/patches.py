@@ -237,15 +237,25 @@ def fit_patches(
     noise = (colour @ directions).T
     shape = (-1, channels, patch, patch)
     metadata = {
-        "patch": patch, "rank": rank, "largest": float(values[0]),
-        "largest_whole": float(spectrum(found.whole, found.images)[0][0]), "above_remove": int((values > REMOVE).sum()),
-        "images": len(indices), "source": dataset.name, "seed": seed, "seconds": time.perf_counter() - start,
-    }  # fmt: skip
+        "patch": patch,
+        "rank": rank,
+        "largest": float(values[0]),
+        "largest_whole": float(spectrum(found.whole, found.images)[0][0]),
+        "above_remove": int((values > REMOVE).sum()),
+        "images": len(indices),
+        "source": dataset.name,
+        "seed": seed,
+        "seconds": time.perf_counter() - start,
+    }
     analysis = estimator(noise[:rank], found.whole.mean(0))
     return PatchBasis(
-        analysis.float().reshape(shape), noise[:rank].float().reshape(shape), values,
-        noise.float().reshape(shape), dataset.image_shape, metadata,
-    )  # fmt: skip
+        analysis.float().reshape(shape),
+        noise[:rank].float().reshape(shape),
+        values,
+        noise.float().reshape(shape),
+        dataset.image_shape,
+        metadata,
+    )
 
 
 class PatchProjection(torch.nn.Module):

@@ -75,10 +75,15 @@ class Table:
     def verdicts(self) -> list[Verdict]:
         """One for each poison that was trained on without an attack."""
         return [
-            Verdict(poison, self.values[poison, NONE].mean, self.clean(),
-                    {a: self.values[poison, a].mean for a in self.attacks if a != NONE and (poison, a) in self.values})
-            for poison in self.poisons if poison != CLEAN and (poison, NONE) in self.values
-        ]  # fmt: skip
+            Verdict(
+                poison,
+                self.values[poison, NONE].mean,
+                self.clean(),
+                {a: self.values[poison, a].mean for a in self.attacks if a != NONE and (poison, a) in self.values},
+            )
+            for poison in self.poisons
+            if poison != CLEAN and (poison, NONE) in self.values
+        ]
 
 
 @dataclass(frozen=True)
@@ -101,19 +106,25 @@ class Verdict:
         if self.clean is None:
             best = max(self.attacks, key=self.attacks.__getitem__, default=None)
             more = f"; {best} brings it to {_percent(self.attacks[best])}" if best else ""
-            return (f"{_percent(self.none)} without an attack{more}. How much of the loss that is cannot be said"
-                    " without a training on clean images.")  # fmt: skip
+            return (
+                f"{_percent(self.none)} without an attack{more}. How much of the loss that is cannot be said"
+                " without a training on clean images."
+            )
         if self.clean - self.none < HARMLESS:
-            return (f"{_percent(self.none)} without an attack, {_percent(self.clean)} on clean images: it does not"
-                    " poison this network.")  # fmt: skip
+            return (
+                f"{_percent(self.none)} without an attack, {_percent(self.clean)} on clean images: it does not"
+                " poison this network."
+            )
         start = f"{_percent(self.none)} instead of {_percent(self.clean)}."
         if not self.attacks:
             return f"{start} No attack was tried."
         shares = {attack: self.undone(attack) or 0.0 for attack in self.attacks}
         best = max(shares, key=shares.__getitem__)
         first = "orthogonal" if "orthogonal" in shares else best
-        parts = [f"{first} undoes {_share(shares[first])} of the loss ({_percent(self.attacks[first])}):"
-                 f" {_outcome(shares[first], first)}."]  # fmt: skip
+        parts = [
+            f"{first} undoes {_share(shares[first])} of the loss ({_percent(self.attacks[first])}):"
+            f" {_outcome(shares[first], first)}."
+        ]
         if best != first and shares[best] > shares[first] + 0.02:
             parts.append(f"Best of those tried: {best}, {_share(shares[best])} ({_percent(self.attacks[best])}).")
         return " ".join([start, *parts])

@@ -33,9 +33,11 @@ def render(tables: list[Table], title: str = "Learning from unlearnable images")
     template = environment.get_template("page.html.j2")
     shown = [_table(i, table) for i, table in enumerate(tables)]
     return template.render(
-        title=title, tables=shown, version=__version__,
+        title=title,
+        tables=shown,
+        version=__version__,
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-    )  # fmt: skip
+    )
 
 
 def write(tables: list[Table], path: Path, title: str = "Learning from unlearnable images") -> None:
@@ -52,7 +54,10 @@ def _table(number: int, table: Table) -> dict[str, Any]:
         for p in table.poisons
     ]
     return {
-        "id": f"table-{number}", "title": table.title, "attacks": table.attacks, "rows": rows,
+        "id": f"table-{number}",
+        "title": table.title,
+        "attacks": table.attacks,
+        "rows": rows,
         "published": table.published_source if any(c["published"] for r in rows for c in r["cells"]) else "",
         "verdicts": [
             {"poison": v.poison, "text": v.sentence(), "key": f"row-{number}-{_slug(v.poison)}"}
@@ -61,7 +66,7 @@ def _table(number: int, table: Table) -> dict[str, Any]:
         "poisons": [_poison(table, p, f"row-{number}-{_slug(p)}") for p in table.poisons],
         "runs": [_run(e) for e in entries],
         "classes": _classes(entries),
-    }  # fmt: skip
+    }
 
 
 def _slug(text: str) -> str:
@@ -76,10 +81,13 @@ def _cell(table: Table, poison: str, attack: str) -> dict[str, Any]:
     value = table.values.get((poison, attack))
     published = table.published.get(poison, {}).get(attack)
     return {
-        "text": cell(value), "mean": value.mean if value else None, "share": _share(table, value),
-        "published": published, "key": value.entries[0].key if value else "",
+        "text": cell(value),
+        "mean": value.mean if value else None,
+        "share": _share(table, value),
+        "published": published,
+        "key": value.entries[0].key if value else "",
         "tip": _tip(value),
-    }  # fmt: skip
+    }
 
 
 def _tip(value: Value | None) -> str:
@@ -103,9 +111,12 @@ def _poison(table: Table, poison: str, key: str) -> dict[str, Any]:
     values = {a: table.values[poison, a] for a in table.attacks if (poison, a) in table.values}
     first = {a: v.entries[0] for a, v in values.items()}
     return {
-        "name": poison, "key": key, "curves": _curves(first),
-        "strips": _strips(first), "about": _about(first),
-    }  # fmt: skip
+        "name": poison,
+        "key": key,
+        "curves": _curves(first),
+        "strips": _strips(first),
+        "about": _about(first),
+    }
 
 
 def _about(entries: dict[str, Entry]) -> str:
@@ -137,20 +148,34 @@ def _curves(entries: dict[str, Entry]) -> str:
 
     gray = "#808080"
     style = {
-        "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-        "text.color": gray, "axes.edgecolor": gray, "axes.labelcolor": gray, "xtick.color": gray, "ytick.color": gray,
-        "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "ulfast",
-    }  # fmt: skip
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.color": gray,
+        "axes.edgecolor": gray,
+        "axes.labelcolor": gray,
+        "xtick.color": gray,
+        "ytick.color": gray,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "ulfast",
+    }
     with matplotlib.rc_context(style):  # type: ignore[arg-type]
         figure = Figure(figsize=(6.4, 2.9), layout="constrained")
         axis = figure.subplots()
         for i, (attack, entry) in enumerate(entries.items()):
             rows = [row for row in entry.history if "test_accuracy" in row]
             axis.plot(
-                [row["epoch"] for row in rows], [100 * row["test_accuracy"] for row in rows],
-                DASHES[i // len(COLOURS) % len(DASHES)], marker="o", ms=3, lw=1.8, color=COLOURS[i % len(COLOURS)],
+                [row["epoch"] for row in rows],
+                [100 * row["test_accuracy"] for row in rows],
+                DASHES[i // len(COLOURS) % len(DASHES)],
+                marker="o",
+                ms=3,
+                lw=1.8,
+                color=COLOURS[i % len(COLOURS)],
                 label=attack,
-            )  # fmt: skip
+            )
         axis.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(0, None))
         axis.grid(axis="y", color=gray, alpha=0.25)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -202,8 +227,12 @@ def _strip(title: str, images: np.ndarray, names: str) -> dict[str, str]:
         canvas[:, at : at + width, 3] = 255
     out = io.BytesIO()
     Image.fromarray(canvas).save(out, "PNG", optimize=True)
-    return {"title": title, "names": names, "count": str(len(images)),
-            "src": "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()}  # fmt: skip
+    return {
+        "title": title,
+        "names": names,
+        "count": str(len(images)),
+        "src": "data:image/png;base64," + base64.b64encode(out.getvalue()).decode(),
+    }
 
 
 def _run(entry: Entry) -> dict[str, Any]:
@@ -211,12 +240,17 @@ def _run(entry: Entry) -> dict[str, Any]:
     result, attack = entry.result, entry.stage == "attack"
     details = {"config": result.config, "environment": result.environment, "notes": result.notes if attack else {}}
     return {
-        "key": entry.key, "poison": entry.poison, "attack": entry.attack, "seed": entry.seed,
-        "test": entry.accuracy, "train": result.train_accuracy if attack else entry.history[-1]["train_accuracy"],
+        "key": entry.key,
+        "poison": entry.poison,
+        "attack": entry.attack,
+        "seed": entry.seed,
+        "test": entry.accuracy,
+        "train": result.train_accuracy if attack else entry.history[-1]["train_accuracy"],
         "fit": result.seconds.get("fit", 0) + result.seconds.get("project", 0) if attack else 0,
         "seconds": result.seconds["train"] if attack else sum(row["seconds"] for row in entry.history),
         "rate": result.images_per_second if attack else entry.history[-1]["images_per_second"],
-        "commit": result.environment.get("commit") or "", "folder": entry.folder.name,
+        "commit": result.environment.get("commit") or "",
+        "folder": entry.folder.name,
         "details": json.dumps(details, indent=1, ensure_ascii=False),
         "baseline": entry.poison == CLEAN and entry.attack == NONE,
-    }  # fmt: skip
+    }

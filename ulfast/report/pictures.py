@@ -25,10 +25,19 @@ STYLES = {"clean": "--", "poisoned": ":", "attack": "-"}
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#7B68EE", "#000000")
 MAX_COLUMNS = 10
 STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": "#666666", "axes.labelcolor": "#333333", "xtick.color": "#333333", "ytick.color": "#333333",
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
-}  # fmt: skip
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.labelcolor": "#333333",
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -71,14 +80,23 @@ def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
         figure = _figure(7.2, 3.0 + (1.15 if count else 0))
         upper, lower = _stacked(figure, 3, 1.15) if count else (figure, None)
         axis = upper.subplots()
-        labels = {"clean": "clean images", "poisoned": f"poisoned ({result.poison or 'as given'})",
-                  "attack": f"poisoned, {result.method}"}  # fmt: skip
+        labels = {
+            "clean": "clean images",
+            "poisoned": f"poisoned ({result.poison or 'as given'})",
+            "attack": f"poisoned, {result.method}",
+        }
         for name, rows in {**result.baseline_history, "attack": result.history}.items():
             seen = [row for row in rows if "test_accuracy" in row]
             accuracy, epochs = [100 * row["test_accuracy"] for row in seen], [row["epoch"] for row in seen]
             axis.plot(epochs, accuracy, STYLES[name], color=COLOURS[name], lw=2, label=labels[name])
-            axis.annotate(f" {accuracy[-1]:.1f}", (epochs[-1], accuracy[-1]), color=COLOURS[name], va="center",
-                          fontweight="bold", annotation_clip=False)  # fmt: skip
+            axis.annotate(
+                f" {accuracy[-1]:.1f}",
+                (epochs[-1], accuracy[-1]),
+                color=COLOURS[name],
+                va="center",
+                fontweight="bold",
+                annotation_clip=False,
+            )
         axis.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(0, None), xlim=(1, None))
         axis.grid(axis="y", color="#e6e6e6")
         axis.set_axisbelow(True)
@@ -86,8 +104,13 @@ def attack_figure(result: AttackResult, classes: tuple[str, ...]) -> Figure:
         axis.set_title(f"{result.model} on clean test images")
         axis.legend(loc="lower right")
         if lower is not None and pictures is not None:
-            lower.suptitle("what the linear model learned, and the projection removes", x=0.01, ha="left", fontsize=10,
-                           fontweight="bold")  # fmt: skip
+            lower.suptitle(
+                "what the linear model learned, and the projection removes",
+                x=0.01,
+                ha="left",
+                fontsize=10,
+                fontweight="bold",
+            )
             for c, panel in enumerate(np.atleast_1d(lower.subplots(1, count))):
                 _show(panel, pictures[c])
                 panel.set_xlabel(classes[c] if len(pictures) == len(classes) else str(c), fontsize=7)
@@ -107,8 +130,14 @@ def roofline_figure(rows: Sequence[Timing], top: dict[str, float]) -> Figure:
         low, high = min([0.1, *intensity]) / 2, max([10 * peak / bandwidth, *intensity]) * 2
         edges = np.geomspace(low, high, 200)
         axis.plot(edges, np.minimum(peak, bandwidth * edges), color="#333333", lw=2)
-        axis.annotate(f"copy {bandwidth:.0f} GB/s", (low * 1.2, bandwidth * low * 1.2), rotation=32, fontsize=8,
-                      color="#333333", va="bottom")  # fmt: skip
+        axis.annotate(
+            f"copy {bandwidth:.0f} GB/s",
+            (low * 1.2, bandwidth * low * 1.2),
+            rotation=32,
+            fontsize=8,
+            color="#333333",
+            va="bottom",
+        )
         axis.annotate(f"sgemm {peak:.0f} GFLOP/s", (high, peak), ha="right", va="bottom", fontsize=8, color="#333333")
         for i, (row, x) in enumerate(zip(shown, intensity, strict=True)):
             peer = row.flops / row.seconds[row.best_peer] / 1e9

@@ -26,7 +26,7 @@ def attack_table(result: AttackResult) -> Table:
     table = Table(
         title=f"{result.model}, {data['images']:,} images of {data['name'] or 'the data set'}, recipe {result.recipe}",
         box=box.SIMPLE_HEAD,
-    )  # fmt: skip
+    )
     table.add_column("trained on")
     table.add_column("test accuracy", justify="right")
     table.add_column("train accuracy", justify="right")
@@ -63,7 +63,7 @@ def grid_table(result: GridResult, model: str) -> Table:
     table = Table(
         title=f"{grid.name}: test accuracy in %, {model}{size}, recipe {grid.recipe}{seeds}",
         box=box.SIMPLE_HEAD,
-    )  # fmt: skip
+    )
     table.add_column("poison")
     for attack in grid.attacks:
         table.add_column(attack.label, justify="right")
@@ -87,8 +87,15 @@ def profile_table(rows: list[Timing]) -> Table:
         errors = ["", ""] if row.error is None else [f"{e:.0e}" if e == e else "" for e in row.error]
         share = "" if row.x_roof is None else f"{100 / row.x_roof:.0f} %"
         table.add_row(
-            row.case, f"{1e3 * row.seconds[row.ours]:.2f}", f"{500 * (high - low):.2f}", f"{row.gb_per_s:.1f}",
-            f"{row.gflop_per_s:.0f}", share, f"{1e3 * row.seconds[row.best_peer]:.2f} {row.best_peer}",
-            f"{row.x_best:.1f}", f"{row.x_plain:.1f}", *errors,
-        )  # fmt: skip
+            row.case,
+            f"{1e3 * row.seconds[row.ours]:.2f}",
+            f"{500 * (high - low):.2f}",
+            f"{row.gb_per_s:.1f}",
+            f"{row.gflop_per_s:.0f}",
+            share,
+            f"{1e3 * row.seconds[row.best_peer]:.2f} {row.best_peer}",
+            f"{row.x_best:.1f}",
+            f"{row.x_plain:.1f}",
+            *errors,
+        )
     return table

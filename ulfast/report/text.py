@@ -33,9 +33,21 @@ def markdown(tables: list[Table]) -> str:
 
 
 COLUMNS = (
-    "data", "model", "recipe", "poison", "attack", "seed", "test_accuracy", "train_accuracy", "seconds_fit",
-    "seconds_project", "seconds_train", "images_per_second", "commit", "folder",
-)  # fmt: skip
+    "data",
+    "model",
+    "recipe",
+    "poison",
+    "attack",
+    "seed",
+    "test_accuracy",
+    "train_accuracy",
+    "seconds_fit",
+    "seconds_project",
+    "seconds_train",
+    "images_per_second",
+    "commit",
+    "folder",
+)
 
 
 def as_csv(tables: list[Table]) -> str:
@@ -49,17 +61,37 @@ def as_csv(tables: list[Table]) -> str:
                 attack = e.stage == "attack"
                 seconds = e.result.seconds if attack else {}
                 train = e.result.train_accuracy if attack else e.history[-1]["train_accuracy"]
-                writer.writerow([
-                    e.result.config["data"]["name"], e.model, e.result.recipe, e.poison, e.attack, e.seed,
-                    f"{e.accuracy:.4f}", f"{train:.4f}", *(f"{seconds[k]:.2f}" if k in seconds else "" for k in
-                    ("fit", "project", "train")), f"{e.result.images_per_second:.0f}" if attack else "",
-                    e.result.environment.get("commit") or "", e.folder,
-                ])  # fmt: skip
+                writer.writerow(
+                    [
+                        e.result.config["data"]["name"],
+                        e.model,
+                        e.result.recipe,
+                        e.poison,
+                        e.attack,
+                        e.seed,
+                        f"{e.accuracy:.4f}",
+                        f"{train:.4f}",
+                        *(f"{seconds[k]:.2f}" if k in seconds else "" for k in ("fit", "project", "train")),
+                        f"{e.result.images_per_second:.0f}" if attack else "",
+                        e.result.environment.get("commit") or "",
+                        e.folder,
+                    ]
+                )
     return out.getvalue()
 
 
-SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-           "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
+SPECIAL = {
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
 
 
 def _tex(text: str) -> str:

@@ -159,8 +159,14 @@ def train(
                 checkpoint.save(folder / "last.pt", model, optimizer, state)
             if progress:
                 seen = {"accuracy": row["test_accuracy"]} if "test_accuracy" in row else {}
-                progress(stage, epoch + 1, recipe.epochs, loss=row["train_loss"], **seen,
-                         images_per_second=row["images_per_second"])  # fmt: skip
+                progress(
+                    stage,
+                    epoch + 1,
+                    recipe.epochs,
+                    loss=row["train_loss"],
+                    **seen,
+                    images_per_second=row["images_per_second"],
+                )
     if best:
         model.load_state_dict(best)
     seconds = sum(row["seconds"] for row in history)

@@ -29,10 +29,18 @@ class CNN(nn.Sequential):
         grid = [min(s, 14) for s in side]
         shrink = nn.AdaptiveAvgPool2d((grid[0], grid[1])) if grid != side else nn.Identity()
         super().__init__(
-            nn.Conv2d(channels, 32, 3), nn.MaxPool2d(2), nn.ReLU(),
-            nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.ReLU(), shrink,
-            nn.Flatten(), nn.Linear(64 * grid[0] * grid[1], 128), nn.ReLU(), nn.Linear(128, num_classes),
-        )  # fmt: skip
+            nn.Conv2d(channels, 32, 3),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            shrink,
+            nn.Flatten(),
+            nn.Linear(64 * grid[0] * grid[1], 128),
+            nn.ReLU(),
+            nn.Linear(128, num_classes),
+        )
 
 
 class Pointwise(nn.Conv2d):
@@ -84,8 +92,12 @@ class ResNet18(nn.Sequential):
     def __init__(self, num_classes: int, image_shape: tuple[int, int, int], width: int = 64) -> None:
         channels = image_shape[2]
         if min(image_shape[:2]) >= 96:
-            stem: list[nn.Module] = [nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-                                     nn.MaxPool2d(3, 2, 1)]  # fmt: skip
+            stem: list[nn.Module] = [
+                nn.Conv2d(channels, width, 7, 2, 3, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.MaxPool2d(3, 2, 1),
+            ]
         else:
             stem = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         blocks, inputs = [], width

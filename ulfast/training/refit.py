@@ -176,10 +176,20 @@ def finetune(clean: Dataset, epochs: int, lr: float) -> Refit:
         loader = trained.make_loader(clean, min(batch_size, len(clean)), augment=Augment(), shuffle=True)
         recipe = Recipe("finetune", epochs, loader.batch_size, "sgd", lr, 5e-4, "one-cycle", half=bool(trained.half))
         result = train(
-            trained.model, loader, trained.test_loader, recipe, seed=trained.seed, stage="finetune",
+            trained.model,
+            loader,
+            trained.test_loader,
+            recipe,
+            seed=trained.seed,
+            stage="finetune",
             progress=trained.progress,
-        )  # fmt: skip
-        return {"refit": "finetune", "clean_images": len(clean), "test_accuracy_before": before,
-                "test_accuracy": result.test_accuracy, "history": result.history}  # fmt: skip
+        )
+        return {
+            "refit": "finetune",
+            "clean_images": len(clean),
+            "test_accuracy_before": before,
+            "test_accuracy": result.test_accuracy,
+            "history": result.history,
+        }
 
     return refit

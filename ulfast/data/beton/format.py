@@ -128,8 +128,9 @@ class Beton:
         except ValueError as error:
             raise self._damaged(i, f"no JPEG ({error})") from None
         if image.shape[:2] != (self.height[i], self.width[i]):
-            raise self._damaged(i, f"a JPEG of {image.shape[1]} x {image.shape[0]}, not {self.width[i]} x"
-                                f" {self.height[i]}")  # fmt: skip
+            raise self._damaged(
+                i, f"a JPEG of {image.shape[1]} x {image.shape[0]}, not {self.width[i]} x {self.height[i]}"
+            )
         return image
 
     def _damaged(self, i: int, what: str) -> InputError:
@@ -168,8 +169,10 @@ def open_beton(path: str | os.PathLike[str]) -> Beton:
     fields = data[HEADER.itemsize : at].view(FIELD)
     kinds, names = fields["kind"].tolist(), [bytes(name).split(b"\0")[0].decode("latin1") for name in fields["name"]]
     if sorted(set(kinds) & {INT, RGB}) != [INT, RGB] or not set(kinds) <= set(ROWS):
-        raise InputError(f"{path} has fields {', '.join(names)} of the kinds {kinds}: one of RGB images ({RGB}) and one"
-                         f" of integers ({INT}) are needed, and no others but floats")  # fmt: skip
+        raise InputError(
+            f"{path} has fields {', '.join(names)} of the kinds {kinds}: one of RGB images ({RGB}) and one"
+            f" of integers ({INT}) are needed, and no others but floats"
+        )
     rows = row_type(kinds)
     end = at + n * rows.itemsize
     if end > total or table < end or table > total:

@@ -54,12 +54,24 @@ class FFCVLoader(EpochLoader):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], batch_size: int, *, basis: Tensor | None = None,
-        mean: Sequence[float] | None = None, std: Sequence[float] | None = None, dtype: torch.dtype = torch.float32,
-        augment: Augment | None = None, shuffle: bool = False, seed: int = 0, drop_last: bool = False,
-        device: str | torch.device = "cpu", size: int | None = None, crop: float = 224 / 256,
-        indices: np.ndarray | None = None, threads: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        path: str | os.PathLike[str],
+        batch_size: int,
+        *,
+        basis: Tensor | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        dtype: torch.dtype = torch.float32,
+        augment: Augment | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        device: str | torch.device = "cpu",
+        size: int | None = None,
+        crop: float = 224 / 256,
+        indices: np.ndarray | None = None,
+        threads: int | None = None,
+    ) -> None:
         if not 0 < crop <= 1:
             raise ValueError(f"crop is a share of the shorter side, above 0 and up to 1, got {crop}")
         beton = open_beton(path)
@@ -84,11 +96,18 @@ class FFCVLoader(EpochLoader):
             raise InputError("indices name an image twice")
         with _torch_threads():
             self._engine = pieces.loader(
-                str(path), batch_size, num_workers=min(threads or cores(), pieces.most_threads), drop_last=False,
-                os_cache=True, batches_ahead=BATCHES_AHEAD, seed=0,
-                pipelines={beton.image_field: [decoder, pieces.to_tensor()],
-                           **dict.fromkeys(_others(beton.path, beton.image_field))},
-            )  # fmt: skip
+                str(path),
+                batch_size,
+                num_workers=min(threads or cores(), pieces.most_threads),
+                drop_last=False,
+                os_cache=True,
+                batches_ahead=BATCHES_AHEAD,
+                seed=0,
+                pipelines={
+                    beton.image_field: [decoder, pieces.to_tensor()],
+                    **dict.fromkeys(_others(beton.path, beton.image_field)),
+                },
+            )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order()
@@ -104,10 +123,15 @@ class FFCVLoader(EpochLoader):
                 part = slice(begin, begin + self.batch_size)
                 # `decoded` is a view of FFCV's buffer, x a fresh tensor.
                 x = ops.ingest(
-                    decoded, self.basis, self.mean, self.std, dtype=self._dtype,
-                    shift=None if shifts is None else shifts[part], flip=None if flips is None else flips[part],
+                    decoded,
+                    self.basis,
+                    self.mean,
+                    self.std,
+                    dtype=self._dtype,
+                    shift=None if shifts is None else shifts[part],
+                    flip=None if flips is None else flips[part],
                     labels=labels[part] if classwise else None,
-                )  # fmt: skip
+                )
                 x = x.to(self.device)
                 yield x if boxes is None else resized_crop(x, boxes[part]), labels[part].to(self.device)
         finally:
@@ -236,8 +260,15 @@ def _pieces() -> _Pieces:
         def __init__(self, basis: Tensor) -> None:
             super().__init__(lambda images, rows: ops.project(images, basis), torch.float32)
 
-    return _Pieces(Loader, Epoch, Project, ToTensor, SimpleRGBImageDecoder, CenterCropRGBImageDecoder,
-                   numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]  # fmt: skip
+    return _Pieces(
+        Loader,
+        Epoch,
+        Project,
+        ToTensor,
+        SimpleRGBImageDecoder,
+        CenterCropRGBImageDecoder,
+        numba.config.NUMBA_NUM_THREADS,
+    )  # type: ignore[attr-defined]
 
 
 def ffcv_project(basis: Tensor) -> Any:

@@ -54,11 +54,22 @@ class BetonWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], count: int, image_shape: Sequence[int], classes: Sequence[str], *,
-        mode: str = "raw", quality: int = 90, share: float = 0.5, seed: int = 0, about: dict[str, Any] | None = None,
-        identity: dict[str, Any] | None = None, resume: bool = False, overwrite: bool = False,
+        self,
+        path: str | os.PathLike[str],
+        count: int,
+        image_shape: Sequence[int],
+        classes: Sequence[str],
+        *,
+        mode: str = "raw",
+        quality: int = 90,
+        share: float = 0.5,
+        seed: int = 0,
+        about: dict[str, Any] | None = None,
+        identity: dict[str, Any] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
         threads: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.path, self.count, self.classes = Path(path), count, list(classes)
         if self.path.suffix != ".beton":
             raise InputError(f"--out {path} must end in .beton")
@@ -81,9 +92,17 @@ class BetonWriter:
         self._start = -(-(self._tables + 4 * count) // self._page) * self._page
         self._about = about or {}
         self._identity = {
-            "ulfast": __version__, "count": count, "shape": list(self._shape), "classes": self.classes, "mode": mode,
-            "quality": quality, "share": share, "seed": seed, "about": self._about, **(identity or {}),
-        }  # fmt: skip
+            "ulfast": __version__,
+            "count": count,
+            "shape": list(self._shape),
+            "classes": self.classes,
+            "mode": mode,
+            "quality": quality,
+            "share": share,
+            "seed": seed,
+            "about": self._about,
+            **(identity or {}),
+        }
         # So that a command that was killed after this file continues with the next one.
         self.complete = (
             resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
@@ -149,8 +168,10 @@ class BetonWriter:
     def append(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Adds (m, H, W, 3) uint8 images with their (m,) labels."""
         if images.dtype != np.uint8 or images.shape[1:] != self._shape or len(images) != len(labels):
-            raise ValueError(f"append takes (m, {', '.join(map(str, self._shape))}) uint8 and m labels, got"
-                             f" {images.shape} {images.dtype} and {len(labels)} labels")  # fmt: skip
+            raise ValueError(
+                f"append takes (m, {', '.join(map(str, self._shape))}) uint8 and m labels, got"
+                f" {images.shape} {images.dtype} and {len(labels)} labels"
+            )
         first = self.done
         if first + len(images) > self.count:
             raise ValueError(f"{self.count} images were announced, {first + len(images)} came")
@@ -228,10 +249,16 @@ class BetonWriter:
         mapped = np.memmap(self.path, np.uint8, "r")
         end = int(np.frombuffer(mapped[: fmt.HEADER.itemsize], fmt.HEADER)["table"][0])
         about = {
-            "format": fmt.FORMAT, "ulfast": __version__, "classes": self.classes, "images": self.count,
-            "image_shape": list(self._shape), "bytes": len(mapped), "settings": self._digest(),
-            "tables_sha256": fmt.tables_checksum(mapped, self._tables + 4 * self.count, end), **self._about,
-        }  # fmt: skip
+            "format": fmt.FORMAT,
+            "ulfast": __version__,
+            "classes": self.classes,
+            "images": self.count,
+            "image_shape": list(self._shape),
+            "bytes": len(mapped),
+            "settings": self._digest(),
+            "tables_sha256": fmt.tables_checksum(mapped, self._tables + 4 * self.count, end),
+            **self._about,
+        }
         write_json(fmt.manifest_path(self.path), about)
 
     def _discard(self) -> None:
@@ -261,9 +288,17 @@ class BetonWriter:
 
 
 def write_beton(
-    path: str | os.PathLike[str], dataset: Dataset, *, mode: str = "raw", quality: int = 90, share: float = 0.5,
-    seed: int = 0, resume: bool = False, overwrite: bool = False, progress: Progress | None = None,
-) -> None:  # fmt: skip
+    path: str | os.PathLike[str],
+    dataset: Dataset,
+    *,
+    mode: str = "raw",
+    quality: int = 90,
+    share: float = 0.5,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
     """Write a data set as a .beton file; see `BetonWriter`. `progress` is called as ``progress("convert", done, n)``.
 
     Raises:
@@ -273,9 +308,15 @@ def write_beton(
     options: dict[str, Any] = {"mode": mode, "quality": quality, "share": share, "seed": seed, "about": about}
     labels = zlib.crc32(np.ascontiguousarray(dataset.labels).data)
     writer = BetonWriter(
-        path, len(dataset), dataset.image_shape, dataset.classes, identity={"labels": labels}, resume=resume,
-        overwrite=overwrite, **options,
-    )  # fmt: skip
+        path,
+        len(dataset),
+        dataset.image_shape,
+        dataset.classes,
+        identity={"labels": labels},
+        resume=resume,
+        overwrite=overwrite,
+        **options,
+    )
     if writer.complete and not overwrite:
         return
     with writer:

@@ -15,9 +15,16 @@ class EpochLoader:
     """What loaders share: the order of a pass over n images, its draws, and how many batches it has."""
 
     def __init__(
-        self, n: int, batch_size: int, *, augment: Augment | None, shuffle: bool, seed: int, drop_last: bool,
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        augment: Augment | None,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
         part: tuple[int, int] = (0, 1),
-    ) -> None:  # fmt: skip
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._n, self.batch_size = n, batch_size

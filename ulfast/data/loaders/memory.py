@@ -142,16 +142,28 @@ class MemoryLoader(EpochLoader):
         return self._augmented(self._images, index, rows, shift, flip, labels)
 
     def _augmented(
-        self, images: Any, index: Tensor | None, rows: Tensor | None, shift: Tensor | None, flip: Tensor | None,
+        self,
+        images: Any,
+        index: Tensor | None,
+        rows: Tensor | None,
+        shift: Tensor | None,
+        flip: Tensor | None,
         labels: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """(b, C, H, W) of images (b, H, W, C), or of those at `index`: projected, shifted, flipped, normalised."""
         if index is not None and (not isinstance(images, Tensor) or images.device.type != self.device.type):
             images, index = images[index], None
         return ops.ingest(
-            images.to(self.device, non_blocking=True), rows, self.mean, self.std, dtype=self.dtype,
-            index=None if index is None else index.to(self.device), shift=shift, flip=flip, labels=labels,
-        )  # fmt: skip
+            images.to(self.device, non_blocking=True),
+            rows,
+            self.mean,
+            self.std,
+            dtype=self.dtype,
+            index=None if index is None else index.to(self.device),
+            shift=shift,
+            flip=flip,
+            labels=labels,
+        )
 
     def _lasting(self, index: Tensor, block: Tensor | None) -> Tensor:
         """(b, H, W, C) float32 in units of [0, 1] of the images at `index`, before the noise."""

@@ -65,10 +65,18 @@ def write_projected(
         return removal.lasting(images, labels[begin:stop]).to(torch.float16)
 
     rows = max(1, SHARD_BYTES // (2 * int(np.prod(dataset.image_shape))))
-    about = {"format": FORMAT, "ulfast": __version__, "name": dataset.name, "classes": list(dataset.classes),
-             "images": len(dataset), "image_shape": list(dataset.image_shape), "shard_images": rows,
-             "rank": 0 if removal.rows is None else removal.rows.shape[-2], "fingerprint": _fingerprint(dataset, work),
-             "manifest": dataset.manifest}  # fmt: skip
+    about = {
+        "format": FORMAT,
+        "ulfast": __version__,
+        "name": dataset.name,
+        "classes": list(dataset.classes),
+        "images": len(dataset),
+        "image_shape": list(dataset.image_shape),
+        "shard_images": rows,
+        "rank": 0 if removal.rows is None else removal.rows.shape[-2],
+        "fingerprint": _fingerprint(dataset, work),
+        "manifest": dataset.manifest,
+    }
     part = part_folder(path)
     if distributed.agreed(_made_by(path, about)):
         return

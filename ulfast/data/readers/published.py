@@ -54,8 +54,15 @@ def detect_layout(source: Path) -> str:
         if list(source.glob("x_train_*.npy")):
             return "ntga-npy"
         raise InputError(f"{source} has neither numbered .png files nor x_train_*.npy: say --layout, or name the file")
-    suffixes = {".pt": "perturbation-pt", ".pth": "perturbation-pt", ".safetensors": "perturbation-pt",
-                ".pkl": "int8-pickle", ".pickle": "int8-pickle", ".npy": "npy", ".npz": "npy"}  # fmt: skip
+    suffixes = {
+        ".pt": "perturbation-pt",
+        ".pth": "perturbation-pt",
+        ".safetensors": "perturbation-pt",
+        ".pkl": "int8-pickle",
+        ".pickle": "int8-pickle",
+        ".npy": "npy",
+        ".npz": "npy",
+    }
     if source.name.startswith("x_train_") and source.suffix == ".npy":
         return "ntga-npy"
     if source.suffix.lower() not in suffixes:
@@ -196,8 +203,10 @@ def _read_ntga(path: Path, base: Dataset) -> Entries:
         labels = class_numbers(_load(labels_file, "npy"), str(labels_file))
         if labels.shape != base.labels.shape or (labels != base.labels).any():
             differ = int((labels != base.labels).sum()) if labels.shape == base.labels.shape else len(labels)
-            raise InputError(f"{labels_file} differs from the labels of {base.name or 'the base'} in {differ:,} places:"
-                             " the order is another")  # fmt: skip
+            raise InputError(
+                f"{labels_file} differs from the labels of {base.name or 'the base'} in {differ:,} places:"
+                " the order is another"
+            )
     return entries
 
 

@@ -33,9 +33,13 @@ def array_header(shape: Sequence[int], kind: str = "|u1") -> bytes:
 
 
 def complete_split(
-    folder: Path, labels: np.ndarray, image_shape: Sequence[int], classes: Sequence[str], sha256: str,
+    folder: Path,
+    labels: np.ndarray,
+    image_shape: Sequence[int],
+    classes: Sequence[str],
+    sha256: str,
     about: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Labels and manifest of a split whose images are written; `sha256` is of their bytes."""
     np.save(folder / "labels.npy", labels)
     manifest = {

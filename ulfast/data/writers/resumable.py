@@ -102,8 +102,10 @@ class RowWriter:
             kept = json.loads(settings.read_text(encoding="utf-8"))
             other = [key for key, value in json.loads(json.dumps(self._identity)).items() if kept.get(key) != value]
             if other:
-                raise InputError(f"{self.folder} belongs to a run with another {', '.join(other)}: give the same"
-                                 " settings, or leave --resume out")  # fmt: skip
+                raise InputError(
+                    f"{self.folder} belongs to a run with another {', '.join(other)}: give the same"
+                    " settings, or leave --resume out"
+                )
             for notes in self.folder.glob(".done-*"):  # a kill may have cut the last line short
                 os.truncate(notes, notes.read_bytes().rfind(b"\n") + 1)
             return
@@ -191,8 +193,14 @@ class RowWriter:
             while block := file.read(1 << 24):
                 self._digest.update(block)
             about = {"name": self._dataset.name, "split": "train", "manifest": manifest}
-            complete_split(self.folder / "train", self._dataset.labels, self._dataset.image_shape,
-                           self._dataset.classes, self._digest.hexdigest(), about)  # fmt: skip
+            complete_split(
+                self.folder / "train",
+                self._dataset.labels,
+                self._dataset.image_shape,
+                self._dataset.classes,
+                self._digest.hexdigest(),
+                about,
+            )
 
     def append_test(self, test: Dataset) -> None:
         """Adds the split `test`; in the first process."""
@@ -228,17 +236,26 @@ def part_folder(path: Path) -> Path:
 
 
 def write_resumable(
-    path: Path, train: Dataset, test: Dataset | None, *, overwrite: bool = False,
+    path: Path,
+    train: Dataset,
+    test: Dataset | None,
+    *,
+    overwrite: bool = False,
     progress: Progress | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """`write_dataset` by all processes, resuming where a run that was killed has stopped.
 
     Args:
         progress: called as ``progress("convert", done, total)``.
     """
     same_shape(train, test)
-    identity = {"name": train.name, "images": len(train), "image_shape": list(train.image_shape),
-                "labels": zlib.crc32(np.ascontiguousarray(train.labels).data), "manifest": train.manifest}  # fmt: skip
+    identity = {
+        "name": train.name,
+        "images": len(train),
+        "image_shape": list(train.image_shape),
+        "labels": zlib.crc32(np.ascontiguousarray(train.labels).data),
+        "manifest": train.manifest,
+    }
     with RowWriter(path, train, identity, resume=True, overwrite=overwrite) as writer:
         left = writer.left(chunks(train.images, CHUNK_BYTES))
         done = len(train) - sum(stop - begin for begin, stop in left)
