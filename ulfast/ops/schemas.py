@@ -169,7 +169,9 @@ def _(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
 
 @shape_rule("project_classwise_out")
 def _(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
-    torch._check(out.shape == x.shape, lambda: f"project: out must be {tuple(x.shape)}, got {tuple(out.shape)}")
+    torch._check(
+        out.shape == x.shape, lambda: f"project_classwise: out must be {tuple(x.shape)}, got {tuple(out.shape)}"
+    )
 
 
 def ingest(
