@@ -23,6 +23,7 @@ def near(got, want):
     assert gap.sum() <= max(1, 1e-4 * gap.numel())
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
 @pytest.mark.parametrize("kind", ["l2", "linf", "none"])
 @pytest.mark.parametrize("shared", ["102400", "9000"])
@@ -50,6 +51,7 @@ def test_lsp(kernels, n, h, w, c, classes):
         near(cuda_generators.perturb_lsp(*given, images, truncate), reference.perturb_lsp(*given, images, truncate))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
 @pytest.mark.parametrize("side", [1, 2, 3, 13])
 def test_convolution_is_its_twin(kernels, n, h, w, c, classes, side):

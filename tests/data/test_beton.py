@@ -4,10 +4,7 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,32 +197,28 @@ def test_an_error_leaves_nothing_and_an_existing_file_asks(tmp_path, make_datase
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.beton", "x.beton.json"]
 
 
-def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
-    code = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
-from conftest import tiny
-from ulfast.data.beton import write_beton, writer
-writer.CHECKPOINT_BYTES, writer.CHUNK_BYTES = 40_000, 10_000
-left = int(sys.argv[2])
-def progress(stage, done, total):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-write_beton(sys.argv[1], tiny(300), mode="mixed", resume=True, progress=progress)
-"""
+def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path, make_dataset, forked):
+    def write(path, left):
+        beton_writer.CHECKPOINT_BYTES, beton_writer.CHUNK_BYTES = 40_000, 10_000
+
+        def progress(stage, done, total):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        write_beton(path, make_dataset(300), mode="mixed", resume=True, progress=progress)
+
     target = tmp_path / "x.beton"
     for left in (2, 7, 12):  # of 14 pieces of 23 images
-        done = subprocess.run([sys.executable, "-c", code, str(target), str(left)], capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert forked(write, target, left) == -signal.SIGKILL
         assert not target.exists()
         with pytest.raises(InputError):
             load_dataset(target)
     journal = np.frombuffer((tmp_path / "x.beton.part.journal").read_bytes(), beton_writer.JOURNAL)
     assert 7 * 23 < len(journal) < 300  # more than the second attempt had
-    assert subprocess.run([sys.executable, "-c", code, str(target), "-1"]).returncode == 0
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "y.beton"), "-1"]).returncode == 0
+    assert forked(write, target, -1) == 0
+    assert forked(write, tmp_path / "y.beton", -1) == 0
     assert target.read_bytes() == (tmp_path / "y.beton").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{n}.beton{e}" for n in "xy" for e in ("", ".json")]
 

@@ -29,6 +29,7 @@ def objective(images, poisoned, labels, weight, share=0.9):
     return float(share * own - (1 - share) * (rest.mean(1) + torch.tensor(float(w.shape[0])).log()).mean())
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("d", [1, 15, 16, 17, 64, 513, 3072, 3073])
 @pytest.mark.parametrize("classes", [2, 10, 17])
 def test_equals_its_twin(level, d, classes):

@@ -47,6 +47,7 @@ def test_moments_of_any_shape(n, d, classes, threads):
     assert torch.equal(got[1], want[1])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("shape", [(8, 8, 3), (32, 32, 3), (9, 13, 1), (1, 1, 3), (5, 40, 3), (64, 64, 3)])
 @pytest.mark.parametrize("side", [1, 2, 3, 9])
 def test_convolution_equals_its_twin(level, shape, side):
