@@ -20,6 +20,8 @@ from ulfast.data.beton import format as fmt
 if importlib.util.find_spec("ffcv") is None:
     pytest.skip("FFCV is not installed: tools/ffcv.sh installs it", allow_module_level=True)
 
+pytestmark = pytest.mark.xdist_group("ffcv")
+
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
 
@@ -46,6 +48,7 @@ def raw_loader(raw):
     return FFCVLoader(raw[0], 4, **STATISTICS)
 
 
+@pytest.mark.slow
 def test_importing_keeps_torch_s_threads(raw):
     code = """
 import torch
@@ -112,6 +115,7 @@ def test_classwise_projection_and_subset(raw):
     assert torch.equal(x, want)
 
 
+@pytest.mark.slow
 def test_centre_crop_of_images_of_several_sizes(tmp_path):
     """A file of FFCV's own writer, without a manifest: 224 of 256 of the shorter side."""
     code = """

@@ -27,6 +27,8 @@ from ulfast.report import page, text
 from ulfast.report.collect import Verdict, collect
 from ulfast.reproduce import GridResult, reproduce
 
+pytestmark = pytest.mark.xdist_group("report")
+
 GRID = {
     "name": "tiny", "data": "sample", "limit": 200, "epochs": 2, "seeds": [0, 1],
     "poisons": ["clean", {"name": "strong", "method": "lsp", "eps": 3.0}],
@@ -84,6 +86,7 @@ def test_other_settings_are_not_mixed_in(done, tmp_path):
         reproduce(Grid.of(GRID), other)
 
 
+@pytest.mark.slow
 def test_jobs_give_the_same_results(tmp_path):
     """To the last digit where the number of threads is the same."""
     small = Grid.of({**GRID, "attacks": ["none", "orthogonal"], "seeds": [0]})
@@ -104,7 +107,7 @@ def test_a_poison_may_have_a_seed_of_its_own(tmp_path):
     assert kept[0]["test_accuracy"] != kept[1]["test_accuracy"] or kept[0]["history"] != kept[1]["history"]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_a_network_poisons_is_made_once_for_all_cells(tmp_path, jobs):
     surrogate = {"name": "noise", "method": "em", "wise": "class", "surrogate": "cnn", "lr": 0.01, "rounds": 2}
     bad = {"name": "bad", "method": "em", "surrogate": "cnn", "lr": 1e30, "rounds": 2, "steps": 1}
@@ -125,6 +128,7 @@ def test_what_a_network_poisons_is_made_once_for_all_cells(tmp_path, jobs):
     assert (made / "train" / "manifest.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on(tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(yaml.safe_dump({**GRID, "epochs": 30, "seeds": [0], "attacks": ["none"]}))
@@ -309,6 +313,7 @@ def test_the_command_line(done, tmp_path):
         run("reproduce")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_the_page_in_a_browser(done, tmp_path):
     """It loads without a word on the console, sorts by its address, opens the run that is linked."""

@@ -127,6 +127,7 @@ def killed_in_training(command, checkpoint) -> tuple[int, str, float]:
         job.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
 def test_a_killed_worker_ends_the_job_or_it_goes_on(data, tmp_path):
     whole, ended, restarted = (tmp_path / name for name in ("whole", "ended", "restarted"))
@@ -146,6 +147,7 @@ def test_a_killed_worker_ends_the_job_or_it_goes_on(data, tmp_path):
     assert [row["train_loss"] for row in got["history"]] == [row["train_loss"] for row in want["history"]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
 def test_a_killed_search_goes_on(data, tmp_path):
     out = tmp_path / "out"
@@ -167,6 +169,7 @@ def test_a_killed_search_goes_on(data, tmp_path):
     assert making["loss_after"] < making["loss_before"]
 
 
+@pytest.mark.slow
 def test_what_the_user_did_wrong_is_one_line(data, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("")

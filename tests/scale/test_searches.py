@@ -59,6 +59,8 @@ def numbers(making):
     return [n for value in making for n in numbers(value)] if isinstance(making, list) else [making]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("searches")
 @pytest.mark.parametrize(
     "method",
     ["em", "em float16", "em resnet18-4", "em-classwise", "tap", "hypo", "sep", "rem", "pil"],
@@ -75,16 +77,22 @@ def test_two_processes_find_what_one_does(data, alone, pair, method):
     assert 0 < moved.max() <= 8
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("searches")
 def test_machines_that_share_no_memory_find_the_same(pair):
     assert pair["apart"] == [checksum for checksum, _ in pair["em"]["everybody"]]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("searches")
 def test_a_last_batch_that_does_not_go_round_is_no_error(pair):
     clean, poisoned = (images.astype(int) for images in pair["few"])
     assert 0 < np.abs(poisoned - clean).max() <= 8
     assert (poisoned != clean).any(axis=(1, 2, 3)).all()
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("searches")
 def test_an_interrupted_run_is_gone_on_with_by_any_number(data, pair, folder, monkeypatch):
     assert pair["resumed"] == pair["whole"]
     monkeypatch.setattr(devices, "fast_half", lambda device: None)
