@@ -57,7 +57,8 @@ def test_diagnosis(tmp_path, clean, method, verdict, attack):
 
 
 @pytest.mark.parametrize(
-    ("method", "verdict", "attack"), [(None, "clean", "none"), ("lsp", "poisoned", "orthogonal-full")]
+    ("method", "verdict", "attack"),
+    [(None, "clean", "none"), pytest.param("lsp", "poisoned", "orthogonal-full", marks=pytest.mark.slow)],
 )
 def test_more_classes_do_not_change_what_counts(every, method, verdict, attack):
     """Every class in four orientations: forty, of 125 images."""
@@ -99,7 +100,10 @@ def test_what_images_show_is_no_poison(digits):
     assert "rank" not in full.notes
 
 
-@pytest.mark.parametrize("method", ["lsp", "regions-4", "regions-16", "cwrandom", "pil"])
+@pytest.mark.parametrize(
+    "method",
+    ["lsp", "regions-16", "pil", *(pytest.param(m, marks=pytest.mark.slow) for m in ("regions-4", "cwrandom"))],
+)
 def test_few_images_are_enough_to_tell(every, method):
     """By the marked images: the accuracy of the linear model is about that of clean images."""
     found = diagnose(ulfast.poison(every, method, rate=0.2 if method == "lsp" else 0.1))

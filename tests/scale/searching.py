@@ -1,5 +1,5 @@
-"""The poisons that train a network, by every process of a test: `torchrun searching.py DATA OUT`; the first writes what
-came out, and each leaves a run that was interrupted in OUT/interrupted."""
+"""The poisons that train a network, by every process of a test: `searching.py DATA OUT SIZE...`; the first of each
+group of SIZE writes what came out, and leaves a run that was interrupted in OUT/interrupted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from forking import fork
 
 import ulfast
 from ulfast import devices, distributed
@@ -97,6 +98,11 @@ def interrupt(data: ulfast.Dataset, work: Path) -> list[tuple[str, Any]]:
     return [(one.checksum(), one.manifest) for one in made]
 
 
-if __name__ == "__main__":
+def joined(folder: str, out: str) -> None:
     with distributed.joined("cpu"):
-        main(sys.argv[1], Path(sys.argv[2]))
+        main(folder, Path(out))
+
+
+if __name__ == "__main__":
+    for size in sys.argv[3:]:
+        fork(int(size), joined, *sys.argv[1:3])

@@ -15,6 +15,8 @@ from ulfast import InputError, devices, distributed, load_dataset, poison
 from ulfast.data import write_dataset
 from ulfast.poisons.surrogate import Images, new_surrogate, part
 
+pytestmark = pytest.mark.xdist_group("searches")
+
 SCRIPT = Path(__file__).with_name("searching.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # Of all stored levels, those that may differ: a sign step turns where rounding moves a gradient over zero.
@@ -28,28 +30,24 @@ def data(make_dataset, tmp_path_factory):
     return folder
 
 
-def run(out, data, processes):
-    """What the script found, and the folder of the run that it has interrupted."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(data), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory):
+    """Where the script left what one process found and what two did, and a run that it has interrupted."""
+    out = tmp_path_factory.mktemp("searches")
+    command = [sys.executable, str(SCRIPT), str(data), str(out), "1", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
     assert done.returncode == 0, done.stderr
-    return torch.load(out / f"found-{processes}.pt", weights_only=False)
+    return out
 
 
 @pytest.fixture(scope="module")
-def alone(data, tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone"), data, 1)
+def alone(folder):
+    return torch.load(folder / "found-1.pt", weights_only=False)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("pair")
-
-
-@pytest.fixture(scope="module")
-def pair(folder, data):
-    return run(folder, data, 2)
+def pair(folder):
+    return torch.load(folder / "found-2.pt", weights_only=False)
 
 
 def numbers(making):
@@ -59,8 +57,6 @@ def numbers(making):
     return [n for value in making for n in numbers(value)] if isinstance(making, list) else [making]
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("searches")
 @pytest.mark.parametrize(
     "method",
     ["em", "em float16", "em resnet18-4", "em-classwise", "tap", "hypo", "sep", "rem", "pil"],
@@ -77,22 +73,16 @@ def test_two_processes_find_what_one_does(data, alone, pair, method):
     assert 0 < moved.max() <= 8
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("searches")
 def test_machines_that_share_no_memory_find_the_same(pair):
     assert pair["apart"] == [checksum for checksum, _ in pair["em"]["everybody"]]
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("searches")
 def test_a_last_batch_that_does_not_go_round_is_no_error(pair):
     clean, poisoned = (images.astype(int) for images in pair["few"])
     assert 0 < np.abs(poisoned - clean).max() <= 8
     assert (poisoned != clean).any(axis=(1, 2, 3)).all()
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("searches")
 def test_an_interrupted_run_is_gone_on_with_by_any_number(data, pair, folder, monkeypatch):
     assert pair["resumed"] == pair["whole"]
     monkeypatch.setattr(devices, "fast_half", lambda device: None)

@@ -1,4 +1,5 @@
-"""What every process of a test does: `torchrun together.py DATA OUT`, or alone; the first writes what came out."""
+"""What every process of a test does: `torchrun together.py DATA OUT`; the first writes what came out. Without torchrun,
+`together.py DATA OUT 1 2` does it alone and by two forks of this process, which has imported everything."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from forking import fork
 
 import ulfast
 import ulfast.bases
@@ -55,6 +57,14 @@ def main(folder: str, out: Path) -> None:
         torch.save(found, out / f"found-{distributed.size()}.pt")
 
 
-if __name__ == "__main__":
+def joined(folder: str, out: str) -> None:
     with distributed.joined("cpu"):
-        main(sys.argv[1], Path(sys.argv[2]))
+        main(folder, Path(out))
+
+
+if __name__ == "__main__":
+    folder, out, *sizes = sys.argv[1:]
+    for size in sizes:
+        fork(int(size), joined, folder, out)
+    if not sizes:
+        joined(folder, out)
