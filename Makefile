@@ -3,8 +3,7 @@ VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EMULATED := $(VENV)/.emulated
-# Tests that share a costly fixture run in one process (xdist_group); the others wherever there is room.
-PYTEST := $(PYTHON_IN) -m pytest -q -n auto --maxprocesses 8 --dist loadgroup
+PYTEST := $(PYTHON_IN) -m pytest -q -n auto --maxprocesses 8
 SOURCES := pyproject.toml setup.py constraints.txt tools/setup.sh tools/ffcv.sh $(shell find csrc -type f)
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 export OMP_WAIT_POLICY ?= passive

@@ -69,6 +69,35 @@ def forked():
     return run
 
 
+# Files whose tests take long and share nothing that takes long to make: each runs wherever there is room.
+SPREAD = {
+    "analysis/test_diagnosis.py",
+    "attacks/test_bases.py",
+    "cli/test_cli.py",
+    "docs/test_docs.py",
+    "examples/test_examples.py",
+    "poisons/test_generators.py",
+    "poisons/test_published.py",
+    "profiling/test_gpu_script.py",
+    "scale/test_kill.py",
+    "scale/test_processes.py",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """The tests of a file run in one process, which makes what they share once; those of SPREAD anywhere. (By files
+    and not by `xdist_group`, which xdist 3.8 does not see with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return nodeid if "/".join(file.split("/")[-2:]) in SPREAD else file
+
+    return Files(config, log) if config.getvalue("dist") == "load" else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before what `-m` leaves out is left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test marked `pairs` the quick run takes so many cases that every two values of two parameters meet; the

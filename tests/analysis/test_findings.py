@@ -17,8 +17,6 @@ from ulfast.cli.main import group
 from ulfast.data.loader import as_tensor
 from ulfast.poisons import perturbation
 
-pytestmark = pytest.mark.xdist_group("findings")
-
 
 @pytest.fixture(scope="module")
 def many():

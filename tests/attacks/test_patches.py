@@ -14,8 +14,6 @@ from ulfast.data import load_dataset
 from ulfast.data.loader import Augment, FilteredLoader
 from ulfast.patches import PatchProjection, estimator, fit_patches, spectrum, statistics
 
-pytestmark = pytest.mark.xdist_group("patches")
-
 
 @pytest.fixture(scope="module")
 def clean():

@@ -20,8 +20,6 @@ from ulfast.data.beton import format as fmt
 if importlib.util.find_spec("ffcv") is None:
     pytest.skip("FFCV is not installed: tools/ffcv.sh installs it", allow_module_level=True)
 
-pytestmark = pytest.mark.xdist_group("ffcv")
-
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
 

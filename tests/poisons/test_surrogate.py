@@ -35,11 +35,6 @@ SMALL = {
 TRAINED = [name for name in SMALL if name != "pil"]
 
 
-def grouped(methods):
-    """Cases of one method in one process, so that what `made` gives is made once."""
-    return [pytest.param(method, marks=pytest.mark.xdist_group(f"surrogate-{method}")) for method in methods]
-
-
 @pytest.fixture(scope="module")
 def made(make_dataset):
     """`made(method, seed)`: 60 images poisoned as small as it goes, for the same method and seed once."""
@@ -54,7 +49,7 @@ def test_all_of_them_are_here():
     assert get_poison("error_minimizing")[0] == "em"
 
 
-@pytest.mark.parametrize("method", grouped(SMALL))
+@pytest.mark.parametrize("method", SMALL)
 def test_same_seed_same_bytes_within_the_budget(make_dataset, made, method):
     clean, first = make_dataset(60), made(method, 1)
     assert first.checksum() == poison(clean, method, seed=1, **SMALL[method]).checksum()
@@ -67,7 +62,7 @@ def test_same_seed_same_bytes_within_the_budget(make_dataset, made, method):
     assert np.abs(tight.images.astype(int) - clean.images).max() == 4
 
 
-@pytest.mark.parametrize("method", grouped(["em", "em-classwise"]))
+@pytest.mark.parametrize("method", ["em", "em-classwise"])
 def test_every_round_of_min_min_goes_down(made, method):
     rounds = made(method).manifest["making"]["rounds"]
     assert len(rounds) == SMALL[method]["rounds"]
@@ -75,7 +70,7 @@ def test_every_round_of_min_min_goes_down(made, method):
     assert rounds[-1]["loss_after"] < rounds[0]["loss_before"]
 
 
-@pytest.mark.parametrize("method", grouped(["tap", "tap-untargeted", "hypo", "sep", "rem"]))
+@pytest.mark.parametrize("method", ["tap", "tap-untargeted", "hypo", "sep", "rem"])
 def test_the_search_moves_its_loss(made, method):
     making = made(method).manifest["making"]
     if method == "tap-untargeted":
@@ -106,7 +101,6 @@ def test_class_wise_is_one_perturbation_a_class(make_dataset):
     assert (by_class[0] != by_class[1]).any()
 
 
-@pytest.mark.xdist_group("surrogate-tap")
 def test_untargeted_and_targeted_differ_and_rate_counts(make_dataset, made):
     clean, whole = make_dataset(60), made("tap")
     assert whole.checksum() != poison(clean, "tap", **SMALL["tap"], targeted=False).checksum()
@@ -120,7 +114,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", grouped(TRAINED))
+@pytest.mark.parametrize("method", TRAINED)
 def test_a_killed_run_resumes_to_the_same_bytes(make_dataset, made, tmp_path, monkeypatch, method):
     monkeypatch.setattr(engine, "COMMIT_SECONDS", 0.0)
     clean, want = make_dataset(60), made(method, 1)
@@ -265,7 +259,7 @@ def test_a_temporary_workplace_leaves_nothing():
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("method", grouped(SMALL))
+@pytest.mark.parametrize("method", SMALL)
 def test_from_the_command_line(make_dataset, made, tmp_path, method):
     with DatasetWriter(tmp_path / "clean") as writer:
         for split in ("train", "test"):

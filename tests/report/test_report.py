@@ -27,8 +27,6 @@ from ulfast.report import page, text
 from ulfast.report.collect import Verdict, collect
 from ulfast.reproduce import GridResult, reproduce
 
-pytestmark = pytest.mark.xdist_group("report")
-
 GRID = {
     "name": "tiny", "data": "sample", "limit": 200, "epochs": 2, "seeds": [0, 1],
     "poisons": ["clean", {"name": "strong", "method": "lsp", "eps": 3.0}],

@@ -15,8 +15,6 @@ from ulfast import InputError, devices, distributed, load_dataset, poison
 from ulfast.data import write_dataset
 from ulfast.poisons.surrogate import Images, new_surrogate, part
 
-pytestmark = pytest.mark.xdist_group("searches")
-
 SCRIPT = Path(__file__).with_name("searching.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # Of all stored levels, those that may differ: a sign step turns where rounding moves a gradient over zero.
