@@ -1,4 +1,4 @@
-"""Data that all tests share: small, made here, no network."""
+"""What all tests share: small data made here, no network, a fork, and which tests are slow and which run together."""
 
 from __future__ import annotations
 
