@@ -1,17 +1,37 @@
-# make demo | test | setup | lint | format | sanitize | emulate | cuda | bench | clean
+# make demo | test | test-rest | test-all | coverage | setup | lint | format | sanitize | emulate | cuda | bench | clean
 VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+EMULATED := $(VENV)/.emulated
+PYTEST := $(PYTHON_IN) -m pytest -q -n auto --maxprocesses 8
 SOURCES := pyproject.toml setup.py constraints.txt tools/setup.sh tools/ffcv.sh $(shell find csrc -type f)
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test setup lint format sanitize emulate cuda bench clean
+.PHONY: demo test test-rest test-all coverage setup lint format sanitize emulate cuda bench clean
 demo: $(READY)
 	$(VENV)/bin/ulfast attack --method orthogonal
 
-test: $(READY)
-	$(PYTHON_IN) -m pytest -q -n auto --maxprocesses 8
+# Every test that is not marked slow. ARGS goes to pytest: make test ARGS="tests/ops -x".
+test: $(EMULATED)
+	$(PYTEST) $(ARGS)
+
+# The tests marked slow: full products of parameters, every documented command, kills, several processes, a browser.
+test-rest: $(EMULATED)
+	$(PYTEST) -m slow $(ARGS)
+
+test-all:
+	$(MAKE) test
+	$(MAKE) test-rest
+
+# Line coverage of the quick tests; of all with ARGS='-m ""'.
+coverage: $(EMULATED)
+	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
+
+# The CUDA kernels for the CPU, on which tests/cuda_emulation runs.
+$(EMULATED): $(READY) $(wildcard tests/cuda_emulation/*.h tests/cuda_emulation/*.cpp) tests/cuda_emulation/conftest.py
+	$(PYTHON_IN) tests/cuda_emulation/conftest.py
+	@touch $@
 
 setup: $(READY)
 $(READY): $(SOURCES)

@@ -1,8 +1,12 @@
-"""Data that all tests share: small, made here, no network."""
+"""What all tests share: small data made here, no network, a fork, and which tests are slow and which run together."""
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; before torch reads it, and for what they start
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -10,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; before t
 
 import numpy as np
 import pytest
+import torch
 
 from ulfast.data.dataset import Dataset
 
@@ -31,7 +36,97 @@ def make_dataset():
     return tiny
 
 
-@pytest.fixture(autouse=True)
-def isolated_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the user's cache."""
-    monkeypatch.setenv("ULFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+@pytest.fixture(scope="session", autouse=True)
+def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the user's cache. What is downloaded by a test goes to a folder of its own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ULFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """`forked(function, *arguments)`: the exit code of a fork of this process that calls it, minus the signal where one
+    killed it. What is imported is there, which a new process spends seconds on. One thread, as libgomp's do not survive
+    a fork."""
+
+    def run(function: Callable[..., object], *arguments: object) -> int:
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            function(*arguments)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    return run
+
+
+# Files whose tests take long and share nothing that takes long to make: each runs wherever there is room.
+SPREAD = {
+    "analysis/test_diagnosis.py",
+    "attacks/test_bases.py",
+    "cli/test_cli.py",
+    "docs/test_docs.py",
+    "examples/test_examples.py",
+    "poisons/test_generators.py",
+    "poisons/test_published.py",
+    "profiling/test_gpu_script.py",
+    "scale/test_kill.py",
+    "scale/test_processes.py",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """The tests of a file run in one process, which makes what they share once; those of SPREAD anywhere. (By files
+    and not by `xdist_group`, which xdist 3.8 does not see with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return nodeid if "/".join(file.split("/")[-2:]) in SPREAD else file
+
+    return Files(config, log) if config.getvalue("dist") == "load" else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before what `-m` leaves out is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `pairs` the quick run takes so many cases that every two values of two parameters meet; the
+    other cases of the product are slow. Parameters named in the mark count as one: `pairs("level", "dtype")` has every
+    level and dtype meet every value of every other parameter."""
+    marked = [item for item in items if isinstance(item, pytest.Function) and item.get_closest_marker("pairs")]
+    for _, group in itertools.groupby(marked, lambda item: (item.path, item.originalname)):
+        cases = list(group)
+        quick = covering([axes(case) for case in cases])
+        for i, case in enumerate(cases):
+            if i not in quick:
+                case.add_marker(pytest.mark.slow)
+
+
+def axes(case: pytest.Function) -> list[object]:
+    """A case's value of each parameter, those that count as one together."""
+    mark = case.get_closest_marker("pairs")
+    assert mark is not None
+    at = {name: str(value) for name, value in case.callspec.params.items()}
+    together = tuple(at.pop(name) for name in mark.args)
+    return [together, *(at[name] for name in sorted(at))]
+
+
+def covering(cases: list[list[object]]) -> set[int]:
+    """Places of cases in which every pair of values occurs that occurs in any: always the next with most new pairs."""
+    pairs = [set(itertools.combinations(enumerate(case), 2)) for case in cases]
+    left, chosen = set().union(*pairs), set()
+    while left:
+        best = max(range(len(pairs)), key=lambda i: len(pairs[i] & left))
+        chosen.add(best)
+        left -= pairs[best]
+    return chosen

@@ -48,7 +48,8 @@ def test_diagnosis(tmp_path, clean, method, verdict, attack):
 
 
 @pytest.mark.parametrize(
-    ("method", "verdict", "attack"), [(None, "clean", "none"), ("lsp", "poisoned", "orthogonal-full")]
+    ("method", "verdict", "attack"),
+    [(None, "clean", "none"), pytest.param("lsp", "poisoned", "orthogonal-full", marks=pytest.mark.slow)],
 )
 def test_more_classes_do_not_change_what_counts(every, method, verdict, attack):
     """Every class in four orientations: forty, of 125 images."""
@@ -90,7 +91,10 @@ def test_what_images_show_is_no_poison(digits):
     assert "rank" not in full.notes
 
 
-@pytest.mark.parametrize("method", ["lsp", "regions-4", "regions-16", "cwrandom", "pil"])
+@pytest.mark.parametrize(
+    "method",
+    ["lsp", "regions-16", "pil", *(pytest.param(m, marks=pytest.mark.slow) for m in ("regions-4", "cwrandom"))],
+)
 def test_few_images_are_enough_to_tell(every, method):
     """By the marked images: the accuracy of the linear model is about that of clean images."""
     found = diagnose(ulfast.poison(every, method, rate=0.2 if method == "lsp" else 0.1))
@@ -173,8 +177,14 @@ def test_one_class_is_nothing_to_compare(clean):
 
 def test_conclusions():
     def conclusion(linear=0.4, detail=0.2, marked=0.0, smooth=8, whole=8, constant=0.0, doubt=""):
-        values = ((linear, (LINEAR, None)), (detail, DETAIL), (marked, MARKED), (smooth, PATCHES), (whole, PATCHES),
-                  (constant, CONSTANT))  # fmt: skip
+        values = (
+            (linear, (LINEAR, None)),
+            (detail, DETAIL),
+            (marked, MARKED),
+            (smooth, PATCHES),
+            (whole, PATCHES),
+            (constant, CONSTANT),
+        )
         return conclude(tuple(Evidence("", value, *bounds, "", doubt) for value, bounds in values))
 
     assert conclusion() == ("clean", "none")

@@ -13,23 +13,8 @@ from ulfast.report import pictures, tables
 
 
 @pytest.fixture(scope="module")
-def data():
-    """A class signal that a small network learns, and the same with a strong linear poison."""
-    rng = np.random.default_rng(0)
-
-    def draw(n):
-        labels = np.arange(n) % 3
-        images = rng.integers(90, 166, (n, 12, 12, 3))
-        for i, label in enumerate(labels):  # a bright bar: horizontal, vertical or none, anywhere
-            at = rng.integers(1, 10)
-            if label == 0:
-                images[i, at : at + 2] += 40
-            elif label == 1:
-                images[i, :, at : at + 2] += 40
-        return ulfast.Dataset(images.clip(0, 255).astype(np.uint8), labels, ("bar-", "bar|", "none"), "bars")
-
-    clean, test = draw(900), draw(300)
-    return clean, ulfast.poison(clean, "lsp", eps=3.0), test
+def data(bars):
+    return bars(900, 300, 40)
 
 
 OPTIONS = {"model": "cnn", "epochs": 6, "seed": 1}
@@ -51,8 +36,21 @@ def test_the_result_is_written_and_json_able(tmp_path, data):
     result = ulfast.attack(poisoned, test=test, out=tmp_path / "run", limit=300, compare=True, **OPTIONS)
     content = json.loads((tmp_path / "run" / "result.json").read_text())
     assert content == json.loads(json.dumps(result.to_dict()))
-    wanted = {"method", "poison", "model", "recipe", "seed", "train_accuracy", "test_accuracy", "baselines", "history",
-              "seconds", "images_per_second", "config", "environment"}  # fmt: skip
+    wanted = {
+        "method",
+        "poison",
+        "model",
+        "recipe",
+        "seed",
+        "train_accuracy",
+        "test_accuracy",
+        "baselines",
+        "history",
+        "seconds",
+        "images_per_second",
+        "config",
+        "environment",
+    }
     assert wanted <= set(content)
     assert set(content["seconds"]) == {"fit", "project", "train"}
     assert set(content["baselines"]) == {"poisoned"}

@@ -182,9 +182,15 @@ def test_the_classwise_form_takes_each_image_s_own_vector(tmp_path, poisoned):
 def test_they_train(tmp_path, poisoned, method, options):
     for materialize in (False, True):
         result = ulfast.attack(
-            poisoned, test=poisoned, method=method, model="resnet18-4", epochs=1, out=tmp_path / str(materialize),
-            materialize=materialize, **options,
-        )  # fmt: skip
+            poisoned,
+            test=poisoned,
+            method=method,
+            model="resnet18-4",
+            epochs=1,
+            out=tmp_path / str(materialize),
+            materialize=materialize,
+            **options,
+        )
         assert np.isfinite(result.history[0]["train_loss"])
 
 

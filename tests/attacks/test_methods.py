@@ -22,23 +22,8 @@ RECIPE = Recipe("test", 4, 32, "adamw", 3e-3, 0.0, "one-cycle", None)
 
 
 @pytest.fixture(scope="module")
-def data():
-    """Clean and poisoned training images and clean test images: bars that a small network learns."""
-    rng = np.random.default_rng(0)
-
-    def draw(n, channels=3):
-        labels = np.arange(n) % 3
-        images = rng.integers(90, 166, (n, 12, 12, channels))
-        for i, label in enumerate(labels):
-            at = rng.integers(1, 10)
-            if label == 0:
-                images[i, at : at + 2] += 60
-            elif label == 1:
-                images[i, :, at : at + 2] += 60
-        return ulfast.Dataset(images.clip(0, 255).astype(np.uint8), labels, ("bar-", "bar|", "none"), "bars")
-
-    clean, test = draw(600), draw(240)
-    return clean, ulfast.poison(clean, "lsp", eps=3.0), test
+def data(bars):
+    return bars(600, 240, 60)
 
 
 def applied(name, train, test, context=None, **parameters):
@@ -128,7 +113,7 @@ def test_joining_sorts_by_stage_and_refuses_what_makes_no_sense():
             get_attack(name)
 
 
-def test_every_attack_says_what_it_is():
+def test_every_attack_names_its_source_and_excludes_both_ways():
     for name, attack in ATTACKS.items():
         assert attack.summary
         assert name == "none" or attack.source

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,22 @@ def clean():
 @pytest.fixture(scope="module")
 def poisoned(clean):
     return ulfast.poison(clean, "ar", seed=1)
+
+
+@pytest.fixture(scope="module")
+def fitted(poisoned):
+    """`fit_patches` of the poisoned images, for the same options once."""
+    return functools.cache(lambda **options: fit_patches(poisoned, **options))
+
+
+OPTIONS = {"epochs": 1, "model": "cnn"}
+
+
+@pytest.fixture(scope="module")
+def full_of_lsp(clean):
+    """Images with a linear poison, and what `orthogonal-full` makes of them."""
+    data = ulfast.poison(clean, "lsp")
+    return data, ulfast.attack(data, method="orthogonal-full", test=clean.balanced(100), **OPTIONS)
 
 
 def test_statistics_equal_numpys(make_dataset):
@@ -90,8 +108,8 @@ def test_the_estimator_is_unbiased_and_the_quietest():
     assert float((best @ covariance @ best.T).trace()) < float((plain @ covariance @ plain.T).trace())
 
 
-def test_the_rule_removes_from_ar_and_leaves_clean_data_alone(clean, poisoned):
-    there, none = fit_patches(poisoned), fit_patches(clean)
+def test_the_rule_removes_from_ar_and_leaves_clean_data_alone(clean, fitted):
+    there, none = fitted(), fit_patches(clean)
     assert there.metadata["largest"] > 2 * PATCHES[1]
     assert 20 < there.rank < 90
     assert none.metadata["largest"] < PATCHES[0] / 2
@@ -101,8 +119,8 @@ def test_the_rule_removes_from_ar_and_leaves_clean_data_alone(clean, poisoned):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (9, 20), (7, 7), (13, 40)])
-def test_the_projection_is_the_mean_over_covering_patches(poisoned, size):
-    basis = fit_patches(poisoned, rank=15)
+def test_the_projection_is_the_mean_over_covering_patches(fitted, size):
+    basis = fitted(rank=15)
     x = torch.rand(3, 3, *size)
     a, s = basis.analysis.flatten(1), basis.synthesis.flatten(1)
     assert (a @ s.T - torch.eye(15)).abs().max() < 1e-5
@@ -114,8 +132,8 @@ def test_the_projection_is_the_mean_over_covering_patches(poisoned, size):
         PatchProjection(basis)(x[..., :5])
 
 
-def test_it_takes_more_from_the_noise_than_from_the_image(clean, poisoned):
-    projection = PatchProjection(fit_patches(poisoned))
+def test_it_takes_more_from_the_noise_than_from_the_image(clean, poisoned, fitted):
+    projection = PatchProjection(fitted())
     image, both = (torch.from_numpy(d.images).permute(0, 3, 1, 2).float() / 255 for d in (clean, poisoned))
     noise = both - image
     from_noise = (projection(noise) - noise).norm() / noise.norm()
@@ -140,11 +158,17 @@ def test_errors(poisoned):
         fit_patches(poisoned, patch=3, rank=28)
 
 
-def test_kept_and_fresh_batches_agree(poisoned, monkeypatch):
+def test_kept_and_fresh_batches_agree(poisoned, fitted, monkeypatch):
     small = poisoned.balanced(100)
-    removal = Removal(patches=PatchProjection(fit_patches(poisoned, rank=10)))
-    options = {"removal": removal, "mean": (0.5,) * 3, "std": (0.2,) * 3,
-               "augment": Augment(), "seed": 3, "shuffle": True}  # fmt: skip
+    removal = Removal(patches=PatchProjection(fitted(rank=15)))
+    options = {
+        "removal": removal,
+        "mean": (0.5,) * 3,
+        "std": (0.2,) * 3,
+        "augment": Augment(),
+        "seed": 3,
+        "shuffle": True,
+    }
     kept = MemoryLoader(small, 32, **options)
     monkeypatch.setattr("ulfast.data.loaders.memory.KEEP_BYTES", 0)
     fresh = MemoryLoader(small, 32, **options)
@@ -171,15 +195,16 @@ def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
     ("method", "settings", "same", "same_settings"),
     [
         ("lsp", {}, "orthogonal+mean-noise", {"partial": True}),
-        ("lsp", {"noise_scale": 0}, "orthogonal", {}),
+        pytest.param("lsp", {"noise_scale": 0}, "orthogonal", {}, marks=pytest.mark.slow),
         (None, {}, "none", {}),
     ],
 )
-def test_full_takes_only_what_the_data_shows(clean, method, settings, same, same_settings):
+def test_full_takes_only_what_the_data_shows(clean, full_of_lsp, method, settings, same, same_settings):
     """On a linear poison it is `orthogonal+mean-noise` in part, on clean images it is `none`, to the bit."""
-    data = ulfast.poison(clean, method) if method else clean
-    options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn"}
-    full = ulfast.attack(data, method="orthogonal-full", **settings, **options)
+    options = OPTIONS | {"test": clean.balanced(100)}
+    data, full = full_of_lsp if method else (clean, None)
+    if settings or not method:
+        full = ulfast.attack(data, method="orthogonal-full", **settings, **options)
     if "noise_scale" in full.notes:
         same_settings = same_settings | {"noise_scale": full.notes["noise_scale"]}
     other = ulfast.attack(data, method=same, **same_settings, **options)
@@ -188,7 +213,9 @@ def test_full_takes_only_what_the_data_shows(clean, method, settings, same, same
     assert [row["train_loss"] for row in full.history] == [row["train_loss"] for row in other.history]
 
 
-@pytest.mark.parametrize(("method", "least", "most"), [("ops", 1.0, 1.001), ("regions-4", 1.6, 2.0)])
+@pytest.mark.parametrize(
+    ("method", "least", "most"), [("ops", 1.0, 1.001), pytest.param("regions-4", 1.6, 2.0, marks=pytest.mark.slow)]
+)
 def test_the_noise_follows_what_stays(clean, method, least, most):
     """1 where every direction goes whole, towards 2 where most of one stays; `noise_scale` overrides it."""
     data = ulfast.poison(clean, method)
@@ -212,11 +239,10 @@ def test_noise_of_each_image_is_not_hidden_under_more(clean, monkeypatch):
     assert [row["train_loss"] for row in full.history] == [row["train_loss"] for row in part.history]
 
 
-def test_auto_looks_once(clean, monkeypatch):
+def test_auto_looks_once(clean, full_of_lsp, monkeypatch):
     """What the diagnosis measured, the attack that it suggests does not measure again; the result is the same."""
-    data = ulfast.poison(clean, "lsp")
-    options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn"}
-    full = ulfast.attack(data, method="orthogonal-full", **options)
+    data, full = full_of_lsp
+    options = OPTIONS | {"test": clean.balanced(100)}
     for again in ("full.linear_model", "full.fine_detail", "patch.fit_patches"):
         monkeypatch.delattr(f"ulfast.attacks.{again}")
     auto = ulfast.attack(data, method="auto", **options)

@@ -6,10 +6,12 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sysconfig
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,30 +22,56 @@ from ulfast.ops import cuda
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    """The files of csrc/cuda, compiled by g++ on the stand-in for CUDA: once, whoever comes first."""
-    pybind11 = pytest.importorskip("pybind11")
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    here = Path(__file__).parent
-    files = [here / "cuda_runtime.h", here / "emulated.cpp", *sorted((ROOT / "csrc").rglob("*.*"))]
-    state = hashlib.sha256(b"".join(f.read_bytes() for f in files) + pybind11.__version__.encode()).hexdigest()[:16]
-    folder = tmp_path_factory.getbasetemp().parent / f"emulated-{state}"
-    folder.mkdir(exist_ok=True)
+def compiled() -> Path:
+    """The files of csrc/cuda, compiled by g++ on the stand-in for CUDA: once for as long as nothing of it
+    changes, by whoever comes first (`make test` compiles ahead)."""
+    import pybind11
+
+    here = Path(__file__).resolve().parent
+    files = [Path(__file__), here / "cuda_runtime.h", here / "emulated.cpp", *sorted((ROOT / "csrc").rglob("*.*"))]
+    versions = pybind11.__version__ + str(sysconfig.get_config_var("EXT_SUFFIX"))
+    state = hashlib.sha256(b"".join(f.read_bytes() for f in files) + versions.encode()).hexdigest()[:16]
+    folder = ROOT / "build" / f"emulated-{state}"
+    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            done = subprocess.run(
-                ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", f"-I{ROOT / 'csrc'}", f"-I{here}",
-                 f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", "-x", "c++",
-                 str(here / "emulated.cpp"), *map(str, sorted((ROOT / "csrc/cuda").glob("*.cu"))),
-                 "-o", f"{target}.part"],
-                capture_output=True, text=True,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr[-2000:]
+            sources = [here / "emulated.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+            command = [
+                "g++",
+                "-std=c++20",
+                "-O1",
+                "-fPIC",
+                "-ffp-contract=off",
+                f"-I{ROOT / 'csrc'}",
+                f"-I{here}",
+                f"-I{pybind11.get_include()}",
+                f"-I{sysconfig.get_paths()['include']}",
+                "-x",
+                "c++",
+            ]
+
+            def run(words: list[str]) -> None:
+                done = subprocess.run(words, capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr[-2000:]
+
+            objects = [str(folder / f"{source.stem}.o") for source in sources]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                jobs = ([*command, "-c", str(source), "-o", o] for source, o in zip(sources, objects, strict=True))
+                list(pool.map(run, jobs))
+            run(["g++", "-shared", *objects, "-o", f"{target}.part"])
             Path(f"{target}.part").rename(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def emulated():
+    """What `compiled` gives, as a module."""
+    pytest.importorskip("pybind11")
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    target = compiled()
     spec = importlib.util.spec_from_file_location("emulated", target)
     assert spec is not None
     assert spec.loader is not None
@@ -63,3 +91,7 @@ def kernels(request, emulated, monkeypatch):
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     yield monkeypatch
     torch.use_deterministic_algorithms(False)
+
+
+if __name__ == "__main__" and shutil.which("g++"):
+    print(f"the CUDA kernels for the CPU: {compiled().relative_to(ROOT)}")

@@ -28,6 +28,7 @@ def check(got, want, dtype):
     torch.testing.assert_close(got, want, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     ("n", "d", "k"), [(1, 1, 1), (3, 15, 3), (5, 16, 9), (17, 17, 10), (19, 1030, 17), (9, 40, 32)]
@@ -52,6 +53,7 @@ def test_project_takes_strides_and_works_in_place(kernels):
     assert cuda.project(x[:0, :16], basis).shape == (0, 16)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("shared", ["102400", "9000"])
 def test_classwise_and_labels_out_of_range(kernels, dtype, shared):
@@ -91,6 +93,7 @@ def close(got, want, dtype):
     assert (got.float() - want.float()).abs().max() <= HALF[dtype] * scale
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     ("size", "k"),
     [
@@ -157,12 +160,19 @@ def test_ingest_of_strided_no_and_too_wide_images(kernels):
         close(got, reference.ingest(images, basis, mean, std, torch.float32, index, shift, flip), torch.float32)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(
     ("n", "d", "classes", "shared"),
-    [(1, 1, 2, 102400), (9, 15, 3, 102400), (19, 130, 10, 3000), (70, 5, 4, 102400), (12, 17, 33, 102400),
-     (6, 260, 17, 102400)],
-)  # fmt: skip
+    [
+        (1, 1, 2, 102400),
+        (9, 15, 3, 102400),
+        (19, 130, 10, 3000),
+        (70, 5, 4, 102400),
+        (12, 17, 33, 102400),
+        (6, 260, 17, 102400),
+    ],
+)
 def test_softmax_regression_step(kernels, dtype, n, d, classes, shared):
     """With 3000 bytes the rows are cut in pieces, whose logits are added."""
     kernels.setenv("ULFAST_EMULATED_SHARED", str(shared))

@@ -23,6 +23,7 @@ def near(got, want):
     assert gap.sum() <= max(1, 1e-4 * gap.numel())
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
 @pytest.mark.parametrize("kind", ["l2", "linf", "none"])
 @pytest.mark.parametrize("shared", ["102400", "9000"])
@@ -34,8 +35,10 @@ def test_ar(kernels, n, h, w, c, classes, kind, shared):
     got = cuda_generators.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind)
     want = reference.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind)
     torch.testing.assert_close(got, want, rtol=0 if kind == "none" else 3e-7, atol=0)
-    near(cuda_generators.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind, images),
-         reference.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind, images))  # fmt: skip
+    near(
+        cuda_generators.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind, images),
+        reference.perturb_ar(labels, windows, 5, 3, h, w, 0.7, kind, images),
+    )
 
 
 @pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
@@ -50,6 +53,7 @@ def test_lsp(kernels, n, h, w, c, classes):
         near(cuda_generators.perturb_lsp(*given, images, truncate), reference.perturb_lsp(*given, images, truncate))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
 @pytest.mark.parametrize("side", [1, 2, 3, 13])
 def test_convolution_is_its_twin(kernels, n, h, w, c, classes, side):
@@ -65,8 +69,9 @@ def test_moments_are_exact(kernels, n, h, w, c, classes):
     images, labels = draw(n, h, w, c, classes)
     for got, want in zip(
         cuda_generators.class_moments(images, labels, classes + 1),
-        reference.class_moments(images, labels, classes + 1), strict=True,
-    ):  # fmt: skip
+        reference.class_moments(images, labels, classes + 1),
+        strict=True,
+    ):
         assert torch.equal(got, want)
 
 
@@ -114,7 +119,8 @@ def test_labels_out_of_range_and_shards(kernels):
         assert torch.equal(got[[0, 2, 4]], good[[0, 2, 4]])
     keep = [0, 2, 4]
     for got, want in zip(
-        cuda_generators.class_moments(images, wrong, 2), reference.class_moments(images[keep], labels[keep], 2),
+        cuda_generators.class_moments(images, wrong, 2),
+        reference.class_moments(images[keep], labels[keep], 2),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert torch.equal(got, want)

@@ -4,10 +4,7 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,8 +89,16 @@ def sections(path):
     fields = fmt.HEADER.itemsize + fmt.FIELD.itemsize
     samples = fmt.HEADER.itemsize + 2 * fmt.FIELD.itemsize + 24 * (n // 2)
     table = total - fmt.ALLOCATION.itemsize * n
-    return {"empty": 0, "header": 10, "fields": fields, "samples": samples, "pages": int(beton.ptr[n // 2]) + 7,
-            "before the table": table, "table": table + 24 * 3, "last byte": total - 1}  # fmt: skip
+    return {
+        "empty": 0,
+        "header": 10,
+        "fields": fields,
+        "samples": samples,
+        "pages": int(beton.ptr[n // 2]) + 7,
+        "before the table": table,
+        "table": table + 24 * 3,
+        "last byte": total - 1,
+    }
 
 
 @pytest.mark.parametrize("with_manifest", [True, False])
@@ -139,8 +144,14 @@ def test_a_wrong_table_is_refused_without_a_manifest_too(tmp_path, make_dataset,
     write_beton(path, make_dataset(20))
     first = fmt.HEADER.itemsize + 2 * fmt.FIELD.itemsize
     table = path.stat().st_size - 20 * 24
-    at = {"mode": first, "width": first + 1, "ptr": first + 5, "label": first + 16,
-          "allocated": table + 8, "size": table + 16}.get(at, at)  # fmt: skip
+    at = {
+        "mode": first,
+        "width": first + 1,
+        "ptr": first + 5,
+        "label": first + 16,
+        "allocated": table + 8,
+        "size": table + 16,
+    }.get(at, at)
     overwrite(path, at, value)
     with pytest.raises(InputError, match=r"does not know|damaged|of the kinds"):
         load_dataset(path)
@@ -198,32 +209,28 @@ def test_an_error_leaves_nothing_and_an_existing_file_asks(tmp_path, make_datase
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.beton", "x.beton.json"]
 
 
-def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
-    code = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
-from conftest import tiny
-from ulfast.data.beton import write_beton, writer
-writer.CHECKPOINT_BYTES, writer.CHUNK_BYTES = 40_000, 10_000
-left = int(sys.argv[2])
-def progress(stage, done, total):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-write_beton(sys.argv[1], tiny(300), mode="mixed", resume=True, progress=progress)
-"""
+def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path, make_dataset, forked):
+    def write(path, left):
+        beton_writer.CHECKPOINT_BYTES, beton_writer.CHUNK_BYTES = 40_000, 10_000
+
+        def progress(stage, done, total):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        write_beton(path, make_dataset(300), mode="mixed", resume=True, progress=progress)
+
     target = tmp_path / "x.beton"
     for left in (2, 7, 12):  # of 14 pieces of 23 images
-        done = subprocess.run([sys.executable, "-c", code, str(target), str(left)], capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert forked(write, target, left) == -signal.SIGKILL
         assert not target.exists()
         with pytest.raises(InputError):
             load_dataset(target)
     journal = np.frombuffer((tmp_path / "x.beton.part.journal").read_bytes(), beton_writer.JOURNAL)
     assert 7 * 23 < len(journal) < 300  # more than the second attempt had
-    assert subprocess.run([sys.executable, "-c", code, str(target), "-1"]).returncode == 0
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "y.beton"), "-1"]).returncode == 0
+    assert forked(write, target, -1) == 0
+    assert forked(write, tmp_path / "y.beton", -1) == 0
     assert target.read_bytes() == (tmp_path / "y.beton").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{n}.beton{e}" for n in "xy" for e in ("", ".json")]
 

@@ -106,9 +106,12 @@ def cifar_archive(names_: list[str], evil: str | None = None) -> bytes:
     rng = np.random.default_rng(0)
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name in names_:
-            content = {b"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8),
-                       b"fine_labels": [i % 100 for i in range(20)], b"labels": [i % 10 for i in range(20)],
-                       b"fine_label_names": [b"n%d" % i for i in range(100)]}  # fmt: skip
+            content = {
+                b"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8),
+                b"fine_labels": [i % 100 for i in range(20)],
+                b"labels": [i % 10 for i in range(20)],
+                b"fine_label_names": [b"n%d" % i for i in range(100)],
+            }
             raw = pickle.dumps(content, 2)
             info = tarfile.TarInfo(evil or f"cifar-100-python/{name}")
             info.size = len(raw)

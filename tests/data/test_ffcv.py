@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from ulfast import InputError
 from ulfast.data import Augment, MemoryLoader
 from ulfast.data.beton import FFCVLoader, format as fmt, open_beton, write_beton
 
-if subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True).returncode:
+if importlib.util.find_spec("ffcv") is None:
     pytest.skip("FFCV is not installed: tools/ffcv.sh installs it", allow_module_level=True)
 
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -44,6 +45,7 @@ def raw_loader(raw):
     return FFCVLoader(raw[0], 4, **STATISTICS)
 
 
+@pytest.mark.slow
 def test_importing_keeps_torch_s_threads(raw):
     code = """
 import torch
@@ -110,6 +112,7 @@ def test_classwise_projection_and_subset(raw):
     assert torch.equal(x, want)
 
 
+@pytest.mark.slow
 def test_centre_crop_of_images_of_several_sizes(tmp_path):
     """A file of FFCV's own writer, without a manifest: 224 of 256 of the shorter side."""
     code = """
@@ -251,8 +254,14 @@ def test_projection_in_somebody_s_own_pipeline(raw):
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor
 
-    loader = Loader(str(path), batch_size=10, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
-                    pipelines={"image": [SimpleRGBImageDecoder(), ToTensor(), operation]})  # fmt: skip
+    loader = Loader(
+        str(path),
+        batch_size=10,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines={"image": [SimpleRGBImageDecoder(), ToTensor(), operation]},
+    )
     kept = [x for x, _ in loader]
     torch.set_num_threads(threads)
     from ulfast import ops

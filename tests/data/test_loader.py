@@ -43,9 +43,14 @@ def test_statistics_are_exact(make_dataset):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    padding=st.integers(0, 5), flip=st.booleans(), channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**40),
-    epoch=st.integers(0, 100), batch=st.integers(1, 40), rank=st.integers(0, 4),
-)  # fmt: skip
+    padding=st.integers(0, 5),
+    flip=st.booleans(),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 100),
+    batch=st.integers(1, 40),
+    rank=st.integers(0, 4),
+)
 def test_augmentation_equals_its_plain_form(make_dataset, padding, flip, channels, seed, epoch, batch, rank):
     data = make_dataset(37, 11, channels)
     d = 11 * 11 * channels
@@ -59,9 +64,14 @@ def test_augmentation_equals_its_plain_form(make_dataset, padding, flip, channel
     order = torch.randperm(37, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63)))
     half = torch.full((channels,), 0.5)
     want = reference.ingest(
-        torch.from_numpy(data.images), basis if rank else None, half, half / 2, torch.float32,
-        shift=shift, flip=flipped,
-    )  # fmt: skip
+        torch.from_numpy(data.images),
+        basis if rank else None,
+        half,
+        half / 2,
+        torch.float32,
+        shift=shift,
+        flip=flipped,
+    )
     torch.testing.assert_close(x, want[order], atol=2e-5, rtol=1e-5)
     assert y.tolist() == data.labels[order.numpy()].tolist()
     if padding:

@@ -216,8 +216,12 @@ def test_a_damaged_pickle_is_named(tmp_path, cut):
 @pytest.mark.parametrize("layout", ["nhwc", "nchw", "gray", "float"])
 def test_npz_layouts(tmp_path, make_dataset, layout):
     data = make_dataset(12, 16)
-    images = {"nhwc": data.images, "nchw": data.images.transpose(0, 3, 1, 2), "gray": data.images[..., 0],
-              "float": data.images / 255.0}[layout]  # fmt: skip
+    images = {
+        "nhwc": data.images,
+        "nchw": data.images.transpose(0, 3, 1, 2),
+        "gray": data.images[..., 0],
+        "float": data.images / 255.0,
+    }[layout]
     labels = np.eye(3)[data.labels] if layout == "float" else data.labels
     np.savez(tmp_path / "a.npz", x=images, y=labels)
     got = load_dataset(tmp_path / "a.npz")

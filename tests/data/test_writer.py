@@ -3,8 +3,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -59,16 +57,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, make_dataset, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_writer_leaves_no_data_set(tmp_path):
-    code = f"""
-import numpy as np, os, signal
-from ulfast.data import DatasetWriter
-with DatasetWriter({str(tmp_path / "out")!r}) as writer:
-    split = writer.split("train", (8, 8, 3), ("a", "b"))
-    split.append(np.zeros((1000, 8, 8, 3), np.uint8), np.zeros(1000, np.int64))
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+def test_a_killed_writer_leaves_no_data_set(tmp_path, forked):
+    def write():
+        with DatasetWriter(tmp_path / "out") as writer:
+            split = writer.split("train", (8, 8, 3), ("a", "b"))
+            split.append(np.zeros((1000, 8, 8, 3), np.uint8), np.zeros(1000, np.int64))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked(write) == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError):
         load_dataset(tmp_path / "out")

@@ -47,6 +47,7 @@ def test_links_and_pictures_are_there(page):
 SHRINK = {"attack": ["--limit", "150", "--epochs", "1"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["poisons", "attacks", "tables", "findings", "kernels", "ffcv", "scale"])
 def test_commands_run(name, tmp_path, monkeypatch):
     """Every `ulfast ...` line of a task's page, in order, in one folder."""

@@ -17,6 +17,7 @@ def load(name):
     return module
 
 
+@pytest.mark.slow
 def test_plain_pytorch():
     accuracy = load("plain_pytorch").main(epochs=6, limit=2500)
     assert accuracy["projected"] > accuracy["as it is"] + 0.08
@@ -28,11 +29,13 @@ def test_dataloader():
     assert largest < 1e-4
 
 
+@pytest.mark.slow
 def test_lightning_module():
     pytest.importorskip("lightning")
     assert load("lightning_module").main(epochs=4, limit=2000) > 0.3
 
 
+@pytest.mark.slow
 def test_timm_style():
     try:
         import timm  # noqa: F401
@@ -41,6 +44,7 @@ def test_timm_style():
     assert 0 <= load("timm_style").main(epochs=1, limit=256, batch_size=64) <= 1
 
 
+@pytest.mark.slow
 def test_ffcv_pipeline():
     from ulfast import InputError
     from ulfast.data.beton import engine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import subprocess
 import sys
 
 import pytest
@@ -25,13 +24,20 @@ def test_unknown_level_is_refused():
         _extension.set_cpu_level("v9")
 
 
-def test_level_from_the_environment():
-    code = "from ulfast.ops import _extension as e; print(e.load().cpu_level())"
-    env = {**os.environ, "ULFAST_CPU_LEVEL": "baseline"}
-    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "baseline\n"
-    env["ULFAST_CPU_LEVEL"] = "v9"
-    failed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert "ULFAST_CPU_LEVEL" in failed.stderr
+def test_level_from_the_environment(monkeypatch):
+    """As it is read at the first use in a process."""
+    try:
+        monkeypatch.setenv("ULFAST_CPU_LEVEL", "baseline")
+        _extension.load.cache_clear()
+        assert _extension.load().cpu_level() == "baseline"
+        monkeypatch.setenv("ULFAST_CPU_LEVEL", "v9")
+        _extension.load.cache_clear()
+        with pytest.raises(InputError, match="ULFAST_CPU_LEVEL"):
+            _extension.load()
+    finally:
+        monkeypatch.undo()
+        _extension.load.cache_clear()
+        _extension.set_cpu_level("auto")
 
 
 def test_a_missing_extension_says_what_to_do(monkeypatch):

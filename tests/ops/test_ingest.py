@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -11,15 +13,22 @@ from ulfast.ops import crossover, reference
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
+@functools.lru_cache(maxsize=32)
+def orthonormal(d: int, k: int) -> torch.Tensor:
+    """(k, d) float32; a decomposition of large ones takes longer than what is tested on them."""
+    g = torch.Generator().manual_seed(d + k)
+    return torch.linalg.qr(torch.randn(d, k, generator=g, dtype=torch.float64))[0].T.float().contiguous()
+
+
 def make(n: int, h: int, w: int, c: int, k: int):
     g = torch.Generator().manual_seed(n + h + w + c + k)
     images = torch.randint(0, 256, (n, h, w, c), generator=g, dtype=torch.uint8)
-    k = min(k, h * w * c)
-    basis = torch.linalg.qr(torch.randn(h * w * c, k, generator=g, dtype=torch.float64))[0].T.float().contiguous()
+    basis = orthonormal(h * w * c, min(k, h * w * c)).clone()
     mean, std = torch.rand(c, generator=g), torch.rand(c, generator=g) + 0.2
     return images, basis, mean, std
 
 
+@pytest.mark.pairs("level", "dtype")
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     "size", [(32, 32, 3), (5, 7, 1), (9, 8, 3), (1, 1, 3), (3, 900, 3), (64, 64, 4), (2, 5, 2), (224, 224, 3)]
@@ -40,6 +49,7 @@ def test_matches_its_twin(level, dtype, size, k):
     assert (got.float() - want.float()).abs().max() <= TOLERANCE[dtype] * scale
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("size", "k"), [((32, 32, 3), 9), ((32, 32, 3), 0), ((9, 8, 3), 3), ((3, 900, 3), 2), ((5, 7, 1), 1)]
@@ -51,12 +61,8 @@ def test_floats_are_read_as_they_are(level, stored, size, k):
     flip = torch.tensor([False, True, False, True, True, False])
     index = torch.tensor([5, 0, 3, 3, 1, 2])
     for dtype in (torch.float32, torch.bfloat16):
-        got = ops.ingest(
-            images, basis if k else None, mean, std, dtype=dtype, index=index, shift=shift, flip=flip
-        )  # fmt: skip
-        want = reference.ingest(
-            images.float(), basis if k else None, mean, std, torch.float32, index, shift, flip
-        )  # fmt: skip
+        got = ops.ingest(images, basis if k else None, mean, std, dtype=dtype, index=index, shift=shift, flip=flip)
+        want = reference.ingest(images.float(), basis if k else None, mean, std, torch.float32, index, shift, flip)
         assert got.dtype == dtype
         assert (got.float() - want).abs().max() <= TOLERANCE[dtype] * want.abs().max().clamp_min(1)
 
@@ -89,9 +95,11 @@ def test_large_basis_and_wide_images_go_to_the_library():
     torch.testing.assert_close(got, torch.stack([each[1][0], each[0][1]]), atol=1e-4, rtol=1e-4)
     images, basis, mean, std = make(2, 1, 4000, 3, 2)
     torch.testing.assert_close(
-        ops.ingest(images, basis, mean, std), reference.ingest(images, basis, mean, std, torch.float32), atol=1e-4,
+        ops.ingest(images, basis, mean, std),
+        reference.ingest(images, basis, mean, std, torch.float32),
+        atol=1e-4,
         rtol=1e-4,
-    )  # fmt: skip
+    )
 
 
 def test_empty_batch_and_any_thread_count(threads):

@@ -28,6 +28,7 @@ def objective(images, poisoned, labels, weight, share=0.9):
     return float(share * own - (1 - share) * (rest.mean(1) + torch.tensor(float(w.shape[0])).log()).mean())
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("d", [1, 15, 16, 17, 64, 513, 3072, 3073])
 @pytest.mark.parametrize("classes", [2, 10, 17])
 def test_equals_its_twin(level, d, classes):
@@ -106,7 +107,10 @@ def test_opcheck():
     ],
 )
 def test_errors(change, error, message):
-    given_ = {"images": torch.zeros(3, 4, dtype=torch.uint8), "labels": torch.tensor([0, 1, 1]),
-              "weight": torch.zeros(2, 4)}  # fmt: skip
+    given_ = {
+        "images": torch.zeros(3, 4, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1, 1]),
+        "weight": torch.zeros(2, 4),
+    }
     with pytest.raises(error, match=message):
         ops.perturb_linear(**(given_ | change))

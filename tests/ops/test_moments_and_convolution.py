@@ -46,6 +46,7 @@ def test_moments_of_any_shape(n, d, classes, threads):
     assert torch.equal(got[1], want[1])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("shape", [(8, 8, 3), (32, 32, 3), (9, 13, 1), (1, 1, 3), (5, 40, 3), (64, 64, 3)])
 @pytest.mark.parametrize("side", [1, 2, 3, 9])
 def test_convolution_equals_its_twin(level, shape, side):
@@ -62,10 +63,14 @@ def test_convolution_equals_its_twin(level, shape, side):
 def test_convolution_is_conv2d():
     images, labels = draw(6, (20, 24, 3), 3)
     kernels = torch.rand(3, 3, 3) * 0.3
-    y = torch.stack([
-        torch.nn.functional.conv2d(image.permute(2, 0, 1)[:, None].double(), kernels[c][None, None].double(), padding=1)
-        for image, c in zip(images, labels.tolist(), strict=True)
-    ])[:, :, 0]  # fmt: skip
+    y = torch.stack(
+        [
+            torch.nn.functional.conv2d(
+                image.permute(2, 0, 1)[:, None].double(), kernels[c][None, None].double(), padding=1
+            )
+            for image, c in zip(images, labels.tolist(), strict=True)
+        ]
+    )[:, :, 0]
     want = (y / y.flatten(1).amax(1)[:, None, None, None] * 255).permute(0, 2, 3, 1)
     got = ops.perturb_convolution(images, labels, kernels).double()
     assert ((want - got) > -1e-3).all()

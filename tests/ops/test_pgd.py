@@ -18,6 +18,7 @@ def draw(shape, seed=0):
     return x, grad, start
 
 
+@pytest.mark.pairs("level", "norm")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("d", [1, 15, 16, 17, 1024, 1040, 3072, 3073, 12288])
 @pytest.mark.parametrize("clamp", [True, False])

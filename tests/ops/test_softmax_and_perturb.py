@@ -12,6 +12,7 @@ from ulfast import ops
 from ulfast.ops import reference
 
 
+@pytest.mark.pairs("level", "dtype")
 @pytest.mark.parametrize("classes", [2, 5, 7, 10, 13, 100])
 @pytest.mark.parametrize("d", [1, 47, 48, 3072, 3073])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

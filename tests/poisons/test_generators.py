@@ -19,6 +19,7 @@ SHAPES = [((9, 13), 3, 37), ((8, 8), 1, 16), ((33, 5), 2, 3), ((8, 8), 3, 0)]
 LEVELS = [name for name, supported in _extension.load().cpu_levels() if supported]
 
 
+@pytest.mark.pairs("level", "kind")
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("size", "channels", "n"), SHAPES)
 @pytest.mark.parametrize("kind", ["none", "l2", "linf"])

@@ -85,8 +85,18 @@ def write_layout(kind, folder, base, poisoned):
     return folder / "p.npz", "npy", want
 
 
-KINDS = ("png-index", "pt-sample", "pt-class", "safetensors", "int8-pickle", "int8-class", "ntga", "npy-images",
-         "npy-class", "npz-levels")  # fmt: skip
+KINDS = (
+    "png-index",
+    "pt-sample",
+    "pt-class",
+    "safetensors",
+    "int8-pickle",
+    "int8-class",
+    "ntga",
+    "npy-images",
+    "npy-class",
+    "npz-levels",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,8 +219,17 @@ def test_the_verbs(tmp_path):
     clean = load_dataset("sample", limit=300)
     write_dataset(tmp_path / "clean", clean, load_dataset("sample", split="test"))
     said("poison", "--data", tmp_path / "clean", "--out", tmp_path / "p")
-    exported = said("data", "export", tmp_path / "p", "--layout", "perturbation-pt", "--base", tmp_path / "clean",
-                    "--out", tmp_path / "p.pt")  # fmt: skip
+    exported = said(
+        "data",
+        "export",
+        tmp_path / "p",
+        "--layout",
+        "perturbation-pt",
+        "--base",
+        tmp_path / "clean",
+        "--out",
+        tmp_path / "p.pt",
+    )
     assert exported["images"] == 300
     words = ("data", "import", tmp_path / "p.pt", "--base", tmp_path / "clean", "--name", "lsp")
     back = said(*words, "--out", tmp_path / "b")

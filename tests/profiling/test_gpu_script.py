@@ -19,6 +19,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_dry_run_makes_the_table_and_the_json(tmp_path):
     done = run("bash", "benchmarks/gpu.sh", "--dry", str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -29,8 +30,15 @@ def test_dry_run_makes_the_table_and_the_json(tmp_path):
     assert result["left_out"] == []
     assert {"copy_bytes_per_s", "sgemm_flops_per_s", "tf32_flops_per_s", "bf16_flops_per_s"} == set(result["ceilings"])
     assert {row["op"] for row in result["rows"]} == {
-        "ingest", "project", "project_classwise", "softmax_regression_step", "lsp", "ar", "regions", "cuda",
-    }  # fmt: skip
+        "ingest",
+        "project",
+        "project_classwise",
+        "softmax_regression_step",
+        "lsp",
+        "ar",
+        "regions",
+        "cuda",
+    }
     for row in result["rows"]:
         assert row["seconds"]["ulfast"] > 0
         assert set(row["ratio"]) == set(row["seconds"]) - {"ulfast"}
@@ -46,7 +54,9 @@ def test_dry_run_makes_the_table_and_the_json(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("script", ["gpu.sh", "gpu.py", "gpu_sweep.py"])
+@pytest.mark.parametrize(
+    "script", ["gpu.sh", *(pytest.param(s, marks=pytest.mark.slow) for s in ("gpu.py", "gpu_sweep.py"))]
+)
 def test_without_a_gpu_it_fails_loudly(script, tmp_path):
     program = "bash" if script.endswith(".sh") else sys.executable
     arguments = ["--out", str(tmp_path)] if script == "gpu.py" else []

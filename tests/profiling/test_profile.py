@@ -34,8 +34,16 @@ def test_every_operator_can_be_raced(name):
 
 
 def test_contestants_compute_the_same():
-    for name in ("project", "project_classwise", "apply_perturbation", "perturb_lsp", "perturb_ar", "class_moments",
-                 "perturb_convolution", "perturb_linear"):  # fmt: skip
+    for name in (
+        "project",
+        "project_classwise",
+        "apply_perturbation",
+        "perturb_lsp",
+        "perturb_ar",
+        "class_moments",
+        "perturb_convolution",
+        "perturb_linear",
+    ):
         case = OPERATORS[name].make(Shape(32, 192, 3), OPERATORS[name].dtypes[0], CPU, False)
         results = [run() for label, run in {**case.ours, **case.peers}.items() if "in place" not in label]
         for other in results[1:]:
@@ -94,8 +102,18 @@ def test_the_command_line(tmp_path):
         result = CliRunner().invoke(group, ["profile", *map(str, words), "--json"], catch_exceptions=False)
         return json.loads(result.stdout)
 
-    got = said("project", "pgd_step", "--shape", "64x192x2", "--repeats", 2, "--plot", tmp_path / "roof.png",
-               "--trace", tmp_path / "trace.json")  # fmt: skip
+    got = said(
+        "project",
+        "pgd_step",
+        "--shape",
+        "64x192x2",
+        "--repeats",
+        2,
+        "--plot",
+        tmp_path / "roof.png",
+        "--trace",
+        tmp_path / "trace.json",
+    )
     assert [row["case"] for row in got["rows"]] == ["project 64 x 192, k 2, float32", "pgd_step l2 64 x 192"]
     assert (tmp_path / "roof.png").stat().st_size > 10_000
     names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}

@@ -28,10 +28,14 @@ from ulfast.report import page, text
 from ulfast.report.collect import Verdict, collect
 
 GRID = {
-    "name": "tiny", "data": "sample", "limit": 200, "epochs": 2, "seeds": [0, 1],
+    "name": "tiny",
+    "data": "sample",
+    "limit": 200,
+    "epochs": 2,
+    "seeds": [0, 1],
     "poisons": ["clean", {"name": "strong", "method": "lsp", "eps": 3.0}],
     "attacks": ["none", "orthogonal", {"name": "jpeg-50", "method": "iss-jpeg", "quality": 50}],
-}  # fmt: skip
+}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -84,6 +88,7 @@ def test_other_settings_are_not_mixed_in(done, tmp_path):
         reproduce(Grid.of(GRID), other)
 
 
+@pytest.mark.slow
 def test_jobs_give_the_same_results(tmp_path):
     """To the last digit where the number of threads is the same."""
     small = Grid.of({**GRID, "attacks": ["none", "orthogonal"], "seeds": [0]})
@@ -104,7 +109,7 @@ def test_a_poison_may_have_a_seed_of_its_own(tmp_path):
     assert kept[0]["test_accuracy"] != kept[1]["test_accuracy"] or kept[0]["history"] != kept[1]["history"]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_a_network_poisons_is_made_once_for_all_cells(tmp_path, jobs):
     surrogate = {"name": "noise", "method": "em", "wise": "class", "surrogate": "cnn", "lr": 0.01, "rounds": 2}
     bad = {"name": "bad", "method": "em", "surrogate": "cnn", "lr": 1e30, "rounds": 2, "steps": 1}
@@ -125,6 +130,7 @@ def test_what_a_network_poisons_is_made_once_for_all_cells(tmp_path, jobs):
     assert (made / "train" / "manifest.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on(tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(yaml.safe_dump({**GRID, "epochs": 30, "seeds": [0], "attacks": ["none"]}))
@@ -186,9 +192,20 @@ def test_a_wrong_grid_is_refused_before_anything_is_trained(change, message):
 
 def test_shipped_grids_can_be_run():
     assert shipped_grids() == [
-        "ar", "ar-64", "ar-full", "cifar10", "cifar10-10k", "demo", "fit-start", "fits", "imagenet100", "mean-noise",
-        "orthogonal-full", "poisons", "surrogates",
-    ]  # fmt: skip
+        "ar",
+        "ar-64",
+        "ar-full",
+        "cifar10",
+        "cifar10-10k",
+        "demo",
+        "fit-start",
+        "fits",
+        "imagenet100",
+        "mean-noise",
+        "orthogonal-full",
+        "poisons",
+        "surrogates",
+    ]
     for name in shipped_grids():
         content = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
         grid = Grid.of({**content, "data": "sample"})
@@ -309,6 +326,7 @@ def test_the_command_line(done, tmp_path):
         run("reproduce")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_the_page_in_a_browser(done, tmp_path):
     """It loads without a word on the console, sorts by its address, opens the run that is linked."""
@@ -316,9 +334,18 @@ def test_the_page_in_a_browser(done, tmp_path):
     page.write(collect([done.folder]), file)
 
     def load(fragment=""):
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                   f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom",
-                   f"{Path(file).as_uri()}{fragment}"]  # fmt: skip
+        command = [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--dump-dom",
+            f"{Path(file).as_uri()}{fragment}",
+        ]
         got = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert "CONSOLE" not in got.stderr, [line for line in got.stderr.splitlines() if "CONSOLE" in line]
         return got.stdout
@@ -338,9 +365,21 @@ def test_the_page_in_a_browser(done, tmp_path):
     dom = load("#cell-strong-orthogonal-cnn-0-attack-all")
     assert re.search(r'<details id="cell-strong-orthogonal-cnn-0-attack-all" open', dom)
     shot = tmp_path / "shot.png"
-    subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                    f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,1200", f"--screenshot={shot}",
-                    Path(file).as_uri()], capture_output=True, timeout=120)  # fmt: skip
+    subprocess.run(
+        [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=390,1200",
+            f"--screenshot={shot}",
+            Path(file).as_uri(),
+        ],
+        capture_output=True,
+        timeout=120,
+    )
     from PIL import Image
 
     picture = np.asarray(Image.open(shot).convert("RGB"))

@@ -43,8 +43,20 @@ def words(step: str, data: str, out: Path) -> tuple[list[str], bool]:
         command = ["fit", "--data", data, "--steps", "30", "--out", str(out / "b.safetensors")]
         return command + ["--resume"] * kept.exists(), (out / "b.safetensors").exists() and not kept.exists()
     if step == "train":
-        command = ["attack", "--data", data, "--epochs", "3", "--fit-steps", "20", "--keep-checkpoints",
-                   "--device", "cpu", "--out", str(out / "run")]  # fmt: skip
+        command = [
+            "attack",
+            "--data",
+            data,
+            "--epochs",
+            "3",
+            "--fit-steps",
+            "20",
+            "--keep-checkpoints",
+            "--device",
+            "cpu",
+            "--out",
+            str(out / "run"),
+        ]
         return command + ["--resume"] * (out / "run").exists(), (out / "run" / "result.json").exists()
     if step == "poison":
         command = ["poison", "--data", data, "--out", str(out / "p")]

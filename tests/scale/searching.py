@@ -1,5 +1,5 @@
-"""The poisons that train a network, by every process of a test: `torchrun searching.py DATA OUT`; the first writes what
-came out, and each leaves a run that was interrupted in OUT/interrupted."""
+"""The poisons that train a network, by every process of a test: `searching.py DATA OUT SIZE...`; the first of each
+group of SIZE writes what came out, and leaves a run that was interrupted in OUT/interrupted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from forking import fork
 
 import ulfast
 from ulfast import distributed
@@ -24,7 +25,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "em": ("em", {**CNN, "lr": 0.01, "rounds": 2, "steps": 3, "train_steps": 3, "stop": 0.0}),
     "em float16": ("em", {**CNN, "lr": 0.01, "rounds": 1, "steps": 3, "train_steps": 2, "store": "float16"}),
     "em resnet18-4": (
-        "em", {"surrogate": "resnet18-4", "batch_size": 32, "lr": 0.001, "rounds": 2, "steps": 1, "train_steps": 2},
+        "em",
+        {"surrogate": "resnet18-4", "batch_size": 32, "lr": 0.001, "rounds": 2, "steps": 1, "train_steps": 2},
     ),
     "em-classwise": ("em-classwise", {**CNN, "lr": 0.01, "rounds": 4, "train_steps": 3, "stop": 0.0}),
     "tap": ("tap", {**CNN, "epochs": 2, "steps": 6, "restarts": 2}),
@@ -32,7 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sep": ("sep", {**CNN, "epochs": 3, "checkpoints": 2, "steps": 4}),
     "rem": ("rem", {**CNN, "lr": 0.01, "iterations": 5, "steps": 2, "steps_a": 2, "samples": 2}),
     "pil": ("pil", {"epochs": 3, "batch_size": 25}),
-}  # fmt: skip
+}
 LONG = {**METHODS["em"][1], "rounds": 5}
 
 
@@ -93,11 +95,18 @@ def interrupt(data: ulfast.Dataset, work: Path) -> list[tuple[str, Any]]:
     copy = work.with_name("copy")
     if distributed.is_main():
         shutil.copytree(work, copy)
-    made = [ulfast.poison(data, "em", seed=1, device="cpu", folder=copy, resume=True, **LONG),
-            ulfast.poison(data, "em", seed=1, device="cpu", **LONG)]  # fmt: skip
+    made = [
+        ulfast.poison(data, "em", seed=1, device="cpu", folder=copy, resume=True, **LONG),
+        ulfast.poison(data, "em", seed=1, device="cpu", **LONG),
+    ]
     return [(one.checksum(), one.manifest) for one in made]
 
 
-if __name__ == "__main__":
+def joined(folder: str, out: str) -> None:
     with distributed.joined("cpu"):
-        main(sys.argv[1], Path(sys.argv[2]))
+        main(folder, Path(out))
+
+
+if __name__ == "__main__":
+    for size in sys.argv[3:]:
+        fork(int(size), joined, *sys.argv[1:3])

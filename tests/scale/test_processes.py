@@ -28,19 +28,25 @@ def data(make_dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone")
-    subprocess.run([sys.executable, str(TOGETHER), str(data), str(out)], check=True, env=ENVIRONMENT)
+def out(data, tmp_path_factory):
+    """What one process found, and two."""
+    out = tmp_path_factory.mktemp("together")
+    command = [sys.executable, str(TOGETHER), str(data), str(out), "1", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 0, done.stderr
     return out
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_together_do_what_one_does(data, alone, tmp_path, processes):
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    done = subprocess.run([*command, str(TOGETHER), str(data), str(tmp_path)], capture_output=True, text=True,
-                          env=ENVIRONMENT, timeout=120)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    want, got = torch.load(alone / "found-1.pt"), torch.load(tmp_path / f"found-{processes}.pt")
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_together_do_what_one_does(data, out, processes):
+    """Two are forks that know of each other, four are torchrun's."""
+    if processes == 4:
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        done = subprocess.run(
+            [*command, str(TOGETHER), str(data), str(out)], capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+    want, got = torch.load(out / "found-1.pt"), torch.load(out / f"found-{processes}.pt")
     torch.testing.assert_close(got["weights"], want["weights"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(got["rows"].T @ got["rows"], want["rows"].T @ want["rows"], rtol=0, atol=1e-5)
     assert got["fit"] == pytest.approx(want["fit"], rel=1e-5)
@@ -59,14 +65,12 @@ def test_processes_together_do_what_one_does(data, alone, tmp_path, processes):
         assert parts[0] == pytest.approx(whole[0], rel=1e-6)
         assert parts[1] == whole[1]
         assert got[f"{name} same"]
-    files = sorted(f.relative_to(alone) for f in (alone / "poisoned-1").rglob("*") if f.is_file())
+    files = sorted(f.relative_to(out) for f in (out / "poisoned-1").rglob("*") if f.is_file())
     assert len(files) == 3
     for file in files:
-        other = tmp_path / f"poisoned-{processes}" / file.relative_to("poisoned-1")
-        assert other.read_bytes() == (alone / file).read_bytes()
-    shards = [
-        sorted(folder.glob("images-*.npy")) for folder in (alone / "projected-1", tmp_path / f"projected-{processes}")
-    ]
+        other = out / f"poisoned-{processes}" / file.relative_to("poisoned-1")
+        assert other.read_bytes() == (out / file).read_bytes()
+    shards = [sorted(folder.glob("images-*.npy")) for folder in (out / "projected-1", out / f"projected-{processes}")]
     assert [len(files) for files in shards] == [5, 5]
     for one, other in zip(*shards, strict=True):
         np.testing.assert_allclose(np.load(other).astype(np.float32), np.load(one), atol=1e-3)
@@ -94,8 +98,22 @@ def test_one_process_is_left_alone():
 
 
 def attack(data, out, *more):
-    return [*ULFAST, "attack", "--data", str(data), "--fit-steps", "20", "--epochs", "30", "--device", "cpu",
-            "--out", str(out), "--quiet", *more]  # fmt: skip
+    return [
+        *ULFAST,
+        "attack",
+        "--data",
+        str(data),
+        "--fit-steps",
+        "20",
+        "--epochs",
+        "30",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        "--quiet",
+        *more,
+    ]
 
 
 def worker(launcher: int, rank: int) -> int:
@@ -127,6 +145,7 @@ def killed_in_training(command, checkpoint) -> tuple[int, str, float]:
         job.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
 def test_a_killed_worker_ends_the_job_or_it_goes_on(data, tmp_path):
     whole, ended, restarted = (tmp_path / name for name in ("whole", "ended", "restarted"))
@@ -146,11 +165,31 @@ def test_a_killed_worker_ends_the_job_or_it_goes_on(data, tmp_path):
     assert [row["train_loss"] for row in got["history"]] == [row["train_loss"] for row in want["history"]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
 def test_a_killed_search_goes_on(data, tmp_path):
     out = tmp_path / "out"
-    command = [*ULFAST, "poison", "-m", "hypo", "--data", str(data), "--out", str(out), "--device", "cpu", "--quiet",
-               "--nproc", "2", "--set", "surrogate=cnn", "--set", "steps=3", "--set", "epochs=40"]  # fmt: skip
+    command = [
+        *ULFAST,
+        "poison",
+        "-m",
+        "hypo",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--quiet",
+        "--nproc",
+        "2",
+        "--set",
+        "surrogate=cnn",
+        "--set",
+        "steps=3",
+        "--set",
+        "epochs=40",
+    ]
     code, error, _ = killed_in_training(command, tmp_path / "out.work" / "surrogate" / "last.pt")
     assert code == 1
     assert error.startswith("ulfast: process 1 of 2 was killed by SIGKILL"), error
@@ -167,11 +206,13 @@ def test_a_killed_search_goes_on(data, tmp_path):
     assert making["loss_after"] < making["loss_before"]
 
 
+@pytest.mark.slow
 def test_what_the_user_did_wrong_is_one_line(data, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("")
-    done = subprocess.run(attack(data, tmp_path / "taken", "--nproc", "2"), capture_output=True, text=True,
-                          env=ENVIRONMENT)  # fmt: skip
+    done = subprocess.run(
+        attack(data, tmp_path / "taken", "--nproc", "2"), capture_output=True, text=True, env=ENVIRONMENT
+    )
     assert done.returncode == 2
     assert done.stderr.startswith(f"ulfast: {tmp_path / 'taken'} exists already"), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

@@ -29,28 +29,24 @@ def data(make_dataset, tmp_path_factory):
     return folder
 
 
-def run(out, data, processes):
-    """What the script found, and the folder of the run that it has interrupted."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(data), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory):
+    """Where the script left what one process found and what two did, and a run that it has interrupted."""
+    out = tmp_path_factory.mktemp("searches")
+    command = [sys.executable, str(SCRIPT), str(data), str(out), "1", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
     assert done.returncode == 0, done.stderr
-    return torch.load(out / f"found-{processes}.pt", weights_only=False)
+    return out
 
 
 @pytest.fixture(scope="module")
-def alone(data, tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone"), data, 1)
+def alone(folder):
+    return torch.load(folder / "found-1.pt", weights_only=False)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("pair")
-
-
-@pytest.fixture(scope="module")
-def pair(folder, data):
-    return run(folder, data, 2)
+def pair(folder):
+    return torch.load(folder / "found-2.pt", weights_only=False)
 
 
 def numbers(making):

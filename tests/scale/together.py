@@ -1,4 +1,5 @@
-"""What every process of a test does: `torchrun together.py DATA OUT`, or alone; the first writes what came out."""
+"""What every process of a test does: `torchrun together.py DATA OUT`; the first writes what came out. Without torchrun,
+`together.py DATA OUT 1 2` does it alone and by two forks of this process, which has imported everything."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from forking import fork
 
 import ulfast
 import ulfast.data.class_moments
@@ -39,8 +41,10 @@ def main(folder: str, out: Path) -> None:
         model = build_model(name, num_classes=3, image_shape=data.image_shape)
         loader = MemoryLoader(data, 32, augment=recipe.augment, shuffle=True, drop_last=True, part=part)
         result = train(model, loader, MemoryLoader(test, 7, part=part), recipe)
-        found[name] = [[row[key] for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")]
-                       for row in result.history]  # fmt: skip
+        found[name] = [
+            [row[key] for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")]
+            for row in result.history
+        ]
         state = {key: value.double() for key, value in model.state_dict().items()}
         found[f"{name} state"] = state
         whole = evaluate(model, MemoryLoader(test, 7))
@@ -57,6 +61,14 @@ def main(folder: str, out: Path) -> None:
         torch.save(found, out / f"found-{distributed.size()}.pt")
 
 
-if __name__ == "__main__":
+def joined(folder: str, out: str) -> None:
     with distributed.joined("cpu"):
-        main(sys.argv[1], Path(sys.argv[2]))
+        main(folder, Path(out))
+
+
+if __name__ == "__main__":
+    folder, out, *sizes = sys.argv[1:]
+    for size in sizes:
+        fork(int(size), joined, folder, out)
+    if not sizes:
+        joined(folder, out)

@@ -267,8 +267,8 @@ def _pieces() -> _Pieces:
         ToTensor,
         SimpleRGBImageDecoder,
         CenterCropRGBImageDecoder,
-        numba.config.NUMBA_NUM_THREADS,
-    )  # type: ignore[attr-defined]
+        numba.config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined]
+    )
 
 
 def ffcv_project(basis: Tensor) -> Any:
