@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,10 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..errors import InputError
 from ..runtime.progress import Progress
 
 HIDDEN_WIDTH = 30
+# Of LBFGS within a step, and the history it keeps: PyTorch's defaults, which the paper's program uses.
+ITERATIONS, HISTORY = 20, 100
+# A rate of `softmax_regression_step` beside which the weights vanish: what it leaves is the gradient, and dividing by a
+# power of two is exact.
+RATE = 2.0**30
+
+# () -> (mean cross-entropy, train accuracy); leaves the gradient in the parameters.
+Evaluate = Callable[[], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -22,11 +32,15 @@ class Separability:
     Attributes:
         accuracy: train accuracy at the end, 0 to 1.
         loss: mean cross-entropy at the end.
+        steps: LBFGS steps that were taken.
+        converged: whether it ended because the gradient was zero (largest entry up to 1e-7), not after the last step.
         curve: rows of `evaluation` (of loss and gradient, counted from 0), `loss` and `accuracy`.
     """
 
     accuracy: float
     loss: float
+    steps: int
+    converged: bool
     curve: list[dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,16 +59,20 @@ def separability(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Separability:
-    """Train accuracy of logistic regression, full batch, by LBFGS.
+    """Train accuracy of logistic regression, full batch, by LBFGS, as the paper's program computes it.
+
+    An evaluation of the linear model is one pass of the `softmax_regression_step` kernel over the inputs, as bytes if
+    they are whole 8-bit levels.
 
     Args:
         inputs: (n, ...) perturbations or images in any units: they are rescaled to [0, 1] over the whole tensor.
         labels: (n,) int64.
-        steps: of LBFGS; it ends earlier where the gradient is zero.
+        steps: of LBFGS, each of up to 20 iterations with one evaluation of all inputs: 500 steps are 10,000
+            evaluations. It ends earlier where the gradient is zero.
         lr: of LBFGS.
         hidden: tanh layers of width 30 in between; 0 is the linear model.
-        seed: of the hidden layers' start (PyTorch's default); the linear model starts at PyTorch's default too.
-        progress: called as ``progress("separability", evaluations, steps, loss=, accuracy=)``.
+        seed: of the start (PyTorch's default).
+        progress: called as ``progress("separability", step, steps, loss=, accuracy=)``.
 
     Raises:
         InputError: inputs without any variation, or labels that do not fit.
@@ -63,36 +81,99 @@ def separability(
     """
     if len(inputs) != len(labels) or not len(labels):
         raise InputError(f"{len(inputs)} inputs need as many labels, got {len(labels)}")
-    x = inputs.reshape(len(inputs), -1).to(device, torch.float32)
-    low, high = float(x.min()), float(x.max())
+    rows = inputs.reshape(len(inputs), -1)
+    low, high = float(rows.min()), float(rows.max())
     if not high > low:
         raise InputError("the perturbations are all the same: there is nothing to separate")
-    x = (x - low) / (high - low)
     y = labels.to(device)
-    classes = int(y.max()) + 1
+    parameters, evaluate = (_network if hidden else _linear)(rows, low, high, y, hidden, seed, torch.device(device))
+    optimizer = torch.optim.LBFGS(parameters, lr=lr, max_iter=ITERATIONS, history_size=HISTORY)
+    curve: list[dict[str, float]] = []
+
+    def closure() -> float:
+        loss, accuracy = evaluate()
+        curve.append({"evaluation": len(curve), "loss": loss, "accuracy": accuracy})
+        return loss
+
+    step, converged = 0, False
+    while step < steps and not converged:
+        before = len(curve)
+        optimizer.step(closure)
+        step += 1
+        # A step that ends with its first look at the gradient leaves everything as it is, and so would all others.
+        converged = len(curve) == before + 1
+        if progress:
+            progress("separability", step, steps, loss=curve[-1]["loss"], accuracy=curve[-1]["accuracy"])
+    loss, accuracy = evaluate()
+    return Separability(accuracy, loss, step, converged, curve)
+
+
+def _linear(
+    rows: Tensor, low: float, high: float, y: Tensor, hidden: int, seed: int, device: torch.device
+) -> tuple[list[nn.Parameter], Evaluate]:
+    """Logistic regression with a bias: one parameter (classes, d + 1)."""
+    x, scale = _levels(rows, low, high, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        widths = [x.shape[1], *[HIDDEN_WIDTH] * hidden]
+        layer = nn.Linear(rows.shape[1], int(y.max()) + 1)
+    weight = nn.Parameter(torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach().to(device))
+
+    def evaluate() -> tuple[float, float]:
+        # The kernel's weights are those of the inputs in its own units; the last column is the bias.
+        own = weight.detach() * scale
+        moved = own.clone()
+        loss, correct = ops.softmax_regression_step(x, y, moved, RATE).tolist()
+        weight.grad = (own - moved).div_(RATE).mul_(scale)
+        return loss, correct / len(y)
+
+    return [weight], evaluate
+
+
+def _levels(rows: Tensor, low: float, high: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs with a constant one as the kernel takes them, and what its weights are in units of those of the inputs
+    rescaled to [0, 1].
+
+    Returns:
+        x (n, d + 1) uint8 or float32, and (d + 1,) float32.
+    """
+    n, d = rows.shape
+    scale = torch.ones(d + 1, device=device)
+    unit = 1.0 if rows.dtype == torch.uint8 else 255.0
+    if (high - low) * unit < 255.5 and all(_whole((part - low) * unit) for part in rows.split(4096)):
+        x = torch.full((n, d + 1), 255, dtype=torch.uint8, device=device)
+        for into, part in zip(x[:, :d].split(4096), rows.split(4096), strict=True):
+            into.copy_(((part.float() - low) * unit).round())
+        scale[:d] = 255 / ((high - low) * unit)
+    else:
+        x = torch.ones(n, d + 1, device=device)
+        x[:, :d] = (rows.to(device, torch.float32) - low) / (high - low)
+    return x, scale
+
+
+def _whole(levels: Tensor) -> bool:
+    """Whether all values are whole numbers, but for float32's rounding of multiples of 1/255."""
+    return bool((levels - levels.round()).abs().max() < 1e-3)
+
+
+def _network(
+    rows: Tensor, low: float, high: float, y: Tensor, hidden: int, seed: int, device: torch.device
+) -> tuple[list[nn.Parameter], Evaluate]:
+    """A network with hidden layers, by autograd."""
+    x = (rows.to(device, torch.float32) - low) / (high - low)
+    widths = [x.shape[1], *[HIDDEN_WIDTH] * hidden]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), nn.Tanh()]
-        model = nn.Sequential(*layers, nn.Linear(widths[-1], classes)).to(device)
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=lr, max_iter=steps, max_eval=2 * steps)
-    curve: list[dict[str, float]] = []
+        model = nn.Sequential(*layers, nn.Linear(widths[-1], int(y.max()) + 1)).to(device)
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        out = model(x)
-        loss = nn.functional.cross_entropy(out, y)
-        loss.backward()
-        accuracy = float((out.detach().argmax(1) == y).float().mean())
-        curve.append({"evaluation": len(curve), "loss": float(loss.detach()), "accuracy": accuracy})
-        if progress:
-            progress("separability", min(len(curve), steps), steps, loss=curve[-1]["loss"], accuracy=accuracy)
-        return loss
+    def evaluate() -> tuple[float, float]:
+        model.zero_grad()
+        with torch.enable_grad():
+            out = model(x)
+            loss = nn.functional.cross_entropy(out, y)
+            loss.backward()
+        return float(loss.detach()), float((out.detach().argmax(1) == y).float().mean())
 
-    optimizer.step(closure)
-    with torch.no_grad():
-        out = model(x)
-        loss, accuracy = float(nn.functional.cross_entropy(out, y)), float((out.argmax(1) == y).float().mean())
-    return Separability(accuracy, loss, curve)
+    return list(model.parameters()), evaluate

@@ -16,7 +16,9 @@ from .common import Output, Picture, verb
 @click.option("--method", "-m", "methods", multiple=True, help="A poison to make and test, any number (default: all).")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images.")
 @click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
-@click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Of LBFGS.")
+@click.option(
+    "--steps", type=click.IntRange(1), default=500, show_default=True, help="Of LBFGS, each of 20 evaluations."
+)
 @click.option("--hidden", type=click.IntRange(0), default=0, show_default=True, help="Hidden tanh layers of width 30.")
 @click.option("--out", "-o", type=Picture(), help="PNG of the curves.")
 def command(
@@ -91,8 +93,10 @@ def command(
     table.add_column("perturbations of")
     table.add_column("train accuracy", justify="right")
     table.add_column("loss", justify="right")
+    table.add_column("steps", justify="right")
     for name, r in results.items():
-        table.add_row(name, f"{100 * r.accuracy:.1f} %", f"{r.loss:.3f}")
+        ended = f"{r.steps}, converged" if r.converged else str(r.steps)
+        table.add_row(name, f"{100 * r.accuracy:.1f} %", f"{r.loss:.3f}", ended)
     output.show(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
