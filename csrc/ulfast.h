@@ -261,6 +261,21 @@ static inline Share share_of(const PatchFilter& a) {
   return s;
 }
 
+#define ULFAST_FIELDS_COUNT_CHANGES(F)                                                                                  \
+  F(const uint8_t*, clean)  /* (n, d) */                                                                                \
+  F(const uint8_t*, poisoned)/* (n, d) */                                                                               \
+  F(int64_t*, out)          /* (n, 5) */                                                                                \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, d)                                                                                                         \
+  F(int64_t, c)             /* channels: d is a multiple, and count_changes_block */
+ULFAST_STRUCT(CountChanges, ULFAST_FIELDS_COUNT_CHANGES);
+constexpr int64_t count_changes_block = 192;  // values at a time: whole positions of 1, 2, 3, 4, 6 or 8 channels
+static inline Share share_of(const CountChanges& a) {
+  Share s;
+  s.rows = a.n, s.work = a.d;
+  return s;
+}
+
 #define ULFAST_FIELDS_PERTURB_LINEAR(F)                                                                                 \
   F(const uint8_t*, images) /* (n, d) */                                                                                \
   F(const int64_t*, labels) /* (n) */                                                                                   \
@@ -295,7 +310,8 @@ static inline Share share_of(const PerturbLinear& a) {
   F(perturb_ar, PerturbAr)                   \
   F(perturb_convolution, PerturbConvolution) \
   F(perturb_linear, PerturbLinear)           \
-  F(patch_filter, PatchFilter)
+  F(patch_filter, PatchFilter)               \
+  F(count_changes, CountChanges)
 
 // Those with a function of their own in dispatch.cpp, and kernels of their own in table.h.
 #define ULFAST_OTHER_OPERATORS(F)                   \
@@ -331,7 +347,7 @@ static inline Share share_of(const PerturbLinear& a) {
   F(perturb_linear_fits, PerturbLinear)
 
 // Constants that Python reads: of all builds, and of those with CUDA.
-#define ULFAST_CONSTANTS(F) F(ingest_width) F(class_moments_block) F(patch_filter_lanes)
+#define ULFAST_CONSTANTS(F) F(ingest_width) F(class_moments_block) F(patch_filter_lanes) F(count_changes_block)
 #define ULFAST_CUDA_CONSTANTS(F) F(ingest_width) F(ingest_channels) F(perturb_lsp_latents) F(perturb_convolution_side)
 
 namespace cpu {

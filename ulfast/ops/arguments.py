@@ -372,6 +372,18 @@ def check_perturb_linear(
     return numbers | {"levels": whole_levels(eps)}
 
 
+def check_count_changes(clean: Tensor, poisoned: Tensor) -> dict[str, int]:
+    """Returns the sizes."""
+    op = "count_changes"
+    _together(op, clean=clean, poisoned=poisoned)
+    for name, images in (("clean", clean), ("poisoned", poisoned)):
+        if images.dtype != torch.uint8 or images.dim() < 2:
+            raise TypeError(f"{op}: {name} must be (n, ..., C) uint8, got {_got(images)}")
+    if clean.shape != poisoned.shape:
+        raise ValueError(f"{op}: the images differ in shape: {tuple(clean.shape)} and {tuple(poisoned.shape)}")
+    return {"n": clean.shape[0], "d": math.prod(clean.shape[1:]), "c": clean.shape[-1]}
+
+
 def check_patch_filter(x: Tensor, filters: Tensor) -> None:
     """Raises for arguments that `patch_filter` cannot take."""
     op = "patch_filter"

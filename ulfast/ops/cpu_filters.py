@@ -1,4 +1,4 @@
-"""`patch_filter` on the CPU: the weights of its kernel, made as vectors, and the call.
+"""`patch_filter` and `count_changes` on the CPU: the weights of the first's kernel, made as vectors, and the calls.
 
 The operator to copy: an implementation checks its arguments, leaves to the twin what the kernel does not take, makes
 its tensors contiguous and hands their addresses over by the names of the struct's fields (csrc/ulfast.h).
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _extension, reference
-from .arguments import check_patch_filter
+from .arguments import check_count_changes, check_patch_filter
 from .cpu import result
 from .schemas import kernel
 
@@ -42,6 +42,24 @@ def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
         out=out.data_ptr(),
         **sizes,
         threads=threads,
+    )
+    return out
+
+
+@kernel("CPU")
+def count_changes(clean: Tensor, poisoned: Tensor) -> Tensor:
+    sizes = check_count_changes(clean, poisoned)
+    library = _extension.load()
+    if not sizes["c"] or library.count_changes_block % sizes["c"]:
+        return reference.count_changes(clean, poisoned)
+    clean, poisoned = clean.contiguous(), poisoned.contiguous()
+    out = result((len(clean), 5), torch.int64)
+    library.count_changes(
+        clean=clean.data_ptr(),
+        poisoned=poisoned.data_ptr(),
+        out=out.data_ptr(),
+        **sizes,
+        threads=torch.get_num_threads(),
     )
     return out
 

@@ -239,6 +239,30 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     return sums.index_add_(0, labels, x), squares.index_add_(0, labels, x * x)
 
 
+def count_changes(
+    clean: Tensor,  # (n, ..., C) uint8
+    poisoned: Tensor,  # the same
+) -> Tensor:  # (n, 5) int64
+    """Of each image: positions that differ in any channel, values that differ, how many of these ended at 0 or 255, the
+    largest difference, and the sum of their squares.
+    """
+    size = (clean.long() - poisoned.long()).abs()
+    changed = size > 0
+    extreme = changed & ((poisoned == 0) | (poisoned == 255))
+    flat = size.flatten(1)
+    zero = flat.new_zeros(len(flat), 1)  # of images without a value, too, something is the largest
+    return torch.stack(
+        [
+            changed.any(-1, keepdim=True).flatten(1).sum(1),
+            changed.flatten(1).sum(1),
+            extreme.flatten(1).sum(1),
+            torch.cat([flat, zero], dim=1).amax(1),
+            flat.square().sum(1),
+        ],
+        dim=1,
+    )
+
+
 def patch_filter(
     x: Tensor,  # (n, H, W, C) float
     filters: Tensor,  # (T, T, T, T, C, C): kind of row, kind of column, dy, dx, input channel, output channel

@@ -22,6 +22,7 @@ from .reference import projected_dtype
 __all__ = [
     "apply_perturbation",
     "class_moments",
+    "count_changes",
     "ingest",
     "patch_filter",
     "perturb_ar",
@@ -245,6 +246,27 @@ define("patch_filter(Tensor x, Tensor filters) -> Tensor")
 @shape_rule("patch_filter")
 def _(x, filters):
     return x.new_empty(x.shape)
+
+
+def count_changes(clean: Tensor, poisoned: Tensor) -> Tensor:
+    """How images differ from others, in whole 8-bit levels.
+
+    Args:
+        clean, poisoned: (n, ..., C) uint8.
+
+    Returns:
+        (n, 5) int64, of each image: positions that differ in any channel, values that differ, how many of these are 0
+        or 255 in `poisoned`, the largest difference, and the sum of the squares of all differences.
+    """
+    return _ops.count_changes(clean, poisoned)
+
+
+define("count_changes(Tensor clean, Tensor poisoned) -> Tensor")
+
+
+@shape_rule("count_changes")
+def _(clean, poisoned):
+    return clean.new_empty((clean.shape[0], 5), dtype=torch.int64)
 
 
 def softmax_regression_step(

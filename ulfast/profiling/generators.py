@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,6 +144,30 @@ def patch_filter(shape: Shape, dtype: torch.dtype, device: torch.device, compile
     )
 
 
+def count_changes(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    """The statistics of a perturbation, and the same by NumPy."""
+    n, side = shape.n, shape.side
+    clean = pixels(n, shape.d, U8, device).view(n, side, side, 3)
+    poisoned = (clean.int() + torch.randint(-8, 9, clean.shape, device=device)).clamp(0, 255).to(U8)
+    a, b = clean.cpu().numpy(), poisoned.cpu().numpy()
+
+    def plain() -> None:
+        size = np.abs(a.astype(np.int16) - b)
+        changed = size > 0
+        changed.any(3).sum((1, 2)), changed.sum((1, 2, 3)), (changed & ((b == 0) | (b == 255))).sum((1, 2, 3))
+        size.max((1, 2, 3)), np.square(size, dtype=np.int32).sum((1, 2, 3))
+
+    exact = reference.count_changes(clean, poisoned)
+    return Case(
+        f"count_changes {n} x {side} px",
+        {"kernel": lambda: ops.count_changes(clean, poisoned)},
+        {"NumPy": plain},
+        2.0 * n * shape.d,
+        10.0 * n * shape.d,
+        (_deviation(ops.count_changes(clean, poisoned), exact), 0.0),
+    )
+
+
 def _small_lsp(small: Small) -> dict[str, tuple[Any, ...]]:
     centroids, mixing = 10 * small.normals(4, 12), small.normals(4, 12, 12)
     return {"perturb_lsp": (small.labels, centroids, mixing, 5, 2, 16, 16, 3, 8, 1.0)}
@@ -173,6 +198,10 @@ def _small_patch_filter(small: Small) -> dict[str, tuple[Any, ...]]:
     return {"patch_filter": (small.x, small.normals(3, 3, 3, 3, 3, 3) / 3)}
 
 
+def _small_changes(small: Small) -> dict[str, tuple[Any, ...]]:
+    return {"count_changes": (small.images, small.images.flip(0))}
+
+
 GENERATORS: dict[str, Operator] = {
     "perturb_lsp": Operator(perturb_lsp, _small_lsp, "classes", (U8,)),
     "perturb_ar": Operator(perturb_ar, _small_ar, "classes", (U8,)),
@@ -181,5 +210,6 @@ GENERATORS: dict[str, Operator] = {
         perturb_convolution, _small_convolution, "side of the filter", (U8,), Shape(2048, 3072, 3)
     ),
     "perturb_linear": Operator(perturb_linear, _small_linear, "steps", (U8,), Shape(512, 3072, 10)),
+    "count_changes": Operator(count_changes, _small_changes, "-", (U8,)),
     "patch_filter": Operator(patch_filter, _small_patch_filter, "side of the patch", (F32,), Shape(64, 3072, 7)),
 }
