@@ -1,5 +1,7 @@
-"""`Removal`: what a training image loses and gains, in one order. Every batch is projected here or, where nothing else
-is to be done, by the `ingest` kernel in `memory.py`.
+"""`Removal`: what a training image loses and gains, in one order: the projection off a basis and what goes with it.
+
+`MemoryLoader._batch` in memory.py applies it to every batch; where only rows are projected off, its `ingest` kernel
+does that in the same pass as the augmentation.
 """
 
 from __future__ import annotations
