@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -257,7 +259,8 @@ def test_images_with_labels_must_fit_the_base(tmp_path, base, poisoned):
         ({"labels": [[1, 2], [3]]}, "not the numbers of classes"),
         ({"data": content["data"][:-1]}, "59 entries"),
         ({"data": content["data"].flip(0)}, "does not follow the order"),
-        ({"data": content["data"] - 0.5}, "does not look like the images"),
+        ({"data": content["data"] - 0.5}, "undo the normalisation"),
+        ({"data": torch.from_numpy(float_perturbation(base, poisoned))}, "does not look like the images"),
     ):
         torch.save(content | change, path)
         with pytest.raises(InputError, match=message):
@@ -286,6 +289,49 @@ def test_floats_are_rounded_as_asked(tmp_path, base):
         import_published(tmp_path / "p.npy", base, rounding="up")
 
 
+def test_damaged_and_crafted_files_are_named(tmp_path, base, poisoned):
+    delta = torch.from_numpy(float_perturbation(base, poisoned).transpose(0, 3, 1, 2).copy())
+
+    def refused(message, name, content=None):
+        if content is not None:
+            torch.save(content, tmp_path / name)
+        with pytest.raises(InputError, match=message) as caught:
+            import_published(tmp_path / name, base)
+        assert "\n" not in str(caught.value)
+
+    (tmp_path / "empty.pt").write_bytes(b"")
+    refused(r"empty\.pt cannot be read", "empty.pt")
+    refused("save the array alone, dense", "sparse.pt", delta.to_sparse())
+    refused("fewer values than its shape", "wide.pt", torch.zeros(1).expand(10**6, 10**6))
+    refused("fewer values than its shape", "half.pt", torch.zeros(1, dtype=torch.bfloat16).expand(10**6, 10**6))
+    nested = delta
+    for _ in range(100):
+        nested = {"p": nested}
+    refused("holds a dict", "nested.pt", nested)
+    with zipfile.ZipFile(tmp_path / "half.pt") as given, zipfile.ZipFile(tmp_path / "itself.pt", "w") as out:
+        for name in given.namelist():  # {"a": the dictionary itself}
+            pickled = b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."
+            out.writestr(name, pickled if name.endswith("data.pkl") else given.read(name))
+    refused("holds a dict", "itself.pt")
+    np.savez_compressed(tmp_path / "cut.npz", np.zeros((60, 9, 11, 3), np.uint8))
+    whole = (tmp_path / "cut.npz").read_bytes()
+    for at in (len(whole) // 2, 60, len(whole) - 30):
+        broken = bytearray(whole)
+        broken[at] ^= 255
+        (tmp_path / "cut.npz").write_bytes(broken)
+        refused("cannot be read", "cut.npz")
+
+
+@pytest.mark.parametrize("scale", ["-1 to 1", "mean and standard deviation"])
+def test_normalised_images_are_no_perturbation(tmp_path, scale):
+    clean = load_dataset("sample", limit=100)
+    images = ulfast.poison(clean, "lsp").images / 255
+    images = 2 * images - 1 if scale == "-1 to 1" else (images - images.mean((0, 1, 2))) / images.std((0, 1, 2))
+    np.save(tmp_path / "p.npy", images.astype(np.float32))
+    with pytest.raises(InputError, match="undo the normalisation"):
+        import_published(tmp_path / "p.npy", clean)
+
+
 def test_a_folder_of_pngs_must_be_whole(tmp_path, base, poisoned):
     write_layout("png-index", tmp_path, base, poisoned)
     shutil.copy(tmp_path / "data" / "0.png", tmp_path / "data" / "60.png")
@@ -298,6 +344,11 @@ def test_a_folder_of_pngs_must_be_whole(tmp_path, base, poisoned):
     Image.new("RGB", (3, 3)).save(tmp_path / "data" / "7.png")
     with pytest.raises(InputError, match=r"7\.png is 3 x 3"):
         import_published(tmp_path, base)
+    (tmp_path / "data" / "7.png").unlink()
+    os.mkfifo(tmp_path / "data" / "7.png")
+    with pytest.raises(InputError, match=r"7\.png is no file"):
+        import_published(tmp_path, base)
+    (tmp_path / "data" / "7.png").unlink()
     (tmp_path / "data" / "7.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"7\.png cannot be read"):
         import_published(tmp_path, base)

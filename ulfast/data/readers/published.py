@@ -31,6 +31,8 @@ LAYOUTS = {
 }
 ROUNDINGS = ("truncate", "nearest")
 
+MAX_DEPTH = 8  # dictionaries of one entry within each other
+ALIKE = 0.8  # correlation with the base from which values are images on another scale
 FITTING = "give the base it was made for"
 SAMPLED = 200  # images that are compared to find out what the numbers are and whether the order fits
 
@@ -147,11 +149,16 @@ def interpret(array: np.ndarray, base: Dataset, where: str, unit: str) -> Entrie
     if array.dtype == np.uint8:
         return Entries(array, "images", per, rows)
     array, found = _floats(array, where)
-    if per == "image" and array.min(initial=0) >= 0:
+    if per == "image":
         some = np.linspace(0, m - 1, min(m, SAMPLED)).astype(int)
-        sample = array[some] * (255 if found == "shares" else 1)
-        if np.abs(sample - base.images[some].astype(np.float32)).mean() < np.abs(sample).mean():
+        sample, clean = array[some] * (255 if found == "shares" else 1), base.images[some].astype(np.float32)
+        if array.min(initial=0) >= 0 and np.abs(sample - clean).mean() < np.abs(sample).mean():
             return Entries(array, "images", per, rows, found)
+        if sample.std() and clean.std() and np.corrcoef(sample.ravel(), clean.ravel())[0, 1] > ALIKE:
+            raise InputError(
+                f"{where} looks like the images of {base.name or 'the base'} on another scale, not like a perturbation:"
+                " undo the normalisation"
+            )
     if found == "shares" and unit == "levels":
         array, found = (array * 255).clip(-255, 255), "levels"
     return Entries(array, "perturbation", per, rows, found)
@@ -199,9 +206,10 @@ def _load(path: Path, layout: str) -> np.ndarray:
     if layout == "npy":
         try:
             content = np.load(path, allow_pickle=False)
-            return _only_array(dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content, path)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path} cannot be read as an array ({error}): get it again") from None
+            content = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
+        except Exception as error:  # numpy raises many kinds for a damaged file
+            raise InputError(f"{path} cannot be read as an array ({_said(error)}): get it again") from None
+        return _only_array(content, path)
     return _only_array(_load_torch(path), path)
 
 
@@ -222,18 +230,30 @@ def _load_torch(path: Path) -> Any:
             " source, or save the tensor alone"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0][:100]}): get it again") from None
+        raise InputError(f"{path} cannot be read ({_said(error)}): get it again") from None
+
+
+def _said(error: Exception) -> str:
+    """What an error says, in one short line."""
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def _only_array(content: Any, path: Path) -> np.ndarray:
     """The one array in what a file holds."""
     import torch
 
-    while isinstance(content, dict) and len(content) == 1:
-        content = next(iter(content.values()))
+    for _ in range(MAX_DEPTH):  # a dictionary may hold itself
+        if isinstance(content, dict) and len(content) == 1:
+            content = next(iter(content.values()))
     if isinstance(content, (list, tuple)) and content and all(hasattr(item, "shape") for item in content):
         content = np.stack([np.asarray(item) for item in content])
     if isinstance(content, torch.Tensor):
+        if content.layout != torch.strided or content.is_quantized:
+            raise InputError(f"{path} holds a tensor that is sparse or quantised: save the array alone, dense")
+        if content.numel() * content.element_size() > content.untyped_storage().nbytes():
+            raise InputError(
+                f"{path} holds fewer values than its shape {tuple(content.shape)} says: save it contiguous"
+            )
         content = content.detach().float().numpy() if content.dtype == torch.bfloat16 else content.detach().numpy()
     if not isinstance(content, np.ndarray):
         keys = f" ({', '.join(map(str, content))})" if isinstance(content, dict) else ""
@@ -363,6 +383,8 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
     out = np.empty(base.images.shape, np.uint8)
 
     def read(i: int) -> None:
+        if not (folder / f"{i}.png").is_file():
+            raise InputError(f"{folder / f'{i}.png'} is no file: get it again")
         try:
             with Image.open(folder / f"{i}.png") as image:
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
