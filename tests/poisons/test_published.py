@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -80,7 +82,23 @@ def write_layout(kind, folder, base, poisoned):
         return folder / "ops.npy", "npy", want
     if kind == "npy-class":
         np.save(folder / "ops.npy", classes)
-        return folder / "ops.npy", "npy", by_class
+        shares = base.images / 255 + classes[base.labels]  # truncated, a level is lost where k / 255 is not exact
+        return folder / "ops.npy", "npy", (shares.clip(0, 1) * 255).astype(np.uint8)
+    if kind == "pil":
+        images = torch.from_numpy(want.transpose(0, 3, 1, 2).copy()).float() / 255
+        torch.save({"data": images, "labels": torch.from_numpy(base.labels)}, folder / "pil.pt")
+        return folder / "pil.pt", "images-pt", want
+    if kind == "pil-bytes":
+        torch.save({"data": torch.from_numpy(want), "labels": base.labels.tolist()}, folder / "pil.pth")
+        return folder / "pil.pth", "images-pt", want
+    if kind == "lsp":
+        labels, rows = np.random.default_rng(2).permutation(base.labels), np.empty(60, int)
+        for c in range(4):
+            rows[base.labels == c] = np.flatnonzero(labels == c)
+        np.save(folder / "simple_data.npy", delta)
+        np.save(folder / "simple_label.npy", labels)
+        shares = base.images / 255 + delta[rows]
+        return folder, "lsp-npy", (shares * 255).clip(0, 255).astype(np.uint8)
     np.savez(folder / "p.npz", np.rint(255 * delta).astype(np.int16))
     return folder / "p.npz", "npy", want
 
@@ -93,6 +111,9 @@ KINDS = (
     "int8-pickle",
     "int8-class",
     "ntga",
+    "lsp",
+    "pil",
+    "pil-bytes",
     "npy-images",
     "npy-class",
     "npz-levels",
@@ -173,10 +194,142 @@ def test_what_does_not_fit_is_refused(tmp_path, base, poisoned):
             (tmp_path / name).write_text("hello")
         with pytest.raises(InputError):
             import_published(tmp_path / name, base)
-    write_layout("ntga", tmp_path, base, poisoned)
-    np.save(tmp_path / "y_train_cifar10_ntga.npy", np.eye(4)[(base.labels + 1) % 4])
-    with pytest.raises(InputError, match="differs from the labels of base in 60 places"):
-        import_published(tmp_path / "x_train_cifar10_ntga.npy", base)
+
+
+def test_ntga_in_an_order_of_its_own(tmp_path, base, poisoned):
+    """Fewer images, shuffled, with their own labels: a set of its own, of which the base names the classes."""
+    order = np.random.default_rng(3).permutation(60)[:48]
+    images = tmp_path / "x_train_toy_ntga_best.npy"
+    np.save(images, poisoned.images[order] / 255)
+    with pytest.raises(InputError, match=r"no y_train_\*\.npy beside it"):
+        import_published(tmp_path, base)
+    np.save(tmp_path / "y_train_toy.npy", np.eye(4)[base.labels[order]])
+    got = import_published(tmp_path, base)
+    assert np.array_equal(got.images, poisoned.images[order])
+    assert np.array_equal(got.labels, base.labels[order])
+    assert got.classes == base.classes
+    assert got.manifest["parameters"]["kind"] == "images in their own order"
+    assert got.manifest["source"] == {"name": tmp_path.name, "images": 48}
+    np.save(images, poisoned.images[order])
+    assert np.array_equal(import_published(images, base).images, poisoned.images[order])
+
+    np.save(images, poisoned.images[order] / 255 - 0.5)
+    with pytest.raises(InputError, match="below 0"):
+        import_published(tmp_path, base)
+    for labels, message in (
+        ((base.labels[order] + 1), "labels up to 4"),
+        (base.labels[order][:-1], "47 labels for 48"),
+    ):
+        np.save(tmp_path / "y_train_toy.npy", labels)
+        with pytest.raises(InputError, match=message):
+            import_published(tmp_path, base)
+    np.save(tmp_path / "y_train_other.npy", labels)
+    with pytest.raises(InputError, match=r"2 files y_train_\*\.npy"):
+        import_published(tmp_path, base)
+
+
+def test_perturbations_with_labels_of_their_own_must_suffice(tmp_path, base, poisoned):
+    write_layout("lsp", tmp_path, base, poisoned)
+    file = tmp_path / "simple_data.npy"
+    assert detect_layout(file) == "lsp-npy"
+    assert np.array_equal(import_published(file, base).images, import_published(tmp_path, base).images)
+    labels = np.load(tmp_path / "simple_label.npy")
+    np.save(tmp_path / "simple_label.npy", np.where(labels == 2, 1, labels))
+    with pytest.raises(InputError, match=r"0 perturbations of class 2, base has 15 images of it \(x/y\)"):
+        import_published(tmp_path, base)
+    np.save(tmp_path / "simple_label.npy", labels[:-1])
+    with pytest.raises(InputError, match="59 labels for 60 perturbations"):
+        import_published(tmp_path, base)
+    np.save(tmp_path / "simple_label.npy", labels.astype(str))
+    with pytest.raises(InputError, match="not the numbers of classes"):
+        import_published(tmp_path, base)
+    (tmp_path / "simple_label.npy").unlink()
+    with pytest.raises(InputError, match="says the class of each perturbation"):
+        import_published(tmp_path, base)
+    import_published(file, base, layout="npy")
+
+
+def test_images_with_labels_must_fit_the_base(tmp_path, base, poisoned):
+    path, _, _ = write_layout("pil", tmp_path, base, poisoned)
+    content = torch.load(path)
+    for change, message in (
+        ({"labels": (content["labels"] + 1) % 4}, "labels of base in 60 places"),
+        ({"labels": content["labels"][:-1]}, "59 labels, base 60"),
+        ({"labels": ["cat"] * 60}, "not the numbers of classes"),
+        ({"labels": [[1, 2], [3]]}, "not the numbers of classes"),
+        ({"data": content["data"][:-1]}, "59 entries"),
+        ({"data": content["data"].flip(0)}, "does not follow the order"),
+        ({"data": content["data"] - 0.5}, "undo the normalisation"),
+        ({"data": torch.from_numpy(float_perturbation(base, poisoned))}, "does not look like the images"),
+    ):
+        torch.save(content | change, path)
+        with pytest.raises(InputError, match=message):
+            import_published(path, base)
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert np.array_equal(import_published(path, base).images, poisoned.images)
+    with pytest.raises(InputError, match="ulfast data import"):
+        ulfast.poison(base, "file", path=str(path))
+    torch.save(content["data"], path)
+    with pytest.raises(InputError, match="leave --layout out"):
+        import_published(path, base, layout="images-pt")
+
+
+def test_floats_are_rounded_as_asked(tmp_path, base):
+    noise = np.random.default_rng(4).uniform(-8 / 255, 8 / 255, base.images.shape).astype(np.float32)
+    np.save(tmp_path / "p.npy", noise)
+    exact = base.images + 255 * noise.astype(np.float64)
+    truncated, nearest = (import_published(tmp_path / "p.npy", base, rounding=r) for r in ("truncate", "nearest"))
+    assert np.array_equal(nearest.images, np.rint(exact.clip(0, 255)))
+    assert np.array_equal(truncated.images, np.trunc(exact.clip(0, 255)))
+    assert truncated.manifest["parameters"]["rounding"] == "truncate"
+    assert np.array_equal(ulfast.poison(base, "file", path=str(tmp_path / "p.npy")).images, nearest.images)
+    cut = ulfast.poison(base, "file", path=str(tmp_path / "p.npy"), rounding="truncate")
+    assert np.array_equal(cut.images, truncated.images)
+    with pytest.raises(InputError, match="unknown rounding"):
+        import_published(tmp_path / "p.npy", base, rounding="up")
+
+
+def test_damaged_and_crafted_files_are_named(tmp_path, base, poisoned):
+    delta = torch.from_numpy(float_perturbation(base, poisoned).transpose(0, 3, 1, 2).copy())
+
+    def refused(message, name, content=None):
+        if content is not None:
+            torch.save(content, tmp_path / name)
+        with pytest.raises(InputError, match=message) as caught:
+            import_published(tmp_path / name, base)
+        assert "\n" not in str(caught.value)
+
+    (tmp_path / "empty.pt").write_bytes(b"")
+    refused(r"empty\.pt cannot be read", "empty.pt")
+    refused("save the array alone, dense", "sparse.pt", delta.to_sparse())
+    refused("fewer values than its shape", "wide.pt", torch.zeros(1).expand(10**6, 10**6))
+    refused("fewer values than its shape", "half.pt", torch.zeros(1, dtype=torch.bfloat16).expand(10**6, 10**6))
+    nested = delta
+    for _ in range(100):
+        nested = {"p": nested}
+    refused("holds a dict", "nested.pt", nested)
+    with zipfile.ZipFile(tmp_path / "half.pt") as given, zipfile.ZipFile(tmp_path / "itself.pt", "w") as out:
+        for name in given.namelist():  # {"a": the dictionary itself}
+            pickled = b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."
+            out.writestr(name, pickled if name.endswith("data.pkl") else given.read(name))
+    refused("holds a dict", "itself.pt")
+    np.savez_compressed(tmp_path / "cut.npz", np.zeros((60, 9, 11, 3), np.uint8))
+    whole = (tmp_path / "cut.npz").read_bytes()
+    for at in (len(whole) // 2, 60, len(whole) - 30):
+        broken = bytearray(whole)
+        broken[at] ^= 255
+        (tmp_path / "cut.npz").write_bytes(broken)
+        refused("cannot be read", "cut.npz")
+
+
+@pytest.mark.parametrize("scale", ["-1 to 1", "mean and standard deviation"])
+def test_normalised_images_are_no_perturbation(tmp_path, scale):
+    clean = load_dataset("sample", limit=100)
+    images = ulfast.poison(clean, "lsp").images / 255
+    images = 2 * images - 1 if scale == "-1 to 1" else (images - images.mean((0, 1, 2))) / images.std((0, 1, 2))
+    np.save(tmp_path / "p.npy", images.astype(np.float32))
+    with pytest.raises(InputError, match="undo the normalisation"):
+        import_published(tmp_path / "p.npy", clean)
 
 
 def test_a_folder_of_pngs_must_be_whole(tmp_path, base, poisoned):
@@ -191,6 +344,11 @@ def test_a_folder_of_pngs_must_be_whole(tmp_path, base, poisoned):
     Image.new("RGB", (3, 3)).save(tmp_path / "data" / "7.png")
     with pytest.raises(InputError, match=r"7\.png is 3 x 3"):
         import_published(tmp_path, base)
+    (tmp_path / "data" / "7.png").unlink()
+    os.mkfifo(tmp_path / "data" / "7.png")
+    with pytest.raises(InputError, match=r"7\.png is no file"):
+        import_published(tmp_path, base)
+    (tmp_path / "data" / "7.png").unlink()
     (tmp_path / "data" / "7.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"7\.png cannot be read"):
         import_published(tmp_path, base)
@@ -232,6 +390,23 @@ def test_the_verbs(tmp_path):
     )
     assert exported["images"] == 300
     words = ("data", "import", tmp_path / "p.pt", "--base", tmp_path / "clean", "--name", "lsp")
+    nearest = said(*words, "--rounding", "nearest", "--out", tmp_path / "n")
+    assert nearest["parameters"]["rounding"] == "nearest"
+    own = np.arange(200)[::-1]
+    np.save(tmp_path / "x_train_own.npy", clean.images[own] / 255)
+    np.save(tmp_path / "y_train_own.npy", clean.labels[own])
+    words_own = (
+        "data",
+        "import",
+        tmp_path / "x_train_own.npy",
+        "--base",
+        tmp_path / "clean",
+        "--out",
+        tmp_path / "own",
+    )
+    plain = CliRunner().invoke(group, [*map(str, words_own)], catch_exceptions=False).output
+    assert "200 images" in plain
+    assert "an order of their own" in plain
     back = said(*words, "--out", tmp_path / "b")
     assert back["method"] == "lsp"
     assert np.array_equal(load_dataset(tmp_path / "b").images, load_dataset(tmp_path / "p").images)

@@ -83,17 +83,35 @@ def info(output: Output, data: str, format_: str | None, resize: int | None, qui
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--base", required=True, metavar="PATH|NAME", help="The clean images it was made for: order and labels.")
 @click.option(
-    "--layout", default="auto", show_default=True, help="png-index, perturbation-pt, int8-pickle, ntga-npy or npy."
+    "--layout",
+    default="auto",
+    show_default=True,
+    help="png-index, perturbation-pt, images-pt, int8-pickle, lsp-npy, ntga-npy or npy.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["truncate", "nearest"]),
+    default="truncate",
+    show_default=True,
+    help="Of floats to pixels; the published loaders truncate.",
 )
 @click.option("--name", help="Of the poison, for tables (default: the file's).")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 def import_(
-    output: Output, source: Path, base: str, layout: str, name: str | None, out: Path | None, overwrite: bool
+    output: Output,
+    source: Path,
+    base: str,
+    layout: str,
+    rounding: str,
+    name: str | None,
+    out: Path | None,
+    overwrite: bool,
 ) -> None:
     """Make a data set of a published poison: its files follow a clean data set, which supplies the labels.
 
-    Nothing in the files is run. Count, order, range and size are checked against the base.
+    Nothing in the files is run. Count, order, range and size are checked against the base. NTGA's images may have an
+    order and labels of their own: then the base gives the names of the classes alone.
 
     \b
     ulfast data import TAP/ --base cifar10 --out tap/
@@ -107,13 +125,16 @@ def import_(
         raise InputError("where to? Give --out FOLDER")
     check_free(out, overwrite)
     clean = load_dataset(base, progress=output.bars)
-    poisoned = import_published(source, clean, layout=layout, name=name, progress=output.bars)
+    poisoned = import_published(source, clean, layout=layout, rounding=rounding, name=name, progress=output.bars)
     write_dataset(out, poisoned, _test(base), overwrite=overwrite)
     made = poisoned.manifest
     output.result({"out": str(out), **made})
     size = made["statistics"]
     what = "{layout}, {kind} per {per}".format(**made["parameters"])
     output.say(f"{len(poisoned):,} images of {made['method']} ({what}): {out}")
+    if not size["images"]:
+        output.say("in an order of their own: what was changed in them cannot be told")
+        return
     psnr = f", PSNR {size['psnr_db']:.1f} dB" if size["psnr_db"] else ""
     output.say(f"L2 {size['l2_mean']:.3f}, L-infinity {255 * size['linf_max']:.0f}/255{psnr}")
 

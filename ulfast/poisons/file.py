@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.dataset import Dataset
-from ..data.readers.published import apply_entries, detect_layout, read_entries
+from ..data.readers.published import ROUNDINGS, apply_entries, detect_layout, read_entries
 from ..errors import InputError
 from ..parameters import parameter
 from .base import Perturb, Poison, Workplace
@@ -16,23 +16,27 @@ from .base import Perturb, Poison, Workplace
 
 @dataclass(frozen=True)
 class FilePoison(Poison):
-    """Adds what a file says: a .pt, .safetensors, .npy, .npz or .pkl of perturbations for this data set."""
+    """Adds what a file says: a .pt, .safetensors, .npy, .npz or .pkl of perturbations for this data set.
+
+    Pixels are rounded to the nearest level. `ulfast data import` truncates, as the published programs do.
+    """
 
     summary = "a perturbation from a file, one per image or one per class"
     source = "yours"
 
     path: str | None = parameter(None, "the file: floats in [-1, 1] or int8 levels, NCHW or NHWC")
     scale: float = parameter(1.0, "factor on the perturbation")
+    rounding: str = parameter("nearest", "of the sums to pixels: nearest or truncate", choices=ROUNDINGS)
 
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         if not self.path:
             raise InputError("poison file needs a file: give --set path=FILE")
         path = Path(self.path)
         layout = detect_layout(path)
-        if layout in ("png-index", "ntga-npy"):
+        if layout in ("png-index", "ntga-npy", "images-pt"):
             raise InputError(f"{path} holds images, not a perturbation: take `ulfast data import`")
         entries = read_entries(path, layout, dataset)
         if entries.kind != "perturbation":
             raise InputError(f"{path} holds images, not a perturbation: take `ulfast data import`")
         entries = replace(entries, values=entries.values * np.float32(self.scale))
-        return lambda first, images, labels: apply_entries(entries, images, labels, first)
+        return lambda first, images, labels: apply_entries(entries, images, first, self.rounding)

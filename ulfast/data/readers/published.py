@@ -1,11 +1,12 @@
-"""Published poisons, as files: five layouts, read without running anything in them.
+"""Published poisons, as files: seven layouts, read without running anything in them.
 
-The files hold pixels or perturbations and follow the order of a base data set, which supplies the labels.
+The files hold pixels or perturbations and, but for one, follow the order of a base data set, which supplies the labels.
 """
 
 from __future__ import annotations
 
 import re
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,38 +23,58 @@ from .restricted import load_pickle
 LAYOUTS = {
     "png-index": "a folder (or its data/) of {index}.png in the base's order: tap, ar, lsp",
     "perturbation-pt": "a torch or safetensors file of perturbations, one per image or one per class: em, hypo, sep",
+    "images-pt": "a torch file of images and labels, {'data', 'labels'}: pil",
     "int8-pickle": "a pickle of int8 perturbations in units of 1/255: rem",
-    "ntga-npy": "x_train_*.npy images with one-hot y_train_*.npy: ntga",
+    "lsp-npy": "simple_data.npy perturbations, simple_label.npy the class of each: lsp",
+    "ntga-npy": "x_train_*.npy images with one-hot y_train_*.npy, in the base's order or one of their own: ntga",
     "npy": ".npy or .npz of images or perturbations, one per image or one per class: ops",
 }
+ROUNDINGS = ("truncate", "nearest")
 
-
+MAX_DEPTH = 8  # dictionaries of one entry within each other
+ALIKE = 0.8  # correlation with the base from which values are images on another scale
+FITTING = "give the base it was made for"
 SAMPLED = 200  # images that are compared to find out what the numbers are and whether the order fits
 
 
 @dataclass(frozen=True)
 class Entries:
-    """What a file holds: `values` (m, H, W, C), uint8 pixels or float32 in units of [0, 1], and what it is."""
+    """What a file holds, for the images of a base.
+
+    Attributes:
+        values: (m, H, W, C) uint8 pixels, or float32 or float64 pixels or perturbations.
+        kind: "images" or "perturbation".
+        per: "image" or "class".
+        rows: (n,) int64, the entry of each image of the base.
+        unit: of floats: "levels" (255 is white) or "shares" (1 is white).
+    """
 
     values: np.ndarray
-    kind: str  # "images" or "perturbation"
-    per: str  # "image" or "class"
+    kind: str
+    per: str
+    rows: np.ndarray
+    unit: str = "levels"
 
 
 def detect_layout(source: Path) -> str:
     """Which of `LAYOUTS` a path is.
 
     Raises:
-        InputError: none of them.
+        InputError: none of them, or a torch file that cannot be read.
     """
     if not source.exists():
         raise InputError(f"there is no {source}: check the path")
     if source.is_dir():
         if _png_folder(source) is not None:
             return "png-index"
+        if (source / "simple_data.npy").is_file():
+            return "lsp-npy"
         if list(source.glob("x_train_*.npy")):
             return "ntga-npy"
-        raise InputError(f"{source} has neither numbered .png files nor x_train_*.npy: say --layout, or name the file")
+        raise InputError(
+            f"{source} has neither numbered .png files nor simple_data.npy nor x_train_*.npy: say --layout, or name the"
+            " file"
+        )
     suffixes = {
         ".pt": "perturbation-pt",
         ".pth": "perturbation-pt",
@@ -63,20 +84,36 @@ def detect_layout(source: Path) -> str:
         ".npy": "npy",
         ".npz": "npy",
     }
+    if source.name == "simple_data.npy":
+        return "lsp-npy"
     if source.name.startswith("x_train_") and source.suffix == ".npy":
         return "ntga-npy"
     if source.suffix.lower() not in suffixes:
         raise InputError(f"{source} is of no known layout: say --layout {', '.join(LAYOUTS)}")
-    return suffixes[source.suffix.lower()]
+    layout = suffixes[source.suffix.lower()]
+    return "images-pt" if layout == "perturbation-pt" and _images_and_labels(_load_torch(source)) else layout
 
 
-def apply_entries(entries: Entries, clean: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-    """Poisoned pixels (b, H, W, C) uint8 of the clean ones, image number `first` and on."""
-    rows = labels if entries.per == "class" else np.arange(first, first + len(clean))
-    values = entries.values[rows]
+def apply_entries(entries: Entries, clean: np.ndarray, first: int, rounding: str = "truncate") -> np.ndarray:
+    """Poisoned pixels (b, H, W, C) uint8 of the clean ones, image number `first` and on.
+
+    Levels are added in float32, shares in float64, as the programs compute that read such files. They cut the fraction
+    of a level off ("truncate"); "nearest" rounds.
+    """
+    values = entries.values[entries.rows[first : first + len(clean)]]
     if entries.kind == "images":
-        return values if values.dtype == np.uint8 else np.rint(values.clip(0, 1) * 255).astype(np.uint8)
-    return np.rint((clean + 255 * values.astype(np.float32)).clip(0, 255)).astype(np.uint8)
+        return as_pixels(values, entries.unit, rounding)
+    if entries.unit == "levels":
+        return as_pixels((clean.astype(np.float32) + values).astype(np.float32, copy=False), "levels", rounding)
+    return as_pixels(clean / 255.0 + values, "shares", rounding)
+
+
+def as_pixels(values: np.ndarray, unit: str, rounding: str) -> np.ndarray:
+    """uint8 pixels of uint8, or of floats in "levels" or "shares"; computed in the floats' own type."""
+    if values.dtype == np.uint8:
+        return values
+    levels = (values * 255 if unit == "shares" else values).clip(0, 255)
+    return (np.rint(levels) if rounding == "nearest" else levels).astype(np.uint8)
 
 
 def read_entries(path: Path, layout: str, base: Dataset) -> Entries:
@@ -85,45 +122,64 @@ def read_entries(path: Path, layout: str, base: Dataset) -> Entries:
     Raises:
         InputError: as for `import_published`.
     """
-    if layout == "ntga-npy":
-        return _read_ntga(path, base)
-    array = _load(path, layout)
-    return interpret(array, base, str(path))
+    if layout == "lsp-npy":
+        return _read_lsp(path, base)
+    if layout == "images-pt":
+        return _read_images_pt(path, base)
+    # What torch files hold is multiplied by 255 first and then added; .npy perturbations are added to shares.
+    return interpret(_load(path, layout), base, str(path), "shares" if layout == "npy" else "levels")
 
 
-def interpret(array: np.ndarray, base: Dataset, where: str) -> Entries:
-    """What an array is: one entry per image or class, pixels or perturbations, in which unit."""
+def interpret(array: np.ndarray, base: Dataset, where: str, unit: str) -> Entries:
+    """What an array is: one entry per image or class, pixels or perturbations, in which unit.
+
+    `unit` is the one in which perturbations in units of [0, 1] are added.
+    """
     array = _nhwc(array, base, where)
     m = len(array)
     if m == len(base):
-        per = "image"
+        per, rows = "image", np.arange(m)
     elif m == base.num_classes:
-        per = "class"
+        per, rows = "class", base.labels
     else:
         raise InputError(
             f"{where} has {m:,} entries: {base.name or 'the base'} has {len(base):,} images in {base.num_classes}"
-            " classes"
+            f" classes: {FITTING}"
         )
     if array.dtype == np.uint8:
-        return Entries(array, "images", per)
-    if array.dtype == np.int8:
-        return Entries(array.astype(np.float32) / 255, "perturbation", per)
+        return Entries(array, "images", per, rows)
+    array, found = _floats(array, where)
+    if per == "image":
+        some = np.linspace(0, m - 1, min(m, SAMPLED)).astype(int)
+        sample, clean = array[some] * (255 if found == "shares" else 1), base.images[some].astype(np.float32)
+        if array.min(initial=0) >= 0 and np.abs(sample - clean).mean() < np.abs(sample).mean():
+            return Entries(array, "images", per, rows, found)
+        if sample.std() and clean.std() and np.corrcoef(sample.ravel(), clean.ravel())[0, 1] > ALIKE:
+            raise InputError(
+                f"{where} looks like the images of {base.name or 'the base'} on another scale, not like a perturbation:"
+                " undo the normalisation"
+            )
+    if found == "shares" and unit == "levels":
+        array, found = (array * 255).clip(-255, 255), "levels"
+    return Entries(array, "perturbation", per, rows, found)
+
+
+def _floats(array: np.ndarray, where: str) -> tuple[np.ndarray, str]:
+    """float32 or float64 and their unit."""
     if array.dtype.kind not in "fi":
-        raise InputError(f"{where} holds {array.dtype}: perturbations and images are numbers")
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all():
+        raise InputError(f"{where} holds {array.dtype}: perturbations and images are numbers: save them so")
+    unit = "levels" if array.dtype == np.int8 else "shares"
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float32)
+    peak = float(max(array.max(initial=0), -array.min(initial=0)))
+    if not np.isfinite(peak):
         raise InputError(f"{where} holds NaN or infinite values: get it again")
-    peak = float(np.abs(array).max(initial=0))
     if peak > 255:
-        raise InputError(f"{where} reaches {peak:.4g}: neither pixels in [0, 1] or [0, 255] nor perturbations of them")
-    if peak > 1.5:  # whole levels, not shares of the range
-        array /= 255
-    if per == "image" and array.min() >= 0:
-        rows = np.linspace(0, m - 1, min(m, SAMPLED)).astype(int)
-        sample = array[rows]
-        if np.abs(sample - base.images[rows].astype(np.float32) / 255).mean() < np.abs(sample).mean():
-            return Entries(array, "images", per)
-    return Entries(array, "perturbation", per)
+        raise InputError(
+            f"{where} reaches {peak:.4g}: neither pixels in [0, 1] or [0, 255] nor perturbations of them: undo"
+            " its scaling"
+        )
+    return array, "levels" if peak > 1.5 else unit
 
 
 def _nhwc(array: np.ndarray, base: Dataset, where: str) -> np.ndarray:
@@ -131,14 +187,14 @@ def _nhwc(array: np.ndarray, base: Dataset, where: str) -> np.ndarray:
     if array.ndim == 3:
         array = array[None] if base.num_classes != len(array) else array[..., None]
     if array.ndim != 4:
-        raise InputError(f"{where} has shape {array.shape}: images have four dimensions")
+        raise InputError(f"{where} has shape {array.shape}: images have four dimensions: reshape it")
     if array.shape[1:] == (height, width, channels):
         return array
     if array.shape[1:] == (channels, height, width):
         return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
     raise InputError(
         f"{where} has entries of shape {tuple(array.shape[1:])}, {base.name or 'the base'} has images of"
-        f" {height} x {width} x {channels}: give the base it was made for"
+        f" {height} x {width} x {channels}: {FITTING}"
     )
 
 
@@ -150,9 +206,10 @@ def _load(path: Path, layout: str) -> np.ndarray:
     if layout == "npy":
         try:
             content = np.load(path, allow_pickle=False)
-            return _only_array(dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content, path)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path} cannot be read as an array ({error}): get it again") from None
+            content = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
+        except Exception as error:  # numpy raises many kinds for a damaged file
+            raise InputError(f"{path} cannot be read as an array ({_said(error)}): get it again") from None
+        return _only_array(content, path)
     return _only_array(_load_torch(path), path)
 
 
@@ -166,48 +223,138 @@ def _load_torch(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise InputError(
             f"{path} holds more than tensors and is not read, since that could run code: get the file from its official"
             " source, or save the tensor alone"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0][:100]}): get it again") from None
+        raise InputError(f"{path} cannot be read ({_said(error)}): get it again") from None
+
+
+def _said(error: Exception) -> str:
+    """What an error says, in one short line."""
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def _only_array(content: Any, path: Path) -> np.ndarray:
     """The one array in what a file holds."""
     import torch
 
-    while isinstance(content, dict) and len(content) == 1:
-        content = next(iter(content.values()))
+    for _ in range(MAX_DEPTH):  # a dictionary may hold itself
+        if isinstance(content, dict) and len(content) == 1:
+            content = next(iter(content.values()))
     if isinstance(content, (list, tuple)) and content and all(hasattr(item, "shape") for item in content):
         content = np.stack([np.asarray(item) for item in content])
     if isinstance(content, torch.Tensor):
+        if content.layout != torch.strided or content.is_quantized:
+            raise InputError(f"{path} holds a tensor that is sparse or quantised: save the array alone, dense")
+        if content.numel() * content.element_size() > content.untyped_storage().nbytes():
+            raise InputError(
+                f"{path} holds fewer values than its shape {tuple(content.shape)} says: save it contiguous"
+            )
         content = content.detach().float().numpy() if content.dtype == torch.bfloat16 else content.detach().numpy()
     if not isinstance(content, np.ndarray):
         keys = f" ({', '.join(map(str, content))})" if isinstance(content, dict) else ""
-        raise InputError(f"{path} holds a {type(content).__name__}{keys}, not one array")
+        raise InputError(f"{path} holds a {type(content).__name__}{keys}, not one array: save the array alone")
     return content
 
 
-def _read_ntga(path: Path, base: Dataset) -> Entries:
+def _images_and_labels(content: Any) -> bool:
+    return isinstance(content, dict) and {"data", "labels"} <= set(content)
+
+
+def _labels(content: Any, where: str) -> np.ndarray:
+    """(m,) int64 of an array, tensor or list of class numbers or one-hot rows."""
+    try:
+        return class_numbers(np.asarray(content), where)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{where}: not the numbers of classes: get it again") from None
+
+
+def _read_images_pt(path: Path, base: Dataset) -> Entries:
+    content = _load_torch(path)
+    if not _images_and_labels(content):
+        raise InputError(f"{path} is no dictionary of 'data' and 'labels': leave --layout out")
+    labels = _labels(content["labels"], f"{path}, labels")
+    if labels.shape != base.labels.shape:
+        raise InputError(f"{path} has {len(labels):,} labels, {base.name or 'the base'} {len(base):,}: {FITTING}")
+    if differ := int((labels != base.labels).sum()):
+        raise InputError(f"{path} differs from the labels of {base.name or 'the base'} in {differ:,} places: {FITTING}")
+    entries = interpret(_only_array(content["data"], path), base, f"{path}, data", "levels")
+    if entries.kind != "images":
+        raise InputError(f"{path}, data does not look like the images of {base.name or 'the base'}: {FITTING}")
+    return entries
+
+
+def _read_lsp(path: Path, base: Dataset) -> Entries:
+    """Every image takes the next perturbation of its class, in the order of both files."""
+    file = path / "simple_data.npy" if path.is_dir() else path
+    labels_file = file.with_name("simple_label.npy")
+    if not labels_file.is_file():
+        raise InputError(
+            f"there is no {labels_file}, which says the class of each perturbation: put it there, or say --layout npy"
+            " where they follow the order of the base"
+        )
+    array, unit = _floats(_nhwc(_load(file, "npy"), base, str(file)), str(file))
+    labels = _labels(_load(labels_file, "npy"), str(labels_file))
+    if len(labels) != len(array):
+        raise InputError(f"{labels_file} has {len(labels):,} labels for {len(array):,} perturbations: get both again")
+    rows = np.empty(len(base), np.int64)
+    for c, name in enumerate(base.classes):
+        images, own = np.flatnonzero(base.labels == c), np.flatnonzero(labels == c)
+        if len(own) < len(images):
+            raise InputError(
+                f"{file} has {len(own):,} perturbations of class {c}, {base.name or 'the base'} has {len(images):,}"
+                f" images of it ({name}): {FITTING}"
+            )
+        rows[images] = own[: len(images)]
+    return Entries(array, "perturbation", "image", rows, unit)
+
+
+def read_ntga(path: Path, base: Dataset) -> tuple[Entries, np.ndarray]:
+    """The images of `x_train_*.npy` and the labels (m,) int64 of the `y_train_*.npy` beside it.
+
+    Without labels, and with labels equal to the base's, the images are the base's; else they are a set of their own.
+
+    Raises:
+        InputError: as for `import_published`.
+    """
     folder = path if path.is_dir() else path.parent
     files = sorted(folder.glob("x_train_*.npy")) if path.is_dir() else [path]
     if len(files) != 1:
         raise InputError(f"{folder} has {len(files)} files x_train_*.npy: name the one to import")
-    labels_file = files[0].with_name("y" + files[0].name[1:])
-    entries = interpret(_load(files[0], "npy"), base, str(files[0]))
-    if labels_file.is_file():
-        labels = class_numbers(_load(labels_file, "npy"), str(labels_file))
-        if labels.shape != base.labels.shape or (labels != base.labels).any():
-            differ = int((labels != base.labels).sum()) if labels.shape == base.labels.shape else len(labels)
+    where = str(files[0])
+    array = _nhwc(_load(files[0], "npy"), base, where)
+    named = files[0].with_name("y" + files[0].name[1:])
+    beside = [named] if named.is_file() else sorted(folder.glob("y_train_*.npy"))
+    if len(beside) > 1:
+        raise InputError(
+            f"{folder} has {len(beside)} files y_train_*.npy: name the one of {files[0].name} {named.name}"
+        )
+    if not beside and len(array) != len(base):
+        raise InputError(f"{where} has {len(array):,} images and no y_train_*.npy beside it: put their labels there")
+    labels = _labels(_load(beside[0], "npy"), str(beside[0])) if beside else base.labels
+    if np.array_equal(labels, base.labels):
+        return interpret(array, base, where, "shares"), labels
+    if len(labels) != len(array):
+        raise InputError(f"{beside[0]} has {len(labels):,} labels for {len(array):,} images: get both again")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < base.num_classes:
+        raise InputError(
+            f"{beside[0]} has labels up to {labels.max()}, {base.name or 'the base'} has {base.num_classes} classes:"
+            f" {FITTING}"
+        )
+    unit = "levels"
+    if array.dtype != np.uint8:
+        array, unit = _floats(array, where)
+        if array.min(initial=0) < 0:
             raise InputError(
-                f"{labels_file} differs from the labels of {base.name or 'the base'} in {differ:,} places:"
-                " the order is another"
+                f"{where} has pixels below 0: with labels of its own it must hold images in [0, 1]: undo its scaling"
             )
-    return entries
+    return Entries(array, "images", "image", np.arange(len(array)), unit), labels
 
 
 def _png_folder(source: Path) -> Path | None:
@@ -236,6 +383,8 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
     out = np.empty(base.images.shape, np.uint8)
 
     def read(i: int) -> None:
+        if not (folder / f"{i}.png").is_file():
+            raise InputError(f"{folder / f'{i}.png'} is no file: get it again")
         try:
             with Image.open(folder / f"{i}.png") as image:
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
@@ -243,7 +392,8 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
             raise InputError(f"{folder / f'{i}.png'} cannot be read ({error}): get it again") from None
         if pixels.shape[:2] != (height, width):
             raise InputError(
-                f"{folder / f'{i}.png'} is {pixels.shape[1]} x {pixels.shape[0]}, the base {width} x {height}"
+                f"{folder / f'{i}.png'} is {pixels.shape[1]} x {pixels.shape[0]}, the base {width} x {height}:"
+                f" {FITTING}"
             )
         out[i] = pixels.reshape(height, width, channels)
 
@@ -254,20 +404,19 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
     return out
 
 
-def check_order(values: np.ndarray, base: Dataset, path: Path) -> None:
+def check_order(entries: Entries, base: Dataset, path: Path) -> None:
     """Poisoned images are nearer to their own clean image than to another."""
-    if len(values) != len(base):
+    if entries.per != "image":
         return
     n = len(base)
     rows = np.linspace(0, n - 1, min(n, SAMPLED)).astype(int)
-    scale = 255.0 if values.dtype == np.uint8 else 1.0
-    poisoned = values[rows].astype(np.float32) / scale
+    poisoned = as_pixels(entries.values[rows], entries.unit, "nearest").astype(np.float32)
     own, other = (
-        np.abs(poisoned - base.images[index].astype(np.float32) / 255).mean(axis=(1, 2, 3))
+        np.abs(poisoned - base.images[index].astype(np.float32)).mean(axis=(1, 2, 3))
         for index in (rows, (rows + max(1, n // 3)) % n)
     )
     if (own < other).mean() < 0.9:
         raise InputError(
             f"{path} does not follow the order of {base.name or 'the base'}: only {100 * (own < other).mean():.0f} % of"
-            " its images resemble the clean image of the same number more than another; give the base it was made for"
+            f" its images resemble the clean image of the same number more than another; {FITTING}"
         )
