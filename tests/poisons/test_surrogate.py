@@ -14,7 +14,7 @@ import ulfast
 from ulfast import InputError
 from ulfast.cli.main import group
 from ulfast.data import DatasetWriter, load_dataset
-from ulfast.poisons import POISONS, Workplace, get_poison, poison, surrogate as engine
+from ulfast.poisons import POISONS, Workplace, em, get_poison, poison, rem, surrogate as engine
 from ulfast.poisons.rem import Moved
 from ulfast.poisons.store import PerturbationStore
 from ulfast.poisons.surrogate import Images, Surrogate, descend, new_surrogate, searching, shuffled
@@ -23,7 +23,7 @@ CNN = {"surrogate": "cnn"}
 # Every method as small as it goes; 60 images of 12 px.
 SMALL = {
     "em": {**CNN, "lr": 0.01, "rounds": 3, "steps": 3, "train_steps": 3, "batch_size": 25, "stop": 0.0},
-    "em-classwise": {**CNN, "lr": 0.01, "rounds": 4, "train_steps": 3, "batch_size": 25, "stop": 0.0},
+    "em-classwise": {**CNN, "lr": 0.01, "rounds": 4, "train_steps": 3, "batch_size": 6, "stop": 0.0},
     "tap": {**CNN, "epochs": 2, "steps": 8, "restarts": 2, "batch_size": 25},
     "tap-untargeted": {**CNN, "epochs": 2, "steps": 8, "batch_size": 25},
     "rem": {**CNN, "lr": 0.01, "iterations": 3, "steps": 2, "steps_a": 2, "samples": 2, "batch_size": 25},
@@ -98,6 +98,43 @@ def test_class_wise_is_one_perturbation_a_class(make_dataset):
         assert (by_class[rows] == by_class[rows[0]]).all()
         assert (by_image[rows] != by_image[rows[0]]).any()
     assert (by_class[0] != by_class[1]).any()
+
+
+def test_class_wise_noise_steps_for_every_batch_of_the_subset(make_dataset, monkeypatch):
+    """Each image's noise takes a step from its class's, and the class's is the mean over the batch's images of it."""
+    clean = make_dataset(60)
+    subset = em.share_of_classes(torch.from_numpy(clean.labels), 0.5, 3)
+    assert np.bincount(clean.labels[subset]).tolist() == [10, 10, 10]
+    assert torch.equal(subset, em.share_of_classes(torch.from_numpy(clean.labels), 0.5, 3))
+    assert not torch.equal(subset, em.share_of_classes(torch.from_numpy(clean.labels), 0.5, 4))
+    assert len(em.share_of_classes(torch.from_numpy(clean.labels), 1e-6, 3)) == 3
+    steps, gradient = [], Surrogate.gradient
+
+    def watched(self, x, y):
+        found = gradient(self, x, y)
+        steps.append((x.clone(), y, found[0]))
+        return found
+
+    written, write = [], PerturbationStore.write
+    monkeypatch.setattr(Surrogate, "gradient", watched)
+    monkeypatch.setattr(PerturbationStore, "write", lambda *a: (written.append(a[2].clone()), write(*a)))
+    eps, alpha = 8 / 255, 0.8 / 255
+    options = SMALL["em-classwise"] | {"rounds": 1, "subset": 0.5, "batch_size": 7}
+    made = poison(clean, "em-classwise", seed=3, **options)
+    assert [len(y) for _, y, _ in steps] == [7] * 4  # of 30 images; the two left are none
+    assert made.manifest["parameters"]["subset"] == 0.5
+    noise, pixels = torch.zeros(3, 3, 12, 12), torch.from_numpy(clean.images).permute(0, 3, 1, 2) / 255
+    for x, y, found in steps:
+        # Which images they were: those with the nearest pixels.
+        flat = (x - noise[y]).flatten(1)
+        start = pixels[torch.cdist(flat, pixels.flatten(1)).argmin(1)]
+        torch.testing.assert_close(x, (start + noise[y]).clamp(0, 1))
+        each = (x - alpha * found.sign() - start).clamp(-eps, eps)
+        for label in y.unique():
+            noise[label] = each[y == label].mean(0).clamp(-eps, eps)
+    torch.testing.assert_close(written[0], noise, atol=1e-6, rtol=0)
+    with pytest.raises(InputError, match="subset must be above 0"):
+        poison(clean, "em-classwise", **SMALL["em-classwise"] | {"subset": 0})
 
 
 def test_untargeted_and_targeted_differ_and_rate_counts(make_dataset, made):
@@ -210,18 +247,50 @@ def test_descent_on_several_networks_is_on_their_mean():
 
 
 def test_there_and_back():
-    x = torch.rand(2, 3, 9, 11)
-    y = torch.rand(2, 3, 9, 11)
-    for dy, dx, flip in [(0, 0, False), (2, -3, False), (-4, 1, True), (0, 4, True)]:
-        move = Moved(dy, dx, flip)
-        there = move.there(x)
-        padded = torch.nn.functional.pad(x, (4, 4, 4, 4))[:, :, 4 + dy : 13 + dy, 4 + dx : 15 + dx]
-        assert torch.equal(there, padded.flip(3) if flip else padded)
-        # The transpose: <there(x), y> = <x, back(y)>.
-        assert float((there * y).sum()) == pytest.approx(float((x * move.back(y)).sum()), rel=1e-5)
-    drawn = {Moved.draw(4, 0, at) for at in range(200)}
-    assert len(drawn) > 60
-    assert {m.dy for m in drawn} == set(range(-4, 5))
+    """Every image has a crop and a mirroring of its own."""
+    x, y = torch.rand(4, 3, 9, 11), torch.rand(4, 3, 9, 11)
+    some = [(0, 0, False), (2, -3, False), (-4, 1, True), (0, 4, True)]
+    dy, dx, flip = (torch.tensor(column) for column in zip(*some, strict=True))
+    there = Moved(4, dy, dx, flip).there(x)
+    assert there.is_contiguous(memory_format=torch.channels_last)
+    padded = torch.nn.functional.pad(x, (4, 4, 4, 4))
+    for i, (down, right, mirrored) in enumerate(some):
+        want = padded[i, :, 4 + down : 13 + down, 4 + right : 15 + right]
+        assert torch.equal(there[i], want.flip(2) if mirrored else want)
+    # The transpose: <there(x), y> = <x, back(y)>, image by image.
+    back = Moved(4, dy, dx, flip).back(y)
+    torch.testing.assert_close((there * y).sum((1, 2, 3)), (x * back).sum((1, 2, 3)))
+    drawn = Moved.draw(4, 0, 5, 300, torch.device("cpu"))
+    assert set(drawn.dy.tolist()) == set(drawn.dx.tolist()) == set(range(-4, 5))
+    assert 100 < int(drawn.flip.sum()) < 200
+    assert torch.equal(Moved.draw(4, 0, 5 + 7, 20, torch.device("cpu")).dx, drawn.dx[7:27])
+
+
+def test_rem_starts_at_random_and_anew(make_dataset, monkeypatch):
+    """Both searches start uniformly in their balls, and no two of them alike; with start=stored neither does."""
+    starts, seen = [], rem.random_start
+
+    def watched(seed, row, like, eps, **options):
+        starts.append((row, eps, seen(seed, row, like, eps, **options)))
+        return starts[-1][2]
+
+    monkeypatch.setattr(rem, "random_start", watched)
+    options = SMALL["rem"] | {"iterations": 2}
+    random = poison(make_dataset(60), "rem", **options)
+    bounds = [eps for _, eps, _ in starts]
+    # A search of each of two batches to train on and of three in the end; of the adversary: two samples at two steps
+    # and after the last, and one of each batch to train on.
+    assert sorted(set(bounds)) == pytest.approx([4 / 255, 8 / 255])
+    assert bounds.count(max(bounds)) == 5
+    assert len(bounds) == 5 * (1 + 2 * 3) + 2
+    assert len({row for row, _, _ in starts}) == len({float(start.sum()) for _, _, start in starts}) == len(starts)
+    for _, eps, start in starts:
+        assert start.abs().max() <= eps
+        assert float(start.std()) == pytest.approx(eps / 3**0.5, rel=0.05)
+    starts.clear()
+    stored = poison(make_dataset(60), "rem", **options, start="stored")
+    assert not starts
+    assert stored.checksum() != random.checksum()
 
 
 def test_batches_walk_through_all_images():

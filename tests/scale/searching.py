@@ -28,7 +28,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "em",
         {"surrogate": "resnet18-4", "batch_size": 32, "lr": 0.001, "rounds": 2, "steps": 1, "train_steps": 2},
     ),
-    "em-classwise": ("em-classwise", {**CNN, "lr": 0.01, "rounds": 4, "train_steps": 3, "stop": 0.0}),
+    "em-classwise": (
+        "em-classwise",
+        {"surrogate": "cnn", "batch_size": 9, "lr": 0.01, "rounds": 4, "train_steps": 3, "subset": 0.5, "stop": 0.0},
+    ),
     "tap": ("tap", {**CNN, "epochs": 2, "steps": 6, "restarts": 2}),
     "hypo": ("hypo", {**CNN, "epochs": 2, "steps": 6}),
     "sep": ("sep", {**CNN, "epochs": 3, "checkpoints": 2, "steps": 4}),

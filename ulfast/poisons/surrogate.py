@@ -45,7 +45,6 @@ class SurrogatePoison(Poison):
 
     eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
     surrogate: str = parameter("resnet18", "network: cnn, resnet18, resnet18-WIDTH or timm:NAME")
-    batch_size: int = parameter(128, "images per step", at_least=1)
     store: str = parameter("int8", "how perturbations are kept meanwhile", choices=tuple(KINDS))
 
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
@@ -382,7 +381,10 @@ def sweep(
             if len(index):
                 y = targets(images.labels[index.to(images.device)])
                 if restarts:
-                    offsets = (random_start(seed, number, index, start, store.eps) for number in range(restarts))
+                    offsets = (
+                        random_start(seed, (number << 40) + int(index[0]), start, store.eps)
+                        for number in range(restarts)
+                    )
                     found, first, last = _best(surrogates, start, offsets, y, alphas, store.eps)
                 else:
                     found, first, last = _one(surrogates, start, store.read(index, images.device), y, alphas, store.eps)
@@ -429,11 +431,19 @@ def _best(
     return found, before, least
 
 
-def random_start(seed: int, number: int, index: Tensor, like: Tensor, eps: float) -> Tensor:
-    """Uniform in the ball: like (b, C, H, W), from (seed, number of the start, image number) alone."""
+def random_start(seed: int, row: int, like: Tensor, eps: float, *, normal: bool = False) -> Tensor:
+    """Starts of a search: like (b, C, H, W) float32, each image's from (seed, row + its place in the batch) alone.
+
+    Args:
+        row: no two starts share one; below 2^62.
+        eps: bound, pixels in [0, 1].
+        normal: eps times a standard normal, clamped to the ball, instead of uniform in it.
+    """
     b, c, h, w = like.shape
-    u = ops.philox_uniform(seed, ops.philox.STREAM_SURROGATE, (number << 40) + int(index[0]), b, c * h * w)
-    return ((u * 2 - 1) * eps).view(b, h, w, c).permute(0, 3, 1, 2).to(like.device)
+    draw = ops.philox_normal if normal else ops.philox_uniform
+    u = draw(seed, ops.philox.STREAM_SURROGATE, row, b, c * h * w, device=like.device)
+    offset = (u * eps).clamp_(-eps, eps) if normal else (u * 2 - 1) * eps
+    return offset.view(b, h, w, c).permute(0, 3, 1, 2)
 
 
 def check_finite(loss: float, where: str) -> None:

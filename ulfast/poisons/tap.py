@@ -26,6 +26,7 @@ class TargetedAdversarial(SurrogatePoison):
     targeted: bool = parameter(True, "towards class y + 1; false: away from y")
     alpha: float | None = parameter(None, "first step (default eps / 4)", at_least=0)
     steps: int = parameter(250, "steps of each image", at_least=1)
+    batch_size: int = parameter(128, "images per step", at_least=1)
     restarts: int = parameter(1, "random starts, of which the best is kept (the paper: 8)", at_least=1)
     epochs: int | None = parameter(None, "of the clean network (default: the quick recipe's)", at_least=1)
 
