@@ -131,13 +131,14 @@ def find_coefficients(
     earlier process responds to its signals.
 
     Args:
-        accept: "published": the earlier filters' `response` to the last of three signals must reach 10 (3 from 100
-            classes on); "channels": the response is taken channel by channel, and to all three signals.
+        accept: "published": the earlier filters' `response` to one signal must reach 10 (3 from 100 classes on);
+            "channels": the response is taken channel by channel, and to three signals.
 
     Raises:
         InputError: no such set was found, which happens for very many classes of very small images.
     """
-    return _find(classes, seed, size, channels, accept == "published").clone()
+    find = _find_published if accept == "published" else _find
+    return find(classes, seed, size, channels).clone()
 
 
 def enough(classes: int, size: tuple[int, int], channels: int) -> float:
@@ -151,7 +152,7 @@ def _screen(size: tuple[int, int]) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def _find(classes: int, seed: int, size: tuple[int, int], channels: int, published: bool) -> Tensor:
+def _find(classes: int, seed: int, size: tuple[int, int], channels: int) -> Tensor:
     kept = torch.empty(0, channels, 3, 3)
     screen = _screen(size)
     least = enough(classes, screen, channels)
@@ -160,20 +161,45 @@ def _find(classes: int, seed: int, size: tuple[int, int], channels: int, publish
     while len(kept) < classes:
         while len(pool) < channels:
             if drawn == GIVE_UP:
-                raise InputError(
-                    f"ar: only {len(kept)} of {classes} processes were found for images of {size[1]} x {size[0]}:"
-                    " use larger images, fewer classes or another seed"
-                )
+                raise _too_few(len(kept), classes, size)
             pool = torch.cat([pool, _stable(seed, drawn, size, channels)])
             drawn += 1
         process, pool = pool[None, :channels], pool[channels:]
         signals = _unit(_signals(process, screen, seed=drawn * 7919 + len(pool)))
-        if len(kept):
-            answers = response(signals[-1:], kept) if published else _channel_response(signals, kept)
-            if bool((answers < least).any()):
-                continue
-        kept = torch.cat([kept, process])
+        if not len(kept) or bool((_channel_response(signals, kept).amin(0) >= least).all()):
+            kept = torch.cat([kept, process])
     return kept
+
+
+@lru_cache(maxsize=8)
+def _find_published(classes: int, seed: int, size: tuple[int, int], channels: int) -> Tensor:
+    kept, pool = torch.empty(0, channels, 3, 3), torch.empty(0, 3, 3)
+    screen = _screen(size)
+    least = enough(classes, screen, channels)
+    for drawn in range(GIVE_UP):
+        pool = torch.cat([pool, _stable(seed, drawn, size, channels)])
+        whole = len(pool) // channels * channels
+        if not whole:
+            continue
+        processes, pool = pool[:whole].view(-1, channels, 3, 3), pool[whole:]
+        signals = _unit(_signals(processes, screen, seed + drawn * 7919, 1))
+        while len(processes):
+            fit = (response(signals, kept) >= least).all(1).nonzero() if len(kept) else torch.zeros(1, 1).long()
+            if not len(fit):
+                break
+            at = int(fit[0])
+            kept = torch.cat([kept, processes[at : at + 1]])
+            if len(kept) == classes:
+                return kept
+            processes, signals = processes[at + 1 :], signals[at + 1 :]
+    raise _too_few(len(kept), classes, size)
+
+
+def _too_few(found: int, classes: int, size: tuple[int, int]) -> InputError:
+    return InputError(
+        f"ar: only {found} of {classes} processes were found for images of {size[1]} x {size[0]}: use larger images,"
+        " fewer classes or another seed"
+    )
 
 
 def _unit(signals: Tensor) -> Tensor:
