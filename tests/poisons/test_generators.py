@@ -80,6 +80,35 @@ def test_ar_filters_are_blind_to_their_own_class_alone():
     assert not torch.equal(ar.find_coefficients(10, 4), windows)
 
 
+def test_ar_response_adds_the_channels_up_first():
+    """One convolution over all channels, then what is positive, as published; channel by channel is more."""
+    windows = ar.find_coefficients(4, 0, (16, 16))
+    signals = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    want = torch.zeros(5, 4)
+    for k, window in enumerate(windows):
+        taps = window.clone()
+        taps[:, 2, 2] = -1
+        want[:, k] = (signals.unfold(2, 3, 1).unfold(3, 3, 1) * taps[:, None, None]).sum((1, 4, 5)).relu().sum((1, 2))
+    torch.testing.assert_close(ar.response(signals, windows), want, rtol=1e-4, atol=1e-3)
+    by_channel = ar._channel_response(signals, windows)
+    assert 1.2 < float((by_channel / want).mean()) < 2
+
+
+def test_ar_windows_by_the_published_test(make_dataset):
+    """Those found by it are accepted, two alike are not, and `ar` finds others by its own."""
+    published = ar.find_coefficients(4, 1, (16, 16), accept="published")
+    assert ar.judge(published, (16, 16))["accepted"]
+    assert not torch.equal(published, ar.find_coefficients(4, 1, (16, 16)))
+    twins = published[[0, 1, 2, 0]]
+    assert not ar.judge(twins, (16, 16))["accepted"]
+    clean = make_dataset(12, 16, 3, 4)
+    made = poison(clean, "ar", seed=1, accept="published")
+    assert made.manifest["parameters"]["accept"] == "published"
+    assert made.checksum() != poison(clean, "ar", seed=1).checksum()
+    with pytest.raises(InputError, match="accept must be one of"):
+        poison(clean, "ar", accept="all")
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("l2", None), ("linf", None), ("l2", 0.5)])
 def test_ar_budget(make_dataset, norm, eps):
     gray = Dataset(np.full((32, 32, 32, 3), 128, np.uint8), np.arange(32) % 4, tuple("abcd"))
@@ -206,11 +235,14 @@ def test_ar_search_finds_keeps_and_judges(tmp_path):
     file = tmp_path / "w.json"
     found = said("poison", "ar-search", "--classes", 4, "--size", 16, "--out", file)
     assert found["stable"]
+    assert found["accepted"]
     assert found["own_response"] < 1e-4
-    assert found["least_response"] > 1
+    assert found["least_response"] >= found["threshold"] == 5  # at a quarter of 32 x 32 pixels
     judged = said("ar-search", "--classes", 4, "--size", 16, "--check", file)
     assert judged["least_response"] == pytest.approx(found["least_response"], rel=1e-3)
     torch.save([torch.rand(3, 3, 3) * 9 for _ in range(4)], tmp_path / "wild.pt")  # grows without bound
-    assert not said("ar-search", "--classes", 4, "--check", tmp_path / "wild.pt")["stable"]
+    wild = said("ar-search", "--classes", 4, "--check", tmp_path / "wild.pt")
+    assert not wild["stable"]
+    assert not wild["accepted"]
     with pytest.raises(InputError, match="give --out"):
         said("poison", "ar-search")

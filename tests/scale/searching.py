@@ -28,12 +28,17 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "em",
         {"surrogate": "resnet18-4", "batch_size": 32, "lr": 0.001, "rounds": 2, "steps": 1, "train_steps": 2},
     ),
-    "em-classwise": ("em-classwise", {**CNN, "lr": 0.01, "rounds": 4, "train_steps": 3, "stop": 0.0}),
+    "em-classwise": (
+        "em-classwise",
+        {"surrogate": "cnn", "batch_size": 9, "lr": 0.01, "rounds": 4, "train_steps": 3, "subset": 0.5, "stop": 0.0},
+    ),
     "tap": ("tap", {**CNN, "epochs": 2, "steps": 6, "restarts": 2}),
+    "tap published": ("tap", {"preset": "published", **CNN, "epochs": 2, "steps": 6, "restarts": 2}),
     "hypo": ("hypo", {**CNN, "epochs": 2, "steps": 6}),
     "sep": ("sep", {**CNN, "epochs": 3, "checkpoints": 2, "steps": 4}),
     "rem": ("rem", {**CNN, "lr": 0.01, "iterations": 5, "steps": 2, "steps_a": 2, "samples": 2}),
     "pil": ("pil", {"epochs": 3, "batch_size": 25}),
+    "pil published": ("pil", {"preset": "published", "epochs": 3, "batch_size": 25}),
 }
 LONG = {**METHODS["em"][1], "rounds": 5}
 

@@ -58,7 +58,10 @@ def numbers(making):
 
 @pytest.mark.parametrize(
     "method",
-    ["em", "em float16", "em resnet18-4", "em-classwise", "tap", "hypo", "sep", "rem", "pil"],
+    [
+        *["em", "em float16", "em resnet18-4", "em-classwise", "tap", "tap published", "hypo", "sep", "rem"],
+        *["pil", "pil published"],
+    ],
 )
 def test_two_processes_find_what_one_does(data, alone, pair, method):
     want, got = alone[method], pair[method]

@@ -25,6 +25,9 @@ from ..runtime.progress import Progress
 # first + i of the data set, and what is added to it depends on (seed, method, first + i, its label) alone.
 Perturb = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
+# What a method's parameter `preset` may say: settings that belong together, which others given beside it replace.
+PRESETS = ("quick", "published")
+
 REPORT_SECONDS = 0.2  # between two reports from a quick loop
 
 

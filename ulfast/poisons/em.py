@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import distributed, ops
 from ..data.dataset import Dataset
+from ..errors import InputError
 from ..parameters import parameter
-from .base import Workplace
+from .base import Perturb, Workplace
 from .store import PerturbationStore
 from .surrogate import (
     Images,
@@ -32,7 +33,8 @@ class ErrorMinimising(SurrogatePoison):
     """Min-min: a few training steps of the surrogate on the perturbed images, then steps of the noise down its loss,
     until hardly any perturbed image is classified wrong. Noise starts at zero; there is no augmentation.
 
-    Class-wise noise takes one step a round, along the sign of the gradient summed over the class's images.
+    Class-wise noise is searched on a fifth of every class, and steps once for every batch of it: each image's noise
+    takes a step from the class's, and the class's becomes the mean over its images in the batch.
     """
 
     summary = "error-minimising noise (min-min)"
@@ -41,7 +43,11 @@ class ErrorMinimising(SurrogatePoison):
 
     wise: str = parameter("sample", "one perturbation per sample or one per class", choices=("sample", "class"))
     alpha: float | None = parameter(None, "size of a step of the noise (default eps / 10)", at_least=0)
-    steps: int | None = parameter(None, "steps of the noise a round (default 20; class-wise 1)", at_least=1)
+    steps: int | None = parameter(
+        None, "steps of the noise a round (default 20; class-wise 1 for every batch)", at_least=1
+    )
+    batch_size: int | None = parameter(None, "images per step (default 128; class-wise 512)", at_least=1)
+    subset: float = parameter(0.2, "share of each class that class-wise noise is searched on", at_least=0)
     train_steps: int = parameter(10, "steps of the surrogate a round", at_least=1)
     rounds: int = parameter(100, "most rounds", at_least=1)
     stop: float | None = parameter(
@@ -56,7 +62,13 @@ class ErrorMinimising(SurrogatePoison):
             "alpha": self.eps / 10 if self.alpha is None else self.alpha,
             "steps": self.steps or (1 if classwise else 20),
             "stop": self.stop if self.stop is not None else 0.1 if classwise else 0.01,
+            "batch_size": self.batch_size or (512 if classwise else 128),
         }
+
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
+        if not 0 < self.subset <= 1:
+            raise InputError(f"em: subset must be above 0 and at most 1, got {self.subset:g}")
+        return super().prepare(dataset, seed, work)
 
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
         values, device = self.resolved(dataset), torch.device(work.device)
@@ -66,22 +78,25 @@ class ErrorMinimising(SurrogatePoison):
         store = self.open_store(dataset, work, dataset.num_classes if classwise else None)
         search = Search(work, store, self.identity(dataset, seed), (surrogate.model, optimizer))
         history: list[dict[str, float]] = search.begin({"rounds": []})["rounds"]
-        one_round = self._class_round if classwise else self._sample_round
-        with surrogate.learning(min(self.batch_size, images.n)):
+        subset = share_of_classes(images.labels.cpu(), self.subset, seed) if classwise else None
+        with surrogate.learning(min(values["batch_size"], images.n)):
             while len(history) < self.rounds and not (history and history[-1]["error"] < values["stop"]):
                 number = len(history)
                 # Of networks that drop out, not alike in all parts of a batch.
                 torch.manual_seed((seed * 1_000_003 + number + (distributed.rank() << 48)) % (1 << 63))
                 surrogate.model.train()
                 for step in range(self.train_steps):
-                    batch = shuffled(images.n, self.batch_size, seed, number * self.train_steps + step)
+                    batch = shuffled(images.n, values["batch_size"], seed, number * self.train_steps + step)
                     index, _ = part(batch)
                     y = images.labels[index.to(device)]
                     x = _perturbed(images, store, index, classwise)
                     loss = surrogate.learn(x, y, optimizer, len(batch), clip=5.0)
                 check_finite(float(distributed.sum_(loss)), f"round {number + 1}")
                 with searching(surrogate):
-                    row = one_round(surrogate, images, store, values, work, number)
+                    if subset is None:
+                        row = self._sample_round(surrogate, images, store, values, work, number)
+                    else:
+                        row = self._class_round(surrogate, images, store, values, work, number, subset, seed)
                 check_finite(row["loss_after"], f"round {number + 1}")
                 history.append(row)
                 search.commit({"rounds": history})
@@ -101,7 +116,7 @@ class ErrorMinimising(SurrogatePoison):
     ) -> dict[str, float]:
         totals = torch.zeros(3, dtype=torch.float64)
         alphas = [-values["alpha"]] * values["steps"]
-        for together, index, at in images.chunks(self.batch_size):
+        for together, index, at in images.chunks(values["batch_size"]):
             start, y = images.pixels(index), images.labels[index.to(images.device)]
             x = (start + store.read(index, images.device)).clamp_(0, 1)
             if len(index):
@@ -120,32 +135,64 @@ class ErrorMinimising(SurrogatePoison):
         values: dict[str, Any],
         work: Workplace,
         number: int,
+        subset: Tensor,
+        seed: int,
     ) -> dict[str, float]:
         totals = torch.zeros(3, dtype=torch.float64)
-        classes = torch.arange(store.rows)
+        classes, n = torch.arange(store.rows), len(subset)
         delta = store.read(classes, images.device)
-        for _ in range(values["steps"]):
-            before = torch.zeros((), dtype=torch.float64)
-            gradient = torch.zeros_like(delta)
-            for together, index, _ in images.chunks(self.batch_size):
-                if len(index):
-                    y = images.labels[index.to(images.device)]
-                    each, losses, _ = surrogate.gradient((images.pixels(index) + delta[y]).clamp_(0, 1), y)
-                    gradient.index_add_(0, y, each)
-                    before += losses.double().sum().cpu()
-                work.tell_often("rounds", number + (int(together[-1]) + 1) / images.n, self.rounds)
-            totals[0] = totals[0] or before
-            distributed.sum_(gradient)
-            ops.pgd_step(delta, gradient, torch.zeros_like(delta), alpha=-values["alpha"], eps=self.eps, clamp=False)
+        size = min(values["batch_size"], n)
+        batches = n // size  # the last one that is not full is left out
+        for step in range(batches):
+            index, _ = part(subset[shuffled(n, size, seed, number * batches + step)])
+            total, count = torch.zeros_like(delta), torch.zeros(store.rows, device=images.device)
+            if len(index):
+                y = images.labels[index.to(images.device)]
+                noise, losses = self._stepped(surrogate, images.pixels(index), delta[y], y, values)
+                total.index_add_(0, y, noise)
+                count += torch.bincount(y, minlength=store.rows)
+                totals[0] += losses.double().sum().cpu() * (n / (size * batches))
+            distributed.sum_(total)
+            distributed.sum_(count)
+            mean = (total / count.clamp_min(1)[:, None, None, None]).clamp_(-self.eps, self.eps)
+            delta = torch.where((count > 0)[:, None, None, None], mean, delta)
+            work.tell_often("rounds", number + (step + 1) / batches, self.rounds)
         mine, at = part(classes)
         store.write(classes, delta[mine], at)
         delta = store.read(classes, images.device)
-        for _, index, _ in images.chunks(self.batch_size):
+        mine, _ = part(subset)
+        for index in mine.split(values["batch_size"]):
             if len(index):
                 y = images.labels[index.to(images.device)]
                 losses, correct = surrogate.judge((images.pixels(index) + delta[y]).clamp_(0, 1), y)
                 totals[1:] += torch.stack([losses.sum(), correct.sum()]).cpu()
-        return _row(distributed.sum_(totals), images.n)
+        return _row(distributed.sum_(totals), n)
+
+    def _stepped(
+        self, surrogate: Surrogate, start: Tensor, noise: Tensor, y: Tensor, values: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Each image's noise after its steps, and the losses (b,) before them.
+
+        The network sees pixels in [0, 1]; the noise may point out of it after the last step, as published.
+        """
+        x, first = start + noise, None
+        for _ in range(values["steps"]):
+            x.clamp_(0, 1)
+            gradient, losses, _ = surrogate.gradient(x, y)
+            first = losses if first is None else first
+            ops.pgd_step(x, gradient, start, alpha=-values["alpha"], eps=self.eps, clamp=False)
+        assert first is not None
+        return x - start, first
+
+
+def share_of_classes(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Indices (m,) int64, in order, of a share of every class's images, one at least, drawn from the seed."""
+    draw = ops.philox_uniform(seed, ops.philox.STREAM_SURROGATE, 1 << 62, len(labels), 1)[:, 0]
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        chosen[rows[draw[rows].argsort(stable=True)[: max(1, round(share * len(rows)))]]] = True
+    return chosen.nonzero()[:, 0]
 
 
 def _perturbed(images: Images, store: PerturbationStore, index: Tensor, classwise: bool) -> Tensor:
@@ -154,6 +201,7 @@ def _perturbed(images: Images, store: PerturbationStore, index: Tensor, classwis
 
 
 def _row(totals: Tensor, n: int) -> dict[str, float]:
-    """Mean loss of the round's search before and after it, and the error after it."""
+    """Mean loss of the n images that the round's search has seen, when it met them and after it, and their error after
+    it."""
     before, after, correct = (totals / n).tolist()
     return {"loss_before": before, "loss_after": after, "error": 1 - correct}

@@ -21,6 +21,7 @@ class Hypocritical(SurrogatePoison):
     aliases = ("hypocritical",)
 
     alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
+    batch_size: int = parameter(128, "images per step", at_least=1)
     steps: int = parameter(100, "steps of each image", at_least=1)
     epochs: int | None = parameter(None, "of the clean network (default: the quick recipe's)", at_least=1)
 

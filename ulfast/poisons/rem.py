@@ -21,6 +21,7 @@ from .surrogate import (
     check_finite,
     new_surrogate,
     part,
+    random_start,
     searching,
     shuffled,
 )
@@ -28,37 +29,64 @@ from .surrogate import (
 
 @dataclass(frozen=True)
 class Moved:
-    """A crop with padding and a mirroring, the same for a whole batch, and the way back.
+    """A crop with padding and a mirroring of each image of a batch, and the way back.
 
-    The published augmentation draws for each image; a draw a batch keeps both ways a copy without an index.
+    Args:
+        dy, dx: (b,) int64 shifts in pixels, none of them beyond `padding`.
+        flip: (b,) bool.
     """
 
-    dy: int
-    dx: int
-    flip: bool
+    padding: int
+    dy: Tensor
+    dx: Tensor
+    flip: Tensor
 
     @classmethod
-    def draw(cls, padding: int, seed: int, at: int) -> Moved:
-        """From (seed, number of the draw) alone."""
-        u = ops.philox_uniform(seed, ops.philox.STREAM_AUGMENT, (1 << 50) + at, 1, 3)[0].tolist()
-        span = 2 * padding + 1
-        return cls(int(u[0] * span) - padding, int(u[1] * span) - padding, u[2] < 0.5)
+    def draw(cls, padding: int, seed: int, row: int, count: int, device: torch.device) -> Moved:
+        """Of `count` images, each from (seed, row + its place) alone."""
+        u = ops.philox_uniform(seed, ops.philox.STREAM_AUGMENT, (1 << 62) + row, count, 3, device=device)
+        dy, dx = ((u[:, :2] * (2 * padding + 1)).long() - padding).unbind(1)
+        return cls(padding, dy, dx, u[:, 2] < 0.5)
 
     def there(self, x: Tensor) -> Tensor:
-        """out[y, x] = image[y + dy, x + dx], black outside, then mirrored."""
-        out = _shift(x, self.dy, self.dx)
-        return out.flip(3) if self.flip else out
+        """out[y, x] = image[y + dy, x + dx], black outside, then mirrored; x (b, C, H, W)."""
+        return self._taken(x, 1)
 
     def back(self, gradient: Tensor) -> Tensor:
         """The gradient of what went `there`."""
-        return _shift(gradient.flip(3) if self.flip else gradient, -self.dy, -self.dx)
+        return self._taken(gradient, -1)
+
+    def _taken(self, x: Tensor, sign: int) -> Tensor:
+        height, width = x.shape[2:]
+        # Mirrored, the columns run backwards; the way back then undoes a shift with the same sign.
+        direction = 1 - 2 * self.flip.long()
+        columns = torch.arange(width, device=x.device) * direction[:, None] + (width - 1) * self.flip[:, None]
+        columns = columns + (self.dx * (direction if sign < 0 else 1) * sign)[:, None] + self.padding
+        rows = torch.arange(height, device=x.device) + (sign * self.dy)[:, None] + self.padding
+        padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, *[self.padding] * 4))
+        each = torch.arange(len(x), device=x.device)[:, None, None]
+        return padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _shift(x: Tensor, dy: int, dx: int) -> Tensor:
-    height, width = x.shape[2:]
-    padded = nn.functional.pad(x, (max(-dx, 0), max(dx, 0), max(-dy, 0), max(dy, 0)))
-    top, left = max(dy, 0), max(dx, 0)
-    return padded[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+class Draws:
+    """What is drawn for a batch of images, one draw after the other; each image's part depends on (seed, number of the
+    draw, first + its place in the batch) alone.
+
+    Args:
+        number: of the next draw, below 2^29.
+        first: place of the batch's first image, below 2^32.
+    """
+
+    def __init__(self, seed: int, number: int, first: int) -> None:
+        self.seed, self._row = seed, (number << 32) + first
+
+    def moved(self, padding: int, like: Tensor) -> Moved:
+        self._row += 1 << 32
+        return Moved.draw(padding, self.seed, self._row, len(like), like.device)
+
+    def start(self, like: Tensor, eps: float) -> Tensor:
+        self._row += 1 << 32
+        return random_start(self.seed, self._row, like, eps)
 
 
 @dataclass(frozen=True)
@@ -66,6 +94,10 @@ class RobustErrorMinimising(SurrogatePoison):
     """Min-min-max: the noise goes down the loss that is left after an adversary within a smaller ball has gone up on
     the perturbed image, mean over augmentations; the surrogate trains on what the adversary made. In the end the noise
     of every image is searched once more against the final surrogate.
+
+    Noise and adversary start anew at random in their balls, and every image has a crop and a mirroring of its own at
+    every step, as published. With `start=stored` the noise goes on from what its last search left, and the adversary
+    from the image itself.
     """
 
     summary = "error-minimising noise that withstands adversarial training"
@@ -79,7 +111,11 @@ class RobustErrorMinimising(SurrogatePoison):
     alpha_a: float | None = parameter(None, "the adversary's step (default eps_a / 5)", at_least=0)
     steps_a: int = parameter(10, "the adversary's steps", at_least=0)
     samples: int = parameter(5, "augmentations of each image", at_least=1)
+    start: str = parameter(
+        "random", "where a search begins: at random, or at the noise that is stored", choices=("random", "stored")
+    )
     padding: int = parameter(4, "of the random crop", at_least=0)
+    batch_size: int = parameter(128, "images per step", at_least=1)
     lr: float = parameter(0.1, "the surrogate's learning rate (x0.1 after 40 and 80 %)", at_least=0)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
@@ -105,8 +141,8 @@ class RobustErrorMinimising(SurrogatePoison):
                 work.tell_often("iterations", at + 1, self.iterations, loss=state["recent"][-1][1])
         with searching(surrogate):
             for together, index, begin in images.chunks(self.batch_size, state["done"]):
-                draw = self.iterations * (self.samples + 1) + (int(together[0]) + begin) * self.samples
-                x, losses = self._search(surrogate, images, store, index, values, seed, draw)
+                draws = Draws(seed, self.iterations * self._draws, int(together[0]) + begin)
+                x, losses = self._search(surrogate, images, store, index, values, draws)
                 store.write(together, x - images.pixels(index), begin)
                 before, after = distributed.sum_(losses).tolist()
                 state |= {
@@ -142,10 +178,11 @@ class RobustErrorMinimising(SurrogatePoison):
         index, begin = part(batch)
         y = images.labels[index.to(images.device)]
         with searching(surrogate):
-            x, losses = self._search(surrogate, images, store, index, values, seed, at * (self.samples + 1))
+            draws = Draws(seed, at * self._draws, begin)
+            x, losses = self._search(surrogate, images, store, index, values, draws)
             store.write(batch, x - images.pixels(index), begin)
-            moved = Moved.draw(self.padding, seed, at * (self.samples + 1) + self.samples).there(x)
-            hardest = self._adversary(surrogate, moved, y, values)
+            moved = draws.moved(self.padding, x).there(x)
+            hardest = self._adversary(surrogate, moved, y, values, draws)
         for group in optimizer.param_groups:
             group["lr"] = self.lr * (1.0 if at < 0.4 * self.iterations else 0.1 if at < 0.8 * self.iterations else 0.01)
         surrogate.model.train()
@@ -157,9 +194,16 @@ class RobustErrorMinimising(SurrogatePoison):
         if at % 10 == 0 or at + 1 == self.iterations:
             check_finite(after, f"iteration {at + 1}")
 
-    def _adversary(self, surrogate: Surrogate, x: Tensor, y: Tensor, values: dict[str, Any]) -> Tensor:
+    @property
+    def _draws(self) -> int:
+        """Draws of a search, and of the step of the surrogate after it: a crop and a start of each adversary."""
+        return 1 + 2 * self.samples * (self.steps + 1) + 2
+
+    def _adversary(self, surrogate: Surrogate, x: Tensor, y: Tensor, values: dict[str, Any], draws: Draws) -> Tensor:
         """x moved up the loss, within its own ball."""
         hardest = x.clone()
+        if self.steps_a and self.start == "random":
+            hardest = hardest.add_(draws.start(x, values["eps_a"])).clamp_(0, 1)
         for _ in range(self.steps_a):
             gradient, _, _ = surrogate.gradient(hardest, y)
             ops.pgd_step(hardest, gradient, x, alpha=values["alpha_a"], eps=values["eps_a"])
@@ -172,22 +216,22 @@ class RobustErrorMinimising(SurrogatePoison):
         store: PerturbationStore,
         index: Tensor,
         values: dict[str, Any],
-        seed: int,
-        draw: int,
+        draws: Draws,
     ) -> tuple[Tensor, Tensor]:
         """Steps of the noise of the images at `index`: the perturbed pixels, and the adversary's loss summed over the
         images, mean over the augmentations, at the first step and after the last, (2,) float64.
         """
         start, y = images.pixels(index), images.labels[index.to(images.device)]
-        x = (start + store.read(index, images.device)).clamp_(0, 1)
         if not len(index):
-            return x, torch.zeros(2, dtype=torch.float64)
-        moves = [Moved.draw(self.padding, seed, draw + s) for s in range(self.samples)]
+            return start, torch.zeros(2, dtype=torch.float64)
+        offset = draws.start(start, self.eps) if self.start == "random" else store.read(index, images.device)
+        x = (start + offset).clamp_(0, 1)
         first = last = torch.zeros(())
         for step in range(self.steps + 1):
             total, loss = torch.zeros_like(x), torch.zeros((), device=x.device)
-            for move in moves:
-                hardest = self._adversary(surrogate, move.there(x), y, values)
+            for _ in range(self.samples):
+                move = draws.moved(self.padding, x)
+                hardest = self._adversary(surrogate, move.there(x), y, values, draws)
                 if step == self.steps:
                     loss += surrogate.judge(hardest, y)[0].sum()
                 else:

@@ -23,6 +23,7 @@ class SelfEnsemble(SurrogatePoison):
     aliases = ("self-ensemble", "self-ensemble-protection")
 
     alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
+    batch_size: int = parameter(128, "images per step", at_least=1)
     steps: int = parameter(30, "steps of each image", at_least=1)
     checkpoints: int = parameter(15, "of the training; no more than it has epochs", at_least=1)
     epochs: int | None = parameter(None, "of the training (default: the quick recipe's)", at_least=1)

@@ -45,7 +45,6 @@ class SurrogatePoison(Poison):
 
     eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
     surrogate: str = parameter("resnet18", "network: cnn, resnet18, resnet18-WIDTH or timm:NAME")
-    batch_size: int = parameter(128, "images per step", at_least=1)
     store: str = parameter("int8", "how perturbations are kept meanwhile", choices=tuple(KINDS))
 
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
@@ -127,6 +126,11 @@ class Surrogate:
         self.model = self._network = model.to(device)
         self.device, self.half = device, devices.fast_half(device)
         self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
+
+    @property
+    def mean(self) -> Tensor:
+        """(C, 1, 1) float32: of the data's pixels."""
+        return self._mean
 
     def normalised(self, x: Tensor) -> Tensor:
         return x.sub(self._mean).div_(self._std).to(self.half or torch.float32)
@@ -257,6 +261,10 @@ def trained_surrogates(
     return found
 
 
+# Pixels (b, C, H, W) and the number of the step to what the networks see, and the way back of its gradient.
+Augment = Callable[[Tensor, int], tuple[Tensor, Callable[[Tensor], Tensor]]]
+
+
 def descend(
     surrogates: Sequence[Surrogate],
     x: Tensor,  # (b, C, H, W) float32 in [0, 1], stepped in place
@@ -265,16 +273,19 @@ def descend(
     *,
     alphas: Sequence[float],  # size of each step; negative ones go down
     eps: float,
+    augment: Augment | None = None,  # what the networks see instead of x
 ) -> Tensor:  # (b,) losses before the first step, mean over the networks
     """Sign steps on the mean loss of the networks, inside of the ball around `start` and of [0, 1]."""
     first = None
-    for alpha in alphas:
-        total, losses, _ = surrogates[0].gradient(x, y)
+    for step, alpha in enumerate(alphas):
+        seen, back = (x, None) if augment is None else augment(x, step)
+        total, losses, _ = surrogates[0].gradient(seen, y)
         for other in surrogates[1:]:
-            gradient, more, _ = other.gradient(x, y)
+            gradient, more, _ = other.gradient(seen, y)
             total += gradient
             losses = losses + more
         first = losses / len(surrogates) if first is None else first
+        total = total if back is None else back(total)
         ops.pgd_step(x, total, start, alpha=alpha, eps=eps)
     return torch.zeros(len(y), device=x.device) if first is None else first
 
@@ -360,6 +371,8 @@ def sweep(
     alphas: Sequence[float],
     batch_size: int,
     restarts: int = 0,
+    normal: bool = False,
+    augment: Callable[[Tensor, int], Augment] | None = None,
     seed: int = 0,
     stage: str = "search",
 ) -> None:
@@ -368,8 +381,10 @@ def sweep(
     Args:
         targets: labels (b,) to the labels that the loss is of.
         alphas: as in `descend`; all of one sign.
-        restarts: random starts in the ball, drawn from (seed, start, image number), of which the best is kept;
-            0: from the store.
+        restarts: random starts in the ball, drawn from (seed, start, image number), of which the best is kept, image by
+            image; 0: from the store.
+        normal: starts as in `random_start`.
+        augment: indices (b,) of a batch's images and the number of the start to what the networks see at each step.
 
     The facts of the workplace get the mean loss before and after.
     """
@@ -382,8 +397,14 @@ def sweep(
             if len(index):
                 y = targets(images.labels[index.to(images.device)])
                 if restarts:
-                    offsets = (random_start(seed, number, index, start, store.eps) for number in range(restarts))
-                    found, first, last = _best(surrogates, start, offsets, y, alphas, store.eps)
+                    starts = (
+                        (
+                            random_start(seed, (number << 40) + int(index[0]), start, store.eps, normal=normal),
+                            augment and augment(index, number),
+                        )
+                        for number in range(restarts)
+                    )
+                    found, first, last = _best(surrogates, start, starts, y, alphas, store.eps)
                 else:
                     found, first, last = _one(surrogates, start, store.read(index, images.device), y, alphas, store.eps)
                 losses += torch.stack([first.sum(), last.sum()]).cpu()
@@ -402,38 +423,53 @@ Found = tuple[Tensor, Tensor, Tensor]
 
 
 def _one(
-    surrogates: Sequence[Surrogate], start: Tensor, offset: Tensor, y: Tensor, alphas: Sequence[float], eps: float
+    surrogates: Sequence[Surrogate],
+    start: Tensor,
+    offset: Tensor,
+    y: Tensor,
+    alphas: Sequence[float],
+    eps: float,
+    augment: Augment | None = None,
 ) -> Found:
     """The steps of a batch from `start` and what lies beside it."""
     x = (start + offset).clamp_(0, 1)
-    before = descend(surrogates, x, start, y, alphas=alphas, eps=eps)
+    before = descend(surrogates, x, start, y, alphas=alphas, eps=eps, augment=augment)
     return x - start, before, mean_loss(surrogates, x, y)
 
 
 def _best(
     surrogates: Sequence[Surrogate],
     start: Tensor,
-    offsets: Iterator[Tensor],
+    starts: Iterator[tuple[Tensor, Augment | None]],
     y: Tensor,
     alphas: Sequence[float],
     eps: float,
 ) -> Found:
     """The best of several starts; the loss before is that of the clean images."""
     before = mean_loss(surrogates, start, y)
-    found, _, least = _one(surrogates, start, next(offsets), y, alphas, eps)
-    for offset in offsets:
-        other, _, loss = _one(surrogates, start, offset, y, alphas, eps)
+    offset, augment = next(starts)
+    found, _, least = _one(surrogates, start, offset, y, alphas, eps, augment)
+    for offset, augment in starts:
+        other, _, loss = _one(surrogates, start, offset, y, alphas, eps, augment)
         better = loss < least if not alphas or alphas[0] < 0 else loss > least
         found = torch.where(better[:, None, None, None], other, found)
         least = torch.where(better, loss, least)
     return found, before, least
 
 
-def random_start(seed: int, number: int, index: Tensor, like: Tensor, eps: float) -> Tensor:
-    """Uniform in the ball: like (b, C, H, W), from (seed, number of the start, image number) alone."""
+def random_start(seed: int, row: int, like: Tensor, eps: float, *, normal: bool = False) -> Tensor:
+    """Starts of a search: like (b, C, H, W) float32, each image's from (seed, row + its place in the batch) alone.
+
+    Args:
+        row: no two starts share one; below 2^62.
+        eps: bound, pixels in [0, 1].
+        normal: eps times a standard normal, clamped to the ball, instead of uniform in it.
+    """
     b, c, h, w = like.shape
-    u = ops.philox_uniform(seed, ops.philox.STREAM_SURROGATE, (number << 40) + int(index[0]), b, c * h * w)
-    return ((u * 2 - 1) * eps).view(b, h, w, c).permute(0, 3, 1, 2).to(like.device)
+    draw = ops.philox_normal if normal else ops.philox_uniform
+    u = draw(seed, ops.philox.STREAM_SURROGATE, row, b, c * h * w, device=like.device)
+    offset = (u * eps).clamp_(-eps, eps) if normal else (u * 2 - 1) * eps
+    return offset.view(b, h, w, c).permute(0, 3, 1, 2)
 
 
 def check_finite(loss: float, where: str) -> None:

@@ -2,48 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from .. import ops
 from ..data.dataset import Dataset
 from ..parameters import parameter
-from .base import Workplace
+from .base import PRESETS, Workplace
 from .store import PerturbationStore
-from .surrogate import Images, Search, SurrogatePoison, sweep, trained_surrogates
+from .surrogate import Augment, Images, Search, SurrogatePoison, sweep, trained_surrogates
 
 
 @dataclass(frozen=True)
 class TargetedAdversarial(SurrogatePoison):
     """Adversarial examples of a network trained on the clean images: towards the next class (y + 1), or, untargeted,
-    away from the own one. Every image starts at random in the ball; the step size falls linearly to zero.
+    away from the own one.
 
-    The published crafting also crops and flips at every step; this one does not.
+    The preset "quick" starts every image once, uniformly in the ball, and lets the step fall linearly to zero. The
+    preset "published" takes steps of a constant size from eight normal starts, clamped to the ball, and shows the
+    network the image shifted and mirrored at random at each step. Where the authors keep the best of eight whole runs,
+    the best start of each image is kept.
     """
 
     summary = "targeted adversarial examples of a clean network"
     source = "Fowl et al., Adversarial Examples Make Strong Poisons, NeurIPS 2021"
     aliases = ("targeted-adversarial-poisoning", "adversarial-poisoning")
 
+    preset: str = parameter("quick", "quick, or published: the authors' step, starts and augmentation", choices=PRESETS)
     targeted: bool = parameter(True, "towards class y + 1; false: away from y")
-    alpha: float | None = parameter(None, "first step (default eps / 4)", at_least=0)
+    alpha: float | None = parameter(None, "first step (default eps / 4; published: every step, eps / 20)", at_least=0)
     steps: int = parameter(250, "steps of each image", at_least=1)
-    restarts: int = parameter(1, "random starts, of which the best is kept (the paper: 8)", at_least=1)
+    batch_size: int = parameter(128, "images per step", at_least=1)
+    restarts: int | None = parameter(
+        None, "random starts, of which the best is kept (default 1; published 8)", at_least=1
+    )
     epochs: int | None = parameter(None, "of the clean network (default: the quick recipe's)", at_least=1)
 
+    def resolved(self, dataset: Dataset) -> dict[str, Any]:
+        published = self.preset == "published"
+        return {
+            **self.parameters(),
+            "alpha": self.alpha if self.alpha is not None else self.eps / (20 if published else 4),
+            "restarts": self.restarts or (8 if published else 1),
+        }
+
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
+        values, published = self.resolved(dataset), self.preset == "published"
         surrogates = trained_surrogates(self.surrogate, dataset, self.epochs, seed, work)
         images = Images(dataset, surrogates[0].device)
         store = self.open_store(dataset, work)
-        first = self.eps / 4 if self.alpha is None else self.alpha
         sign, shift = (-1, 1) if self.targeted else (1, 0)
+        fall = 0.0 if published else 1 / self.steps
+
+        def augment(index: Tensor, number: int) -> Augment:
+            return lambda x, step: wander(x, surrogates[0].mean, seed, number * self.steps + step, int(index[0]))
+
         sweep(
             surrogates,
             images,
             store,
             Search(work, store, self.identity(dataset, seed)),
             targets=lambda y: (y + shift) % dataset.num_classes,
-            alphas=[sign * first * (1 - step / self.steps) for step in range(self.steps)],
+            alphas=[sign * values["alpha"] * (1 - step * fall) for step in range(self.steps)],
             batch_size=self.batch_size,
-            restarts=self.restarts,
+            restarts=values["restarts"],
+            normal=published,
+            augment=augment if published else None,
             seed=seed,
         )
         return store
+
+
+def wander(
+    x: Tensor,  # (b, C, H, W) float32, pixels in [0, 1]
+    mean: Tensor,  # (C, 1, 1): what lies beyond the border
+    seed: int,
+    number: int,  # of the draw, below 2^29
+    first: int,  # number of the first image, below 2^32
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The images shifted by up to an eighth of their size each way, between pixels too (bilinear), and half of them
+    mirrored, each as (seed, number, image) say; and the way back of the gradient.
+    """
+    b, _, height, width = x.shape
+    u = ops.philox_uniform(seed, ops.philox.STREAM_AUGMENT, (1 << 62) + (number << 32) + first, b, 3, device=x.device)
+    # In grid_sample's units, from -1 to 1 between the centres of the outermost pixels.
+    most = torch.tensor([size / 4 / max(size - 1, 1) for size in (width, height)], device=x.device)
+    dx, dy = ((u[:, :2] * 2 - 1) * most).unbind(1)
+    mirrored = torch.where(u[:, 2] < 0.5, -1.0, 1.0)
+    zero, one = torch.zeros_like(dx), torch.ones_like(dx)
+    places = torch.stack([torch.stack([mirrored, zero, dx], 1), torch.stack([zero, one, dy], 1)], 1)
+    grid = nn.functional.affine_grid(places, list(x.shape), align_corners=True)
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        moved = nn.functional.grid_sample(leaf - mean, grid, align_corners=True) + mean
+
+    def back(gradient: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(moved, leaf, gradient)
+        return found.contiguous(memory_format=torch.channels_last)
+
+    return moved.detach().contiguous(memory_format=torch.channels_last), back
