@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 import ulfast
 from ulfast import InputError
 from ulfast.attacks import ATTACKS, Context, Plan, get_attack
-from ulfast.data import MemoryLoader
+from ulfast.data import Augment, MemoryLoader
 from ulfast.data.mapped import map_images
 from ulfast.parameters import with_parameters
 from ulfast.training import Recipe, adversaries, build_model, mixing, refit
@@ -193,18 +194,80 @@ def test_ueraser_takes_the_worst_copy_at_first(data):
 
 def test_a_hidden_layer_s_features_and_its_head(data):
     model, loader = small_network(data)
-    x, y = refit.features(model, loader)
+    x, y = refit.features(model.eval(), loader)
     assert x.shape == (600, 128)
     assert torch.equal(y, torch.from_numpy(data[0].labels))
     head = refit.head_of(model)
     with torch.no_grad():
         logits = torch.cat([model(batch) for batch, _ in loader])
     torch.testing.assert_close(head(x), logits, atol=1e-5, rtol=1e-5)
-    for fit in (refit.reweight, refit.probe):
-        new = fit(x, y, 3)
+    for new in (refit.reweight(nn.Linear(128, 3), refit.shuffled(x, y, 15, 1024, 0)), refit.probe(x, y, 3)):
         assert (new(x).argmax(1) == y).float().mean() > 0.97
     with pytest.raises(InputError, match="no linear layer"):
         refit.head_of(nn.Conv2d(1, 1, 1))
+
+
+def trained_network(data, seed=0):
+    """A network with batch normalisation that has seen the poisoned images once."""
+    model = build_model("resnet18-4", num_classes=3, image_shape=(12, 12, 3), seed=seed)
+    make = refit.MakeLoader((0.5,) * 3, (0.25,) * 3, torch.float32, 0, torch.device("cpu"))
+    model.train()
+    with torch.no_grad():
+        for x, _ in make(data[1]):
+            model(x)
+    return refit.Trained(model, make, make(data[2]), None, seed)
+
+
+def test_dfr_s_augmented_protocol_is_the_whole_network_s(data):
+    """Against the same done plainly: every evaluation of LBFGS a pass of the network in training mode, and only its
+    last layer learns."""
+    clean = data[0].balanced(90, 0)
+    got = trained_network(data)
+    refit.dfr(clean, passes=3, batch_size=64)(got)
+
+    want = trained_network(data)
+    for weights in want.model.parameters():
+        weights.requires_grad_(False)
+    head = refit.head_of(want.model).requires_grad_(True)
+    want.model.train()
+    optimizer = torch.optim.LBFGS(head.parameters(), lr=0.5)
+    loader = want.make_loader(clean, 64, augment=Augment(4, True), shuffle=True)
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        for x, y in loader:
+
+            def closure(x=x, y=y):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(want.model(x), y)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    for name, value in want.model.state_dict().items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(got.model.state_dict()[name], value, rtol=2e-2, atol=2e-3, msg=name)
+    assert all(m.momentum == 0.1 for m in got.model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_dfr_s_plain_protocol_changes_the_last_layer_only(data):
+    network = trained_network(data)
+    before = {name: value.clone() for name, value in network.model.state_dict().items()}
+    refit.dfr(data[0].balanced(90, 0), augment=False)(network)
+    changed = {name for name, value in network.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert len(changed) == 2
+    assert {before[name].shape[0] for name in changed} == {3}
+
+
+def test_dfr_draws_by_the_seed(data):
+    clean = data[0].balanced(90, 0)
+
+    def weights(seed):
+        network = replace(trained_network(data), seed=seed)
+        refit.dfr(clean, passes=2)(network)
+        return refit.head_of(network.model).weight
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
 
 
 @pytest.mark.parametrize("method", ["finetune", "linear-probe", "dfr"])
