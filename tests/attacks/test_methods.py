@@ -14,6 +14,7 @@ from torch import nn
 import ulfast
 from ulfast import InputError
 from ulfast.attacks import ATTACKS, Context, Plan, get_attack
+from ulfast.attacks.squeeze import JPEG
 from ulfast.data import Augment, MemoryLoader
 from ulfast.data.mapped import map_images
 from ulfast.parameters import with_parameters
@@ -95,7 +96,13 @@ def test_images_are_mapped_in_order_and_by_chunks(data, monkeypatch):
 
 
 def test_values_out_of_range_are_refused(data):
-    for name, bad in (("iss-jpeg", {"quality": 101}), ("iss-bdr", {"bits": 9}), ("cutmix", {"probability": 2.0})):
+    for name, bad in (
+        ("iss-jpeg", {"quality": 101}),
+        ("iss-bdr", {"bits": 9}),
+        ("cutmix", {"probability": 2.0}),
+        ("ueraser", {"jpeg_quality": 100}),
+        ("ueraser", {"plasma": 1.5}),
+    ):
         with pytest.raises(InputError, match="at most"):
             applied(name, data[0], data[2], **bad)
 
@@ -171,6 +178,69 @@ def test_pgd_raises_the_loss_within_its_bound(data, norm):
     with torch.no_grad():
         before, after = (nn.functional.cross_entropy(model(v), y) for v in (x, hard))
     assert after > 1.5 * before
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_start_of_apbench_is_a_step_times_normal_noise(data, norm):
+    x, y = next(iter(MemoryLoader(data[0], 64)))
+    step = step_for(nn.Identity())
+    torch.manual_seed(0)
+    delta = step.pixels(adversaries.pgd(0.5, 0, 2 / 255, norm, start="normal")(x, y, step)[0]) - step.pixels(x)
+    if norm == "l2":
+        torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((64,), 2 / 255), rtol=1e-3, atol=1e-5)
+    else:
+        assert float(delta.std()) == pytest.approx(2 / 255, rel=0.02)
+        assert float(delta.abs().max()) > 3 * 2 / 255
+
+
+def test_the_published_steps_of_adversarial_training(data, monkeypatch):
+    given = []
+    monkeypatch.setattr(adversaries, "pgd", lambda *values: given.append(values))
+    for options in ({}, {"at_eps": 4 / 255}, {"norm": "l2"}, {"at_alpha": 0.1, "at_start": "normal"}):
+        applied("adversarial", data[0], data[2], **options)
+    eps, steps, alpha = zip(*(values[:3] for values in given), strict=True)
+    assert eps == (8 / 255, 4 / 255, 0.5, 8 / 255)
+    assert steps == (10,) * 4
+    assert alpha == (2 / 255, 2 / 255, 0.125, 0.1)
+    assert [values[5] for values in given] == ["uniform"] * 3 + ["normal"]
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation"])
+def test_ueraser_s_search_in_either_mode(data, mode):
+    pytest.importorskip("kornia")
+    model = build_model("resnet18-2", num_classes=3, image_shape=(12, 12, 3)).train()
+    x, y = next(iter(MemoryLoader(data[0], 32)))
+    modes = []
+    model.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    torch.manual_seed(0)
+    (hook,) = applied("ueraser", data[0], data[2], search_mode=mode, copies=3).hooks
+    before = model[1].running_mean.clone()
+    hook(x, y, step_for(model))
+    assert modes == [mode == "training"] * 3
+    assert model.training
+    assert torch.equal(model[1].running_mean, before) == (mode == "evaluation")
+
+
+@pytest.mark.parametrize(("jpeg", "quality"), [("fixed", 10), ("fixed", 30), ("drawn", 10), ("drawn", 99)])
+def test_ueraser_s_jpeg(data, monkeypatch, jpeg, quality):
+    """The last thing that happens to an image, or the first."""
+    pytest.importorskip("kornia")
+    real, seen = JPEG.image_map, []
+    monkeypatch.setattr(JPEG, "image_map", lambda self, c: seen.append(self.quality) or real(self, c))
+    (hook,) = applied("ueraser", data[0], data[2], jpeg=jpeg, jpeg_quality=quality, copies=40, search_epochs=1).hooks
+    model = build_model("cnn", num_classes=3, image_shape=(12, 12, 3))
+    x, y = next(iter(MemoryLoader(data[0], 8)))
+    step = step_for(model)
+    torch.manual_seed(0)
+    got = step.pixels(hook(x, y, step)[0]) * 255
+    assert len(seen) == 40
+    if jpeg == "fixed":
+        assert set(seen) == {quality}
+        torch.testing.assert_close(got, got.round(), atol=1e-3, rtol=0)  # it ends with stored pixels
+    else:
+        assert min(seen) >= quality
+        assert max(seen) <= 99
+        assert len(set(seen)) > (1 if quality == 99 else 20) - 1
 
 
 def test_ueraser_takes_the_worst_copy_at_first(data):
