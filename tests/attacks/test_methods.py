@@ -340,10 +340,12 @@ def test_dfr_draws_by_the_seed(data):
     assert not torch.equal(weights(1), weights(2))
 
 
-@pytest.mark.parametrize("method", ["finetune", "linear-probe", "dfr"])
-def test_refits_recover_with_a_few_clean_images(data, method):
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("finetune", {"finetune_lr": 0.05}), ("linear-probe", {}), ("dfr", {}), ("dfr", {"dfr_augment": False})],
+)
+def test_refits_recover_with_a_few_clean_images(data, method, options):
     clean, poisoned, test = data
-    options = {"finetune_lr": 0.05} if method == "finetune" else {}
     result = ulfast.attack(poisoned, test=test, clean=clean, method=method, epochs=4, clean_images=150, **options)
     note = result.notes[method]
     assert note["clean_images"] == 150

@@ -39,7 +39,7 @@ def resample(x: Tensor, source: Tensor, mode: str = "nearest") -> Tensor:
     height, width = x.shape[2:]
     # Of coordinates that go from -1 to 1 along both sides.
     theta = source * torch.tensor([[1.0, height / width], [width / height, 1.0]])
-    theta = torch.nn.functional.pad(theta, (0, 1)).to(x)
+    theta = pad(theta, (0, 1)).to(x)
     grid = affine_grid(theta, list(x.shape), align_corners=False)
     return grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
