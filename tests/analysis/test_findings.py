@@ -125,11 +125,15 @@ def run(tmp_path_factory):
 def test_poisoned_networks_hold_features(run):
     folder, clean, test = run
     opened = Run.open(folder, test)
-    rows = dfr(opened, clean.balanced(500))
+    few = clean.balanced(500)
+    rows = dfr(opened, few)
     assert [row["epoch"] for row in rows] == list(range(7))
     assert rows[-1]["before"] == pytest.approx(opened.result.test_accuracy)
     assert rows[0]["before"] < 0.2
     assert max(row["after"] for row in rows[1:]) > rows[0]["after"] + 0.05
+    plain = dfr(opened, few, augment=False)
+    assert [row["before"] for row in plain] == [row["before"] for row in rows]
+    assert np.mean([row["after"] for row in rows]) > np.mean([row["after"] for row in plain])
 
 
 @pytest.mark.parametrize("last_layer", [False, True])
@@ -170,6 +174,9 @@ def test_the_verbs(run, tmp_path):
     assert found["results"]["lsp"]["accuracy"] == 1.0
     rows = said("dfr", folder, "--clean-images", 200, "--out", tmp_path / "d.png")["rows"]
     assert len(rows) == 7
+    plain = said("dfr", folder, "--clean-images", 200, "--plain")
+    assert plain["augment"] is False
+    assert [row["after"] for row in plain["rows"]] != [row["after"] for row in rows]
     assert (tmp_path / "s.png").stat().st_size > 5000
     assert (tmp_path / "d.png").stat().st_size > 5000
     assert said("finetune", folder, "--clean-images", 200)["clean_images"] == 200

@@ -14,7 +14,8 @@ from torch import nn
 import ulfast
 from ulfast import InputError
 from ulfast.attacks import ATTACKS, Context, Plan, get_attack
-from ulfast.data import MemoryLoader
+from ulfast.attacks.squeeze import JPEG
+from ulfast.data import Augment, MemoryLoader
 from ulfast.data.lazy import LazyImages
 from ulfast.data.mapped import map_images
 from ulfast.parameters import with_parameters
@@ -99,7 +100,13 @@ def test_images_are_mapped_in_order_and_by_chunks(data, monkeypatch):
 
 
 def test_values_out_of_range_are_refused(data):
-    for name, bad in (("iss-jpeg", {"quality": 101}), ("iss-bdr", {"bits": 9}), ("cutmix", {"probability": 2.0})):
+    for name, bad in (
+        ("iss-jpeg", {"quality": 101}),
+        ("iss-bdr", {"bits": 9}),
+        ("cutmix", {"probability": 2.0}),
+        ("ueraser", {"jpeg_quality": 100}),
+        ("ueraser", {"plasma": 1.5}),
+    ):
         with pytest.raises(InputError, match="at most"):
             applied(name, data[0], data[2], **bad)
 
@@ -177,6 +184,69 @@ def test_pgd_raises_the_loss_within_its_bound(data, norm):
     assert after > 1.5 * before
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_start_of_apbench_is_a_step_times_normal_noise(data, norm):
+    x, y = next(iter(MemoryLoader(data[0], 64)))
+    step = step_for(nn.Identity())
+    torch.manual_seed(0)
+    delta = step.pixels(adversaries.pgd(0.5, 0, 2 / 255, norm, start="normal")(x, y, step)[0]) - step.pixels(x)
+    if norm == "l2":
+        torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((64,), 2 / 255), rtol=1e-3, atol=1e-5)
+    else:
+        assert float(delta.std()) == pytest.approx(2 / 255, rel=0.02)
+        assert float(delta.abs().max()) > 3 * 2 / 255
+
+
+def test_the_published_steps_of_adversarial_training(data, monkeypatch):
+    given = []
+    monkeypatch.setattr(adversaries, "pgd", lambda *values: given.append(values))
+    for options in ({}, {"at_eps": 4 / 255}, {"norm": "l2"}, {"at_alpha": 0.1, "at_start": "normal"}):
+        applied("adversarial", data[0], data[2], **options)
+    eps, steps, alpha = zip(*(values[:3] for values in given), strict=True)
+    assert eps == (8 / 255, 4 / 255, 0.5, 8 / 255)
+    assert steps == (10,) * 4
+    assert alpha == (2 / 255, 2 / 255, 0.125, 0.1)
+    assert [values[5] for values in given] == ["uniform"] * 3 + ["normal"]
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation"])
+def test_ueraser_s_search_in_either_mode(data, mode):
+    pytest.importorskip("kornia")
+    model = build_model("resnet18-2", num_classes=3, image_shape=(12, 12, 3)).train()
+    x, y = next(iter(MemoryLoader(data[0], 32)))
+    modes = []
+    model.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    torch.manual_seed(0)
+    (hook,) = applied("ueraser", data[0], data[2], search_mode=mode, copies=3).hooks
+    before = model[1].running_mean.clone()
+    hook(x, y, step_for(model))
+    assert modes == [mode == "training"] * 3
+    assert model.training
+    assert torch.equal(model[1].running_mean, before) == (mode == "evaluation")
+
+
+@pytest.mark.parametrize(("jpeg", "quality"), [("fixed", 10), ("fixed", 30), ("drawn", 10), ("drawn", 99)])
+def test_ueraser_s_jpeg(data, monkeypatch, jpeg, quality):
+    """The last thing that happens to an image, or the first."""
+    pytest.importorskip("kornia")
+    real, seen = JPEG.image_map, []
+    monkeypatch.setattr(JPEG, "image_map", lambda self, c: seen.append(self.quality) or real(self, c))
+    (hook,) = applied("ueraser", data[0], data[2], jpeg=jpeg, jpeg_quality=quality, copies=40, search_epochs=1).hooks
+    model = build_model("cnn", num_classes=3, image_shape=(12, 12, 3))
+    x, y = next(iter(MemoryLoader(data[0], 8)))
+    step = step_for(model)
+    torch.manual_seed(0)
+    got = step.pixels(hook(x, y, step)[0]) * 255
+    assert len(seen) == 40
+    if jpeg == "fixed":
+        assert set(seen) == {quality}
+        torch.testing.assert_close(got, got.round(), atol=1e-3, rtol=0)  # it ends with stored pixels
+    else:
+        assert min(seen) >= quality
+        assert max(seen) <= 99
+        assert len(set(seen)) > (1 if quality == 99 else 20) - 1
+
+
 def test_ueraser_takes_the_worst_copy_at_first(data):
     pytest.importorskip("kornia")
     model, loader = small_network(data)
@@ -198,24 +268,88 @@ def test_ueraser_takes_the_worst_copy_at_first(data):
 
 def test_a_hidden_layer_s_features_and_its_head(data):
     model, loader = small_network(data)
-    x, y = refit.features(model, loader)
+    x, y = refit.features(model.eval(), loader)
     assert x.shape == (600, 128)
     assert torch.equal(y, torch.from_numpy(data[0].labels))
     head = refit.head_of(model)
     with torch.no_grad():
         logits = torch.cat([model(batch) for batch, _ in loader])
     torch.testing.assert_close(head(x), logits, atol=1e-5, rtol=1e-5)
-    for fit in (refit.reweight, refit.probe):
-        new = fit(x, y, 3)
+    for new in (refit.reweight(nn.Linear(128, 3), refit.shuffled(x, y, 15, 1024, 0)), refit.probe(x, y, 3)):
         assert (new(x).argmax(1) == y).float().mean() > 0.97
     with pytest.raises(InputError, match="no linear layer"):
         refit.head_of(nn.Conv2d(1, 1, 1))
 
 
-@pytest.mark.parametrize("method", ["finetune", "linear-probe", "dfr"])
-def test_refits_recover_with_a_few_clean_images(data, method):
+def trained_network(data, seed=0):
+    """A network with batch normalisation that has seen the poisoned images once."""
+    model = build_model("resnet18-4", num_classes=3, image_shape=(12, 12, 3), seed=seed)
+    make = refit.MakeLoader((0.5,) * 3, (0.25,) * 3, torch.float32, 0, torch.device("cpu"))
+    model.train()
+    with torch.no_grad():
+        for x, _ in make(data[1]):
+            model(x)
+    return refit.Trained(model, make, make(data[2]), None, seed)
+
+
+def test_dfr_s_augmented_protocol_is_the_whole_network_s(data):
+    """Against the same done plainly: every evaluation of LBFGS a pass of the network in training mode, and only its
+    last layer learns."""
+    clean = data[0].balanced(90, 0)
+    got = trained_network(data)
+    refit.dfr(clean, passes=3, batch_size=64)(got)
+
+    want = trained_network(data)
+    for weights in want.model.parameters():
+        weights.requires_grad_(False)
+    head = refit.head_of(want.model).requires_grad_(True)
+    want.model.train()
+    optimizer = torch.optim.LBFGS(head.parameters(), lr=0.5)
+    loader = want.make_loader(clean, 64, augment=Augment(4, True), shuffle=True)
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        for x, y in loader:
+
+            def closure(x=x, y=y):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(want.model(x), y)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    for name, value in want.model.state_dict().items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(got.model.state_dict()[name], value, rtol=2e-2, atol=2e-3, msg=name)
+    assert all(m.momentum == 0.1 for m in got.model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_dfr_s_plain_protocol_changes_the_last_layer_only(data):
+    network = trained_network(data)
+    before = {name: value.clone() for name, value in network.model.state_dict().items()}
+    refit.dfr(data[0].balanced(90, 0), augment=False)(network)
+    changed = {name for name, value in network.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert len(changed) == 2
+    assert {before[name].shape[0] for name in changed} == {3}
+
+
+def test_dfr_draws_by_the_seed(data):
+    clean = data[0].balanced(90, 0)
+
+    def weights(seed):
+        network = replace(trained_network(data), seed=seed)
+        refit.dfr(clean, passes=2)(network)
+        return refit.head_of(network.model).weight
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("finetune", {"finetune_lr": 0.05}), ("linear-probe", {}), ("dfr", {}), ("dfr", {"dfr_augment": False})],
+)
+def test_refits_recover_with_a_few_clean_images(data, method, options):
     clean, poisoned, test = data
-    options = {"finetune_lr": 0.05} if method == "finetune" else {}
     result = ulfast.attack(poisoned, test=test, clean=clean, method=method, epochs=4, clean_images=150, **options)
     note = result.notes[method]
     assert note["clean_images"] == 150

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 
 import pytest
@@ -197,20 +196,3 @@ def test_cutmix_and_mixup_keep_the_books():
         blended, soft = mixing.mixup(8)(x, y, STEP)
         torch.testing.assert_close(blended.mean((1, 2, 3)), soft @ torch.arange(8.0), atol=1e-4, rtol=1e-4)
     assert mixing.cutmix(8, probability=0.0)(x, y, STEP)[1] is y
-
-
-def test_strong_augmentation_of_the_official_recipe(make_dataset):
-    pytest.importorskip("kornia")
-    hook = mixing.strong_augmentation((12, 12, 3), (0.5,) * 3, (0.25,) * 3)
-    x = torch.rand(6, 3, 12, 12)
-    torch.manual_seed(1)
-    a, y = hook(x, torch.arange(6), STEP)
-    torch.manual_seed(1)
-    b, _ = hook(x, torch.arange(6), STEP)
-    assert torch.equal(a, b)
-    assert a.shape == x.shape
-    assert not torch.allclose(a, (x - 0.5) / 0.25)
-    assert y.tolist() == list(range(6))
-    dataset = make_dataset(32)
-    recipe = replace(get_recipe("paper", "cnn", 32), epochs=1, batch_size=16)
-    assert math.isfinite(run(dataset, recipe, hooks=[hook, mixing.cutmix(3)])[1].history[0]["train_loss"])

@@ -14,8 +14,8 @@ from ..data.dataset import Dataset
 from ..errors import InputError
 from ..runtime.devices import fast_half, resolve_device
 from ..runtime.progress import Progress
-from ..training import build_model, checkpoint
-from ..training.refit import MakeLoader, Trained, finetune, probe, replace_head, reweight
+from ..training import build_model, checkpoint, refit
+from ..training.refit import MakeLoader, Trained
 from .result import AttackResult
 
 
@@ -83,11 +83,15 @@ class Run:
         return Trained(self.network(path), make, make(self.test), half, seed, progress)
 
 
-def dfr(run: Run, clean: Dataset, *, seed: int = 0, progress: Progress | None = None) -> list[dict[str, Any]]:
+def dfr(
+    run: Run, clean: Dataset, *, augment: bool = True, seed: int = 0, progress: Progress | None = None
+) -> list[dict[str, Any]]:
     """Deep feature reweighting of every epoch: test accuracy before and after the last layer is refitted.
 
     Args:
         clean: the clean training images that the last layer is refitted to (5,000 in the paper).
+        augment: refit on crops and flips, from the trained layer, as published; see `refit.dfr`.
+        seed: draws the order, the crops and the flips.
 
     Returns:
         Rows of `epoch` (0 is the random start), `before` and `after`, from 0 to 1.
@@ -96,9 +100,9 @@ def dfr(run: Run, clean: Dataset, *, seed: int = 0, progress: Progress | None = 
     """
     rows = []
     paths = run.checkpoints()
-    refit = replace_head(clean, reweight, "dfr")
+    change = refit.dfr(clean, augment=augment)
     for done, path in enumerate(paths, 1):
-        note = refit(run.trained(path, seed))
+        note = change(run.trained(path, seed))
         before, after = note["test_accuracy_before"], note["test_accuracy"]
         rows.append({"epoch": int(path.stem.split("-")[1]), "before": before, "after": after})
         if progress:
@@ -127,7 +131,5 @@ def finetune_run(
         `test_accuracy_before`, `test_accuracy`, `clean_images`, and `history` for all layers.
     """
     trained = run.trained(run.folder / "checkpoints" / "attack" / "last.pt", seed, progress)
-    refit = (
-        replace_head(clean, probe, "linear-probe", lr=lr, epochs=epochs) if last_layer else finetune(clean, epochs, lr)
-    )
-    return refit(trained)
+    change = refit.linear_probe(clean, lr=lr, epochs=epochs) if last_layer else refit.finetune(clean, epochs, lr)
+    return change(trained)

@@ -23,8 +23,9 @@ from ..runtime import environment
 from ..runtime.devices import fast_half, resolve_device
 from ..runtime.files import check_free, write_json, writing
 from ..runtime.progress import Progress
-from ..training import Recipe, TrainResult, build_model, get_recipe, mixing
+from ..training import Recipe, TrainResult, build_model, default_model, get_recipe
 from .base import FIT_FILE, Attack, Context, Plan
+from .orthogonal import OrthogonalProjection
 from .registry import get_attack
 from .result import AttackResult
 from .snapshots import examples
@@ -38,7 +39,7 @@ def attack(
     *,
     test: Dataset | None = None,
     method: str = "orthogonal",
-    model: str = "cnn",
+    model: str | None = None,
     recipe: str = "quick",
     seed: int = 0,
     device: str = "auto",
@@ -63,8 +64,8 @@ def attack(
             `seed`; then both baselines are run.
         test: clean test images (default: the test split of `data`, when that is a path or a name).
         method: name of an attack, or several joined with "+".
-        model: see `build_model`.
-        recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "paper", "paper-plain" or
+        model: see `build_model` (default: "cnn", or "resnet18" with a recipe of the paper).
+        recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "paper", "paper-plain", "paper-dfr" or
             "imagenet".
         device: "auto", "cpu" or "cuda".
         out: folder for result, basis, history and checkpoints; None writes nothing.
@@ -101,7 +102,9 @@ def attack(
     _check(name, steps, train_set, test_set, clean)
     if evaluate_every < 1:
         raise InputError(f"evaluate_every must be at least 1, got {evaluate_every}")
+    model = model or default_model(recipe)
     chosen = get_recipe(recipe, model, len(train_set))
+    steps = [_fit_of(chosen, step, parameters) for step in steps]
     if epochs is not None:
         if epochs < 1:
             raise InputError(f"epochs must be at least 1, got {epochs}")
@@ -129,7 +132,7 @@ def attack(
             "manifest": train_set.manifest,
         },
     }
-    _rehearse(model, train_set, chosen)
+    _rehearse(model, train_set)
     if folder is not None:
         if distributed.is_main():
             _open(folder, config, resume, overwrite)
@@ -227,6 +230,16 @@ def configure(name: str, steps: Sequence[Attack], parameters: dict[str, Any]) ->
     return configured
 
 
+def _fit_of(recipe: Recipe, step: Attack, given: dict[str, Any]) -> Attack:
+    """`orthogonal` with the recipe's fit, where the user says nothing of its start or its length."""
+    if type(step) is not OrthogonalProjection or recipe.fit_init is None:
+        return step
+    own: dict[str, Any] = {"init": recipe.fit_init}
+    if given.get("fit_steps") is None:
+        own["fit_epochs"] = recipe.fit_epochs
+    return replace(step, **{key: value for key, value in own.items() if given.get(key) is None})
+
+
 def _load(
     data: Dataset | str | os.PathLike[str] | None,
     test: Dataset | None,
@@ -263,12 +276,10 @@ def _check(name: str, steps: Sequence[Attack], train: Dataset, test: Dataset, cl
         )
 
 
-def _rehearse(model: str, data: Dataset, recipe: Recipe) -> None:
-    """Meets a wrong model name or a missing package before anything is written; on the meta device it costs nothing."""
+def _rehearse(model: str, data: Dataset) -> None:
+    """Meets a wrong model name before anything is written; on the meta device it costs nothing."""
     with torch.device("meta"):
         build_model(model, num_classes=data.num_classes, image_shape=data.image_shape)
-    if recipe.strong:
-        mixing.strong_augmentation(data.image_shape, (0.5,) * data.image_shape[2], (0.5,) * data.image_shape[2])
 
 
 def _open(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:

@@ -10,11 +10,11 @@ import torch
 
 from .. import distributed
 from ..data.loaders.memory import MemoryLoader
-from ..data.tensors import channel_statistics
 from ..runtime.devices import fast_half
 from ..runtime.progress import Progress
 from ..training import TrainResult, build_model, mixing, train
 from ..training.refit import MakeLoader, Trained
+from ..training.strong import strong_augmentation
 from .base import Plan
 
 
@@ -46,12 +46,12 @@ class Runner:
     def run(self, stage: str, plan: Plan, materialize: bool = False) -> TrainResult:
         """Trains, then refits what the plan says; `plan.notes` gets what the refits report."""
         recipe, data = plan.recipe, plan.train
-        mean, std = channel_statistics(data, shared=True)
+        mean, std = recipe.statistics(data)
         plan.notes |= {"mean": list(mean), "std": list(std)}
         hooks = [mixing.cutmix(data.num_classes, recipe.cutmix)] if recipe.cutmix else []
         hooks += plan.hooks
         if recipe.strong:
-            hooks.insert(0, mixing.strong_augmentation(data.image_shape, mean, std))
+            hooks.insert(0, strong_augmentation(mean, std))
         half = fast_half(self.device) if recipe.half else None
         dtype = (None if recipe.strong else half) or torch.float32
 
@@ -99,7 +99,7 @@ class Runner:
             "augment": recipe.augment,
             "shuffle": True,
             "seed": self.seed,
-            "drop_last": len(data) >= recipe.batch_size,
+            "drop_last": recipe.drop_last and len(data) >= recipe.batch_size,
             "device": self.device,
             "removal": removal,
             "part": (distributed.rank(), distributed.size()),

@@ -75,28 +75,23 @@ class LinearProbe(NeedsClean):
     probe_lr: float = parameter(0.1, "learning rate", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
-        plan.refits.append(
-            refit.replace_head(
-                self.trusted(plan, context), refit.probe, "linear-probe", lr=self.probe_lr, epochs=self.probe_epochs
-            )
-        )
+        clean = self.trusted(plan, context)
+        plan.refits.append(refit.linear_probe(clean, lr=self.probe_lr, epochs=self.probe_epochs))
 
 
 @dataclass(frozen=True)
 class DeepFeatureReweighting(NeedsClean):
     """Refit the last linear layer by LBFGS on the features of the clean images."""
 
-    summary = "after training, the last layer anew by LBFGS on some clean images"
+    summary = "after training, the last layer refitted by LBFGS to some clean images"
     source = "Kirichenko et al., ICLR 2023; Sandoval-Segura et al., NeurIPS 2023, section 4.2"
     aliases = ("deep-feature-reweighting",)
     excludes: ClassVar[dict[str, str]] = {"linear-probe": ONE_HEAD}
 
+    dfr_augment: bool = parameter(True, "crops and flips, from the trained layer (published); false: plain, from zero")
     dfr_passes: int = parameter(15, "passes over the features, in batches of 1,024", at_least=1)
     dfr_lr: float = parameter(0.5, "learning rate of LBFGS", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
-        plan.refits.append(
-            refit.replace_head(
-                self.trusted(plan, context), refit.reweight, "dfr", lr=self.dfr_lr, passes=self.dfr_passes
-            )
-        )
+        clean = self.trusted(plan, context)
+        plan.refits.append(refit.dfr(clean, augment=self.dfr_augment, lr=self.dfr_lr, passes=self.dfr_passes))

@@ -20,8 +20,16 @@ from .common import Output, data_options, free_folder, settings, verb
     help="An attack, or several joined with + (see `ulfast ls`).",
 )
 @data_options
-@click.option("--model", default="cnn", show_default=True, help="cnn, resnet18, resnet18-WIDTH or timm:NAME.")
-@click.option("--recipe", default="quick", show_default=True, help="quick, quick-noflip, paper, paper-plain, imagenet.")
+@click.option(
+    "--model",
+    help="cnn, resnet18, resnet18-WIDTH or timm:NAME (default: cnn; resnet18 with a recipe of the paper).",
+)
+@click.option(
+    "--recipe",
+    default="quick",
+    show_default=True,
+    help="quick, quick-noflip, paper, paper-plain, paper-dfr, imagenet (see `ulfast ls recipes`).",
+)
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the run (default: a new one in runs/).")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
@@ -31,7 +39,7 @@ from .common import Output, data_options, free_folder, settings, verb
     "--clean", metavar="PATH|NAME", help="Clean training images: to compare with, or for the methods that need some."
 )
 @click.option("--init", type=click.Choice(["zero", "torch"]), help="Start of the linear fit; torch is the paper's.")
-@click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000).")
+@click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000; see --recipe).")
 @click.option("--fit-epochs", type=click.IntRange(1), help="Passes of the fit instead (20 is the paper's).")
 @click.option("--fit", help="What gives the directions: sgd, lbfgs, ridge, class-mean or leace.")
 @click.option("--rank", type=click.IntRange(1), help="Directions to remove (default: what the weights span).")
@@ -50,7 +58,7 @@ def command(
     format_: str | None,
     limit: int | None,
     resize: int | None,
-    model: str,
+    model: str | None,
     recipe: str,
     epochs: int | None,
     out: Path | None,
@@ -80,7 +88,7 @@ def command(
     \b
     ulfast attack --method orthogonal
     ulfast attack --method orthogonal --data poisoned/ --clean cifar10 --compare --report answer.html
-    ulfast attack --method orthogonal --init torch --fit-epochs 20 --recipe paper --data poisoned/
+    ulfast attack --method orthogonal --recipe paper --data poisoned/
     """
     from .. import distributed
     from ..attacks import AttackResult, attack, get_attack
@@ -90,7 +98,7 @@ def command(
     from ..report.collect import collect
     from ..runtime.devices import resolve_device
     from ..runtime.files import check_free
-    from ..training import build_model, get_recipe
+    from ..training import build_model, default_model, get_recipe
 
     name, steps = get_attack(method)
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
@@ -120,6 +128,7 @@ def command(
             clean_set = load_dataset(clean, limit=limit, seed=seed, resize=resize, progress=output.bars)
     # Methods that need clean images take these; a training on all of them is then asked for with --compare.
     baseline = clean_set if compare or not any(step.needs_clean for step in steps) else None
+    model = model or default_model(recipe)
     chosen = get_recipe(recipe, model, len(train) if train is not None else limit or 5000)
     if dry_run:
         shape, count = (train.image_shape, train.num_classes) if train is not None else ((32, 32, 3), 10)

@@ -26,9 +26,23 @@ from .common import Output, Picture, verb
     show_default=True,
     help="Class-balanced subset of the clean training images.",
 )
+@click.option(
+    "--augment/--plain",
+    default=True,
+    show_default=True,
+    help="Refit on crops and flips drawn anew in each pass, from the trained layer, batch normalisation in training"
+    " mode (published), or on the images as they are, from zero.",
+)
 @click.option("--out", "-o", type=Picture(), help="PNG of the curves.")
 def command(
-    output: Output, run: Path | None, clean: str, clean_images: int, out: Path | None, seed: int, device: str
+    output: Output,
+    run: Path | None,
+    clean: str,
+    clean_images: int,
+    augment: bool,
+    out: Path | None,
+    seed: int,
+    device: str,
 ) -> None:
     """Deep feature reweighting: test accuracy of every epoch of a run before and after its last layer is refitted to
     clean images, beside the random network that the run began with.
@@ -50,8 +64,9 @@ def command(
     opened = Run.open(run, test, device)
     opened.checkpoints()
     train = load_dataset(clean, limit=clean_images, seed=seed, progress=output.bars)
-    rows = dfr(opened, train, seed=seed, progress=output.bars)
-    output.result({"run": str(run), "poison": opened.result.poison, "clean_images": len(train), "rows": rows})
+    rows = dfr(opened, train, augment=augment, seed=seed, progress=output.bars)
+    facts = {"run": str(run), "poison": opened.result.poison, "clean_images": len(train), "augment": augment}
+    output.result({**facts, "rows": rows})
     what = f"{opened.result.model} on {opened.result.poison or 'the data'}"
     table = Table(title=f"{run}: {what}, last layer refitted to {len(train):,} clean images", box=box.SIMPLE_HEAD)
     for column in ("epoch", "test accuracy", "refitted"):

@@ -28,7 +28,7 @@ REQUIRED = (
     "scipy",
     "jinja2",
 )
-OPTIONAL = {"kornia": "recipe paper", "timm": "models timm:NAME"}
+OPTIONAL = {"kornia": "attack ueraser", "timm": "models timm:NAME"}
 
 
 def examine() -> dict[str, Any]:

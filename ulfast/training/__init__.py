@@ -2,6 +2,16 @@
 
 from .loop import TrainResult, evaluate, train
 from .models import MODELS, build_model
-from .recipes import RECIPES, Recipe, get_recipe
+from .recipes import RECIPES, Recipe, default_model, get_recipe
 
-__all__ = ["MODELS", "RECIPES", "Recipe", "TrainResult", "build_model", "evaluate", "get_recipe", "train"]
+__all__ = [
+    "MODELS",
+    "RECIPES",
+    "Recipe",
+    "TrainResult",
+    "build_model",
+    "default_model",
+    "evaluate",
+    "get_recipe",
+    "train",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -30,22 +30,25 @@ def _loss(x: Tensor, y: Tensor, step: Step, reduction: str) -> Tensor:
     return nn.functional.cross_entropy(out.float(), y, reduction=reduction)
 
 
-def pgd(eps: float, steps: int, alpha: float, norm: str, clamp: bool = True) -> BatchHook:
-    """Projected gradient ascent on the loss, from a random start in the ball (Madry et al., ICLR 2018).
+def pgd(eps: float, steps: int, alpha: float, norm: str, clamp: bool = True, start: str = "uniform") -> BatchHook:
+    """Projected gradient ascent on the loss, from a random start (Madry et al., ICLR 2018).
 
     Args:
         eps, alpha: bound and step, pixels in [0, 1].
         norm: "linf" or "l2", of each image.
         clamp: keep the images in [0, 1]. Projected images are outside of it before the search.
+        start: "uniform" in the ball (of L2: on its surface), or "normal" as in APBench: alpha times a standard normal
+            number a pixel (of L2: that direction, of length alpha), within the bounds from the first step on.
     """
 
     def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         original = step.pixels(x).contiguous(memory_format=torch.channels_last)
-        delta = torch.empty_like(original).uniform_(-1, 1)
+        uniform = start == "uniform"
+        delta = torch.empty_like(original).uniform_(-1, 1) if uniform else torch.randn_like(original)
         if norm == "l2":
             delta /= delta.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
-        adversarial = original + eps * delta
-        if clamp:
+        adversarial = original + (eps if uniform else alpha) * delta
+        if clamp and uniform:
             adversarial.clamp_(0, 1)
         with evaluation(step.model):
             for _ in range(steps):
@@ -58,11 +61,30 @@ def pgd(eps: float, steps: int, alpha: float, norm: str, clamp: bool = True) -> 
     return hook
 
 
-def worst_augmentation(copies: int, epochs: int) -> BatchHook:
+# (b, C, H, W) pixels in [0, 1] -> the same.
+PixelMap = Callable[[Tensor], Tensor]
+
+
+def worst_augmentation(
+    copies: int,
+    epochs: int,
+    *,
+    training: bool = True,
+    plasma: float = 0.5,
+    before: PixelMap | None = None,
+    after: PixelMap | None = None,
+) -> BatchHook:
     """UEraser: plasma brightness and contrast, channel shuffle, TrivialAugment; of `copies` of each image the one with
     the largest loss in the first `epochs` epochs, a single draw afterwards.
 
-    Images are brought into [0, 1] first, which kornia expects.
+    Images are brought into [0, 1] first, which kornia expects. The worst copies are learned in a pass of their own,
+    where the published code takes the gradient of their losses among the other copies.
+
+    Args:
+        training: the network is in training mode during the search, as published: each set of copies is normalised by
+            its own statistics, and the running ones follow. False: in evaluation mode.
+        plasma: probability of plasma brightness, and of plasma contrast, for an image.
+        before, after: what else happens to the images before and after these augmentations.
 
     Source: Qin et al., Learning the Unlearnable, 2023.
     """
@@ -70,13 +92,18 @@ def worst_augmentation(copies: int, epochs: int) -> BatchHook:
         import kornia.augmentation as K
     except ImportError:
         raise InputError("ueraser needs kornia: pip install 'ulfast[paper]'") from None
-    draw = K.AugmentationSequential(
-        K.RandomPlasmaBrightness(roughness=(0.3, 0.7), intensity=(0.5, 1.0), p=0.5, keepdim=True),
-        K.RandomPlasmaContrast(roughness=(0.3, 0.7), p=0.5),
+    strong = K.AugmentationSequential(
+        K.RandomPlasmaBrightness(roughness=(0.3, 0.7), intensity=(0.5, 1.0), p=plasma, keepdim=True),
+        K.RandomPlasmaContrast(roughness=(0.3, 0.7), p=plasma),
         K.RandomChannelShuffle(p=0.5, keepdim=True),
         K.auto.TrivialAugment(),  # type: ignore[arg-type]
         data_keys=["input"],
     )
+
+    def draw(pixels: Tensor) -> Tensor:
+        for change in (before, strong, after):
+            pixels = pixels if change is None else change(pixels)
+        return pixels
 
     @torch.no_grad()
     def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -84,7 +111,7 @@ def worst_augmentation(copies: int, epochs: int) -> BatchHook:
         if step.epoch >= epochs:
             return step.normalised(draw(pixels)).to(x.dtype), y
         hardest, worst = torch.full((len(x),), -torch.inf, device=x.device), pixels
-        with evaluation(step.model):
+        with contextlib.nullcontext() if training else evaluation(step.model):
             for _ in range(copies):
                 candidate = draw(pixels)
                 loss = _loss(candidate, y, step, "none")

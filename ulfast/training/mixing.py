@@ -1,15 +1,12 @@
-"""What a training step may do to a whole batch: Cutout, MixUp, CutMix, the official recipe's strong augmentation."""
+"""What a training step may do to a whole batch: Cutout, MixUp, CutMix."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,11 @@ def _beta(a: float) -> float:
 
 
 def cutmix(classes: int, probability: float = 0.5, beta: float = 1.0) -> BatchHook:
-    """A rectangle of every image comes from another of the batch; labels mix by area (Yun et al., ICCV 2019)."""
+    """A rectangle of every image comes from another of the batch; labels mix by area (Yun et al., ICCV 2019).
+
+    The rectangle reaches as far to one side of its centre as to the other, so its sides are even, as published, unless
+    the border cuts them.
+    """
 
     def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         if float(torch.rand(())) >= probability:
@@ -62,8 +63,9 @@ def cutmix(classes: int, probability: float = 0.5, beta: float = 1.0) -> BatchHo
         height, width = x.shape[2:]
         cut = (1 - keep) ** 0.5
         cy, cx = int(torch.randint(height, ())), int(torch.randint(width, ()))
-        top, bottom = (max(0, min(height, cy + s * int(height * cut) // 2)) for s in (-1, 1))
-        left, right = (max(0, min(width, cx + s * int(width * cut) // 2)) for s in (-1, 1))
+        reach = int(height * cut) // 2, int(width * cut) // 2
+        top, bottom = max(0, cy - reach[0]), min(height, cy + reach[0])
+        left, right = max(0, cx - reach[1]), min(width, cx + reach[1])
         order = torch.randperm(len(x)).to(x.device)
         mixed = x.clone()
         mixed[:, :, top:bottom, left:right] = x[order, :, top:bottom, left:right]
@@ -100,29 +102,5 @@ def mixup(classes: int, alpha: float = 1.0) -> BatchHook:
         order = torch.randperm(len(x)).to(x.device)
         target = _soft(y, classes)
         return keep * x + (1 - keep) * x[order], keep * target + (1 - keep) * target[order]
-
-    return hook
-
-
-def strong_augmentation(image_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> BatchHook:
-    """Rotation 10, shear 10, scale 0.8 to 1.2, colour jitter 0.2, crop with padding 4, flip, normalise.
-
-    Source: the official code of Sandoval-Segura et al., NeurIPS 2023.
-    """
-    try:
-        import kornia.augmentation as K
-    except ImportError:
-        raise InputError("the recipe `paper` needs kornia: pip install 'ulfast[paper]', or take paper-plain") from None
-    height, width, channels = image_shape
-    steps: list[Any] = [K.RandomAffine(10.0, scale=(0.8, 1.2), shear=(-10.0, 10.0), p=1.0)]
-    if channels == 3:
-        steps.append(K.ColorJitter(0.2, 0.2, 0.2, 0.0, p=1.0))
-    steps += [K.RandomCrop((height, width), padding=4, p=1.0), K.RandomHorizontalFlip(p=0.5)]
-    steps.append(K.Normalize(torch.tensor(list(mean)), torch.tensor(list(std))))
-    pipeline = K.AugmentationSequential(*steps, data_keys=["input"])
-
-    def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            return pipeline(x).contiguous(memory_format=torch.channels_last), y
 
     return hook

@@ -1,4 +1,4 @@
-"""How to train: `quick` (minutes on two cores), `quick-noflip`, `paper` and `paper-plain` (the published schedule),
+"""How to train: `quick` (minutes on two cores), `quick-noflip`, `paper`, `paper-plain` and `paper-dfr` (as published),
 `imagenet`."""
 
 from __future__ import annotations
@@ -6,8 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from ..data.dataset import Dataset
 from ..data.loaders.augment import Augment
+from ..data.tensors import channel_statistics
 from ..errors import InputError
 from ..registry import nearest
 
@@ -19,10 +22,16 @@ class Recipe:
     Attributes:
         optimizer: "adamw" or "sgd" (momentum 0.9).
         lr: largest learning rate.
-        schedule: "one-cycle" (linear warm-up, then cosine to zero) or "step" (x0.1 at half and three quarters).
-        strong: rotation, shear, scale, colour jitter, crop and flip by kornia instead of `augment`.
+        schedule: "one-cycle" (linear warm-up, then cosine to zero, by steps), "step" (x0.1 at half and three quarters)
+            or "cosine"; the latter two change between epochs only.
+        strong: `strong_augmentation` instead of `augment`.
         cutmix: probability of CutMix for a batch.
         half: use `devices.fast_half` where there is one.
+        warmup: share of the steps, of "one-cycle".
+        drop_last: leave a short last batch out.
+        normalisation: mean and deviation of each channel for 32 px colour images, in units of [0, 1]; None, and for
+            other images: what they have.
+        fit_init, fit_epochs: of the linear fit of `orthogonal`, where the user says nothing of it.
     """
 
     name: str
@@ -37,15 +46,28 @@ class Recipe:
     cutmix: float = 0.0
     half: bool = True
     warmup: float = 0.2
+    drop_last: bool = True
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    fit_init: str | None = None
+    fit_epochs: int | None = None
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step."""
-        at = (step + 0.5) / (self.epochs * steps_per_epoch)
+        epoch = step // steps_per_epoch
         if self.schedule == "step":
-            return self.lr * (1.0 if at < 0.5 else 0.1 if at < 0.75 else 0.01)
+            return self.lr * 0.1 ** sum(epoch >= max(1, int(share * self.epochs)) for share in (0.5, 0.75))
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        at = (step + 0.5) / (self.epochs * steps_per_epoch)
         if at < self.warmup:
             return self.lr * at / self.warmup
         return self.lr * 0.5 * (1 + math.cos(math.pi * (at - self.warmup) / (1 - self.warmup)))
+
+    def statistics(self, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel by which a training set and its test images are normalised."""
+        if self.normalisation is not None and dataset.image_shape == (32, 32, 3):
+            return self.normalisation
+        return channel_statistics(dataset, shared=True)
 
 
 def _quick(model: str, n: int) -> Recipe:
@@ -68,12 +90,22 @@ def _quick_noflip(model: str, n: int) -> Recipe:
     return replace(recipe, name="quick-noflip", augment=replace(recipe.augment, flip=False))
 
 
+# By these the paper's code normalises CIFAR-10, CIFAR-100 and SVHN.
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+PAPER: dict[str, Any] = {"half": False, "drop_last": False, "normalisation": CIFAR}
+PAPER_FIT: dict[str, Any] = {"fit_init": "torch", "fit_epochs": 20}
+
+
 def _paper(model: str, n: int) -> Recipe:
-    return Recipe("paper", 50, 128, "sgd", 0.1, 1e-4, "step", None, strong=True, cutmix=0.5, half=False)
+    return Recipe("paper", 50, 128, "sgd", 0.1, 1e-4, "step", None, strong=True, cutmix=0.5, **PAPER, **PAPER_FIT)
 
 
 def _paper_plain(model: str, n: int) -> Recipe:
-    return Recipe("paper-plain", 50, 128, "sgd", 0.1, 1e-4, "step", Augment(4, True), half=False)
+    return Recipe("paper-plain", 50, 128, "sgd", 0.1, 1e-4, "step", Augment(4, True), **PAPER, **PAPER_FIT)
+
+
+def _paper_dfr(model: str, n: int) -> Recipe:
+    return Recipe("paper-dfr", 60, 128, "sgd", 0.1, 5e-4, "cosine", Augment(4, True), **PAPER)
 
 
 def _imagenet(model: str, n: int) -> Recipe:
@@ -85,10 +117,16 @@ def _imagenet(model: str, n: int) -> Recipe:
 RECIPES: dict[str, tuple[Callable[[str, int], Recipe], str]] = {
     "quick": (_quick, "one-cycle, few epochs, half precision where it is faster"),
     "quick-noflip": (_quick_noflip, "the same without mirroring, which hides the direction of ar's recurrences"),
-    "paper": (_paper, "50 epochs, x0.1 at half and three quarters, strong augmentation and CutMix (needs kornia)"),
+    "paper": (_paper, "as published: ResNet-18, 50 epochs, strong augmentation, CutMix, the paper's linear fit"),
+    "paper-plain": (_paper_plain, "the same with crop and flip only"),
+    "paper-dfr": (_paper_dfr, "as published for dfr: ResNet-18, 60 epochs, cosine, crop and flip"),
     "imagenet": (_imagenet, "90 epochs with random resized crops, for 224 px"),
-    "paper-plain": (_paper_plain, "the same schedule with crop and flip only"),
 }
+
+
+def default_model(recipe: str) -> str:
+    """The network of a recipe unless the user chooses another."""
+    return "resnet18" if recipe.lower().startswith("paper") else "cnn"
 
 
 def get_recipe(name: str, model: str, n: int) -> Recipe:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from .loop import evaluate, train
 from .recipes import Recipe
 
 EVALUATION_BATCH = 500
+EVALUATIONS, DFR_BATCH = 20, 1024  # of an LBFGS step, and images in a batch of it
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,20 @@ def head_of(model: nn.Module) -> nn.Linear:
 
 
 @torch.no_grad()
-def features(model: nn.Module, loader: MemoryLoader, half: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """What goes into the last linear layer, in evaluation mode: (n, f) float32 and labels (n,) int64."""
+def features(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], half: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """What goes into the last linear layer, in the mode that the network is in: (n, f) float32 and labels (n,) int64.
+
+    Args:
+        batches: x (b, C, H, W) normalised, y (b,) int64.
+    """
     caught: list[Tensor] = []
     handle = head_of(model).register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float()))
-    model.eval()
     labels = []
     try:
-        for x, y in loader:
-            with torch.autocast(loader.device.type, dtype=half, enabled=half is not None):
+        for x, y in batches:
+            with torch.autocast(x.device.type, dtype=half, enabled=half is not None):
                 model(x)
             labels.append(y)
     finally:
@@ -96,64 +104,151 @@ def features(model: nn.Module, loader: MemoryLoader, half: torch.dtype | None = 
     return torch.cat(caught), torch.cat(labels)
 
 
-def reweight(
-    x: Tensor, y: Tensor, classes: int, *, lr: float = 0.5, passes: int = 15, batch_size: int = 1024, seed: int = 0
-) -> nn.Linear:
-    """A linear layer fitted to features by LBFGS, from zero.
+def reweight(head: nn.Linear, batches: Iterable[tuple[Tensor, Tensor]], *, lr: float = 0.5) -> nn.Linear:
+    """Fits a linear layer to features by LBFGS, in place: one step of 20 evaluations a batch.
 
     Args:
-        x: (n, f) float32. y: (n,) int64.
-        lr, passes, batch_size: LBFGS steps (of 20 evaluations) of that rate, one per batch, that many times through.
+        head: (c, f) weights and a bias, from where it starts.
+        batches: (b, f) float32 and labels (b,) int64.
+        lr: learning rate of LBFGS.
 
     Source: deep feature reweighting as in Sandoval-Segura et al., NeurIPS 2023, section 4.2.
     """
-    head = nn.Linear(x.shape[1], classes, device=x.device)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    optimizer = torch.optim.LBFGS(head.parameters(), lr=lr)
+    optimizer = torch.optim.LBFGS(head.parameters(), lr=lr, max_iter=EVALUATIONS)
+    for x, y in batches:
+
+        def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(head(x), y)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    return head
+
+
+def shuffled(x: Tensor, y: Tensor, passes: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of features (n, f) and labels (n,), in a new order each pass."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(passes):
         order = torch.randperm(len(y), generator=generator).to(x.device)
         for index in order.split(batch_size):
+            yield x[index], y[index]
 
-            def closure(index: Tensor = index) -> Tensor:
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(head(x[index]), y[index])
-                loss.backward()
-                return loss
 
-            optimizer.step(closure)
-    return head
+@contextlib.contextmanager
+def batch_statistics(model: nn.Module, updates: int) -> Iterator[None]:
+    """Evaluation mode, but batch normalisation in training mode: it takes the mean and variance of each batch, and its
+    running ones move towards them as far as by `updates` passes of that batch. (Dropout stays off.)
+    """
+    model.eval()
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in layers]
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.train()
+        if momentum is not None:
+            layer.momentum = 1 - (1 - momentum) ** updates
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        model.eval()
+
+
+def plain(trained: Trained, clean: Dataset) -> tuple[Tensor, Tensor]:
+    """Features and labels of the images as they are, in evaluation mode."""
+    trained.model.eval()
+    return features(trained.model, trained.make_loader(clean), trained.half)
+
+
+def augmented(trained: Trained, clean: Dataset, passes: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of features and labels of crops and flips drawn anew in each pass, as the network sees them with batch
+    normalisation in training mode.
+    """
+    make = replace(trained.make_loader, seed=trained.seed)
+    loader = make(clean, batch_size, augment=Augment(crop_padding=4, flip=True), shuffle=True)
+    for epoch in range(passes):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            with batch_statistics(trained.model, EVALUATIONS):
+                found = features(trained.model, [batch], trained.half)
+            yield found
 
 
 def probe(
     x: Tensor, y: Tensor, classes: int, *, lr: float = 0.1, epochs: int = 20, batch_size: int = 128, seed: int = 0
 ) -> nn.Linear:
-    """A linear layer fitted to features by SGD (momentum 0.9, cosine to zero), from zero. Arguments as `reweight`."""
-    head = nn.Linear(x.shape[1], classes, device=x.device)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+    """A linear layer fitted to features by SGD (momentum 0.9, cosine to zero), from zero.
+
+    Args:
+        x: (n, f) float32. y: (n,) int64.
+        lr, epochs, batch_size: of SGD.
+    """
+    head = _linear(x.shape[1], classes, x.device)
     optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(len(y), generator=generator).to(x.device)
-        for index in order.split(batch_size):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(head(x[index]), y[index]).backward()
-            optimizer.step()
-        schedule.step()
+    steps = math.ceil(len(y) / batch_size)
+    for i, (features, labels) in enumerate(shuffled(x, y, epochs, batch_size, seed), 1):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(features), labels).backward()
+        optimizer.step()
+        if i % steps == 0:
+            schedule.step()
     return head
 
 
-def replace_head(clean: Dataset, fit: Callable[..., nn.Linear], name: str, **options: Any) -> Refit:
-    """A refit of the last layer on clean images by `reweight` or `probe`."""
+def _linear(inputs: int, classes: int, device: torch.device, like: nn.Linear | None = None) -> nn.Linear:
+    """A float32 layer of zeros, or with the weights of another."""
+    head = nn.Linear(inputs, classes, device=device)
+    with torch.no_grad():
+        head.weight.zero_() if like is None else head.weight.copy_(like.weight)
+        head.bias.zero_() if like is None or like.bias is None else head.bias.copy_(like.bias)
+    return head
+
+
+def linear_probe(clean: Dataset, *, lr: float = 0.1, epochs: int = 20) -> Refit:
+    """The last layer from zero by `probe`, on features of the clean images as they are."""
+
+    def fit(trained: Trained) -> nn.Linear:
+        x, y = plain(trained, clean)
+        return probe(x, y, clean.num_classes, lr=lr, epochs=epochs, seed=trained.seed)
+
+    return _replace_head("linear-probe", clean, fit)
+
+
+def dfr(
+    clean: Dataset, *, augment: bool = True, lr: float = 0.5, passes: int = 15, batch_size: int = DFR_BATCH
+) -> Refit:
+    """Deep feature reweighting: the last layer by LBFGS on features of clean images.
+
+    Args:
+        augment: the published protocol. The layer starts as trained; crops and flips are drawn anew in each pass; batch
+            normalisation is in training mode, so its running statistics become those of the clean images. False: from
+            zero, on the features of the images as they are, in evaluation mode; nothing but the last layer changes.
+        lr, passes, batch_size: LBFGS steps of that rate, one per batch, that many times through.
+
+    Source: Sandoval-Segura et al., NeurIPS 2023, section 4.2, and their code.
+    """
+
+    def fit(trained: Trained) -> nn.Linear:
+        old, classes = head_of(trained.model), clean.num_classes
+        if augment:
+            head = _linear(old.in_features, classes, old.weight.device, like=old)
+            return reweight(head, augmented(trained, clean, passes, batch_size), lr=lr)
+        x, y = plain(trained, clean)
+        head = _linear(old.in_features, classes, old.weight.device)
+        return reweight(head, shuffled(x, y, passes, batch_size, trained.seed), lr=lr)
+
+    return _replace_head("dfr", clean, fit)
+
+
+def _replace_head(name: str, clean: Dataset, fit: Callable[[Trained], nn.Linear]) -> Refit:
+    """A refit that puts the layer that `fit` gives in the place of the last."""
 
     def refit(trained: Trained) -> dict[str, Any]:
         before = evaluate(trained.model, trained.test_loader, trained.half)[1]
-        x, y = features(trained.model, trained.make_loader(clean), trained.half)
-        new = fit(x, y, clean.num_classes, seed=trained.seed, **options)
-        head = head_of(trained.model)
+        new, head = fit(trained), head_of(trained.model)
         with torch.no_grad():
             head.weight.copy_(new.weight)
             if head.bias is None:
