@@ -52,9 +52,8 @@ def main() -> None:
         if of not in kept["results"]:
             start = time.perf_counter()
             found = result(of, data, options.steps)
-            after = {
-                str(n): round(found.curve[min(n, len(found.curve)) - 1]["accuracy"], 4) for n in (500, 2000, 10000)
-            }
+            curve = found.curve
+            after = {str(n): round(curve[min(n, len(curve)) - 1]["accuracy"], 4) for n in (500, 2000, 10000)}
             kept["results"][of] = {
                 "accuracy": found.accuracy,
                 "loss": found.loss,
