@@ -25,9 +25,9 @@ REM = {**CNN, "lr": 0.01, "iterations": 3, "steps": 2, "steps_a": 2, "samples": 
 SMALL = {
     "em": {**CNN, "lr": 0.01, "rounds": 3, "steps": 3, "train_steps": 3, "batch_size": 25, "stop": 0.0},
     "em-classwise": {**CNN, "lr": 0.01, "rounds": 4, "train_steps": 3, "batch_size": 6, "stop": 0.0},
-    "tap": {**CNN, "epochs": 2, "steps": 8, "restarts": 2, "batch_size": 25},
+    "tap": {"preset": "quick", **CNN, "epochs": 2, "steps": 8, "restarts": 2, "batch_size": 25},
     "tap published": {"preset": "published", **CNN, "epochs": 2, "steps": 20, "restarts": 2, "batch_size": 25},
-    "tap-untargeted": {**CNN, "epochs": 2, "steps": 8, "batch_size": 25},
+    "tap-untargeted": {"preset": "quick", **CNN, "epochs": 2, "steps": 8, "batch_size": 25},
     "rem": REM,
     "rem stored": {**REM, "start": "stored"},
     "hypo": {**CNN, "epochs": 2, "steps": 8, "batch_size": 25},
@@ -120,7 +120,7 @@ def test_published_tap_takes_its_authors_steps(make_dataset, monkeypatch):
     clean, seen, sweep = make_dataset(60), {}, tap.sweep
     monkeypatch.setattr(tap, "sweep", lambda *a, **options: (seen.update(options), sweep(*a, **options)))
     options = {**CNN, "epochs": 1, "steps": 3}
-    made = poison(clean, "tap", preset="published", **options)
+    made = poison(clean, "tap", **options)
     assert seen["alphas"] == pytest.approx([-0.4 / 255] * 3)
     assert (seen["restarts"], seen["normal"]) == (8, True)
     assert made.manifest["parameters"]["alpha"] == pytest.approx(0.4 / 255)
@@ -133,10 +133,10 @@ def test_published_tap_takes_its_authors_steps(make_dataset, monkeypatch):
     start = engine.random_start(0, 0, torch.zeros(20, 3, 12, 12), 8 / 255, normal=True)
     assert start.abs().max() == pytest.approx(8 / 255)
     assert float((start.abs() > 7.99 / 255).float().mean()) == pytest.approx(0.317, abs=0.02)  # beyond one sigma
-    poison(clean, "tap", **options)
+    poison(clean, "tap", preset="quick", **options)
     assert seen["alphas"] == pytest.approx([-2 / 255, -4 / 3 / 255, -2 / 3 / 255])
     assert (seen["restarts"], seen["normal"], seen["augment"]) == (1, False, None)
-    own = poison(clean, "tap", preset="published", alpha=1 / 255, restarts=2, **options)
+    own = poison(clean, "tap", alpha=1 / 255, restarts=2, **options)
     assert seen["alphas"] == pytest.approx([-1 / 255] * 3)
     assert own.manifest["parameters"]["restarts"] == 2
 

@@ -22,24 +22,24 @@ class TargetedAdversarial(SurrogatePoison):
     """Adversarial examples of a network trained on the clean images: towards the next class (y + 1), or, untargeted,
     away from the own one.
 
-    The preset "quick" starts every image once, uniformly in the ball, and lets the step fall linearly to zero. The
-    preset "published" takes steps of a constant size from eight normal starts, clamped to the ball, and shows the
+    The preset "published" takes steps of a constant size from eight normal starts, clamped to the ball, and shows the
     network the image shifted and mirrored at random at each step. Where the authors keep the best of eight whole runs,
-    the best start of each image is kept.
+    the best start of each image is kept. The preset "quick" starts every image once, uniformly in the ball, lets the
+    step fall linearly to zero, and shows the image as it is.
     """
 
     summary = "targeted adversarial examples of a clean network"
     source = "Fowl et al., Adversarial Examples Make Strong Poisons, NeurIPS 2021"
     aliases = ("targeted-adversarial-poisoning", "adversarial-poisoning")
 
-    preset: str = parameter("quick", "quick, or published: the authors' step, starts and augmentation", choices=PRESETS)
+    preset: str = parameter(
+        "published", "published: the authors' step, starts and augmentation; or quick", choices=PRESETS
+    )
     targeted: bool = parameter(True, "towards class y + 1; false: away from y")
-    alpha: float | None = parameter(None, "first step (default eps / 4; published: every step, eps / 20)", at_least=0)
+    alpha: float | None = parameter(None, "every step (default eps / 20), or the first (quick: eps / 4)", at_least=0)
     steps: int = parameter(250, "steps of each image", at_least=1)
     batch_size: int = parameter(128, "images per step", at_least=1)
-    restarts: int | None = parameter(
-        None, "random starts, of which the best is kept (default 1; published 8)", at_least=1
-    )
+    restarts: int | None = parameter(None, "random starts, of which the best is kept (default 8; quick 1)", at_least=1)
     epochs: int | None = parameter(None, "of the clean network (default: the quick recipe's)", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
