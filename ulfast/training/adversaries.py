@@ -91,7 +91,7 @@ def worst_augmentation(
     try:
         import kornia.augmentation as K
     except ImportError:
-        raise InputError("ueraser needs kornia: pip install 'ulfast[paper]'") from None
+        raise InputError("ueraser needs kornia: pip install 'ulfast[kornia]'") from None
     strong = K.AugmentationSequential(
         K.RandomPlasmaBrightness(roughness=(0.3, 0.7), intensity=(0.5, 1.0), p=plasma, keepdim=True),
         K.RandomPlasmaContrast(roughness=(0.3, 0.7), p=plasma),
