@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def test_commands_run(name, tmp_path, monkeypatch):
         ]
         result = CliRunner().invoke(group, words + extra, catch_exceptions=False)
         assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+def test_the_findings_are_those_of_the_result_files():
+    """Every row that `experiments/separability.py` prints from a committed file stands in the page."""
+    page = (ROOT / "docs" / "findings.md").read_text()
+    files = sorted((ROOT / "benchmarks" / "results").glob("separability-*.json"))
+    assert files
+    for file in files:
+        assert file.name in page
+        for name, row in json.loads(file.read_text())["results"].items():
+            ended = "converged" if row["converged"] else "stopped"
+            share, loss = f"{100 * row['accuracy']:.1f} %", f"{row['loss']:.3g}"
+            assert f"| `{name}` | {share} | {row['evaluations']:,} ({ended}) | {loss} |" in page
 
 
 def test_extending_page_runs():
