@@ -151,14 +151,14 @@ def scaled(run: Thunk, times: float) -> Thunk:
 
 
 def logistic(n: int) -> Case:
-    """Sixty iterations of full-batch logistic regression on perturbations, LBFGS, without a penalty."""
+    """Twenty iterations of full-batch logistic regression on perturbations, LBFGS, without a penalty."""
     import warnings
 
     from sklearn.linear_model import LogisticRegression
 
     from ulfast.analysis.separability import ITERATIONS, separability
 
-    steps = 3
+    steps = 1
     g = torch.Generator().manual_seed(0)
     levels = torch.randint(-16, 17, (n, 3072), generator=g, dtype=torch.int8).float() / 255
     labels = torch.arange(n) % 10
