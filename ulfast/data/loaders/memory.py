@@ -96,15 +96,16 @@ class MemoryLoader(EpochLoader):
             self._labels = self._labels.to(self.device)
             if self._lazy is None and self._images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
                 self._images = self._images.to(self.device)
-        self._kept: Any = self._filtered() if self.removal.filters and 2 * dataset.images.size < KEEP_BYTES else None
+        self._kept: Any = None
+        if self.removal.filters and 2 * dataset.images.size < KEEP_BYTES:
+            self._kept = self._filtered()
 
     def _filtered(self) -> Tensor:
         """All images after the filters, (n, H, W, C) float16 on the CPU."""
         kept = torch.empty(self.dataset.images.shape, dtype=torch.float16)
         for begin in range(0, len(kept), FILTER_BATCH):
             index = torch.arange(begin, min(begin + FILTER_BATCH, len(kept)))
-            images = self._images[index.to(self._images.device)].to(self.device)
-            kept[index] = self.removal.lasting(images, self._labels_at(index)).to("cpu", torch.float16)
+            kept[index] = self._lasting(index, None).to("cpu", torch.float16)
         return kept
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
