@@ -8,7 +8,7 @@
 // A few image rows at a time leave the products for shared memory as floats, and go from there to their place in the
 // result, normalised, four values an access where an image row is a multiple of four values. An index or a label out of
 // range makes its image NaN. Not yet run on a GPU; tests/cuda_emulation runs it on the CPU.
-#include "rows.cuh"
+#include "resident.cuh"
 
 namespace ulfast {
 namespace cuda {
@@ -168,15 +168,13 @@ Cut cut_of(const Ingest& a, int rows) {
   c.pitch = up4(c.lines * wc);
   c.rest = {c.lines * wc, (c.lines * wc + 15) / 16 * 16, (a.h + c.lines - 1) / c.lines};
   c.shared = fixed + rows * (c.pitch * 4 + c.rest.pitch);
-  if (c.shared > limit) c.lines = 0;
+  if (c.shared > limit || !c.dots.splits) c.lines = 0;
   return c;
 }
 Cut cut_of(const Ingest& a) {
-  if (a.n >= 8 * attribute(cudaDevAttrMultiProcessorCount)) {
-    const Cut eight = cut_of(a, 8);
-    if (eight.lines) return eight;
-  }
-  return cut_of(a, 2);
+  const Cut eight = cut_of(a, 8);
+  const bool enough = (a.n + 7) / 8 * eight.rest.splits >= attribute(cudaDevAttrMultiProcessorCount);
+  return eight.lines && enough ? eight : cut_of(a, 2);
 }
 
 template <class O, int R> const char* run(const Ingest& a, const Cut& c, cudaStream_t s) {
@@ -212,14 +210,20 @@ template <class O> const char* run(const Ingest& a, cudaStream_t s) {
 }  // namespace
 
 int64_t ingest_scratch(const Ingest& a) {
+  const int64_t resident = resident_fits(a) ? resident_scratch(a) : 0;
   const Cut c = cut_of(a);
   const int64_t chunk = chunk_of(a.h * a.w * a.c, 1, c.rows);
-  return c.whole ? 0 : c.dots.splits * (chunk < a.n ? chunk : a.n) * a.k + 1;  // an address, even where k = 0
+  const int64_t pieces = c.whole ? 0 : c.dots.splits * (chunk < a.n ? chunk : a.n) * a.k + 1;  // an address if k = 0
+  return resident > pieces ? resident : pieces;  // which of the two it will be depends on the addresses
 }
+
+int64_t ingest_sorts(const Ingest& a) { return a.classes > 0 && !resident_fits(a); }
 
 const char* ingest(const Ingest& a, void* stream) {
   if (a.n == 0 || a.h * a.w * a.c == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
+  if (resident_fits(a) && aligned(a.images, 4) && aligned(a.out, 16) && aligned(a.basis, 16))
+    return resident_ingest(a, s);
   switch (a.out_dtype) {
     case DType::f16:
       return run<f16>(a, s);

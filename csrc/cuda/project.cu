@@ -6,7 +6,7 @@
 // Bound: memory up to about k = 16 at R = 8, then the multiply-adds. A label out of range makes its row NaN and reads
 // no basis. Not yet run on a GPU; tests/cuda_emulation runs it on the CPU. Two blocks a multiprocessor instead of one
 // made two of its kernels spill.
-#include "rows.cuh"
+#include "resident.cuh"
 
 namespace ulfast {
 namespace cuda {
@@ -52,13 +52,15 @@ template <class T, class O, int R, bool Given> __global__ void __launch_bounds__
   });
 }
 
-// Rows a group: two where eight would leave multiprocessors idle, or where the numbers are twice as wide.
-int rows_of(const Project& a) {
-  return a.dtype == DType::f64 || a.n < 8 * attribute(cudaDevAttrMultiProcessorCount) ? 2 : 8;
-}
 int64_t fixed_of(const Project& a, int rows) { return fixed_bytes(a.k, rows, a.dtype == DType::f64 ? 8 : 4); }
 Plan plan_of(const Project& a, int rows) {
   return cut(a.d, size_of(a.dtype), rows, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed_of(a, rows));
+}
+
+// Rows a group: two where eight would leave multiprocessors idle, or where the numbers are twice as wide.
+int rows_of(const Project& a) {
+  if (a.dtype == DType::f64) return 2;
+  return (a.n + 7) / 8 * plan_of(a, 8).splits < attribute(cudaDevAttrMultiProcessorCount) ? 2 : 8;
 }
 
 template <class T, class O, int R> const char* run(const Project& a, cudaStream_t s) {
@@ -89,15 +91,22 @@ template <class T, class O> const char* run(const Project& a, cudaStream_t s) {
 }  // namespace
 
 int64_t project_scratch(const Project& a) {
+  const int64_t resident = resident_fits(a) ? resident_scratch(a) : 0;
   const int rows = rows_of(a);
   const Plan plan = plan_of(a, rows);
   const int64_t chunk = chunk_of(a.d, size_of(a.dtype), rows);
-  return plan.splits == 1 ? 0 : plan.splits * (chunk < a.n ? chunk : a.n) * a.k;
+  const int64_t pieces = plan.splits == 1 ? 0 : plan.splits * (chunk < a.n ? chunk : a.n) * a.k;
+  return resident > pieces ? resident : pieces;  // which of the two it will be depends on the addresses
 }
+
+int64_t project_sorts(const Project& a) { return a.classes > 0 && !resident_fits(a); }
 
 const char* project(const Project& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
+  const uintptr_t quad = a.dtype == DType::u8 ? 4 : a.dtype == DType::f32 ? 16 : 8;
+  if (resident_fits(a) && aligned(a.x, quad) && aligned(a.out, a.dtype == DType::u8 ? 16 : quad) && aligned(a.basis, 16))
+    return resident_project(a, s);
   switch (a.dtype) {
     case DType::u8:
       return run<uint8_t, float>(a, s);

@@ -259,13 +259,15 @@ inline int64_t fixed_bytes(int64_t k, int rows, int64_t size) {
   return ((k * rows + 3) / 4 * 4 + kWarps * kCols * rows) * size;
 }
 
-// Rows of `d` values of `size` bytes: staged whole if they fit into `fits` bytes, otherwise in pieces.
+// Rows of `d` values of `size` bytes: staged whole if they fit into `fits` bytes, otherwise in pieces; no splits if not
+// even those fit.
 inline Plan cut(int64_t d, int64_t size, int rows, int64_t fits) {
   const int64_t step = size < 4 ? 16 : 4;  // 16 bytes, and four values
   const int64_t pitch = (d + step - 1) / step * step;
   if (rows * pitch * size <= fits) return {d, pitch, 1};
   const int64_t room = (fits < kSegment ? fits : kSegment) / (rows * size);
   const int64_t segment = room / 16 * 16;
+  if (segment < 16) return {0, 0, 0};
   return {segment, segment, (d + segment - 1) / segment};
 }
 

@@ -35,6 +35,20 @@ template <class T> struct alignas(sizeof(T) * 4 < 16 ? sizeof(T) * 4 : 16) Four 
   T v[4];
 };
 
+// To memory that is not read again soon: the result leaves the inputs their place in L2.
+template <class T> __device__ __forceinline__ void stream_out(T* to, const Four<T>& v) {
+#ifdef ULFAST_EMULATE
+  *reinterpret_cast<Four<T>*>(to) = v;
+#else
+  if constexpr (sizeof(Four<T>) == 16) {
+    __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&v));
+  } else {
+    static_assert(sizeof(Four<T>) == 8, "four values");
+    __stcs(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(&v));
+  }
+#endif
+}
+
 template <class T> struct Compute {
   using type = float;
 };

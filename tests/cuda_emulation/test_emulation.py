@@ -215,3 +215,74 @@ def test_softmax_out_of_range_is_not_a_number(kernels, labels, index):
     )
     assert got[0].isnan()
     assert weight.isnan().all()
+
+
+# The kernels that keep the basis in shared memory (csrc/cuda/resident.cuh): rows of 512 values and more.
+HOPPER = str(227 << 10)
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("n", "d", "k"), [(9, 3072, 10), (5, 784, 1), (18, 1028, 7), (7, 6144, 3), (3, 3072, 32)])
+@pytest.mark.parametrize("shared", [HOPPER, "60000", "20000"])
+def test_resident_project(kernels, dtype, n, d, k, shared):
+    """In one launch, or, with little shared memory or wide rows, in three over slices of the features."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", shared)
+    x, basis = draw(n, d, dtype), rows(d, k).float()
+    check(cuda.project(x, basis), reference.project(x, basis), dtype)
+
+
+def test_resident_project_in_place_of_strided_and_of_unaligned_rows(kernels):
+    kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
+    x, basis = draw(9, 800, torch.float32), rows(768, 5).float()
+    want = reference.project(x[:, :768], basis)
+    check(cuda.project(x[:, :768], basis), want, torch.float32)
+    y = x[:, :768].contiguous()
+    cuda.project_(y, basis)
+    check(y, want, torch.float32)
+    shifted = torch.empty(9 * 768 + 1)[1:].view(9, 768).copy_(x[:, :768])  # 4 bytes from 16: the other kernel
+    check(cuda.project(shifted, basis), want, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_resident_classwise(kernels, dtype):
+    kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
+    n, d, r, classes = 13, 1032, 2, 4
+    x, labels = draw(n, d, dtype), torch.arange(n) * 3 % classes
+    labels[5], labels[11] = -1, classes
+    bases = torch.stack([rows(d, r, seed) for seed in range(classes)]).float()
+    got = cuda.project_classwise(x, bases, labels)
+    assert got[5].isnan().all()
+    assert got[11].isnan().all()
+    good = (labels >= 0) & (labels < classes)
+    check(got[good], reference.project_classwise(x, bases, labels)[good], dtype)
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize(("size", "k"), [((32, 32, 3), 9), ((28, 28, 1), 4), ((24, 64, 3), 3), ((16, 20, 3), 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shared", [HOPPER, "130000", "40000"])
+def test_resident_ingest(kernels, size, k, dtype, shared):
+    """Whole images, two a group, and slices of image rows; the shift reaches every border."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", shared)
+    images, basis, mean, std, index, shift, flip = pictures(5, *size, k)
+    basis = basis if k else None
+    for options in ((index, shift, flip), (None, shift[:5], None), (index, None, flip), (None, None, None)):
+        got = cuda.ingest(images, basis, mean, std, dtype, *options)
+        close(got, reference.ingest(images, basis, mean, std, dtype, *options), dtype)
+
+
+def test_resident_ingest_classwise_and_what_is_out_of_range(kernels):
+    kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
+    images, bases, mean, std, index, shift, flip = pictures(5, 16, 20, 3, 3, classes=3)
+    labels = torch.arange(11) * 2 % 3
+    index[2], index[7], labels[4], labels[9] = -1, 5, 3, -1
+    bad = torch.tensor([2, 4, 7, 9])
+    good = torch.tensor([i for i in range(11) if i not in bad])
+    got = cuda.ingest(images, bases, mean, std, torch.bfloat16, index, shift, flip, labels)
+    assert got[bad].isnan().all()
+    close(
+        got[good].contiguous(memory_format=torch.channels_last),
+        reference.ingest(images, bases, mean, std, torch.bfloat16, index[good], shift[good], flip[good], labels[good]),
+        torch.bfloat16,
+    )

@@ -100,12 +100,13 @@ def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: in
 def _project(x: Tensor, basis: Tensor, out: Tensor, d: int, k: int, labels: Tensor | None, classes: int) -> None:
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     basis = basis.to(compute).contiguous()
-    order = None if labels is None else labels.argsort()  # rows of a label side by side share the reading of its basis
     rows, stride = rows_of(x, d)
     n, kernels = x.shape[0], _extension.load().cuda
     with torch.cuda.device(x.device):
         sizes = {"n": n, "d": d, "k": k, "x_stride": stride, "dtype": DTYPES[x.dtype], "classes": classes}
         coef = torch.empty(kernels.project_scratch(**sizes), dtype=compute, device=x.device)
+        # Rows of a label side by side share the reading of its basis, where that is not kept.
+        order = labels.argsort() if labels is not None and kernels.project_sorts(**sizes) else None
         kernels.project(
             x=rows.data_ptr(),
             basis=basis.data_ptr(),
@@ -158,8 +159,6 @@ def ingest(
     out = torch.empty((n, h, w, c), dtype=dtype, device=device)
     basis = basis.float().contiguous() if k and basis is not None else None
     labels = None if labels is None or not k else labels.contiguous()
-    # Images of a label side by side share the reading of its basis.
-    order = None if labels is None else labels.argsort()
     with torch.cuda.device(device):
         sizes = {
             "images_n": n_images,
@@ -173,6 +172,7 @@ def ingest(
             "in_dtype": DTYPES[images.dtype],
         }
         coef = torch.empty(kernels.ingest_scratch(**sizes), device=device)
+        order = labels.argsort() if labels is not None and kernels.ingest_sorts(**sizes) else None
         kernels.ingest(
             images=images.data_ptr(),
             basis=address(basis),

@@ -1,0 +1,120 @@
+// project and project_classwise on CUDA for wide rows: the basis stays in shared memory (resident.cuh).
+//
+// Bytes (float32): 8 n d where a slice holds a row (one launch, x read once), otherwise 12 n d (three launches). The
+// basis is read once a block: 4 k d a multiprocessor. Flops: 4 n d k. Of shared memory a value needs 8 k / R bytes.
+// Bound: memory up to about k = 16, then the multiply-adds.
+#include "resident.cuh"
+
+namespace ulfast {
+namespace cuda {
+
+namespace {
+
+constexpr int kRows = 4;
+
+template <class T, class O, int R, Part part, bool Own>
+__global__ void __launch_bounds__(kBlock, 1) resident_project_kernel(Rows a, Task task, O* result) {
+  for_each_group<T, R, 1, part, Own>(a, task, [&](const float(&x)[R][kChunks][4], const Group<R>& g, int64_t first,
+                                                  const Room& at, int64_t from, int d, int, int) {
+    removed<T, R, 1, Own>(x, g, at.basis, task.slices.features, d, (int)a.k, at.coef,
+                          [&](int r, int, int f, const float(&v)[4]) {
+                            if (first + r >= task.end) return;
+                            Four<O> y;
+#pragma unroll
+                            for (int u = 0; u < 4; ++u) narrow(Own && (g.bad >> r & 1) ? NAN : v[u], &y.v[u]);
+                            stream_out(result + (first + r) * a.d + from + f, y);
+                          });
+  });
+}
+
+template <class T, int R> __global__ void __launch_bounds__(kBlock, 1) resident_products_kernel(Rows a, Task task) {
+  for_each_group<T, R, 1, Part::products, false>(
+      a, task, [](const float(&)[R][kChunks][4], const Group<R>&, int64_t, const Room&, int64_t, int, int, int) {});
+}
+
+template <class T> const char* products_of(const Rows& a, Slices s, int64_t begin, int64_t end, float* scratch,
+                                           cudaStream_t stream) {
+  const Task task{s, begin, end, scratch};
+  const int64_t count = (end - begin) * a.k;
+  const char* bad = launch(resident_products_kernel<T, kRows>, (int64_t)s.splits * s.blocks, kBlock,
+                           (size_t)s.shared, stream, a, task);
+  if (bad) return bad;
+  return launch(add_slices, blocks(count), kThreads, 0, stream, (const float*)scratch, scratch + s.splits * count,
+                count, s.splits);
+}
+
+Slices slices_of(const Project& a) {
+  const bool own = a.classes > 0;
+  return cut_slices(a.n, a.d, own ? a.classes * a.k : a.k, a.k, kRows, 4, kSlice, 0);
+}
+
+template <class T, class O> const char* run(const Project& a, cudaStream_t stream) {
+  const Slices s = slices_of(a);
+  const Rows rows{a.x, a.basis, nullptr, a.labels, nullptr, a.x_stride, a.d, a.k, a.classes, 0};
+  O* out = static_cast<O*>(a.out);
+  const int64_t grid = (int64_t)s.splits * s.blocks;
+  const Task all{s, 0, a.n, nullptr};
+  if (a.labels)
+    return launch(resident_project_kernel<T, O, kRows, Part::all, true>, grid, kBlock, (size_t)s.shared, stream, rows,
+                  all, out);
+  if (s.splits == 1)
+    return launch(resident_project_kernel<T, O, kRows, Part::all, false>, grid, kBlock, (size_t)s.shared, stream, rows,
+                  all, out);
+  float* scratch = static_cast<float*>(a.coef);
+  for (int64_t i = 0; i < a.n; i += kRowsAtOnce) {
+    const int64_t end = i + kRowsAtOnce < a.n ? i + kRowsAtOnce : a.n;
+    const char* bad = products_of<T>(rows, s, i, end, scratch, stream);
+    const Task rest{s, i, end, scratch + s.splits * (end - i) * a.k};
+    if (!bad)
+      bad = launch(resident_project_kernel<T, O, kRows, Part::rest, false>, grid, kBlock, (size_t)s.shared, stream,
+                   rows, rest, out);
+    if (bad) return bad;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+__global__ void add_slices(const float* parts, float* out, int64_t count, int splits) {
+  for (int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x; i < count; i += (int64_t)gridDim.x * kThreads) {
+    float sum = 0.0f;
+    for (int s = 0; s < splits; ++s) sum += parts[s * count + i];
+    out[i] = sum;
+  }
+}
+
+const char* slice_products(const Rows& a, Slices slices, int64_t begin, int64_t end, float* scratch,
+                           cudaStream_t stream) {
+  return products_of<uint8_t>(a, slices, begin, end, scratch, stream);
+}
+
+bool resident_fits(const Project& a) {
+  if (a.dtype == DType::f64 || a.d % 4 || a.x_stride % 4 || a.k == 0 || a.d < kTeam * 2) return false;
+  const Slices s = slices_of(a);
+  const int64_t groups = (a.n + kRows - 1) / kRows;
+  return s.splits > 0 && (a.classes == 0 || s.splits == 1) &&
+         2 * groups * s.splits >= attribute(cudaDevAttrMultiProcessorCount);
+}
+
+int64_t resident_scratch(const Project& a) {
+  const Slices s = slices_of(a);
+  return s.splits == 1 ? 0 : (s.splits + 1) * (a.n < kRowsAtOnce ? a.n : kRowsAtOnce) * a.k;
+}
+
+const char* resident_project(const Project& a, cudaStream_t stream) {
+  switch (a.dtype) {
+    case DType::u8:
+      return run<uint8_t, float>(a, stream);
+    case DType::f16:
+      return run<f16, f16>(a, stream);
+    case DType::bf16:
+      return run<bf16, bf16>(a, stream);
+    case DType::f32:
+      return run<float, float>(a, stream);
+    default:
+      return "unknown dtype";
+  }
+}
+
+}  // namespace cuda
+}  // namespace ulfast

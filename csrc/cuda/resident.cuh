@@ -1,0 +1,314 @@
+// Rows against a basis that stays in shared memory, for project and ingest on wide rows.
+//
+// A block keeps the basis of a slice of features and takes group after group of R rows, whose values stay in
+// registers: x is read once and the basis once a block. Two teams of 256 threads share the basis and take turns at
+// groups of their own, so that one computes while the other waits for memory or for its own barrier; there is one
+// block a multiprocessor. A thread holds the same features of every row, kChunks times four of them.
+//
+// Rows too wide for one slice are done in three launches: every slice's products, their sums, and what they remove.
+#pragma once
+
+#include "rows.cuh"
+
+namespace ulfast {
+namespace cuda {
+
+constexpr int kTeams = 2, kTeam = 256, kBlock = kTeams * kTeam, kTeamWarps = kTeam / 32;
+constexpr int kChunks = 3;                       // of four values, that a thread holds of a row
+constexpr int kSlice = 4 * kChunks * kTeam;      // features of a slice, at most
+constexpr int64_t kRowsAtOnce = 4096;            // of three launches: what bounds their scratch
+
+enum class Part { all, products, rest };  // what a kernel does: everything, or one of two launches
+
+// How the work is shared out: `splits` slices of `features`, each to `blocks` blocks. No splits: it cannot be.
+struct Slices {
+  int features, splits, blocks;
+  int64_t shared;  // bytes
+};
+
+// A barrier for the threads of one team.
+__device__ __forceinline__ void meet(int team) {
+#ifdef ULFAST_EMULATE
+  emulation::meet(&emulation::Fibre::barriers, team * kTeam, (team + 1) * kTeam);
+#else
+  asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(kTeam) : "memory");
+#endif
+}
+
+// Shared memory in floats: the basis, then of each team the coefficients (k, R) and the warps' products (warps, k, R).
+struct Room {
+  float *basis, *coef, *parts, *rest;
+};
+inline __host__ __device__ int room_floats(int64_t rows_of_basis, int64_t k, int R, int features) {
+  return (int)(rows_of_basis * features + kTeams * (1 + kTeamWarps) * ((k * R + 3) / 4 * 4));
+}
+__device__ __forceinline__ Room room(int rows_of_basis, int k, int R, int features, int team) {
+  Room a;
+  const int some = (k * R + 3) / 4 * 4;
+  a.basis = dynamic_shared<float>();
+  a.coef = a.basis + (int64_t)rows_of_basis * features + team * (1 + kTeamWarps) * some;
+  a.parts = a.coef + some;
+  a.rest = a.basis + room_floats(rows_of_basis, k, R, features);
+  return a;
+}
+
+// The features [from, from + d) of the basis rows into shared memory, `pitch` apart; all threads of the block.
+__device__ __forceinline__ void keep_basis(const float* basis, int rows, int64_t whole, int64_t from, int d, int pitch,
+                                           float* to) {
+  for (int j = 0; j < rows; ++j)
+    for (int i = threadIdx.x * 4; i < d; i += kBlock * 4)
+      *reinterpret_cast<float4*>(to + j * pitch + i) =
+          *reinterpret_cast<const float4*>(basis + j * whole + from + i);
+}
+
+// The first of the four features of a thread's chunk: runs of CH chunks lie side by side, so that a thread can hold
+// whole pixels of CH channels.
+template <int CH> __device__ __forceinline__ int feature(int c) {
+  return (((int)(threadIdx.x % kTeam) + c / CH * kTeam) * CH + c % CH) * 4;
+}
+
+// Of a group of rows: their labels, and a bit for each whose index or label is out of range.
+template <int R> struct Group {
+  int label[R];
+  unsigned bad;
+};
+
+// Rows from `first` on, before `end`: their values, zeros where there are none.
+template <class T, int R, int CH, bool Own>
+__device__ __forceinline__ Group<R> hold(const Rows& a, int64_t first, int64_t end, int64_t from, int d,
+                                         Four<T> (&raw)[R][kChunks]) {
+  Group<R> g;
+  g.bad = 0;
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    g.label[r] = 0;
+    int64_t row = first + r;
+    bool there = row < end;
+    if (Own && there) {
+      const int64_t label = a.labels[row];
+      if (label < 0 || label >= a.classes)
+        there = false, g.bad |= 1u << r;
+      else
+        g.label[r] = (int)label;
+    }
+    if (a.index && there) {
+      row = a.index[row];
+      if (row < 0 || row >= a.sources) there = false, g.bad |= 1u << r;
+    }
+    const T* values = static_cast<const T*>(a.x) + (there ? row : 0) * a.stride + from;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int f = feature<CH>(c);
+      if (there && f < d) {
+        raw[r][c] = *reinterpret_cast<const Four<T>*>(values + f);
+      } else {
+#pragma unroll
+        for (int u = 0; u < 4; ++u) raw[r][c].v[u] = T{};
+      }
+    }
+  }
+  return g;
+}
+template <class T, int R>
+__device__ __forceinline__ void widen(const Four<T> (&raw)[R][kChunks], float (&x)[R][kChunks][4]) {
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+#pragma unroll
+      for (int u = 0; u < 4; ++u) x[r][c][u] = wide(raw[r][c].v[u]);
+}
+
+// The warp's products of the rows with basis rows j to j + K - 1.
+template <int R, int CH, int K, bool Own>
+__device__ __forceinline__ void products(const float (&x)[R][kChunks][4], const Group<R>& g, const float* basis,
+                                         int pitch, int d, int j, int k, float* parts) {
+  float acc[K][R];
+#pragma unroll
+  for (int q = 0; q < K; ++q)
+#pragma unroll
+    for (int r = 0; r < R; ++r) acc[q][r] = 0.0f;
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    const int f = feature<CH>(c);
+    if (f < d) {
+#pragma unroll
+      for (int q = 0; q < K; ++q) {
+        Four<float> b;
+        if (!Own) b = *reinterpret_cast<const Four<float>*>(basis + (j + q) * pitch + f);
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          if (Own) b = *reinterpret_cast<const Four<float>*>(basis + (g.label[r] * k + j + q) * pitch + f);
+#pragma unroll
+          for (int u = 0; u < 4; ++u) acc[q][r] = fmaf(x[r][c][u], b.v[u], acc[q][r]);
+        }
+      }
+    }
+  }
+  const int lane = threadIdx.x % 32, warp = threadIdx.x % kTeam / 32;
+#pragma unroll
+  for (int q = 0; q < K; ++q) {
+    const float sum = sum_rows<R>(acc[q]);
+    if (lane % (32 / R) == 0) parts[(warp * k + j + q) * R + lane / (32 / R)] = sum;
+  }
+}
+template <int R, int CH, bool Own>
+__device__ __forceinline__ void all_products(const float (&x)[R][kChunks][4], const Group<R>& g, const float* basis,
+                                             int pitch, int d, int k, float* parts) {
+  int j = 0;
+  for (; !Own && j + 4 <= k; j += 4) products<R, CH, 4, Own>(x, g, basis, pitch, d, j, k, parts);
+  for (; j < k; ++j) products<R, CH, 1, Own>(x, g, basis, pitch, d, j, k, parts);
+}
+
+// put(i, sum): sum i of (k, R) over the team's warps.
+template <class T, int R, class Put> __device__ __forceinline__ void sums(const float* parts, int k, const Put& put) {
+  for (int i = threadIdx.x % kTeam; i < k * R; i += kTeam) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kTeamWarps; ++w) sum += parts[w * k * R + i];
+    put(i, sizeof(T) == 1 ? sum * (1.0f / 255.0f) : sum);
+  }
+}
+
+// put(r, c, f, y): y is x - sum_j coef[j] basis[j] at features f to f + 3 of row r, chunk c.
+template <class T, int R, int CH, bool Own, class Put>
+__device__ __forceinline__ void removed(const float (&x)[R][kChunks][4], const Group<R>& g, const float* basis,
+                                        int pitch, int d, int k, const float* coef, const Put& put) {
+  struct alignas(4 * R) Few {
+    float v[R];
+  };
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    const int f = feature<CH>(c);
+    if (f < d) {
+      float acc[R][4];
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int u = 0; u < 4; ++u) acc[r][u] = 0.0f;
+#pragma unroll(Own ? 1 : 2)
+      for (int j = 0; j < k; ++j) {
+        const Few few = *reinterpret_cast<const Few*>(coef + j * R);
+        Four<float> b;
+        if (!Own) b = *reinterpret_cast<const Four<float>*>(basis + j * pitch + f);
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          if (Own) b = *reinterpret_cast<const Four<float>*>(basis + (g.label[r] * k + j) * pitch + f);
+#pragma unroll
+          for (int u = 0; u < 4; ++u) acc[r][u] = fmaf(few.v[r], b.v[u], acc[r][u]);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        float y[4];
+#pragma unroll
+        for (int u = 0; u < 4; ++u) {
+          const float v = x[r][c][u];
+          if (sizeof(T) == 1)  // v / 255, rounded once together with the subtraction
+            y[u] = fmaf(v, 1.0f / 255.0f, fmaf(v, (float)(1.0 / 255.0 - (double)(1.0f / 255.0f)), -acc[r][u]));
+          else
+            y[u] = v - acc[r][u];
+        }
+        put(r, c, f, y);
+      }
+    }
+  }
+}
+
+// What a kernel is given beside the rows.
+struct Task {
+  Slices slices;
+  int64_t begin, end;  // rows
+  float* sums;         // products: (splits, end - begin, k); rest: (end - begin, k)
+};
+
+// The groups of a team, one after another. make(x, group, first row) is called with the coefficients in a.coef, or,
+// for the products, never. Sums go to task.sums.
+template <class T, int R, int CH, Part part, bool Own, class Make>
+__device__ __forceinline__ void for_each_group(const Rows& a, const Task& task, const Make& make) {
+  const int pitch = task.slices.features, splits = task.slices.splits;
+  const int split = blockIdx.x % splits, team = threadIdx.x / kTeam, k = (int)a.k;
+  const int64_t from = (int64_t)split * pitch, step = (int64_t)task.slices.blocks * kTeams;
+  const int d = a.d - from < pitch ? (int)(a.d - from) : pitch;
+  const int64_t groups = (task.end - task.begin + R - 1) / R;
+  const int rows_of_basis = Own ? (int)(a.classes * a.k) : k;
+  const Room at = room(rows_of_basis, k, R, pitch, team);
+
+  int64_t i = (int64_t)(blockIdx.x / splits) * kTeams + team;
+  Four<T> raw[R][kChunks];  // on their way while the basis is read
+  Group<R> group = hold<T, R, CH, Own>(a, task.begin + i * R, i < groups ? task.end : 0, from, d, raw);
+  keep_basis(static_cast<const float*>(a.basis), rows_of_basis, a.d, from, d, pitch, at.basis);
+  __syncthreads();
+  for (; i < groups; i += step) {
+    const int64_t first = task.begin + i * R, next = i + step;
+    float x[R][kChunks][4];
+    widen<T, R>(raw, x);
+    const Group<R> now = group;
+    if (part == Part::rest) {
+      meet(team);  // the last coefficients have been used
+      for (int c = threadIdx.x % kTeam; c < k * R; c += kTeam) {
+        const int64_t row = first + c % R;
+        at.coef[c] = row < task.end ? task.sums[(row - task.begin) * k + c / R] : 0.0f;
+      }
+      meet(team);
+    } else if (k) {
+      all_products<R, CH, Own>(x, now, at.basis, pitch, d, k, at.parts);
+      meet(team);
+      sums<T, R>(at.parts, k, [&](int c, float sum) {
+        if (part == Part::all) {
+          at.coef[c] = sum;
+        } else if (first + c % R < task.end) {
+          task.sums[(split * (task.end - task.begin) + first - task.begin + c % R) * k + c / R] = sum;
+        }
+      });
+      meet(team);
+    } else {
+      meet(team);
+    }
+    if (part != Part::products) make(x, now, first, at, from, d, split, team);
+    group = hold<T, R, CH, Own>(a, task.begin + next * R, next < groups ? task.end : 0, from, d, raw);
+  }
+}
+
+// (splits, rows, k) to (rows, k), always in the same order.
+__global__ void add_slices(const float* parts, float* out, int64_t count, int splits);
+
+// Every byte row's products with the basis, into the last (rows, k) floats of `scratch`: (splits + 1) times that.
+const char* slice_products(const Rows& a, Slices slices, int64_t begin, int64_t end, float* scratch,
+                           cudaStream_t stream);
+
+// Whether the operators take these kernels (it reads no address), the floats that they need, and they themselves.
+bool resident_fits(const Project& a);
+bool resident_fits(const Ingest& a);
+int64_t resident_scratch(const Project& a);
+int64_t resident_scratch(const Ingest& a);
+const char* resident_project(const Project& a, cudaStream_t stream);
+const char* resident_ingest(const Ingest& a, cudaStream_t stream);
+
+// Slices for rows of d values whose basis has `rows_of_basis` rows, in multiples of `unit` features, with
+// `beside_a_feature` bytes for what the caller keeps. `most` features a slice, at most.
+inline Slices cut_slices(int64_t n, int64_t d, int64_t rows_of_basis, int64_t k, int R, int64_t unit, int64_t most,
+                        int64_t beside_a_feature) {
+  const int64_t limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), units = (d + unit - 1) / unit;
+  const int64_t multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  const int64_t fixed = 4 * (int64_t)room_floats(0, k, R, 0) + 64;
+  int64_t fits = limit > fixed ? (limit - fixed) / (4 * rows_of_basis + beside_a_feature + 1) / unit : 0;
+  if (fits * unit > most) fits = most / unit;
+  if (!fits) return {0, 0, 0, 0};
+  int64_t splits = (units + fits - 1) / fits, blocks = 1;
+  const int64_t teams = ((n + R - 1) / R + kTeams - 1) / kTeams;
+  if (splits == 1) {
+    blocks = teams < multiprocessors ? teams : multiprocessors;
+  } else if (splits < multiprocessors) {  // as many slices as keep every multiprocessor busy
+    blocks = multiprocessors / splits;
+    const int64_t more = multiprocessors / blocks, wide = (units + more - 1) / more;
+    splits = (units + wide - 1) / wide;
+    if (blocks > teams) blocks = teams < 1 ? 1 : teams;
+  }
+  const int64_t features = splits == 1 ? (d + 3) / 4 * 4 : (units + splits - 1) / splits * unit;
+  return {(int)features, (int)((d + features - 1) / features), (int)blocks,
+          4 * (int64_t)room_floats(rows_of_basis, k, R, (int)features) + features * beside_a_feature};
+}
+
+}  // namespace cuda
+}  // namespace ulfast
