@@ -42,6 +42,7 @@ template <bool Write> __device__ double sweep(const PerturbAr& a, const Layout& 
       for (int64_t t = 0; t < W + count - 1; ++t) {
         // Column t - lane: the row above was there one step ago, and knew the row above itself.
         const float above = __shfl_up_sync(0xffffffffu, before1, 1), higher = __shfl_up_sync(0xffffffffu, b2, 1);
+        __syncwarp();  // `kept`, which lane 0 reads, is written by the last two lanes
         const int64_t x = t - lane;
         const bool mine = lane < count && x >= 0 && x < W;
         float a2 = higher, now = before1;

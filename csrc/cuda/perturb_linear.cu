@@ -33,7 +33,7 @@ __device__ void products(const PerturbLinear& a, const float* v, float* parts, f
         if (j < count) {
           const float w = a.weight[(first + j) * a.d + i];
 #pragma unroll
-          for (int g = 0; g < kGroup; ++g) sum[j][g] += w * at[g];
+          for (int g = 0; g < kGroup; ++g) sum[j][g] = fmaf(w, at[g], sum[j][g]);
         }
     }
     __syncthreads();  // the last parts have been added up
@@ -56,10 +56,11 @@ __device__ void products(const PerturbLinear& a, const float* v, float* parts, f
 }
 
 // p (c, kGroup): the loss's gradient in the logits of the noise. One warp an image.
-__device__ void residuals(const PerturbLinear& a, const float* image, const float* own, const int64_t* label,
+__device__ void residuals(const PerturbLinear& a, const float* image, const float* own, int64_t first,
                           float* p) {
   const int lane = threadIdx.x % 32, g = threadIdx.x / 32;
   if (g < kGroup) {
+    const int64_t label = first + g < a.n ? a.labels[first + g] : 0;
     float top = -INFINITY, other = -INFINITY;
     for (int64_t j = lane; j < a.c; j += 32) {
       const float o = own[j * kGroup + g];
@@ -80,7 +81,7 @@ __device__ void residuals(const PerturbLinear& a, const float* image, const floa
     }
     for (int64_t j = lane; j < a.c; j += 32) {
       const float o = own[j * kGroup + g];
-      float v = a.share * (expf(o - top) / total - (j == label[g] ? 1.0f : 0.0f));
+      float v = a.share * (expf(o - top) / total - (j == label ? 1.0f : 0.0f));
       v -= (1 - a.share) * (expf(image[j * kGroup + g] - o - other) / rest - 1.0f / (float)a.c);
       p[j * kGroup + g] = v;
     }
@@ -92,8 +93,6 @@ __global__ void __launch_bounds__(kThreads) perturb_linear_kernel(PerturbLinear 
   float* noise = dynamic_shared<float>();  // (kGroup, d), then (c, kGroup) thrice, then the parts of sums
   float *image = noise + kGroup * a.d, *own = image + a.c * kGroup, *p = own + a.c * kGroup, *parts = p + a.c * kGroup;
   for (int64_t first = (int64_t)blockIdx.x * kGroup; first < a.n; first += (int64_t)gridDim.x * kGroup) {
-    int64_t label[kGroup];
-    for (int g = 0; g < kGroup; ++g) label[g] = first + g < a.n ? a.labels[first + g] : 0;
     __syncthreads();  // the last images have left
     for (int g = 0; g < kGroup; ++g)
       for (int64_t i = threadIdx.x; i < a.d; i += kThreads)
@@ -104,13 +103,13 @@ __global__ void __launch_bounds__(kThreads) perturb_linear_kernel(PerturbLinear 
     for (int64_t i = threadIdx.x; i < a.c * kGroup; i += kThreads) own[i] = 0;
     __syncthreads();
     for (int64_t t = 0; t < a.steps; ++t) {
-      residuals(a, image, own, label, p);
+      residuals(a, image, own, first, p);
       for (int64_t i = threadIdx.x; i < a.d; i += kThreads) {
         float slope[kGroup] = {};
         for (int64_t j = 0; j < a.c; ++j) {
           const float w = a.weight[j * a.d + i];
 #pragma unroll
-          for (int g = 0; g < kGroup; ++g) slope[g] += p[j * kGroup + g] * w;
+          for (int g = 0; g < kGroup; ++g) slope[g] = fmaf(p[j * kGroup + g], w, slope[g]);
         }
 #pragma unroll
         for (int g = 0; g < kGroup; ++g) {
@@ -122,7 +121,8 @@ __global__ void __launch_bounds__(kThreads) perturb_linear_kernel(PerturbLinear 
       if (t + 1 < a.steps) products(a, noise, parts, own);
     }
     for (int g = 0; g < kGroup && first + g < a.n; ++g) {
-      const bool there = label[g] >= 0 && label[g] < a.c;
+      const int64_t label = a.labels[first + g];
+      const bool there = label >= 0 && label < a.c;
       for (int64_t i = threadIdx.x; i < a.d; i += kThreads) {
         const float level = fminf(fmaxf(rintf(noise[g * a.d + i] * 255.0f), -a.levels), a.levels);
         const uint8_t x = a.images[(first + g) * a.d + i];
