@@ -29,7 +29,7 @@ def channel_statistics(
     pieces = chunks(dataset.images)
     for begin, stop in pieces[slice(*distributed.share(len(pieces)))] if shared else pieces:
         flat = dataset.images[begin:stop].reshape(-1, channels)
-        counts += _counts(flat) if device is None or device.type == "cpu" else _counts_on(device, flat)
+        counts += _counts(flat, device or torch.device("cpu"))
     if shared:
         distributed.sum_(torch.from_numpy(counts))  # whole numbers: exact in any order
     levels = np.arange(256) / 255
@@ -39,13 +39,8 @@ def channel_statistics(
     return tuple(mean.tolist()), tuple(np.sqrt(np.maximum(variance, 0)).clip(1e-3).tolist())
 
 
-def _counts(pixels: np.ndarray) -> np.ndarray:
+def _counts(pixels: np.ndarray, device: torch.device) -> np.ndarray:
     """(C, 256): how often each channel of (m, C) has each value."""
-    return np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
-
-
-def _counts_on(device: torch.device, pixels: np.ndarray) -> np.ndarray:
-    """`_counts`, on a device."""
     channels = as_tensor(pixels).to(device).T.contiguous()
     return torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).cpu().numpy()
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from .recipes import Recipe
 
-# Steps before the capture, in which cuDNN and cuBLAS choose and allocate. They are steps of the training like others.
+# Steps before the capture, in which cuDNN and cuBLAS choose and allocate. They are steps like others.
 WARM_UP = 3
-# Whether cuDNN tries its convolutions out in the first steps of a captured training.
-TRY_CONVOLUTIONS = True
+# Whether cuDNN tries its convolutions out in the first steps of a captured training. It takes seconds, of which a
+# training by `fast` has not many; benchmarks/gpu_train.py --probe measures which is sooner done.
+TRY_CONVOLUTIONS = False
 
 Run = Callable[[], None]
 
