@@ -59,7 +59,10 @@ def test_where_the_capture_fails_the_step_runs_as_usual(make_dataset, monkeypatc
     dataset = make_dataset(64, 16)
 
     def capture(run):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        finally:
+            raise RuntimeError("the capture is invalid")
 
     def make(*arguments):
         return GraphUpdate(*arguments, capture=capture, warm_up=1)

@@ -159,6 +159,9 @@ class GraphUpdate(Update):
         except RuntimeError as error:
             self.failed = True
             self.optimizer.zero_grad(set_to_none=True)
+            # An invalid capture fails once more at its end.
+            while isinstance(error.__context__, RuntimeError):
+                error = error.__context__
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             warnings.warn(f"no CUDA graph of the training step ({reason}): it runs without", stacklevel=4)
 
