@@ -65,7 +65,7 @@ def test_dry_run_trains_every_cell(tmp_path):
     assert all(probe["second_epoch"] > 0 for probe in result["probes"])
     names = [cell["name"] for cell in result["cells"]]
     assert names[0] == "lsp, orthogonal from zero, fast"
-    assert len(set(names)) == len(names) == 25
+    assert len(set(names)) == len(names) == 26
     for cell in result["cells"]:
         seconds = cell["seconds"]
         assert {"poison", "fit", "project", "train", "evaluate", "rest", "attack"} == set(seconds)
@@ -78,7 +78,7 @@ def test_dry_run_trains_every_cell(tmp_path):
 def test_a_run_out_of_time_says_what_it_left_out(tmp_path):
     done = run(sys.executable, "benchmarks/gpu_train.py", "--dry", "--seconds", "2", "--out", str(tmp_path))
     result = json.loads((tmp_path / "train.json").read_text())
-    assert len(result["cells"]) + len(result["left_out"]) == 25
+    assert len(result["cells"]) + len(result["left_out"]) == 26
     assert "2 s were over: not begun" in result["left_out"][-1]["reason"]
     assert done.returncode == (0 if result["cells"] else 1)
 

@@ -152,7 +152,7 @@ def test_the_captured_step_on_a_gpu(make_dataset, monkeypatch, optimizer):
         model = build_model("resnet18-2", num_classes=dataset.num_classes, image_shape=dataset.image_shape)
         loader = MemoryLoader(dataset, 16, augment=recipe.augment, shuffle=True, drop_last=True, device=CUDA)
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
+            warnings.filterwarnings("error", message="no CUDA graph")
             result = train(model, loader, MemoryLoader(dataset, 64, device=CUDA), recipe)
         losses.append([row["train_loss"] for row in result.history])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
