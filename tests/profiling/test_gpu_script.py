@@ -1,4 +1,5 @@
-"""benchmarks/gpu.sh and what it runs, as far as a machine without a GPU can: --dry, and that it fails without it."""
+"""benchmarks/gpu.sh with what it runs, and gpu_train.py, as far as a machine without a GPU can: --dry, and that they
+fail without it."""
 
 from __future__ import annotations
 
@@ -53,13 +54,42 @@ def test_dry_run_makes_the_table_and_the_json(tmp_path):
     assert table.count("\n|") == 2 + len(result["rows"])
 
 
+@pytest.mark.slow
+def test_dry_run_trains_every_cell(tmp_path):
+    done = run(sys.executable, "benchmarks/gpu_train.py", "--dry", "--probe", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "train.json").read_text())
+    assert result["dry"] is True
+    assert result["left_out"] == []
+    assert [probe["name"] for probe in result["probes"]] == ["graph", "graph, convolutions tried", "no graph"]
+    assert all(probe["second_epoch"] > 0 for probe in result["probes"])
+    names = [cell["name"] for cell in result["cells"]]
+    assert names[0] == "lsp, orthogonal from zero, fast"
+    assert len(set(names)) == len(names) == 26
+    for cell in result["cells"]:
+        seconds = cell["seconds"]
+        assert {"poison", "fit", "project", "train", "evaluate", "rest", "attack"} == set(seconds)
+        assert seconds["attack"] == pytest.approx(sum(seconds.values()) - seconds["attack"] - seconds["poison"])
+        assert cell["warnings"] == []
+        assert f"| {cell['name']} |" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_out_of_time_says_what_it_left_out(tmp_path):
+    done = run(sys.executable, "benchmarks/gpu_train.py", "--dry", "--seconds", "2", "--out", str(tmp_path))
+    result = json.loads((tmp_path / "train.json").read_text())
+    assert len(result["cells"]) + len(result["left_out"]) == 26
+    assert "2 s were over: not begun" in result["left_out"][-1]["reason"]
+    assert done.returncode == (0 if result["cells"] else 1)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
-    "script", ["gpu.sh", *(pytest.param(s, marks=pytest.mark.slow) for s in ("gpu.py", "gpu_sweep.py"))]
+    "script", ["gpu.sh", *(pytest.param(s, marks=pytest.mark.slow) for s in ("gpu.py", "gpu_sweep.py", "gpu_train.py"))]
 )
 def test_without_a_gpu_it_fails_loudly(script, tmp_path):
     program = "bash" if script.endswith(".sh") else sys.executable
-    arguments = ["--out", str(tmp_path)] if script == "gpu.py" else []
+    arguments = ["--out", str(tmp_path)] if script in ("gpu.py", "gpu_train.py") else []
     done = run(program, f"benchmarks/{script}", *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith(f"{script}: ")
