@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -101,8 +100,11 @@ def forced(fused: bool, function: Callable[[int], Any]) -> Thunk:
     """With the fused kernel, or with library products, whatever `ulfast.ops.crossover` says."""
 
     def run(i: int) -> Any:
-        with mock.patch.object(crossover, "fused", lambda *_: fused):
+        before, crossover.fused = crossover.fused, lambda *_: fused
+        try:
             return function(i)
+        finally:
+            crossover.fused = before
 
     return run
 

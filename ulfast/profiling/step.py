@@ -13,7 +13,6 @@ from ..training import build_model
 from .cases import orthonormal
 from .measure import timed
 
-
 STEPS = 5  # of training between two events of a GPU: one alone would start with an empty queue
 
 
