@@ -101,6 +101,7 @@ def measure(job: Job, device: torch.device, top: dict[str, float], dry: bool) ->
         "of_peak_copy": job.bytes / mine / top["copy_bytes_per_s"],
         "gflop_per_s": job.flops / mine / 1e9,
         "error": made.error,
+        "suspect": not made.error <= 4 * made.plain_error + 1e-5,
         "plain_error": made.plain_error,
     }
 
@@ -132,9 +133,10 @@ def table(result: dict[str, Any]) -> str:
         ]
     for row in rows:
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in {**row["ratio"], **row["forms"]}.items())
+        name = ("WRONG? " if row["suspect"] else "") + row["case"]
         way = "" if row["times"]["ulfast"]["way"] in ("graph", "clock") else f" ({row['times']['ulfast']['way']})"
         lines.append(
-            f"| {row['case']} | {micro(row['seconds']['ulfast'])}{way} | {micro(row['host_seconds'])} |"
+            f"| {name} | {micro(row['seconds']['ulfast'])}{way} | {micro(row['host_seconds'])} |"
             f" {row['of_copy']:.2f} | {row['of_peak_copy']:.2f} | {ratios} | {row['error']:.1e} |"
             f" {row['plain_error']:.1e} |"
         )
@@ -252,7 +254,7 @@ def run_table(report: Report, device: torch.device, seconds: float, only: str, d
             torch.cuda.empty_cache()
         report.write()
     if not dry:
-        report.result["environment"]["nvidia_smi_after"] = warm(device)
+        report.result["environment"]["nvidia_smi_after"] = warm(device, always=True)
     report.write()
     print(report.text, end="")
     return 1 if failed or not report.result["rows"] else 0

@@ -120,7 +120,7 @@ build() {
 }
 
 check() {
-    local pytest=(-q -m gpu -p no:cacheprovider --durations=5) spread=() has name filter=--kernel-name
+    local pytest=(-v --tb=short -m gpu -p no:cacheprovider --durations=5) spread=() name help filter=--kernel-name
     has() { "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)' "$1"; }
     if [ -n "$dry" ]; then
         versions
@@ -138,8 +138,8 @@ check() {
     step compiled 170 env TORCHINDUCTOR_COMPILE_THREADS=1 "$python" -m pytest "${pytest[@]}" ${spread:+-n 3 "${spread[@]}"} \
         -k compiled tests/ops/test_cuda*.py
     if command -v compute-sanitizer >/dev/null; then
-        # Its name before 2025.
-        compute-sanitizer --help 2>&1 | grep -q -e --kernel-name || filter=--kernel-regex
+        help=$(compute-sanitizer --help 2>&1 || true)
+        [[ $help == *--kernel-name* ]] || filter=--kernel-regex # its name of old
         for name in memcheck racecheck; do
             step $name 200 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $name --error-exitcode 9 \
                 --report-api-errors no --print-limit 30 $filter kns=ulfast "$python" benchmarks/gpu_sweep.py

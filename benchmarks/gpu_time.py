@@ -22,12 +22,14 @@ Thunk = Callable[[int], Any]
 SPAN = 1e-3  # seconds of work between two events, where a call takes less
 CALLS = 200  # but not more calls than this, unless there are more sets
 QUEUED = 20  # calls behind a pause: the queue of a GPU holds about a thousand launches
+LONG = 0.03  # seconds from which not every set has its call
 SLOW = 0.05  # seconds from which a call is measured by itself
 HOST = 32  # calls for the latency of the host
 FIELDS = (
     "name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,"
     "temperature.gpu"
 )
+SLOW_ANSWER: list[bool] = []  # not empty once nvidia-smi took long: it is asked at the end only
 
 
 class Broken(Exception):
@@ -98,8 +100,11 @@ class Contestant:
         begin, end = self._queued()
         torch.cuda.synchronize()
         one = begin.elapsed_time(end) / 1e3 / self.calls
-        times = min(round(SPAN / max(one, 1e-7) / sets), CALLS // sets)
-        self.calls = sets * max(1, times)
+        if one * sets > LONG:  # a cache keeps nothing of what takes so long: a few sets do
+            self.calls = min(sets, max(2, int(LONG / one)))
+        else:
+            times = min(round(SPAN / max(one, 1e-7) / sets), CALLS // sets)
+            self.calls = sets * max(1, times)
         try:
             self._capture()
             self.way = "graph"
@@ -205,18 +210,22 @@ def on_the_cpu(run: Thunk, sets: int, rounds: int) -> Time:
     return Time(statistics.median(spent), min(spent), max(spent), None, "clock", 1)
 
 
-def warm(device: torch.device, seconds: float = 0.2) -> dict[str, str]:
-    """Works until the clocks are up; what nvidia-smi says meanwhile."""
+def warm(device: torch.device, seconds: float = 0.2, always: bool = False) -> dict[str, str]:
+    """Works until the clocks are up; what nvidia-smi says meanwhile, unless it is slow to answer."""
     if device.type == "cpu":
         return {}
-    asked = ask()
+    begun = time.perf_counter()
+    asked = ask() if always or not SLOW_ANSWER else None
     a = torch.ones(4096, 4096, device=device, dtype=torch.bfloat16)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         for _ in range(20):
             a @ a
         torch.cuda.synchronize()
-    return answer(asked)
+    said = answer(asked)
+    if time.perf_counter() - begun > seconds + 0.3:
+        SLOW_ANSWER.append(True)
+    return said
 
 
 def ask() -> subprocess.Popen[str] | None:
