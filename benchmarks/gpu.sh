@@ -5,8 +5,8 @@
 #   benchmarks/gpu.sh check|measure --dry FOLDER    on the CPU, tiny: tests the scripts, measures nothing
 # Writes gpu-NAME.json, .md and -train.json, and a log and a JSON of each part, into FOLDER (benchmarks/results).
 # Environment: STEPS="build tests" runs only these; LIMIT: seconds in all; SERIAL=1: one step after another;
-# TABLE: flags of gpu.py ("--only REGEX"); NAME: in the file names, instead of the GPU's; ULFAST_COMMIT: recorded where
-# there is no git; PYTHON.
+# TABLE: flags of gpu.py ("--only REGEX"); SWEEP: of gpu_sweep.py ("--kernels project"); TESTS: of pytest; NAME: in the
+# file names, instead of the GPU's; ULFAST_COMMIT: recorded where there is no git; PYTHON.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD python=${PYTHON:-python3}
@@ -40,23 +40,25 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} OMP_WAIT_POLICY=passive PYTHO
 
 order=()
 pack() { # every log in one file, and how each step ended as JSON
-    local step log state comma=
-    : >"$out/$stem-$part.log"
-    printf '{"part": "%s", "dry": %s, "gpu": "%s", "commit": "%s", "seconds": %d, "steps": {' "$part" \
-        "$([ -n "$dry" ] && echo true || echo false)" "$name" "${ULFAST_COMMIT:-$(git rev-parse --short=12 HEAD 2>/dev/null)}" \
-        $SECONDS >"$out/$stem-$part.json"
+    local step log state comma=''
+    local to=$out/$stem-$part tiny=false commit=${ULFAST_COMMIT:-$(git rev-parse --short=12 HEAD 2>/dev/null)}
+    [ -z "$dry" ] || tiny=true
+    : >"$to.log"
+    printf '{"part": "%s", "dry": %s, "gpu": "%s", "commit": "%s", "seconds": %d, "steps": {' \
+        "$part" "$tiny" "$name" "$commit" $SECONDS >"$to.json"
     for step in "${order[@]}"; do
         log=$work/$step.log state=("cut" 0)
         [ ! -f "$work/$step.state" ] || read -r -a state <"$work/$step.state"
-        printf '%s\n  "%s": {"exit": "%s", "seconds": %s}' "$comma" "$step" "${state[0]}" "${state[1]}" >>"$out/$stem-$part.json"
+        printf '%s\n  "%s": {"exit": "%s", "seconds": %s}' "$comma" "$step" "${state[@]}" >>"$to.json"
         comma=,
-        { printf '\n======== %s: exit %s, %s s\n' "$step" "${state[0]}" "${state[1]}" && cat "$log" 2>/dev/null; } >>"$out/$stem-$part.log" || true
+        printf '\n======== %s: exit %s, %s s\n' "$step" "${state[@]}" >>"$to.log"
+        cat "$log" >>"$to.log" 2>/dev/null || true
     done
-    printf '\n}}\n' >>"$out/$stem-$part.json"
+    printf '\n}}\n' >>"$to.json"
     rm -rf "$work"
 }
 trap pack EXIT
-trap 'exit 130' INT TERM
+trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
 
 wanted() { [ -z "${STEPS:-}" ] || case " $STEPS " in *" $1 "*) ;; *) return 1 ;; esac; }
 run() { # step, seconds, command: within its budget and what is left of all
@@ -69,6 +71,7 @@ run() { # step, seconds, command: within its budget and what is left of all
     else
         timeout -k 5 "$budget" "$@" >"$work/$step.log" 2>&1 || code=$?
     fi
+    case $step in tests | compiled) [ $code != 0 ] || grep -q '[0-9] passed' "$work/$step.log" || code=skipped ;; esac
     echo "$code $((SECONDS - start))" >"$work/$step.state"
     case $code in
         0) echo "ok    $step: $((SECONDS - start)) s" ;;
@@ -92,8 +95,10 @@ print("Python", platform.python_version(), os.cpu_count(), "cores")
 header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
 print("Python.h is", "there" if os.path.exists(header) else "MISSING")
 import setuptools, pybind11, torch
-print("setuptools", setuptools.__version__, "pybind11", pybind11.__version__, "torch", torch.__version__, torch.version.cuda)
-for name in "pytest xdist pytest_timeout hypothesis sklearn scipy timm torchvision triton pooch simplejpeg kornia ffcv".split():
+print("setuptools", setuptools.__version__, "pybind11", pybind11.__version__)
+print("torch", torch.__version__, torch.version.cuda)
+wanted = "pytest xdist pytest_timeout hypothesis sklearn scipy timm torchvision triton pooch simplejpeg kornia ffcv"
+for name in wanted.split():
     if importlib.util.find_spec(name) is None: print("without", name)
 if len(sys.argv) == 1:
     assert torch.cuda.is_available(), "torch sees no GPU"
@@ -112,15 +117,19 @@ build() {
     mkdir -p build/gpu "$work/empty"
     rm -f build/gpu.hash ulfast/_C*.so
     # shellcheck disable=SC2016
-    step build 170 bash -c 'cd "$1" && ULFAST_CUDA=1 ULFAST_CUDA_ARCHS="$2" exec "$3" "$4/setup.py" build_ext --build-lib "$4" \
-        --build-temp "$4/build/gpu"' build "$work/empty" "$arch" "$python" "$root"
+    step build 170 bash -c 'cd "$1" && export ULFAST_CUDA=1 ULFAST_CUDA_ARCHS="$2" &&
+        exec "$3" "$4/setup.py" build_ext --build-lib "$4" --build-temp "$4/build/gpu"' \
+        build "$work/empty" "$arch" "$python" "$root"
     wait
     ended build || { tail -40 "$work/build.log" >&2 && fail "the kernels did not build; see $out/$stem-$part.log"; }
     echo "$hash" >build/gpu.hash
 }
 
 check() {
-    local pytest=(-v --tb=short -m gpu -p no:cacheprovider --durations=5) spread=() name help filter=--kernel-name
+    local pytest=(-v --tb=short -m gpu -p no:cacheprovider --durations=5) sweep name help filter=--kernel-name
+    local files=(tests/ops/test_cuda*.py) more
+    read -r -a more <<<"${TESTS:-}"
+    read -r -a sweep <<<"${SWEEP:-}"
     has() { "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)' "$1"; }
     if [ -n "$dry" ]; then
         versions
@@ -132,17 +141,21 @@ check() {
     versions
     build
     ! wanted versions || ended versions || { cat "$work/versions.log" >&2 && fail "torch cannot use this GPU."; }
-    ! has pytest_timeout || pytest+=(--timeout 60 --timeout-method thread) # a call that hangs in the driver hears no signal
-    ! has xdist || spread=(--dist worksteal --max-worker-restart 40)
-    step tests 170 "$python" -m pytest "${pytest[@]}" ${spread:+-n 6 "${spread[@]}"} -k "not compiled" tests/ops/test_cuda*.py
-    step compiled 170 env TORCHINDUCTOR_COMPILE_THREADS=1 "$python" -m pytest "${pytest[@]}" ${spread:+-n 3 "${spread[@]}"} \
-        -k compiled tests/ops/test_cuda*.py
+    # By a thread: a call that hangs in the driver hears no signal.
+    ! has pytest_timeout || pytest+=(--timeout 60 --timeout-method thread)
+    ! has xdist || pytest+=(--dist worksteal --max-worker-restart 40 -n)
+    local six=6 three=3
+    has xdist || six='' three=''
+    step tests 170 "$python" -m pytest "${pytest[@]}" $six -k "not compiled" "${more[@]}" "${files[@]}"
+    step compiled 170 env TORCHINDUCTOR_COMPILE_THREADS=1 \
+        "$python" -m pytest "${pytest[@]}" $three -k compiled "${more[@]}" "${files[@]}"
     if command -v compute-sanitizer >/dev/null; then
         help=$(compute-sanitizer --help 2>&1 || true)
         [[ $help == *--kernel-name* ]] || filter=--kernel-regex # its name of old
         for name in memcheck racecheck; do
-            step $name 200 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $name --error-exitcode 9 \
-                --report-api-errors no --print-limit 30 $filter kns=ulfast "$python" benchmarks/gpu_sweep.py
+            step $name 200 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+                compute-sanitizer --tool $name --error-exitcode 9 --report-api-errors no --print-limit 30 \
+                $filter kns=ulfast "$python" benchmarks/gpu_sweep.py "${sweep[@]}"
         done
     else
         step memcheck 5 sh -c 'echo "compute-sanitizer is not installed: not run"; exit 1'
@@ -156,7 +169,8 @@ measure() {
     read -r -a table <<<"${TABLE:-}"
     seconds=$((limit - SECONDS - 100))
     if [ $seconds -gt 150 ]; then seconds=150; fi
-    step table 190 "$python" benchmarks/gpu.py $dry --out "$out" --name "$stem" --seconds $((seconds > 20 ? seconds : 20)) "${table[@]}"
+    if [ $seconds -lt 20 ]; then seconds=20; fi
+    step table 190 "$python" benchmarks/gpu.py $dry --out "$out" --name "$stem" --seconds $seconds "${table[@]}"
     step steps 70 "$python" benchmarks/gpu.py $dry --out "$out" --name "$stem" --seconds 45 --part steps
     if [ -f benchmarks/gpu_train.py ]; then
         mkdir -p "$work/train"
@@ -176,8 +190,8 @@ for step in "${order[@]}"; do
     if ! ended "$step"; then
         status=1
         echo "---- FAIL $step"
-        grep -E '^(FAILED|ERROR |E  )|=========.*(ERROR|hazard|Invalid|Race|Address)|^left out|broken off|from its twin|Error:' \
-            "$work/$step.log" | sort | uniq -c | sort -rn | head -25 || true
+        said='^(FAILED|ERROR |E  )|=========.*(ERROR|hazard|Invalid|Race|Address)'
+        grep -E "$said|^left out|broken off|from its twin|Error:" "$work/$step.log" | sort | uniq -c | sort -rn | head -25 || true
         tail -8 "$work/$step.log"
     fi
 done
