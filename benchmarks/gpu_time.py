@@ -115,12 +115,13 @@ class Contestant:
             self.calls = min(self.calls, QUEUED)
 
     def _host(self) -> float:
+        count = HOST if self.alone < 2e-3 else 4
         start = time.perf_counter()
-        for i in range(HOST):
+        for i in range(count):
             self.run(i % self.sets)
         spent = time.perf_counter() - start
         torch.cuda.synchronize()
-        return spent / HOST
+        return spent / count
 
     def _capture(self) -> None:
         """Each set keeps its result, so that no result is written into the cache's copy of the last one."""
