@@ -5,8 +5,9 @@
 #   benchmarks/gpu.sh check|measure --dry FOLDER    on the CPU, tiny: tests the scripts, measures nothing
 # Writes gpu-NAME.json, .md and -train.json, and a log and a JSON of each part, into FOLDER (benchmarks/results).
 # Environment: STEPS="build tests" runs only these; LIMIT: seconds in all; SERIAL=1: one step after another;
-# TABLE: flags of gpu.py ("--only REGEX"); SWEEP: of gpu_sweep.py ("--kernels project"); TESTS: of pytest; NAME: in the
-# file names, instead of the GPU's; ULFAST_COMMIT: recorded where there is no git; PYTHON.
+# TABLE: flags of gpu.py ("--only REGEX"); SWEEP: of gpu_sweep.py ("--kernels project"); TESTS: of pytest; TRAIN: of
+# gpu_train.py ("--data FOLDER"); NAME: in the file names, instead of the GPU's; ULFAST_COMMIT: recorded where there is
+# no git; PYTHON.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD python=${PYTHON:-python3}
@@ -164,7 +165,7 @@ check() {
 }
 
 measure() {
-    local SERIAL=1 table=() seconds
+    local SERIAL=1 table=() train=() seconds
     [ -n "$dry" ] || build
     read -r -a table <<<"${TABLE:-}"
     seconds=$((limit - SECONDS - 100))
@@ -175,8 +176,9 @@ measure() {
     if [ -f benchmarks/gpu_train.py ]; then
         mkdir -p "$work/train"
         seconds=$((limit - SECONDS - 15))
-        if [ $seconds -gt 150 ]; then seconds=150; fi
-        step train $((seconds + 10)) "$python" benchmarks/gpu_train.py $dry --out "$work/train" --seconds $seconds
+        read -r -a train <<<"${TRAIN:-}"
+        step train $((seconds + 10)) \
+            "$python" benchmarks/gpu_train.py $dry --out "$work/train" --seconds $seconds "${train[@]}"
         [ ! -f "$work/train/train.json" ] || cp "$work/train/train.json" "$out/$stem-train.json"
     fi
 }
