@@ -244,7 +244,7 @@ def test_follows_the_current_stream(name):
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         table[name]()  # its memory is there from now on
-        torch.cuda._sleep(20_000_000)
+        torch.cuda._sleep(200_000_000)
         held.copy_(table[name]())
     assert not stream.query(), "the call waited for the stream"
     stream.synchronize()
