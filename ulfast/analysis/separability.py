@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..runtime.progress import Progress
 
 HIDDEN_WIDTH = 30
@@ -48,6 +49,7 @@ class Separability:
         return asdict(self)
 
 
+@ordinary
 def separability(
     inputs: Tensor,
     labels: Tensor,

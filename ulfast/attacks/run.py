@@ -16,6 +16,7 @@ from ..data.dataset import Dataset
 from ..data.load import load_dataset
 from ..data.loaders.removal import Removal
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..parameters import with_parameters
 from ..poisons import poison
 from ..projection.basis import Basis
@@ -34,6 +35,7 @@ from .trainings import Runner
 DEFAULT_DATA, DEFAULT_POISON = "sample", "lsp"
 
 
+@ordinary
 def attack(
     data: Dataset | str | os.PathLike[str] | None = None,
     *,

@@ -85,7 +85,7 @@ class FFCVLoader(EpochLoader):
         if mean is None or std is None:
             mean, std = channel_statistics(as_dataset(beton, resize=size))
         self.image_shape, self.device = shape, torch.device(device)
-        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32) for v in (mean, std))
+        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device="cpu") for v in (mean, std))
         self.basis = None if basis is None else basis.cpu().float()
         self._rows, self._checked = rows, Checked(beton)
         self._labels = torch.from_numpy(beton.labels[rows])
