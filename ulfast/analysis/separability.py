@@ -87,7 +87,7 @@ def separability(
     low, high = float(rows.min()), float(rows.max())
     if not high > low:
         raise InputError("the perturbations are all the same: there is nothing to separate")
-    y = labels.to(device)
+    y = labels.clone().to(device)  # one that was made in inference mode could not be kept for a gradient
     parameters, evaluate = (_network if hidden else _linear)(rows, low, high, y, hidden, seed, torch.device(device))
     optimizer = torch.optim.LBFGS(parameters, lr=lr, max_iter=ITERATIONS, history_size=HISTORY)
     curve: list[dict[str, float]] = []

@@ -5,8 +5,6 @@ A kernel writes by address, and in a tensor of a default dtype narrower than its
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ HUGE_BYTES = 16 << 20
 def result(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
     """A fresh tensor; on the CPU on large pages if it is large."""
     out = torch.empty(shape, dtype=dtype, device=device)
-    if device.type == "cpu" and out.nbytes >= HUGE_BYTES:
+    if out.nbytes >= HUGE_BYTES and device.type == "cpu":
         _extension.load().advise_huge_pages(out.data_ptr(), out.nbytes)
     return out
 
@@ -33,4 +31,4 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU
 
 def scratch(*sizes: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> Tensor | None:
     """Room that a kernel needs while it runs, its `address` being 0 where it needs none."""
-    return torch.empty(sizes, dtype=dtype, device=device) if math.prod(sizes) else None
+    return torch.empty(sizes, dtype=dtype, device=device) if 0 not in sizes else None

@@ -49,6 +49,8 @@ def project_(x: Tensor, basis: Tensor) -> None:
 
 
 def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
+    if not out.numel():
+        return
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     basis = basis.to(compute).contiguous()
     n, k = x.shape[0], basis.shape[0]
@@ -92,6 +94,8 @@ def project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor)
 
 
 def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: int) -> None:
+    if not out.numel():
+        return
     op, n = "project_classwise", x.shape[0]
     classes, r, _ = bases.shape
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -143,6 +147,8 @@ def ingest(
     n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     n_images, h, w, c = images.shape
     library = _extension.load()
+    if not n * h * w * c:
+        return result((n, h, w, c), dtype).permute(0, 3, 1, 2)
     wide = w * c > library.ingest_width
     if basis is not None and (wide or not crossover.fused("cpu", "ingest", images.dtype, k)):
         x = _gathered(images, index)

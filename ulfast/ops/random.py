@@ -29,8 +29,8 @@ def _philox(op: str, seed: int, stream: int, first: int, n: int, d: int, device:
     if device.type != "cuda" or not cuda.enabled():
         return getattr(reference, op)(seed, stream, first, n, d, device=device)
     out = buffers.result((n, d), torch.float32, device)
-    with cuda.guard(device):
-        getattr(_extension.load().cuda, op)(out=out.data_ptr(), **fields, cuda_stream=cuda.stream(device))
+    with cuda.guard(out.device):  # which has an index, where "cuda" has none
+        getattr(_extension.load().cuda, op)(out=out.data_ptr(), **fields, cuda_stream=cuda.stream(out.device))
     return out
 
 

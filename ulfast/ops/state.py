@@ -98,7 +98,7 @@ FULL_PRECISION, DEFAULT_DTYPE = _FullPrecision(), _DefaultDtype()
 
 
 def exact(function: F) -> F:
-    """The function without autocast and with float32 products in float32. In the usual state that costs 0.3 us."""
+    """The function without autocast and with float32 products in float32. In the usual state that costs 0.4 us."""
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:
@@ -111,11 +111,25 @@ def exact(function: F) -> F:
 
 
 @contextlib.contextmanager
+def _outermost() -> Iterator[None]:
+    """Lets an autocast within be the outermost one: only that one's end drops the weights that it has cast, and they
+    must not outlive a step of the optimizer."""
+    depth = torch.autocast_increment_nesting()
+    for _ in range(depth):
+        torch.autocast_decrement_nesting()
+    try:
+        yield
+    finally:
+        for _ in range(depth - 1):
+            torch.autocast_increment_nesting()
+
+
+@contextlib.contextmanager
 def _usual() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))
-        for context in (torch.inference_mode(False), torch.enable_grad(), torch._C._DisableAutocast()):
+        for context in (torch.inference_mode(False), torch.enable_grad(), torch._C._DisableAutocast(), _outermost()):
             stack.enter_context(context)
         stack.enter_context(FULL_PRECISION)
         stack.enter_context(DEFAULT_DTYPE)

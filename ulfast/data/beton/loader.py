@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ... import ops
 from ...errors import InputError
+from ...ops.state import ordinary
 from ...runtime.machine import cores
 from ..loaders.augment import Augment, resized_crop
 from ..loaders.epoch import EpochLoader
@@ -205,6 +206,7 @@ def _pieces() -> _Pieces:
     class Epoch(EpochIterator):  # type: ignore[misc]
         """One pass whose thread ends when it is told to and whose errors are the caller's."""
 
+        @ordinary  # FFCV allocates on the default device
         def __init__(self, loader: Any, order: np.ndarray, check: Callable[[np.ndarray], None]) -> None:
             self._check = check
             self.closed = False
