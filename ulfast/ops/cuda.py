@@ -47,7 +47,9 @@ def enabled() -> bool:
 def stream(device: torch.device) -> int:
     """Address of the device's current stream; the name without an underscore makes an object for it at each call."""
     raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-    return torch.cuda.current_stream(device).cuda_stream if raw is None else raw(device.index)
+    if raw is None:
+        return torch.cuda.current_stream(device).cuda_stream
+    return raw(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
