@@ -33,14 +33,14 @@ __device__ __forceinline__ Move move_of(const Frame& f, int64_t image) {
   return m;
 }
 
-template <class O, int R, int CH, Part part, bool Own>
+template <class O, int R, int CH, Part part, bool Own, bool Whole, bool Ahead>
 __global__ void __launch_bounds__(kBlock, 1) resident_ingest_kernel(Rows a, Frame f, Task task, O* result) {
   const int t = threadIdx.x % kTeam, w = f.w, wc = w * CH;
   const int quad = t * 4 / w, x0 = t * 4 - quad * w;  // the image row of the thread's pixels, and the first of them
   float scale[CH], bias[CH];
 #pragma unroll
   for (int c = 0; c < CH; ++c) scale[c] = 1.0f / f.std[c], bias[c] = -f.mean[c] * scale[c];
-  for_each_group<uint8_t, R, CH, part, Own>(
+  for_each_group<uint8_t, R, CH, part, Own, Whole, Ahead>(
       a, task, [&](const float(&x)[R][kChunks][4], const Group<R>& g, int64_t first, const Room& at, int64_t from, int d,
                    int, int team) {
         const int pitch = task.slices.features, lines = d / wc, y0 = (int)(from / wc);
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kBlock, 1) resident_ingest_kernel(Rows a, Fram
           const Move m = move_of(f, first + r < task.end ? first + r : first);
           dx[r] = m.dx, flip |= (unsigned)m.flip << r;
         }
-        removed<uint8_t, R, CH, Own>(
+        removed<uint8_t, R, CH, Own, Whole>(
             x, g, at.basis, pitch, d, (int)a.k, at.coef, [&](int r, int c, int, const float(&v)[4]) {
               const int left = x0 - dx[r], way = flip >> r & 1 ? -CH : CH;
               O* to = rows + r * pitch + quad * wc + (flip >> r & 1 ? w - 1 - left : left) * CH;
@@ -110,11 +110,13 @@ __global__ void __launch_bounds__(kBlock, 1) resident_ingest_kernel(Rows a, Fram
       });
 }
 
-// Slices of whole image rows, at most a thread's four pixels each. `rows` images a group.
+// Slices of whole image rows, at most a thread's four pixels each. `rows` images a group, the next on its way unless
+// their labels take the registers.
 Slices slices_of(const Ingest& a, int rows) {
   const int64_t wc = a.w * a.c, most = kTeam * 4 * a.c < kSlice ? kTeam * 4 * a.c : kSlice;
   const int64_t basis = a.classes > 0 ? a.classes * a.k : a.k;
-  return cut_slices(a.n, a.h * wc, basis, a.k, rows, wc, most, kTeams * rows * size_of(a.out_dtype));
+  return cut_slices(a.n, a.h * wc, basis, a.k, rows, wc, most, a.classes > 0 ? 0 : ahead_bytes(rows, 1),
+                    kTeams * rows * size_of(a.out_dtype));
 }
 // Four images a group, two where their results would not find room, or registers their labels.
 int rows_of(const Ingest& a) {
@@ -124,7 +126,9 @@ int rows_of(const Ingest& a) {
   return slices_of(a, 2).splits == 1 ? 2 : 4;
 }
 
-Slices product_slices(const Ingest& a) { return cut_slices(a.n, a.h * a.w * a.c, a.k, a.k, 4, 4, kSlice, 0); }
+Slices product_slices(const Ingest& a) { 
+  return cut_slices(a.n, a.h * a.w * a.c, a.k, a.k, 4, 4, kSlice, ahead_bytes(4, 1), 0);
+ }
 
 template <class O, int CH> const char* run(const Ingest& a, cudaStream_t stream) {
   const int64_t d = a.h * a.w * a.c;
@@ -138,12 +142,12 @@ template <class O, int CH> const char* run(const Ingest& a, cudaStream_t stream)
   const Task all{s, 0, a.n, nullptr};
   if (s.splits == 1 || a.k == 0) {
     if (a.labels)
-      return launch(resident_ingest_kernel<O, 2, CH, Part::all, true>, grid, kBlock, shared, stream, rows, frame, all,
+      return launch(resident_ingest_kernel<O, 2, CH, Part::all, true, false, false>, grid, kBlock, shared, stream, rows, frame, all,
                     out);
-    return group == 2 ? launch(resident_ingest_kernel<O, 2, CH, Part::all, false>, grid, kBlock, shared, stream, rows,
-                               frame, all, out)
-                      : launch(resident_ingest_kernel<O, 4, CH, Part::all, false>, grid, kBlock, shared, stream, rows,
-                               frame, all, out);
+    const auto four = CH == 3 && d == kSlice ? resident_ingest_kernel<O, 4, CH, Part::all, false, CH == 3, true>
+                                             : resident_ingest_kernel<O, 4, CH, Part::all, false, false, true>;
+    return launch(group == 2 ? resident_ingest_kernel<O, 2, CH, Part::all, false, false, true> : four, grid, kBlock, shared,
+                  stream, rows, frame, all, out);
   }
   const Slices p = product_slices(a);
   for (int64_t i = 0; i < a.n; i += kRowsAtOnce) {
@@ -151,7 +155,7 @@ template <class O, int CH> const char* run(const Ingest& a, cudaStream_t stream)
     const char* bad = slice_products(rows, p, i, end, a.coef, stream);
     const Task rest{s, i, end, a.coef + p.splits * (end - i) * a.k};
     if (!bad)
-      bad = launch(resident_ingest_kernel<O, 4, CH, Part::rest, false>, grid, kBlock, shared, stream, rows, frame, rest,
+      bad = launch(resident_ingest_kernel<O, 4, CH, Part::rest, false, false, true>, grid, kBlock, shared, stream, rows, frame, rest,
                    out);
     if (bad) return bad;
   }

@@ -12,11 +12,11 @@ namespace {
 
 constexpr int kRows = 4;
 
-template <class T, class O, int R, Part part, bool Own>
+template <class T, class O, int R, Part part, bool Own, bool Whole, bool Ahead>
 __global__ void __launch_bounds__(kBlock, 1) resident_project_kernel(Rows a, Task task, O* result) {
-  for_each_group<T, R, 1, part, Own>(a, task, [&](const float(&x)[R][kChunks][4], const Group<R>& g, int64_t first,
+  for_each_group<T, R, 1, part, Own, Whole, Ahead>(a, task, [&](const float(&x)[R][kChunks][4], const Group<R>& g, int64_t first,
                                                   const Room& at, int64_t from, int d, int, int) {
-    removed<T, R, 1, Own>(x, g, at.basis, task.slices.features, d, (int)a.k, at.coef,
+    removed<T, R, 1, Own, Whole>(x, g, at.basis, task.slices.features, d, (int)a.k, at.coef,
                           [&](int r, int, int f, const float(&v)[4]) {
                             if (first + r >= task.end) return;
                             Four<O> y;
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kBlock, 1) resident_project_kernel(Rows a, Tas
 }
 
 template <class T, int R> __global__ void __launch_bounds__(kBlock, 1) resident_products_kernel(Rows a, Task task) {
-  for_each_group<T, R, 1, Part::products, false>(
+  for_each_group<T, R, 1, Part::products, false, false, true>(
       a, task, [](const float(&)[R][kChunks][4], const Group<R>&, int64_t, const Room&, int64_t, int, int, int) {});
 }
 
@@ -43,31 +43,44 @@ template <class T> const char* products_of(const Rows& a, Slices s, int64_t begi
                 count, s.splits);
 }
 
-Slices slices_of(const Project& a) {
+Slices slices_of(const Project& a, bool ahead) {
   const bool own = a.classes > 0;
-  return cut_slices(a.n, a.d, own ? a.classes * a.k : a.k, a.k, kRows, 4, kSlice, 0);
+  return cut_slices(a.n, a.d, own ? a.classes * a.k : a.k, a.k, kRows, 4, kSlice,
+                    ahead ? ahead_bytes(kRows, size_of(a.dtype)) : 0, 0);
+}
+// One launch, the next group on its way or not, before three.
+struct Choice {
+  Slices slices;
+  bool ahead;
+};
+Choice choice_of(const Project& a) {
+  const Slices with = slices_of(a, true), without = slices_of(a, false);
+  if (with.splits == 1) return {with, true};
+  return without.splits == 1 ? Choice{without, false} : Choice{with, true};
 }
 
 template <class T, class O> const char* run(const Project& a, cudaStream_t stream) {
-  const Slices s = slices_of(a);
+  const Choice choice = choice_of(a);
+  const Slices s = choice.slices;
   const Rows rows{a.x, a.basis, nullptr, a.labels, nullptr, a.x_stride, a.d, a.k, a.classes, 0};
   O* out = static_cast<O*>(a.out);
   const int64_t grid = (int64_t)s.splits * s.blocks;
-  const Task all{s, 0, a.n, nullptr};
-  if (a.labels)
-    return launch(resident_project_kernel<T, O, kRows, Part::all, true>, grid, kBlock, (size_t)s.shared, stream, rows,
-                  all, out);
-  if (s.splits == 1)
-    return launch(resident_project_kernel<T, O, kRows, Part::all, false>, grid, kBlock, (size_t)s.shared, stream, rows,
-                  all, out);
+  if (s.splits == 1) {
+    constexpr Part all = Part::all;
+    const auto kernel = a.labels         ? resident_project_kernel<T, O, kRows, all, true, false, false>
+                        : !choice.ahead  ? resident_project_kernel<T, O, kRows, all, false, false, false>
+                        : a.d == kSlice  ? resident_project_kernel<T, O, kRows, all, false, true, true>
+                                         : resident_project_kernel<T, O, kRows, all, false, false, true>;
+    return launch(kernel, grid, kBlock, (size_t)s.shared, stream, rows, Task{s, 0, a.n, nullptr}, out);
+  }
   float* scratch = static_cast<float*>(a.coef);
   for (int64_t i = 0; i < a.n; i += kRowsAtOnce) {
     const int64_t end = i + kRowsAtOnce < a.n ? i + kRowsAtOnce : a.n;
     const char* bad = products_of<T>(rows, s, i, end, scratch, stream);
     const Task rest{s, i, end, scratch + s.splits * (end - i) * a.k};
     if (!bad)
-      bad = launch(resident_project_kernel<T, O, kRows, Part::rest, false>, grid, kBlock, (size_t)s.shared, stream,
-                   rows, rest, out);
+      bad = launch(resident_project_kernel<T, O, kRows, Part::rest, false, false, true>, grid, kBlock, (size_t)s.shared,
+                   stream, rows, rest, out);
     if (bad) return bad;
   }
   return nullptr;
@@ -90,14 +103,14 @@ const char* slice_products(const Rows& a, Slices slices, int64_t begin, int64_t 
 
 bool resident_fits(const Project& a) {
   if (a.dtype == DType::f64 || a.d % 4 || a.x_stride % 4 || a.k == 0 || a.d < kTeam * 2) return false;
-  const Slices s = slices_of(a);
+  const Slices s = choice_of(a).slices;
   const int64_t groups = (a.n + kRows - 1) / kRows;
   return s.splits > 0 && (a.classes == 0 || s.splits == 1) &&
          2 * groups * s.splits >= attribute(cudaDevAttrMultiProcessorCount);
 }
 
 int64_t resident_scratch(const Project& a) {
-  const Slices s = slices_of(a);
+  const Slices s = choice_of(a).slices;
   return s.splits == 1 ? 0 : (s.splits + 1) * (a.n < kRowsAtOnce ? a.n : kRowsAtOnce) * a.k;
 }
 

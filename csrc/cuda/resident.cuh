@@ -3,7 +3,8 @@
 // A block keeps the basis of a slice of features and takes group after group of R rows, whose values stay in
 // registers: x is read once and the basis once a block. Two teams of 256 threads share the basis and take turns at
 // groups of their own, so that one computes while the other waits for memory or for its own barrier; there is one
-// block a multiprocessor. A thread holds the same features of every row, kChunks times four of them.
+// block a multiprocessor. A thread holds the same features of every row, kChunks times four of them. Ahead: a
+// team's next group is on its way to shared memory while it computes, where there is room beside the basis.
 //
 // Rows too wide for one slice are done in three launches: every slice's products, their sums, and what they remove.
 #pragma once
@@ -35,6 +36,28 @@ __device__ __forceinline__ void meet(int team) {
 #endif
 }
 
+// `bytes` (4, 8 or 16) from memory to shared memory, or zeros, some time before `arrived` returns.
+template <int bytes> __device__ __forceinline__ void fetch(void* to, const void* from, bool there) {
+#ifdef ULFAST_EMULATE
+  if (there)
+    memcpy(to, from, bytes);
+  else
+    memset(to, 0, bytes);
+#else
+  const unsigned at = (unsigned)__cvta_generic_to_shared(to);
+  if constexpr (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(bytes), "r"(there ? bytes : 0)
+                 : "memory");
+#endif
+}
+__device__ __forceinline__ void arrived() {
+#ifndef ULFAST_EMULATE
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Shared memory in floats: the basis, then of each team the coefficients (k, R) and the warps' products (warps, k, R).
 struct Room {
   float *basis, *coef, *parts, *rest;
@@ -56,9 +79,7 @@ __device__ __forceinline__ Room room(int rows_of_basis, int k, int R, int featur
 __device__ __forceinline__ void keep_basis(const float* basis, int rows, int64_t whole, int64_t from, int d, int pitch,
                                            float* to) {
   for (int j = 0; j < rows; ++j)
-    for (int i = threadIdx.x * 4; i < d; i += kBlock * 4)
-      *reinterpret_cast<float4*>(to + j * pitch + i) =
-          *reinterpret_cast<const float4*>(basis + j * whole + from + i);
+    for (int i = threadIdx.x * 4; i < d; i += kBlock * 4) fetch<16>(to + j * pitch + i, basis + j * whole + from + i, true);
 }
 
 // The first of the four features of a thread's chunk: runs of CH chunks lie side by side, so that a thread can hold
@@ -73,10 +94,11 @@ template <int R> struct Group {
   unsigned bad;
 };
 
-// Rows from `first` on, before `end`: their values, zeros where there are none.
-template <class T, int R, int CH, bool Own>
+// Rows from `first` on, before `end`: their values, zeros where there are none; into `raw`, or, ahead, on their way to
+// the thread's own places in `stage`.
+template <class T, int R, int CH, bool Own, bool Whole, bool Ahead>
 __device__ __forceinline__ Group<R> hold(const Rows& a, int64_t first, int64_t end, int64_t from, int d,
-                                         Four<T> (&raw)[R][kChunks]) {
+                                         Four<T> (&raw)[R][kChunks], Four<T>* stage) {
   Group<R> g;
   g.bad = 0;
 #pragma unroll
@@ -99,7 +121,10 @@ __device__ __forceinline__ Group<R> hold(const Rows& a, int64_t first, int64_t e
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       const int f = feature<CH>(c);
-      if (there && f < d) {
+      const bool mine = there && (Whole || f < d);
+      if (Ahead) {
+        fetch<sizeof(Four<T>)>(stage + (r * kChunks + c) * kTeam, values + (mine ? f : 0), mine);
+      } else if (mine) {
         raw[r][c] = *reinterpret_cast<const Four<T>*>(values + f);
       } else {
 #pragma unroll
@@ -119,19 +144,27 @@ __device__ __forceinline__ void widen(const Four<T> (&raw)[R][kChunks], float (&
       for (int u = 0; u < 4; ++u) x[r][c][u] = wide(raw[r][c].v[u]);
 }
 
-// The warp's products of the rows with basis rows j to j + K - 1.
-template <int R, int CH, int K, bool Own>
+// The warp's sums of N values, N a power of two, to `parts`.
+template <int N> __device__ __forceinline__ void put_sums(float (&v)[N], float* parts) {
+  const float sum = sum_rows<N>(v);
+  const int lane = threadIdx.x % 32;
+  if (lane % (32 / N) == 0) parts[lane / (32 / N)] = sum;
+}
+
+// The warp's products of the rows with basis rows j to j + K - 1, K at most five. Whole: d is kSlice.
+template <int R, int CH, int K, bool Own, bool Whole>
 __device__ __forceinline__ void products(const float (&x)[R][kChunks][4], const Group<R>& g, const float* basis,
                                          int pitch, int d, int j, int k, float* parts) {
-  float acc[K][R];
+  constexpr int most = K >= 4 ? 4 : K >= 2 ? 2 : 1;  // whose sums go together
+  float acc[most * R], rest[R];
 #pragma unroll
-  for (int q = 0; q < K; ++q)
+  for (int i = 0; i < most * R; ++i) acc[i] = 0.0f;
 #pragma unroll
-    for (int r = 0; r < R; ++r) acc[q][r] = 0.0f;
+  for (int r = 0; r < R; ++r) rest[r] = 0.0f;
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int f = feature<CH>(c);
-    if (f < d) {
+    if (Whole || f < d) {
 #pragma unroll
       for (int q = 0; q < K; ++q) {
         Four<float> b;
@@ -139,25 +172,38 @@ __device__ __forceinline__ void products(const float (&x)[R][kChunks][4], const 
 #pragma unroll
         for (int r = 0; r < R; ++r) {
           if (Own) b = *reinterpret_cast<const Four<float>*>(basis + (g.label[r] * k + j + q) * pitch + f);
+          float& sum = q < most ? acc[q < most ? q * R + r : 0] : rest[r];
 #pragma unroll
-          for (int u = 0; u < 4; ++u) acc[q][r] = fmaf(x[r][c][u], b.v[u], acc[q][r]);
+          for (int u = 0; u < 4; ++u) sum = fmaf(x[r][c][u], b.v[u], sum);
         }
       }
     }
   }
-  const int lane = threadIdx.x % 32, warp = threadIdx.x % kTeam / 32;
-#pragma unroll
-  for (int q = 0; q < K; ++q) {
-    const float sum = sum_rows<R>(acc[q]);
-    if (lane % (32 / R) == 0) parts[(warp * k + j + q) * R + lane / (32 / R)] = sum;
-  }
+  float* to = parts + (threadIdx.x % kTeam / 32 * k + j) * R;
+  put_sums(acc, to);
+  if (most < K) put_sums(rest, to + most * R);
 }
-template <int R, int CH, bool Own>
+template <int R, int CH, bool Own, bool Whole>
 __device__ __forceinline__ void all_products(const float (&x)[R][kChunks][4], const Group<R>& g, const float* basis,
                                              int pitch, int d, int k, float* parts) {
-  int j = 0;
-  for (; !Own && j + 4 <= k; j += 4) products<R, CH, 4, Own>(x, g, basis, pitch, d, j, k, parts);
-  for (; j < k; ++j) products<R, CH, 1, Own>(x, g, basis, pitch, d, j, k, parts);
+  if (Own) {
+    for (int j = 0; j < k; ++j) products<R, CH, 1, Own, Whole>(x, g, basis, pitch, d, j, k, parts);
+    return;
+  }
+  const int tiles = (k + 4) / 5, now = (k + tiles - 1) / tiles;  // of about the same size
+  for (int j = 0; j < k; j += now) {
+    const int there = k - j < now ? k - j : now;
+    if (there == 5)
+      products<R, CH, 5, false, Whole>(x, g, basis, pitch, d, j, k, parts);
+    else if (there == 4)
+      products<R, CH, 4, false, Whole>(x, g, basis, pitch, d, j, k, parts);
+    else if (there == 3)
+      products<R, CH, 3, false, Whole>(x, g, basis, pitch, d, j, k, parts);
+    else if (there == 2)
+      products<R, CH, 2, false, Whole>(x, g, basis, pitch, d, j, k, parts);
+    else
+      products<R, CH, 1, false, Whole>(x, g, basis, pitch, d, j, k, parts);
+  }
 }
 
 // put(i, sum): sum i of (k, R) over the team's warps.
@@ -171,7 +217,7 @@ template <class T, int R, class Put> __device__ __forceinline__ void sums(const 
 }
 
 // put(r, c, f, y): y is x - sum_j coef[j] basis[j] at features f to f + 3 of row r, chunk c.
-template <class T, int R, int CH, bool Own, class Put>
+template <class T, int R, int CH, bool Own, bool Whole, class Put>
 __device__ __forceinline__ void removed(const float (&x)[R][kChunks][4], const Group<R>& g, const float* basis,
                                         int pitch, int d, int k, const float* coef, const Put& put) {
   struct alignas(4 * R) Few {
@@ -180,13 +226,13 @@ __device__ __forceinline__ void removed(const float (&x)[R][kChunks][4], const G
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int f = feature<CH>(c);
-    if (f < d) {
+    if (Whole || f < d) {
       float acc[R][4];
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int u = 0; u < 4; ++u) acc[r][u] = 0.0f;
-#pragma unroll(Own ? 1 : 2)
+#pragma unroll(Own ? 1 : Whole || sizeof(T) > 1 ? 4 : 2)
       for (int j = 0; j < k; ++j) {
         const Few few = *reinterpret_cast<const Few*>(coef + j * R);
         Four<float> b;
@@ -224,24 +270,36 @@ struct Task {
 
 // The groups of a team, one after another. make(x, group, first row) is called with the coefficients in a.coef, or,
 // for the products, never. Sums go to task.sums.
-template <class T, int R, int CH, Part part, bool Own, class Make>
+template <class T, int R, int CH, Part part, bool Own, bool Whole, bool Ahead, class Make>
 __device__ __forceinline__ void for_each_group(const Rows& a, const Task& task, const Make& make) {
   const int pitch = task.slices.features, splits = task.slices.splits;
   const int split = blockIdx.x % splits, team = threadIdx.x / kTeam, k = (int)a.k;
   const int64_t from = (int64_t)split * pitch, step = (int64_t)task.slices.blocks * kTeams;
-  const int d = a.d - from < pitch ? (int)(a.d - from) : pitch;
+  const int d = Whole ? kSlice : a.d - from < pitch ? (int)(a.d - from) : pitch;
   const int64_t groups = (task.end - task.begin + R - 1) / R;
   const int rows_of_basis = Own ? (int)(a.classes * a.k) : k;
   const Room at = room(rows_of_basis, k, R, pitch, team);
+  // The last of the shared memory: a place for each value that the thread holds.
+  Four<T>* stage = reinterpret_cast<Four<T>*>(dynamic_shared<char>() + task.slices.shared) -
+                   (kTeams - team) * R * kChunks * kTeam + threadIdx.x % kTeam;
 
   int64_t i = (int64_t)(blockIdx.x / splits) * kTeams + team;
   Four<T> raw[R][kChunks];  // on their way while the basis is read
-  Group<R> group = hold<T, R, CH, Own>(a, task.begin + i * R, i < groups ? task.end : 0, from, d, raw);
+  Group<R> group =
+      hold<T, R, CH, Own, Whole, Ahead>(a, task.begin + i * R, i < groups ? task.end : 0, from, d, raw, stage);
   keep_basis(static_cast<const float*>(a.basis), rows_of_basis, a.d, from, d, pitch, at.basis);
+  arrived();
   __syncthreads();
   for (; i < groups; i += step) {
-    const int64_t first = task.begin + i * R, next = i + step;
+    const int64_t first = task.begin + i * R, next = i + step, stop = next < groups ? task.end : 0;
     float x[R][kChunks][4];
+    if (Ahead) {
+      arrived();
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) raw[r][c] = stage[(r * kChunks + c) * kTeam];
+    }
     widen<T, R>(raw, x);
     const Group<R> now = group;
     if (part == Part::rest) {
@@ -250,9 +308,8 @@ __device__ __forceinline__ void for_each_group(const Rows& a, const Task& task, 
         const int64_t row = first + c % R;
         at.coef[c] = row < task.end ? task.sums[(row - task.begin) * k + c / R] : 0.0f;
       }
-      meet(team);
     } else if (k) {
-      all_products<R, CH, Own>(x, now, at.basis, pitch, d, k, at.parts);
+      all_products<R, CH, Own, Whole>(x, now, at.basis, pitch, d, k, at.parts);
       meet(team);
       sums<T, R>(at.parts, k, [&](int c, float sum) {
         if (part == Part::all) {
@@ -261,12 +318,11 @@ __device__ __forceinline__ void for_each_group(const Rows& a, const Task& task, 
           task.sums[(split * (task.end - task.begin) + first - task.begin + c % R) * k + c / R] = sum;
         }
       });
-      meet(team);
-    } else {
-      meet(team);
     }
+    meet(team);  // the values have been read from the stage, too
+    if (Ahead) group = hold<T, R, CH, Own, Whole, Ahead>(a, task.begin + next * R, stop, from, d, raw, stage);
     if (part != Part::products) make(x, now, first, at, from, d, split, team);
-    group = hold<T, R, CH, Own>(a, task.begin + next * R, next < groups ? task.end : 0, from, d, raw);
+    if (!Ahead) group = hold<T, R, CH, Own, Whole, Ahead>(a, task.begin + next * R, stop, from, d, raw, stage);
   }
 }
 
@@ -285,13 +341,16 @@ int64_t resident_scratch(const Ingest& a);
 const char* resident_project(const Project& a, cudaStream_t stream);
 const char* resident_ingest(const Ingest& a, cudaStream_t stream);
 
-// Slices for rows of d values whose basis has `rows_of_basis` rows, in multiples of `unit` features, with
-// `beside_a_feature` bytes for what the caller keeps. `most` features a slice, at most.
+// Bytes of the next groups of a block, for values of `size` bytes.
+inline int64_t ahead_bytes(int R, int64_t size) { return (int64_t)kBlock * R * kChunks * 4 * size; }
+
+// Slices for rows of d values whose basis has `rows_of_basis` rows, in multiples of `unit` features, at most `most`; the
+// caller keeps `beside` bytes, and `beside_a_feature`.
 inline Slices cut_slices(int64_t n, int64_t d, int64_t rows_of_basis, int64_t k, int R, int64_t unit, int64_t most,
-                        int64_t beside_a_feature) {
+                         int64_t beside, int64_t beside_a_feature) {
   const int64_t limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), units = (d + unit - 1) / unit;
   const int64_t multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
-  const int64_t fixed = 4 * (int64_t)room_floats(0, k, R, 0) + 64;
+  const int64_t fixed = 4 * (int64_t)room_floats(0, k, R, 0) + beside + 64;
   int64_t fits = limit > fixed ? (limit - fixed) / (4 * rows_of_basis + beside_a_feature + 1) / unit : 0;
   if (fits * unit > most) fits = most / unit;
   if (!fits) return {0, 0, 0, 0};
@@ -306,8 +365,8 @@ inline Slices cut_slices(int64_t n, int64_t d, int64_t rows_of_basis, int64_t k,
     if (blocks > teams) blocks = teams < 1 ? 1 : teams;
   }
   const int64_t features = splits == 1 ? (d + 3) / 4 * 4 : (units + splits - 1) / splits * unit;
-  return {(int)features, (int)((d + features - 1) / features), (int)blocks,
-          4 * (int64_t)room_floats(rows_of_basis, k, R, (int)features) + features * beside_a_feature};
+  const int64_t kept = 4 * (int64_t)room_floats(rows_of_basis, k, R, (int)features) + features * beside_a_feature;
+  return {(int)features, (int)((d + features - 1) / features), (int)blocks, (kept + 15) / 16 * 16 + beside};
 }
 
 }  // namespace cuda

@@ -88,22 +88,26 @@ template <class A> __device__ __forceinline__ void load4(const A* p, bool quick,
   }
 }
 
-// The sum of v[row] over the warp, for the row lane / (32 / R): lanes swap halves, so that R sums cost R + 3 shuffles.
-template <int R, class A> __device__ __forceinline__ A sum_rows(A (&v)[R]) {
-  const int lane = threadIdx.x % 32;
-  int offset = 16;
+// The sum of v[row] over the warp, for the row lane / (32 / R): lanes swap halves, so that R sums cost R - 1 shuffles and
+// one for each halving that is left.
+template <int R, int Offset, class A> __device__ __forceinline__ A sum_halves(A (&v)[R]) {
+  if constexpr (R == 1) {
+    A sum = v[0];
 #pragma unroll
-  for (int half = R / 2; half >= 1; half /= 2, offset /= 2) {
-    const bool upper = lane & offset;
+    for (int offset = Offset; offset; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    return sum;
+  } else {
+    const bool upper = threadIdx.x % 32 & Offset;
+    A half[R / 2];
 #pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const A keep = upper ? v[i + half] : v[i], send = upper ? v[i] : v[i + half];
-      v[i] = keep + __shfl_xor_sync(0xffffffffu, send, offset);
+    for (int i = 0; i < R / 2; ++i) {
+      const A keep = upper ? v[i + R / 2] : v[i], send = upper ? v[i] : v[i + R / 2];
+      half[i] = keep + __shfl_xor_sync(0xffffffffu, send, Offset);
     }
+    return sum_halves<R / 2, Offset / 2>(half);
   }
-  for (; offset; offset /= 2) v[0] += __shfl_xor_sync(0xffffffffu, v[0], offset);
-  return v[0];
 }
+template <int R, class A> __device__ __forceinline__ A sum_rows(A (&v)[R]) { return sum_halves<R, 16>(v); }
 
 // coef[j * R + r] = tile row r . basis row j, for j < K of which `there` exist.
 template <class T, class A, int R, int K> __device__ void dots(const T* tile, int64_t pitch, const A* basis,
