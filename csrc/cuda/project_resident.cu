@@ -27,8 +27,9 @@ __global__ void __launch_bounds__(kBlock, 1) resident_project_kernel(Rows a, Tas
   });
 }
 
-template <class T, int R> __global__ void __launch_bounds__(kBlock, 1) resident_products_kernel(Rows a, Task task) {
-  for_each_group<T, R, 1, Part::products, false, false, true>(
+template <class T, int R, bool Own>
+__global__ void __launch_bounds__(kBlock, 1) resident_products_kernel(Rows a, Task task) {
+  for_each_group<T, R, 1, Part::products, Own, false, !Own>(
       a, task, [](const float(&)[R][kChunks][4], const Group<R>&, int64_t, const Room&, int64_t, int, int, int) {});
 }
 
@@ -36,8 +37,8 @@ template <class T> const char* products_of(const Rows& a, Slices s, int64_t begi
                                            cudaStream_t stream) {
   const Task task{s, begin, end, scratch};
   const int64_t count = (end - begin) * a.k;
-  const char* bad = launch(resident_products_kernel<T, kRows>, (int64_t)s.splits * s.blocks, kBlock,
-                           (size_t)s.shared, stream, a, task);
+  const auto kernel = a.labels ? resident_products_kernel<T, kRows, true> : resident_products_kernel<T, kRows, false>;
+  const char* bad = launch(kernel, (int64_t)s.splits * s.blocks, kBlock, (size_t)s.shared, stream, a, task);
   if (bad) return bad;
   return launch(add_slices, blocks(count), kThreads, 0, stream, (const float*)scratch, scratch + s.splits * count,
                 count, s.splits);
@@ -78,9 +79,9 @@ template <class T, class O> const char* run(const Project& a, cudaStream_t strea
     const int64_t end = i + kRowsAtOnce < a.n ? i + kRowsAtOnce : a.n;
     const char* bad = products_of<T>(rows, s, i, end, scratch, stream);
     const Task rest{s, i, end, scratch + s.splits * (end - i) * a.k};
-    if (!bad)
-      bad = launch(resident_project_kernel<T, O, kRows, Part::rest, false, false, true>, grid, kBlock, (size_t)s.shared,
-                   stream, rows, rest, out);
+    const auto kernel = a.labels ? resident_project_kernel<T, O, kRows, Part::rest, true, false, false>
+                                 : resident_project_kernel<T, O, kRows, Part::rest, false, false, true>;
+    if (!bad) bad = launch(kernel, grid, kBlock, (size_t)s.shared, stream, rows, rest, out);
     if (bad) return bad;
   }
   return nullptr;
@@ -105,8 +106,7 @@ bool resident_fits(const Project& a) {
   if (a.dtype == DType::f64 || a.d % 4 || a.x_stride % 4 || a.k == 0 || a.d < kTeam * 2) return false;
   const Slices s = choice_of(a).slices;
   const int64_t groups = (a.n + kRows - 1) / kRows;
-  return s.splits > 0 && (a.classes == 0 || s.splits == 1) &&
-         2 * groups * s.splits >= attribute(cudaDevAttrMultiProcessorCount);
+  return s.splits > 0 && 2 * groups * s.splits >= attribute(cudaDevAttrMultiProcessorCount);
 }
 
 int64_t resident_scratch(const Project& a) {

@@ -244,9 +244,11 @@ def test_resident_project_in_place_of_strided_and_of_unaligned_rows(kernels):
     check(cuda.project(shifted, basis), want, torch.float32)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
-def test_resident_classwise(kernels, dtype):
-    kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
+@pytest.mark.parametrize("shared", [HOPPER, "30000"])
+def test_resident_classwise(kernels, dtype, shared):
+    kernels.setenv("ULFAST_EMULATED_SHARED", shared)
     n, d, r, classes = 13, 1032, 2, 4
     x, labels = draw(n, d, dtype), torch.arange(n) * 3 % classes
     labels[5], labels[11] = -1, classes
