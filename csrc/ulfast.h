@@ -337,15 +337,15 @@ static inline Share share_of(const PerturbLinear& a) {
 
 // What CUDA needs beside: sizes of scratch; whether shared memory takes an operator's arguments, and whether the rows
 // had better come sorted by label (1 or 0). They read no address.
-#define ULFAST_CUDA_SIZES(F)                           \
-  F(project_scratch, Project)               /* coef */ \
-  F(project_sorts, Project)                 /* order */\
-  F(ingest_scratch, Ingest)                 /* coef */ \
-  F(ingest_sorts, Ingest)                   /* order */\
-  F(softmax_scratch, SoftmaxRegressionStep) /* coef */ \
-  F(softmax_parts, SoftmaxRegressionStep)   /* grad */ \
-  F(perturb_convolution_scratch, PerturbConvolution)   \
-  F(perturb_ar_fits, PerturbAr)                        \
+#define ULFAST_CUDA_SIZES(F)                            \
+  F(project_scratch, Project)               /* coef */  \
+  F(project_sorts, Project)                 /* order */ \
+  F(ingest_scratch, Ingest)                 /* coef */  \
+  F(ingest_sorts, Ingest)                   /* order */ \
+  F(softmax_scratch, SoftmaxRegressionStep) /* coef */  \
+  F(softmax_parts, SoftmaxRegressionStep)   /* grad */  \
+  F(perturb_convolution_scratch, PerturbConvolution)    \
+  F(perturb_ar_fits, PerturbAr)                         \
   F(perturb_linear_fits, PerturbLinear)
 
 // Constants that Python reads: of all builds, and of those with CUDA.

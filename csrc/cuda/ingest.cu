@@ -210,7 +210,7 @@ template <class O> const char* run(const Ingest& a, cudaStream_t s) {
 }  // namespace
 
 int64_t ingest_scratch(const Ingest& a) {
-  const int64_t resident = resident_fits(a) ? resident_scratch(a) : 0;
+  const int64_t resident = mma_fits(a) ? mma_scratch(a) : resident_fits(a) ? resident_scratch(a) : 0;
   const Cut c = cut_of(a);
   const int64_t chunk = chunk_of(a.h * a.w * a.c, 1, c.rows);
   const int64_t pieces = c.whole ? 0 : c.dots.splits * (chunk < a.n ? chunk : a.n) * a.k + 1;  // an address if k = 0
@@ -222,6 +222,7 @@ int64_t ingest_sorts(const Ingest& a) { return a.classes > 0 && !resident_fits(a
 const char* ingest(const Ingest& a, void* stream) {
   if (a.n == 0 || a.h * a.w * a.c == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
+  if (mma_fits(a) && aligned(a.images, 8) && aligned(a.out, 16) && aligned(a.basis, 16)) return mma_ingest(a, s);
   if (resident_fits(a) && aligned(a.images, 4) && aligned(a.out, 16) && aligned(a.basis, 16))
     return resident_ingest(a, s);
   switch (a.out_dtype) {

@@ -41,8 +41,9 @@ __global__ void __launch_bounds__(kBlock, 1) resident_ingest_kernel(Rows a, Fram
 #pragma unroll
   for (int c = 0; c < CH; ++c) scale[c] = 1.0f / f.std[c], bias[c] = -f.mean[c] * scale[c];
   for_each_group<uint8_t, R, CH, part, Own, Whole, Ahead>(
-      a, task, [&](const float(&x)[R][kChunks][4], const Group<R>& g, int64_t first, const Room& at, int64_t from, int d,
-                   int, int team) {
+      a, task,
+      [&](const float (&x)[R][kChunks][4], const Group<R>& g, int64_t first, const Room& at, int64_t from, int d, int,
+          int team) {
         const int pitch = task.slices.features, lines = d / wc, y0 = (int)(from / wc);
         O* rows = reinterpret_cast<O*>(at.rest) + team * R * pitch;
         int dx[R];
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kBlock, 1) resident_ingest_kernel(Rows a, Fram
           dx[r] = m.dx, flip |= (unsigned)m.flip << r;
         }
         removed<uint8_t, R, CH, Own, Whole>(
-            x, g, at.basis, pitch, d, (int)a.k, at.coef, [&](int r, int c, int, const float(&v)[4]) {
+            x, g, at.basis, pitch, d, (int)a.k, at.coef, [&](int r, int c, int, const float (&v)[4]) {
               const int left = x0 - dx[r], way = flip >> r & 1 ? -CH : CH;
               O* to = rows + r * pitch + quad * wc + (flip >> r & 1 ? w - 1 - left : left) * CH;
 #pragma unroll
@@ -100,7 +101,10 @@ __global__ void __launch_bounds__(kBlock, 1) resident_ingest_kernel(Rows a, Fram
 #pragma unroll
               for (int u = 0; u < 4; ++u) {
                 const int channel = (i + u) % CH;
-                narrow(CH == 1 ? bias[0] : channel == 0 ? bias[0] : channel == 1 ? bias[CH > 1 ? 1 : 0] : bias[CH - 1],
+                narrow(CH == 1        ? bias[0]
+                       : channel == 0 ? bias[0]
+                       : channel == 1 ? bias[CH > 1 ? 1 : 0]
+                                      : bias[CH - 1],
                        &black.v[u]);
               }
               stream_out(out + i, black);
@@ -126,9 +130,9 @@ int rows_of(const Ingest& a) {
   return slices_of(a, 2).splits == 1 ? 2 : 4;
 }
 
-Slices product_slices(const Ingest& a) { 
+Slices product_slices(const Ingest& a) {
   return cut_slices(a.n, a.h * a.w * a.c, a.k, a.k, 4, 4, kSlice, ahead_bytes(4, 1), 0);
- }
+}
 
 template <class O, int CH> const char* run(const Ingest& a, cudaStream_t stream) {
   const int64_t d = a.h * a.w * a.c;
@@ -142,12 +146,12 @@ template <class O, int CH> const char* run(const Ingest& a, cudaStream_t stream)
   const Task all{s, 0, a.n, nullptr};
   if (s.splits == 1 || a.k == 0) {
     if (a.labels)
-      return launch(resident_ingest_kernel<O, 2, CH, Part::all, true, false, false>, grid, kBlock, shared, stream, rows, frame, all,
-                    out);
+      return launch(resident_ingest_kernel<O, 2, CH, Part::all, true, false, false>, grid, kBlock, shared, stream, rows,
+                    frame, all, out);
     const auto four = CH == 3 && d == kSlice ? resident_ingest_kernel<O, 4, CH, Part::all, false, CH == 3, true>
                                              : resident_ingest_kernel<O, 4, CH, Part::all, false, false, true>;
-    return launch(group == 2 ? resident_ingest_kernel<O, 2, CH, Part::all, false, false, true> : four, grid, kBlock, shared,
-                  stream, rows, frame, all, out);
+    return launch(group == 2 ? resident_ingest_kernel<O, 2, CH, Part::all, false, false, true> : four, grid, kBlock,
+                  shared, stream, rows, frame, all, out);
   }
   const Slices p = product_slices(a);
   for (int64_t i = 0; i < a.n; i += kRowsAtOnce) {
@@ -155,8 +159,8 @@ template <class O, int CH> const char* run(const Ingest& a, cudaStream_t stream)
     const char* bad = slice_products(rows, p, i, end, a.coef, stream);
     const Task rest{s, i, end, a.coef + p.splits * (end - i) * a.k};
     if (!bad)
-      bad = launch(resident_ingest_kernel<O, 4, CH, Part::rest, false, false, true>, grid, kBlock, shared, stream, rows, frame, rest,
-                   out);
+      bad = launch(resident_ingest_kernel<O, 4, CH, Part::rest, false, false, true>, grid, kBlock, shared, stream, rows,
+                   frame, rest, out);
     if (bad) return bad;
   }
   return nullptr;

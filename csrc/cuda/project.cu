@@ -105,7 +105,8 @@ const char* project(const Project& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
   const uintptr_t quad = a.dtype == DType::u8 ? 4 : a.dtype == DType::f32 ? 16 : 8;
-  if (resident_fits(a) && aligned(a.x, quad) && aligned(a.out, a.dtype == DType::u8 ? 16 : quad) && aligned(a.basis, 16))
+  if (resident_fits(a) && aligned(a.x, quad) && aligned(a.out, a.dtype == DType::u8 ? 16 : quad) &&
+      aligned(a.basis, 16))
     return resident_project(a, s);
   switch (a.dtype) {
     case DType::u8:

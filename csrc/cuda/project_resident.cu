@@ -14,27 +14,30 @@ constexpr int kRows = 4;
 
 template <class T, class O, int R, Part part, bool Own, bool Whole, bool Ahead>
 __global__ void __launch_bounds__(kBlock, 1) resident_project_kernel(Rows a, Task task, O* result) {
-  for_each_group<T, R, 1, part, Own, Whole, Ahead>(a, task, [&](const float(&x)[R][kChunks][4], const Group<R>& g, int64_t first,
-                                                  const Room& at, int64_t from, int d, int, int) {
-    removed<T, R, 1, Own, Whole>(x, g, at.basis, task.slices.features, d, (int)a.k, at.coef,
-                          [&](int r, int, int f, const float(&v)[4]) {
-                            if (first + r >= task.end) return;
-                            Four<O> y;
+  for_each_group<T, R, 1, part, Own, Whole, Ahead>(a, task,
+                                                   [&](const float (&x)[R][kChunks][4], const Group<R>& g,
+                                                       int64_t first, const Room& at, int64_t from, int d, int, int) {
+                                                     removed<T, R, 1, Own, Whole>(
+                                                         x, g, at.basis, task.slices.features, d, (int)a.k, at.coef,
+                                                         [&](int r, int, int f, const float (&v)[4]) {
+                                                           if (first + r >= task.end) return;
+                                                           Four<O> y;
 #pragma unroll
-                            for (int u = 0; u < 4; ++u) narrow(Own && (g.bad >> r & 1) ? NAN : v[u], &y.v[u]);
-                            stream_out(result + (first + r) * a.d + from + f, y);
-                          });
-  });
+                                                           for (int u = 0; u < 4; ++u)
+                                                             narrow(Own && (g.bad >> r & 1) ? NAN : v[u], &y.v[u]);
+                                                           stream_out(result + (first + r) * a.d + from + f, y);
+                                                         });
+                                                   });
 }
 
-template <class T, int R, bool Own>
-__global__ void __launch_bounds__(kBlock, 1) resident_products_kernel(Rows a, Task task) {
+template <class T, int R, bool Own> __global__ void __launch_bounds__(kBlock, 1)
+    resident_products_kernel(Rows a, Task task) {
   for_each_group<T, R, 1, Part::products, Own, false, !Own>(
-      a, task, [](const float(&)[R][kChunks][4], const Group<R>&, int64_t, const Room&, int64_t, int, int, int) {});
+      a, task, [](const float (&)[R][kChunks][4], const Group<R>&, int64_t, const Room&, int64_t, int, int, int) {});
 }
 
-template <class T> const char* products_of(const Rows& a, Slices s, int64_t begin, int64_t end, float* scratch,
-                                           cudaStream_t stream) {
+template <class T>
+const char* products_of(const Rows& a, Slices s, int64_t begin, int64_t end, float* scratch, cudaStream_t stream) {
   const Task task{s, begin, end, scratch};
   const int64_t count = (end - begin) * a.k;
   const auto kernel = a.labels ? resident_products_kernel<T, kRows, true> : resident_products_kernel<T, kRows, false>;
@@ -68,10 +71,10 @@ template <class T, class O> const char* run(const Project& a, cudaStream_t strea
   const int64_t grid = (int64_t)s.splits * s.blocks;
   if (s.splits == 1) {
     constexpr Part all = Part::all;
-    const auto kernel = a.labels         ? resident_project_kernel<T, O, kRows, all, true, false, false>
-                        : !choice.ahead  ? resident_project_kernel<T, O, kRows, all, false, false, false>
-                        : a.d == kSlice  ? resident_project_kernel<T, O, kRows, all, false, true, true>
-                                         : resident_project_kernel<T, O, kRows, all, false, false, true>;
+    const auto kernel = a.labels        ? resident_project_kernel<T, O, kRows, all, true, false, false>
+                        : !choice.ahead ? resident_project_kernel<T, O, kRows, all, false, false, false>
+                        : a.d == kSlice ? resident_project_kernel<T, O, kRows, all, false, true, true>
+                                        : resident_project_kernel<T, O, kRows, all, false, false, true>;
     return launch(kernel, grid, kBlock, (size_t)s.shared, stream, rows, Task{s, 0, a.n, nullptr}, out);
   }
   float* scratch = static_cast<float*>(a.coef);

@@ -15,9 +15,9 @@ namespace ulfast {
 namespace cuda {
 
 constexpr int kTeams = 2, kTeam = 256, kBlock = kTeams * kTeam, kTeamWarps = kTeam / 32;
-constexpr int kChunks = 3;                       // of four values, that a thread holds of a row
-constexpr int kSlice = 4 * kChunks * kTeam;      // features of a slice, at most
-constexpr int64_t kRowsAtOnce = 4096;            // of three launches: what bounds their scratch
+constexpr int kChunks = 3;                   // of four values, that a thread holds of a row
+constexpr int kSlice = 4 * kChunks * kTeam;  // features of a slice, at most
+constexpr int64_t kRowsAtOnce = 4096;        // of three launches: what bounds their scratch
 
 enum class Part { all, products, rest };  // what a kernel does: everything, or one of two launches
 
@@ -48,7 +48,8 @@ template <int bytes> __device__ __forceinline__ void fetch(void* to, const void*
   if constexpr (bytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(bytes), "r"(there ? bytes : 0)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(bytes),
+                 "r"(there ? bytes : 0)
                  : "memory");
 #endif
 }
@@ -79,7 +80,8 @@ __device__ __forceinline__ Room room(int rows_of_basis, int k, int R, int featur
 __device__ __forceinline__ void keep_basis(const float* basis, int rows, int64_t whole, int64_t from, int d, int pitch,
                                            float* to) {
   for (int j = 0; j < rows; ++j)
-    for (int i = threadIdx.x * 4; i < d; i += kBlock * 4) fetch<16>(to + j * pitch + i, basis + j * whole + from + i, true);
+    for (int i = threadIdx.x * 4; i < d; i += kBlock * 4)
+      fetch<16>(to + j * pitch + i, basis + j * whole + from + i, true);
 }
 
 // The first of the four features of a thread's chunk: runs of CH chunks lie side by side, so that a thread can hold
@@ -341,11 +343,16 @@ int64_t resident_scratch(const Ingest& a);
 const char* resident_project(const Project& a, cudaStream_t stream);
 const char* resident_ingest(const Ingest& a, cudaStream_t stream);
 
+// The same on the tensor cores (ingest_mma.cu).
+bool mma_fits(const Ingest& a);
+int64_t mma_scratch(const Ingest& a);
+const char* mma_ingest(const Ingest& a, cudaStream_t stream);
+
 // Bytes of the next groups of a block, for values of `size` bytes.
 inline int64_t ahead_bytes(int R, int64_t size) { return (int64_t)kBlock * R * kChunks * 4 * size; }
 
-// Slices for rows of d values whose basis has `rows_of_basis` rows, in multiples of `unit` features, at most `most`; the
-// caller keeps `beside` bytes, and `beside_a_feature`.
+// Slices for rows of d values whose basis has `rows_of_basis` rows, in multiples of `unit` features, at most `most`;
+// the caller keeps `beside` bytes, and `beside_a_feature`.
 inline Slices cut_slices(int64_t n, int64_t d, int64_t rows_of_basis, int64_t k, int R, int64_t unit, int64_t most,
                          int64_t beside, int64_t beside_a_feature) {
   const int64_t limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), units = (d + unit - 1) / unit;

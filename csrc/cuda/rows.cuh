@@ -88,8 +88,8 @@ template <class A> __device__ __forceinline__ void load4(const A* p, bool quick,
   }
 }
 
-// The sum of v[row] over the warp, for the row lane / (32 / R): lanes swap halves, so that R sums cost R - 1 shuffles and
-// one for each halving that is left.
+// The sum of v[row] over the warp, for the row lane / (32 / R): lanes swap halves, so that R sums cost R - 1 shuffles
+// and one for each halving that is left.
 template <int R, int Offset, class A> __device__ __forceinline__ A sum_halves(A (&v)[R]) {
   if constexpr (R == 1) {
     A sum = v[0];

@@ -136,6 +136,20 @@ inline void __syncwarp() {
   const int first = emulation::now / 32 * 32;
   emulation::meet(&emulation::Fibre::warps, first, first + 32 < (int)blockDim.x ? first + 32 : (int)blockDim.x);
 }
+namespace emulation {
+
+inline char offered[1024][64];
+// What every thread of the warp offers.
+template <class T> void exchange(const T& mine, T (&all)[32]) {
+  static_assert(sizeof(T) <= 64, "larger than its place");
+  memcpy(offered[now], &mine, sizeof(T));
+  __syncwarp();
+  for (int i = 0; i < 32; ++i) memcpy(&all[i], offered[now / 32 * 32 + i], sizeof(T));
+  __syncwarp();
+}
+
+}  // namespace emulation
+
 template <class T> T __shfl_up_sync(unsigned, T value, int offset) {
   const int self = emulation::now;
   emulation::lanes[self] = value;

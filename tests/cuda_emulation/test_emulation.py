@@ -274,6 +274,27 @@ def test_resident_ingest(kernels, size, k, dtype, shared):
         close(got, reference.ingest(images, basis, mean, std, dtype, *options), dtype)
 
 
+@pytest.mark.pairs
+@pytest.mark.parametrize("size", [(32, 32, 3), (18, 32, 3), (9, 64, 3), (6, 96, 3)])
+@pytest.mark.parametrize("k", [1, 7, 9, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shared", [HOPPER, "120000"])
+@pytest.mark.parametrize("length", [1e-3, 1.0, 300.0])
+def test_ingest_on_tensor_cores(kernels, size, k, dtype, shared, length):
+    """Image rows of one or several units of 32 pixels, in one launch and in three; a basis of any length."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", shared)
+    kernels.setenv("ULFAST_EMULATED_SMS", "3")
+    images, basis, mean, std, index, shift, flip = pictures(5, *size, k)
+    basis = basis * torch.linspace(length, 1, k)[:, None]
+    for options in ((index, shift, flip), (None, shift[:5], None), (index, None, flip)):
+        got = cuda.ingest(images, basis, mean, std, dtype, *options)
+        close(got, reference.ingest(images, basis.double(), mean, std, torch.float32, *options), dtype)
+    index[2], index[7] = -1, 5
+    got = cuda.ingest(images, basis, mean, std, dtype, index, shift, flip)
+    assert got[[2, 7]].isnan().all()
+    assert not got[[0, 1, 3, 4, 5, 6, 8, 9, 10]].isnan().any()
+
+
 def test_resident_ingest_classwise_and_what_is_out_of_range(kernels):
     kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
     images, bases, mean, std, index, shift, flip = pictures(5, 16, 20, 3, 3, classes=3)
