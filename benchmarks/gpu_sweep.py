@@ -15,7 +15,7 @@ from ulfast.ops import cuda, reference
 
 def main() -> int:
     dry = "--dry" in sys.argv[1:]
-    if not dry and not (torch.cuda.is_available() and cuda.enabled()):
+    if not dry and not (torch.cuda.is_available() and cuda.enabled("project", torch.device("cuda"))):
         sys.exit("gpu_sweep.py: needs a GPU, a build with nvcc and ULFAST_CUDA_KERNELS=1.")
     device = torch.device("cpu" if dry else "cuda")
     worst = 0.0

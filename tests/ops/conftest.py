@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ulfast.ops import _extension, cuda
+from ulfast.ops import _extension, verification
 
 LEVELS = [name for name, supported in _extension.load().cpu_levels() if supported]
 
@@ -33,6 +33,6 @@ def gpu(monkeypatch):
         pytest.skip("no GPU")
     assert hasattr(_extension.load(), "cuda"), "the extension was built without CUDA: build it where nvcc is"
     monkeypatch.setenv("ULFAST_CUDA_KERNELS", "1")
-    cuda.enabled.cache_clear()
+    verification.forget()
     yield
-    cuda.enabled.cache_clear()
+    verification.forget()

@@ -1,14 +1,11 @@
 """The operators that have CUDA kernels. The others run their twins on a GPU.
 
-The kernels compile for every architecture of setup.py but have not been run on a GPU yet, so they are off unless
-ULFAST_CUDA_KERNELS=1: without it a GPU computes with the twins in PyTorch.
+Each kernel is on where it agrees with its twin on the GPU at hand (`verification`); elsewhere PyTorch computes.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 
 import torch
 from torch import Tensor
@@ -30,15 +27,10 @@ from .arguments import (
     rows_of,
 )
 from .schemas import kernel
+from .verification import enabled
 
 # Beyond this many classes the library's matrix products win over the linear classifier's kernels.
 SOFTMAX_CLASSES = 128
-
-
-@functools.cache
-def enabled() -> bool:
-    """Whether the kernels were asked for and are in this build. Asked once: `enabled.cache_clear` after a change."""
-    return os.environ.get("ULFAST_CUDA_KERNELS") == "1" and hasattr(_extension.load(), "cuda")
 
 
 def stream(device: torch.device) -> int:
@@ -67,7 +59,7 @@ def project_(x: Tensor, basis: Tensor) -> None:
 
 def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
     """The fused kernel or library products, as `crossover` says."""
-    if not enabled() or not crossover.fused("cuda", "project", x.dtype, len(basis)):
+    if not enabled("project", x.device) or not crossover.fused("cuda", "project", x.dtype, len(basis)):
         out.copy_(reference.project(x, basis))
         return
     _project(x, basis, out, d, basis.shape[0], None, 0)
@@ -91,7 +83,7 @@ def project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor)
 def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: int) -> None:
     """As `_project_into`."""
     classes, r, _ = bases.shape
-    if not enabled() or not crossover.fused("cuda", "project_classwise", x.dtype, r):
+    if not enabled("project_classwise", x.device) or not crossover.fused("cuda", "project_classwise", x.dtype, r):
         out.copy_(reference.project_classwise(x, bases, labels))
         return
     _project(x, bases, out, d, r, labels.contiguous(), classes)
@@ -135,7 +127,7 @@ def ingest(
     """As on the CPU, but an index or a label out of range makes its image NaN: nothing here waits for the device."""
     n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     n_images, h, w, c = images.shape
-    kernels = _extension.load().cuda if enabled() else None
+    kernels = _extension.load().cuda if enabled("ingest", images.device) else None
     if (
         kernels is None
         or images.dtype != torch.uint8
@@ -198,7 +190,7 @@ def softmax_regression_step(
     """As on the CPU, but an index or a label out of range makes the loss and the weight NaN: nothing here waits for
     the device."""
     n = check_softmax_regression_step(x, labels, weight, lr, index)
-    if not enabled() or len(weight) > SOFTMAX_CLASSES:
+    if not enabled("softmax_regression_step", x.device) or len(weight) > SOFTMAX_CLASSES:
         return reference.softmax_regression_step(x, labels, weight, lr, index)
     c, d = weight.shape
     if not n * c * d:
@@ -228,7 +220,7 @@ def softmax_regression_step(
 def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = None, truncate: bool = False) -> Tensor:
     """As on the CPU, but an index out of range leaves its image as it was: nothing here waits for the device."""
     check_apply_perturbation(images, delta, index, truncate)
-    if not enabled():
+    if not enabled("apply_perturbation", images.device):
         return reference.apply_perturbation(images, delta, index, truncate)
     images, delta = images.contiguous(), delta.float().contiguous()
     index = None if index is None else index.contiguous()
@@ -252,7 +244,7 @@ def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = Non
 def pgd_step(x: Tensor, grad: Tensor, start: Tensor, alpha: float, eps: float, norm: str, clamp: bool = True) -> None:
     check_pgd_step(x, grad, start, alpha, eps, norm, clamp)
     layout = dense_layout(x)
-    if not enabled() or layout is None:
+    if not enabled("pgd_step", x.device) or layout is None:
         return reference.pgd_step(x, grad, start, alpha, eps, norm, clamp)
     grad, start = grad.contiguous(memory_format=layout), start.contiguous(memory_format=layout)
     with torch.cuda.device(x.device):

@@ -25,7 +25,7 @@ def _philox(op: str, seed: int, stream: int, first: int, n: int, d: int, device:
         out = torch.empty(n, d)
         getattr(_extension.load(), op)(out=out.data_ptr(), **fields, threads=torch.get_num_threads())
         return out
-    if device.type != "cuda" or not cuda.enabled():
+    if device.type != "cuda" or not cuda.enabled(op, device):
         return getattr(reference, op)(seed, stream, first, n, d, device=device)
     out = torch.empty(n, d, device=device)
     with torch.cuda.device(device):
