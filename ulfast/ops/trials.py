@@ -1,8 +1,7 @@
 """Every CUDA kernel against its twin: what the child process of `verification` runs.
 
-    python -m ulfast.ops.trials --device cuda:0 project ingest
-
-prints a line of JSON as it begins, {"gpu": name}, and one for each operator: {"operator": name, "wrong": null or what}.
+`main` prints a line of JSON as it begins, {"gpu": name}, and one for each operator: {"operator": name, "wrong": null or
+what}.
 
 A kernel's results must be those of the twin on the CPU, which owes nothing to the GPU and its libraries. The sizes
 reach both families of `project` and `ingest` in csrc/cuda (those that keep the basis in shared memory need rows of 512
@@ -16,7 +15,6 @@ import argparse
 import json
 import math
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -200,12 +198,15 @@ def wrong(operator: str, device: torch.device, ours: Any) -> str | None:
                 return f"{where}: {type(problem).__name__}: {str(problem).strip().partition(chr(10))[0][:200]}"
             if off:
                 return f"{where}: {off}"
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # every graph has had memory of its own
     return None
 
 
 def try_all(operators: Sequence[str], device: torch.device, ours: Any, say: Callable[[dict[str, Any]], None]) -> int:
     """Tries operators in order, and says what came of each. Returns an exit code: 3 where the GPU is beyond use."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    torch.zeros(1, device=device).sum().item()  # a GPU that lets nobody in is no operator's fault
     say({"gpu": name})
     for operator in operators:
         try:
@@ -449,6 +450,3 @@ TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "perturb_convolution": _convolution,
     "perturb_linear": _linear,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -35,26 +35,11 @@ import torch
 from ..cache import cache_folder
 from ..errors import InputError
 from ..version import __version__
-from . import _extension
+from . import _extension, trials
 
 VARIABLE = "ULFAST_CUDA_KERNELS"
 SETTINGS = ("auto", "0", "1", "verify")
-# Every operator with a CUDA kernel, and the order of their trials. `project` answers for `project_` and `project_out`.
-OPERATORS = (
-    "apply_perturbation",
-    "pgd_step",
-    "philox_uniform",
-    "philox_normal",
-    "class_moments",
-    "project",
-    "project_classwise",
-    "ingest",
-    "softmax_regression_step",
-    "perturb_lsp",
-    "perturb_ar",
-    "perturb_convolution",
-    "perturb_linear",
-)
+OPERATORS = tuple(trials.TRIALS)  # `project` answers for `project_` and `project_out` too
 # Seconds: for torch to start from a slow disk, for one operator, for everything; and for another process's result.
 START, STEP, TOTAL, WAIT = 90.0, 30.0, 120.0, 150.0
 _BEGUN = time.time()
@@ -313,7 +298,8 @@ def unfit() -> str:
 
 def command(device: torch.device, operators: Sequence[str]) -> list[str]:
     """What the child is."""
-    return [sys.executable, "-m", "ulfast.ops.trials", "--device", str(device), *operators]
+    program = "import sys; from ulfast.ops.trials import main; sys.exit(main())"
+    return [sys.executable, "-c", program, "--device", str(device), *operators]
 
 
 def examine(device: torch.device, gpu: str) -> tuple[dict[str, str | None], bool]:
