@@ -51,3 +51,21 @@ def test_passes_its_trial(kernels, operator):
     kernels.setenv("ULFAST_EMULATED_SMS", "4")
     kernels.setattr(trials, "ENOUGH", 12)
     assert trials.wrong(operator, torch.device("cpu"), types.SimpleNamespace(**FUNCTIONS)) is None
+
+
+def test_a_basis_without_classes_is_told_as_one(kernels, emulated):
+    """`classes` decides how much of shared memory the basis takes, and so which kernel runs."""
+    told = []
+
+    def ingest(**fields):
+        told.append(fields["classes"])
+        return emulated.ingest(**fields)
+
+    fake = types.SimpleNamespace(**{**{name: getattr(emulated, name) for name in dir(emulated)}, "ingest": ingest})
+    kernels.setattr(cuda._extension, "load", lambda: types.SimpleNamespace(cuda=fake))
+    images, basis, mean, std, *_ = SAMPLES["ingest"]
+    labels = torch.arange(len(images)) % 2
+    cuda.ingest(images, basis, mean, std, torch.float32)
+    cuda.ingest(images, torch.stack([basis, basis]), mean, std, torch.float32, labels=labels)
+    cuda.ingest(images, None, mean, std, torch.float32)
+    assert told == [0, 2, 0]

@@ -160,7 +160,7 @@ def ingest(
             "c": c,
             "k": k,
             "out_dtype": DTYPES[dtype],
-            "classes": 0 if basis is None else basis.shape[0],
+            "classes": 0 if basis is None or labels is None else basis.shape[0],
             "in_dtype": DTYPES[images.dtype],
         }
         coef = torch.empty(kernels.ingest_scratch(**sizes), device=device)

@@ -127,8 +127,9 @@ def _decide(device: torch.device) -> Verdict:
 
 
 def _say(text: str) -> None:
+    """One line, without the line of code that `warnings.warn` prints below it."""
     with contextlib.suppress(Warning):  # where the user makes errors of warnings: no operator fails for this
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        warnings.warn_explicit(text, RuntimeWarning, "ulfast", 1, module=__name__)
 
 
 # --- the cached result ------------------------------------------------------------------------------------------------
