@@ -135,7 +135,9 @@ class NinjaBuild(build_ext):
             for source in cuda:
                 objects.append(f"{source.stem}.cuda.o")
                 lines.append(f"build {objects[-1]}: cuda {escape(source)}")
-            link += f" -L{nvcc_root()}/lib64 -lcudart_static -ldl -lrt -lpthread"
+            # A toolkit has the first, one installed by pip or conda another.
+            folders = (nvcc_root() / name for name in ("lib64", "lib", "targets/x86_64-linux/lib"))
+            link += "".join(f" -L{folder}" for folder in folders) + " -lcudart_static -ldl -lrt -lpthread"
         lines += ["rule link", f"  command = $cxx -shared $in -o $out {link}", "  description = $out"]
         lines.append(f"build {escape(target)}: link {' '.join(objects)}")
         (build / "build.ninja").write_text("\n".join(lines) + "\n")

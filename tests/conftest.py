@@ -78,7 +78,6 @@ SPREAD = {
     "examples/test_examples.py",
     "poisons/test_generators.py",
     "poisons/test_published.py",
-    "profiling/test_gpu_script.py",
     "scale/test_kill.py",
     "scale/test_processes.py",
 }

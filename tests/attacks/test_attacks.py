@@ -52,7 +52,7 @@ def test_the_result_is_written_and_json_able(tmp_path, data):
         "environment",
     }
     assert wanted <= set(content)
-    assert set(content["seconds"]) == {"fit", "project", "train"}
+    assert set(content["seconds"]) == {"fit", "project", "train", "evaluate"}
     assert set(content["baselines"]) == {"poisoned"}
     assert len(content["history"]) == 6
     assert content["config"]["data"]["images"] == 300

@@ -122,7 +122,7 @@ def test_more_directions_come_from_rounds(poisoned):
     weight = torch.zeros(4, 192)
     from ulfast.projection.fit import _batches
 
-    for step, index in enumerate(_batches(600, 256, 300, 1, drop_last=True)):
+    for step, (index, _) in enumerate(_batches(600, 256, 300, 1, drop_last=True, device=weight.device)):
         rate = 0.1 * (1.0 if step < 150 else 0.1 if step < 225 else 0.01)
         ops.softmax_regression_step(left, as_tensor(poisoned.labels), weight, rate, index=index)
     found = ulfast.Basis.from_weights(weight, poisoned.image_shape, {}).rows

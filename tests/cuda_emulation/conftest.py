@@ -87,7 +87,7 @@ def kernels(request, emulated, monkeypatch):
     monkeypatch.setattr(cuda, "enabled", lambda operator, device: True)
     monkeypatch.setattr(cuda, "stream", lambda device: 0)
     monkeypatch.setattr(cuda._extension, "load", lambda: types.SimpleNamespace(cuda=emulated))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(cuda, "guard", lambda device: contextlib.nullcontext())
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     yield monkeypatch
     torch.use_deterministic_algorithms(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -27,8 +29,9 @@ def threads():
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """Skips without a GPU; turns the CUDA kernels on."""
+def gpu(monkeypatch, request):
+    """Skips without a GPU; turns the CUDA kernels on. An error of a kernel stays with the process, so none of its tests
+    would pass after that: a worker of xdist ends, and another takes over; without xdist all ends."""
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     assert hasattr(_extension.load(), "cuda"), "the extension was built without CUDA: build it where nvcc is"
@@ -36,3 +39,9 @@ def gpu(monkeypatch):
     verification.forget()
     yield
     verification.forget()
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(70)
+        pytest.exit(f"the GPU answers no more after {request.node.nodeid}: {error}", returncode=3)

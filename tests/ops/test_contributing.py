@@ -39,10 +39,10 @@ def test_the_template_stands_in_the_nine_files_of_the_list():
     assert files_of("patch_filter") == set(listed()[:9])
 
 
-def test_an_operator_with_cuda_stands_in_thirteen_files_at_most():
+def test_an_operator_with_cuda_stands_in_fourteen_files_at_most():
     found = files_of("pgd_step")
     assert set(listed()[9:12]) <= found
-    assert len(found) <= 13
+    assert len(found) <= 14  # the last line of the list has two
     # The nine are the same but for those that have its name, and the parts of cpu*.py and of the registry.
     same = {
         path for path in listed()[:9] if "patch_filter" not in path and "_filters" not in path and "profil" not in path

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ulfast import ops
-from ulfast.ops import reference
+from ulfast.data import Augment, MemoryLoader
+from ulfast.ops import cuda, reference
 from ulfast.profiling.check import TOLERANCE, deviation, samples
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
@@ -244,7 +245,7 @@ def test_follows_the_current_stream(name):
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         table[name]()  # its memory is there from now on
-        torch.cuda._sleep(20_000_000)
+        torch.cuda._sleep(200_000_000)
         held.copy_(table[name]())
     assert not stream.query(), "the call waited for the stream"
     stream.synchronize()
@@ -267,3 +268,74 @@ def test_arguments_on_different_devices_are_refused():
         ops.ingest(images, basis.cpu(), mean, std)
     with pytest.raises(ValueError, match="labels must be on cuda"):
         ops.softmax_regression_step(draw(2, 4), torch.tensor([0, 1]), torch.zeros(2, 4).cuda(), 0.1)
+
+
+# --- the caller's state, and waiting for the device -------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernels_off(monkeypatch):
+    monkeypatch.setattr(cuda, "enabled", lambda *_: False)
+
+
+def test_a_number_out_of_range_does_not_end_the_context(kernels_off):
+    """Indexing with it is an assertion on the device, after which every call of the process fails."""
+    bad = torch.tensor([0, 5, -1]).cuda()
+    images = torch.randint(0, 256, (3, 4, 4, 3), dtype=torch.uint8).cuda()
+    bases, delta, one = basis_rows(2, 48).float().view(2, 1, 48), torch.ones(2, 4, 4, 3).cuda(), torch.ones(3).cuda()
+    assert ops.project_classwise(images, bases, bad)[1:].isnan().all()
+    assert ops.ingest(images, bases, one, one, labels=bad)[1:].isnan().all()
+    assert ops.ingest(images, None, one, one, index=bad)[1:].isnan().all()
+    assert torch.equal(ops.apply_perturbation(images, delta, index=bad)[1:], images[1:])
+    assert ops.softmax_regression_step(images, bad, torch.zeros(2, 48).cuda(), 0.1)[0].isnan()
+    assert not ops.class_moments(images, bad, 2)[0][1].any()
+    assert torch.equal(ops.perturb_convolution(images, bad, torch.ones(2, 3, 3).cuda())[1:], images[1:])
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("k", [10, 100])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_products_have_full_precision(dtype, k, kernels_off):
+    """With TF32 for float32's products, and within autocast."""
+    x, basis = draw(300, 3072, dtype), basis_rows(k, 3072)
+    exact = reference.project(reference.unit(x, torch.float64), basis)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            got = ops.project(x, basis if dtype == torch.float64 else basis.float())
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (got.double() - exact).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_no_batch_waits_for_the_device(on, monkeypatch, make_dataset):
+    monkeypatch.setattr(cuda, "enabled", lambda *_: on)
+    data, rows = make_dataset(60), basis_rows(3, 432).float()
+    classwise = torch.stack([rows, rows.roll(1, 1), rows.roll(2, 1)])
+    for basis in (None, rows, classwise):
+        batches = iter(MemoryLoader(data, 10, basis=basis, augment=Augment(), shuffle=True, device="cuda"))
+        next(batches)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            assert len(list(batches)) == 5
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_numbers_for_the_statistics_are_copied_once():
+    images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8, device="cuda")
+    ops.ingest(images, None, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ops.ingest(images, None, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_raw_stream_is_the_current_one():
+    with torch.cuda.stream(torch.cuda.Stream()):
+        device = torch.device("cuda", torch.cuda.current_device())
+        assert cuda.stream(device) == torch.cuda.current_stream().cuda_stream != 0

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data.dataset import Dataset, balanced_indices
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..projection.patches import PATCH, PRESENT, PatchBasis, fit_patches
 from ..runtime.progress import Progress
 from .detail import Detail, fine_detail
@@ -64,6 +65,7 @@ class Diagnosis:
         }
 
 
+@ordinary
 def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = None) -> Diagnosis:
     """Look for the traces of known kinds of poison.
 

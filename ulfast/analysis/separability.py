@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..runtime.progress import Progress
 
 HIDDEN_WIDTH = 30
@@ -48,6 +49,7 @@ class Separability:
         return asdict(self)
 
 
+@ordinary
 def separability(
     inputs: Tensor,
     labels: Tensor,
@@ -85,7 +87,7 @@ def separability(
     low, high = float(rows.min()), float(rows.max())
     if not high > low:
         raise InputError("the perturbations are all the same: there is nothing to separate")
-    y = labels.to(device)
+    y = labels.clone().to(device)  # one that was made in inference mode could not be kept for a gradient
     parameters, evaluate = (_network if hidden else _linear)(rows, low, high, y, hidden, seed, torch.device(device))
     optimizer = torch.optim.LBFGS(parameters, lr=lr, max_iter=ITERATIONS, history_size=HISTORY)
     curve: list[dict[str, float]] = []

@@ -23,7 +23,7 @@ class AttackResult:
         test_accuracy: of the network trained by the attack.
         baselines: test accuracy of the same network trained on the `clean` and the `poisoned` images, where run.
         history: a row per epoch; `baseline_history` the same for the baselines.
-        seconds: `fit`, `project`, `train`.
+        seconds: `fit`, `project`, `train`, `evaluate`.
         images_per_second: of the training.
         notes: what the attack found out (rank of the basis, accuracy of the linear fit).
         basis: what was projected away, or None.

@@ -16,6 +16,7 @@ from ..data.dataset import Dataset
 from ..data.load import load_dataset
 from ..data.loaders.removal import Removal
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..parameters import with_parameters
 from ..poisons import poison
 from ..projection.basis import Basis
@@ -34,6 +35,7 @@ from .trainings import Runner
 DEFAULT_DATA, DEFAULT_POISON = "sample", "lsp"
 
 
+@ordinary
 def attack(
     data: Dataset | str | os.PathLike[str] | None = None,
     *,
@@ -53,7 +55,7 @@ def attack(
     epochs: int | None = None,
     limit: int | None = None,
     keep_checkpoints: bool = False,
-    evaluate_every: int = 1,
+    evaluate_every: int | None = None,
     progress: Progress | None = None,
     **parameters: Any,
 ) -> AttackResult:
@@ -65,8 +67,8 @@ def attack(
         test: clean test images (default: the test split of `data`, when that is a path or a name).
         method: name of an attack, or several joined with "+".
         model: see `build_model` (default: "cnn", or "resnet18" with a recipe of the paper).
-        recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "paper", "paper-plain", "paper-dfr" or
-            "imagenet".
+        recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "fast" (for a GPU; on a CPU it is
+            "quick"), "paper", "paper-plain", "paper-dfr" or "imagenet".
         device: "auto", "cpu" or "cuda".
         out: folder for result, basis, history and checkpoints; None writes nothing.
         resume: continue an interrupted run in `out`.
@@ -78,7 +80,8 @@ def attack(
         epochs: instead of the recipe's.
         limit: class-balanced subset of the training images.
         keep_checkpoints: keep every epoch's network in `out`, not only the last.
-        evaluate_every: epochs between two looks at the test images; the last epoch always has one.
+        evaluate_every: epochs between two looks at the test images (default: the recipe's, mostly 1); the last epoch
+            always has one.
         progress: called as ``progress(stage, done, total, **numbers)``.
         parameters: of the method, for example ``init="torch", fit_epochs=20, project_test=True``.
 
@@ -100,10 +103,10 @@ def attack(
     train_set, test_set, baseline = _load(data, test, compare, limit, seed, progress)
     clean = clean or baseline
     _check(name, steps, train_set, test_set, clean)
-    if evaluate_every < 1:
+    if evaluate_every is not None and evaluate_every < 1:
         raise InputError(f"evaluate_every must be at least 1, got {evaluate_every}")
     model = model or default_model(recipe)
-    chosen = get_recipe(recipe, model, len(train_set))
+    chosen = get_recipe(recipe, model, len(train_set), where)
     steps = [_fit_of(chosen, step, parameters) for step in steps]
     if epochs is not None:
         if epochs < 1:
@@ -164,6 +167,7 @@ def attack(
             "fit": plan.seconds.get("fit", 0.0),
             "project": plan.seconds.get("project", 0.0),
             "train": result.seconds,
+            "evaluate": result.evaluation,
         },
         images_per_second=result.images_per_second,
         config=config,

@@ -26,7 +26,7 @@ class Runner:
         folder: of the run, or None to write nothing.
         resume: continue from checkpoints in it.
         keep: keep every epoch's network of the attack itself.
-        evaluate_every: epochs between two looks at the test images.
+        evaluate_every: epochs between two looks at the test images; None: the recipe's.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Runner:
         folder: Path | None,
         resume: bool,
         keep: bool,
-        evaluate_every: int,
+        evaluate_every: int | None,
         progress: Progress | None,
     ) -> None:
         self.model, self.seed, self.device, self.folder = model, seed, device, folder
@@ -46,7 +46,7 @@ class Runner:
     def run(self, stage: str, plan: Plan, materialize: bool = False) -> TrainResult:
         """Trains, then refits what the plan says; `plan.notes` gets what the refits report."""
         recipe, data = plan.recipe, plan.train
-        mean, std = recipe.statistics(data)
+        mean, std = recipe.statistics(data, self.device)
         plan.notes |= {"mean": list(mean), "std": list(std)}
         hooks = [mixing.cutmix(data.num_classes, recipe.cutmix)] if recipe.cutmix else []
         hooks += plan.hooks
@@ -73,7 +73,7 @@ class Runner:
             resume=self.resume,
             identity=identity,
             keep_checkpoints=self.keep and stage == "attack",
-            evaluate_every=self.evaluate_every,
+            evaluate_every=recipe.evaluate_every if self.evaluate_every is None else self.evaluate_every,
             stage=stage,
             progress=self.progress,
         )

@@ -28,7 +28,7 @@ from .common import Output, data_options, free_folder, settings, verb
     "--recipe",
     default="quick",
     show_default=True,
-    help="quick, quick-noflip, paper, paper-plain, paper-dfr, imagenet (see `ulfast ls recipes`).",
+    help="quick, quick-noflip, fast (GPU), paper, paper-plain, paper-dfr, imagenet (see `ulfast ls recipes`).",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the run (default: a new one in runs/).")
@@ -103,7 +103,7 @@ def command(
     name, steps = get_attack(method)
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--report {report} must end in .html")
-    resolve_device(device)
+    where = resolve_device(device)
     if distributed.restarted() and out is not None and out.is_dir():
         resume, overwrite = True, False
     if resume and out is None:
@@ -129,7 +129,7 @@ def command(
     # Methods that need clean images take these; a training on all of them is then asked for with --compare.
     baseline = clean_set if compare or not any(step.needs_clean for step in steps) else None
     model = model or default_model(recipe)
-    chosen = get_recipe(recipe, model, len(train) if train is not None else limit or 5000)
+    chosen = get_recipe(recipe, model, len(train) if train is not None else limit or 5000, where)
     if dry_run:
         shape, count = (train.image_shape, train.num_classes) if train is not None else ((32, 32, 3), 10)
         network = build_model(model, num_classes=count, image_shape=shape)

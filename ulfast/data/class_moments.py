@@ -39,7 +39,7 @@ def class_moments(
     """
     labels = as_tensor(dataset.labels)
     counts = torch.bincount(labels, minlength=dataset.num_classes)
-    sums = torch.zeros(dataset.num_classes, *dataset.image_shape, dtype=torch.int64)
+    sums = torch.zeros(dataset.num_classes, *dataset.image_shape, dtype=torch.int64, device="cpu")
     second = torch.zeros_like(sums) if squares else None
     # Class by class: of a thousand a piece then has few, and only their sums are made and added.
     order = labels.argsort(stable=True)

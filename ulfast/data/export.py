@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..runtime.files import atomic_file, atomic_folder
 from ..runtime.progress import Progress
 from .dataset import Dataset, chunks
@@ -23,6 +24,7 @@ EXPORTS = {
 }
 
 
+@ordinary
 def export_dataset(
     train: Dataset,
     out: str | os.PathLike[str],

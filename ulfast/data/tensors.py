@@ -16,18 +16,20 @@ from .lazy import LazyImages
 DEVICE_SHARE = 0.5
 
 
-def channel_statistics(dataset: Dataset, *, shared: bool = False) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(
+    dataset: Dataset, *, shared: bool = False, device: torch.device | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, in units of [0, 1]; exact, in constant memory.
 
-    With `shared` every process of `distributed.joined` counts its share of the images, to the same numbers.
+    With `shared` every process of `distributed.joined` counts its share of the images, to the same numbers. Values
+    are counted on the device (default: the CPU), which changes no number.
     """
     channels = dataset.image_shape[2]
     counts = np.zeros((channels, 256))
     pieces = chunks(dataset.images)
     for begin, stop in pieces[slice(*distributed.share(len(pieces)))] if shared else pieces:
         flat = dataset.images[begin:stop].reshape(-1, channels)
-        for c in range(channels):
-            counts[c] += np.bincount(flat[:, c], minlength=256)
+        counts += _counts(flat, device or torch.device("cpu"))
     if shared:
         distributed.sum_(torch.from_numpy(counts))  # whole numbers: exact in any order
     levels = np.arange(256) / 255
@@ -35,6 +37,12 @@ def channel_statistics(dataset: Dataset, *, shared: bool = False) -> tuple[tuple
     mean = counts @ levels / total
     variance = counts @ levels**2 / total - mean**2
     return tuple(mean.tolist()), tuple(np.sqrt(np.maximum(variance, 0)).clip(1e-3).tolist())
+
+
+def _counts(pixels: np.ndarray, device: torch.device) -> np.ndarray:
+    """(C, 256): how often each channel of (m, C) has each value."""
+    channels = as_tensor(pixels).to(device).T.contiguous()
+    return torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).cpu().numpy()
 
 
 class LazyTensor:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import _extension, crossover, reference
+from . import _extension, crossover, products, reference
 from .arguments import (
     DTYPES,
     address,
@@ -24,18 +24,8 @@ from .arguments import (
     dense_layout,
     rows_of,
 )
+from .buffers import result, scratch
 from .schemas import kernel
-
-# Results from this size on are put on large pages: glibc maps and unmaps them at every call.
-HUGE_BYTES = 16 << 20
-
-
-def result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A fresh tensor, on large pages if it is large."""
-    out = torch.empty(shape, dtype=dtype)
-    if out.nbytes >= HUGE_BYTES:
-        _extension.load().advise_huge_pages(out.data_ptr(), out.nbytes)
-    return out
 
 
 @kernel("CPU")
@@ -59,20 +49,22 @@ def project_(x: Tensor, basis: Tensor) -> None:
 
 
 def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
+    if not out.numel():
+        return
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     basis = basis.to(compute).contiguous()
     n, k = x.shape[0], basis.shape[0]
     if not crossover.fused("cpu", "project", x.dtype, k):
-        _project_library(x, basis, out)
+        products.project(x, basis, out)
         return
     x, stride = rows_of(x, d)
-    coef = torch.empty(n, k, dtype=compute)
+    coef = scratch(n, k, dtype=compute)
     # Room to lay the basis out anew, where that pays: csrc/cpu/packed.h.
-    packed = torch.empty(k, d, dtype=compute) if n >= 32 and k >= 4 else None
+    packed = scratch(k, d, dtype=compute) if n >= 32 and k >= 4 else None
     _extension.load().project(
         x=x.data_ptr(),
         basis=basis.data_ptr(),
-        coef=coef.data_ptr(),
+        coef=address(coef),
         out=out.data_ptr(),
         n=n,
         d=d,
@@ -102,26 +94,28 @@ def project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor)
 
 
 def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: int) -> None:
+    if not out.numel():
+        return
     op, n = "project_classwise", x.shape[0]
     classes, r, _ = bases.shape
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     bases, labels = bases.to(compute).contiguous(), labels.contiguous()
     if not crossover.fused("cpu", op, x.dtype, r):
-        outside = ((labels < 0) | (labels >= classes)).nonzero()
+        outside = reference.inside(labels, classes)[0].nonzero()
         if len(outside):
             raise bad_value(op, "labels", labels, int(outside[0]), classes)
         for label in labels.unique().tolist():  # a library product a class that is there
             rows = (labels == label).nonzero()[:, 0]
-            part = torch.empty((len(rows), *x.shape[1:]), dtype=out.dtype)
-            _project_library(x[rows], bases[label], part)
+            part = result((len(rows), *x.shape[1:]), out.dtype)
+            products.project(x[rows], bases[label], part)
             out[rows] = part
         return
     x, stride = rows_of(x, d)
-    coef, order = torch.empty(n, r, dtype=compute), torch.empty(n + classes, dtype=torch.int64)
+    coef, order = scratch(n, r, dtype=compute), scratch(n + classes, dtype=torch.int64)
     bad = _extension.load().project(
         x=x.data_ptr(),
         basis=bases.data_ptr(),
-        coef=coef.data_ptr(),
+        coef=address(coef),
         out=out.data_ptr(),
         n=n,
         d=d,
@@ -129,29 +123,13 @@ def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: in
         x_stride=stride,
         dtype=DTYPES[x.dtype],
         labels=labels.data_ptr(),
-        order=order.data_ptr(),
+        order=address(order),
         classes=classes,
         packed=0,
         threads=torch.get_num_threads(),
     )
     if bad >= 0:
         raise bad_value(op, "labels", labels, bad, classes)
-
-
-def _project_library(x: Tensor, basis: Tensor, out: Tensor) -> None:
-    """Two matrix products, the second into the copy of x; half precision goes block by block, to bound the copy."""
-    rows = x.reshape(x.shape[0], basis.shape[1])
-    flat = out.view(rows.shape)
-    block = max(1, (64 << 20) // max(1, basis.shape[1] * basis.element_size()))
-    for i in range(0, len(rows), block):
-        part, target = rows[i : i + block], flat[i : i + block]
-        if target.dtype == basis.dtype:
-            if target.data_ptr() != part.data_ptr():
-                target.copy_(reference.unit(part, basis.dtype))
-            target.addmm_(target @ basis.T, basis, alpha=-1)
-        else:
-            wide = reference.unit(part, basis.dtype)
-            target.copy_(torch.addmm(wide, wide @ basis.T, basis, alpha=-1))
 
 
 @kernel("CPU")
@@ -169,13 +147,15 @@ def ingest(
     n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     n_images, h, w, c = images.shape
     library = _extension.load()
+    if not n * h * w * c:
+        return result((n, h, w, c), dtype).permute(0, 3, 1, 2)
     wide = w * c > library.ingest_width
     if basis is not None and (wide or not crossover.fused("cpu", "ingest", images.dtype, k)):
-        x = images if index is None else images[index]
+        x = _gathered(images, index)
         images = project(x, basis) if labels is None else project_classwise(x, basis, labels)
         n_images, basis, index, labels, k = n, None, None, None, 0
     if wide:
-        x = images if index is None else images[index]
+        x = _gathered(images, index)
         return reference.augment(reference.unit(x), mean, std, dtype, shift, flip).contiguous(
             memory_format=torch.channels_last
         )
@@ -186,7 +166,7 @@ def ingest(
     shift = None if shift is None else shift.contiguous()
     flip = None if flip is None else flip.contiguous()
     index = None if index is None else index.contiguous()
-    coef = torch.empty(n, k)
+    coef = scratch(n, k)
     out = result((n, h, w, c), dtype)
     bad = library.ingest(
         images=images.data_ptr(),
@@ -196,7 +176,7 @@ def ingest(
         index=address(index),
         shift=address(shift),
         flip=address(flip),
-        coef=coef.data_ptr(),
+        coef=address(coef),
         out=out.data_ptr(),
         images_n=n_images,
         n=n,
@@ -218,6 +198,16 @@ def ingest(
     return out.permute(0, 3, 1, 2)
 
 
+def _gathered(images: Tensor, index: Tensor | None) -> Tensor:
+    """Images at `index`, whose values are looked at as the kernel would."""
+    if index is None:
+        return images
+    outside = reference.inside(index, len(images))[0].nonzero()
+    if len(outside):
+        raise bad_value("ingest", "index", index, int(outside[0]), len(images))
+    return images[index]
+
+
 @kernel("CPU")
 def softmax_regression_step(
     x: Tensor, labels: Tensor, weight: Tensor, lr: float, index: Tensor | None = None
@@ -228,17 +218,16 @@ def softmax_regression_step(
     x, labels = x.contiguous(), labels.contiguous()
     index = None if index is None else index.contiguous()
     threads = torch.get_num_threads()
-    coef = torch.empty(n, c)
-    grad = torch.empty(threads, c, d) if lr else torch.empty(0)
-    result = torch.empty(2, dtype=torch.float64)
+    coef, grad = scratch(n, c), scratch(threads, c, d) if lr else None
+    out = result((2,), torch.float64)
     bad = _extension.load().softmax_regression_step(
         x=x.data_ptr(),
         labels=labels.data_ptr(),
         index=address(index),
         weight=weight.data_ptr(),
-        coef=coef.data_ptr(),
-        grad=grad.data_ptr(),
-        result=result.data_ptr(),
+        coef=address(coef),
+        grad=address(grad),
+        result=out.data_ptr(),
         rows=x.shape[0],
         n=n,
         d=d,
@@ -252,7 +241,7 @@ def softmax_regression_step(
         if not 0 <= row < x.shape[0]:
             raise bad_value(op, "index", index, bad, x.shape[0])  # type: ignore[arg-type]
         raise IndexError(f"{op}: the label of row {row} is {int(labels[row])}, outside [0, {c})")
-    return result
+    return out
 
 
 @kernel("CPU")

@@ -6,14 +6,14 @@ its tensors contiguous and hands their addresses over by the names of the struct
 
 from __future__ import annotations
 
-from functools import lru_cache
+import functools
 
 import torch
 from torch import Tensor
 
 from . import _extension, reference
-from .arguments import check_count_changes, check_patch_filter
-from .cpu import result
+from .arguments import address, check_count_changes, check_patch_filter
+from .buffers import CPU, result, scratch
 from .schemas import kernel
 
 CHANNELS = (1, 2, 3, 4)  # of which a block of the kernel is a multiple
@@ -32,13 +32,13 @@ def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
     table = filters.float().reshape(taps, -1)[:, places].mul_(there).view(taps, len(places), -1).transpose(0, 1)
     x, table = x.contiguous(), table.contiguous()  # bound to names: an address must outlive the call
     sizes = {"n": n, "h": h, "w": w, "c": c, "taps": taps, "blocks": len(starts)}
-    scratch, out = torch.empty(threads, library.patch_filter_scratch(**sizes)), result(x.shape, torch.float32)
+    room, out = scratch(threads, library.patch_filter_scratch(**sizes)), result(x.shape, torch.float32)
     library.patch_filter(
         x=x.data_ptr(),
         table=table.data_ptr(),
         starts=starts.data_ptr(),
         ids=ids.data_ptr(),
-        scratch=scratch.data_ptr(),
+        scratch=address(room),
         out=out.data_ptr(),
         **sizes,
         threads=threads,
@@ -64,7 +64,7 @@ def count_changes(clean: Tensor, poisoned: Tensor) -> Tensor:
     return out
 
 
-@lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)
 def _layout(taps: int, w: int, c: int, lanes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """How an image row is cut into blocks of `lanes` values, and what each lane of a block multiplies a shift with.
 
@@ -76,22 +76,24 @@ def _layout(taps: int, w: int, c: int, lanes: int) -> tuple[Tensor, Tensor, Tens
     starts = list(range(0, line - lanes + 1, lanes))
     if starts[-1] + lanes < line:
         starts.append(line - lanes)
+    integers = functools.partial(torch.arange, dtype=torch.int64, device=CPU)
     kinds: list[Tensor] = []
     ids: list[int] = []
     for start in starts:
-        x = (start + torch.arange(lanes)) // c
+        x = (start + integers(lanes)) // c
         # Which of the filters a column takes: by its distance to the nearer border, or the one of the interior.
         kind = torch.where(x < r, x, torch.where(x >= w - r, taps - (w - x), torch.full_like(x, r)))
         known = [i for i, other in enumerate(kinds) if torch.equal(other, kind)]
         ids.append(known[0] if known else len(kinds))
         if not known:
             kinds.append(kind)
-    lane = torch.arange(lanes) % c
+    lane = integers(lanes) % c
     reach = r * c + c - 1
-    shift = torch.arange(-reach, reach + 1)[:, None] + lane  # (shifts, lanes): dx * c + input channel
+    shift = integers(-reach, reach + 1)[:, None] + lane  # (shifts, lanes): dx * c + input channel
     dx, channel = shift.div(c, rounding_mode="floor"), shift.remainder(c)
     there = (dx.abs() <= r).float()
     dx = (dx + r).clamp(0, taps - 1)
-    rows = torch.arange(taps)[:, None, None]
+    rows = integers(taps)[:, None, None]
     places = torch.stack([(((kind * taps + rows) * taps + dx) * c + channel) * c + lane for kind in kinds])
-    return torch.tensor(starts), torch.tensor(ids), places, there
+    first, kind_of = (torch.tensor(values, dtype=torch.int64, device=CPU) for values in (starts, ids))
+    return first, kind_of, places, there

@@ -15,7 +15,7 @@ from .arguments import (
     check_perturb_linear,
     check_perturb_lsp,
 )
-from .cpu import result
+from .buffers import result, scratch, zeros
 from .schemas import kernel
 
 
@@ -40,13 +40,13 @@ def perturb_lsp(
     labels, centroids, mixing = labels.contiguous(), centroids.float().contiguous(), mixing.float().contiguous()
     images = None if images is None else images.contiguous()
     library, threads = _extension.load(), torch.get_num_threads()
-    scratch = torch.empty(threads, library.perturb_lsp_scratch(**sizes))
+    room = scratch(threads, library.perturb_lsp_scratch(**sizes))
     out = result((len(labels), height, width, channels), torch.float32 if images is None else torch.uint8)
     bad = library.perturb_lsp(
         labels=labels.data_ptr(),
         centroids=centroids.data_ptr(),
         mixing=mixing.data_ptr(),
-        scratch=scratch.data_ptr(),
+        scratch=address(room),
         images=address(images),
         out=out.data_ptr(),
         **sizes,
@@ -74,13 +74,13 @@ def perturb_ar(
     labels, coefficients = labels.contiguous(), coefficients.float().contiguous()
     images = None if images is None else images.contiguous()
     library, threads = _extension.load(), torch.get_num_threads()
-    scratch = torch.empty(threads, library.perturb_ar_scratch(**sizes))
+    room = scratch(threads, library.perturb_ar_scratch(**sizes))
     shape = (len(labels), height, width, coefficients.shape[1])
     out = result(shape, torch.float32 if images is None else torch.uint8)
     bad = library.perturb_ar(
         labels=labels.data_ptr(),
         coefficients=coefficients.data_ptr(),
-        scratch=scratch.data_ptr(),
+        scratch=address(room),
         images=address(images),
         out=out.data_ptr(),
         **sizes,
@@ -96,14 +96,14 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     sizes = check_class_moments(images, labels, classes)
     images, labels, shape = images.contiguous(), labels.contiguous(), (classes, *images.shape[1:])
     library, threads = _extension.load(), torch.get_num_threads()
-    sums, squares = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    order = torch.empty(len(images) + classes, dtype=torch.int64)
-    scratch = torch.empty(threads, 2 * library.class_moments_block)
+    sums, squares = zeros(shape, torch.int64), zeros(shape, torch.int64)
+    order = scratch(len(images) + classes, dtype=torch.int64)
+    room = scratch(threads, 2 * library.class_moments_block)
     bad = library.class_moments(
         images=images.data_ptr(),
         labels=labels.data_ptr(),
-        order=order.data_ptr(),
-        scratch=scratch.data_ptr(),
+        order=address(order),
+        scratch=address(room),
         sums=sums.data_ptr(),
         squares=squares.data_ptr(),
         **sizes,
@@ -119,13 +119,13 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     sizes = check_perturb_convolution(images, labels, kernels)
     images, labels, kernels = images.contiguous(), labels.contiguous(), kernels.float().contiguous()
     library, threads = _extension.load(), torch.get_num_threads()
-    scratch = torch.empty(threads, library.perturb_convolution_scratch(**sizes))
+    room = scratch(threads, library.perturb_convolution_scratch(**sizes))
     out = result(images.shape, torch.uint8)
     bad = library.perturb_convolution(
         images=images.data_ptr(),
         labels=labels.data_ptr(),
         kernels=kernels.data_ptr(),
-        scratch=scratch.data_ptr(),
+        scratch=address(room),
         out=out.data_ptr(),
         **sizes,
         threads=threads,
@@ -142,13 +142,13 @@ def perturb_linear(
     sizes = check_perturb_linear(images, labels, weight, steps, alpha, eps, share)
     images, labels, weight = images.contiguous(), labels.contiguous(), weight.float().contiguous()
     library, threads = _extension.load(), torch.get_num_threads()
-    scratch = torch.empty(threads, library.perturb_linear_scratch(**sizes))
+    room = scratch(threads, library.perturb_linear_scratch(**sizes))
     out = result(images.shape, torch.uint8)
     bad = library.perturb_linear(
         images=images.data_ptr(),
         labels=labels.data_ptr(),
         weight=weight.data_ptr(),
-        scratch=scratch.data_ptr(),
+        scratch=address(room),
         out=out.data_ptr(),
         **sizes,
         threads=threads,

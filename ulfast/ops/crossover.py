@@ -21,7 +21,9 @@ FUSED_RANK = {
         "ingest": {_U8: 64, _F16: 32, _BF16: 32, _F32: 24, _F64: 96},
     },
     "cuda": {
-        op: dict.fromkeys((_U8, _F16, _BF16, _F32, _F64), 32) for op in ("project", "project_classwise", "ingest")
+        "project": {_U8: 32, _F16: 32, _BF16: 32, _F32: 32, _F64: 32},
+        "project_classwise": {_U8: 32, _F16: 32, _BF16: 32, _F32: 32, _F64: 32},
+        "ingest": {_U8: 32, _F16: 32, _BF16: 32, _F32: 32, _F64: 32},
     },
 }
 

@@ -5,12 +5,14 @@ Each kernel is on where it agrees with its twin on the GPU at hand (`verificatio
 
 from __future__ import annotations
 
+import contextlib
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _extension, crossover, reference
+from . import _extension, crossover, products, reference
 from .arguments import (
     DTYPES,
     address,
@@ -26,6 +28,7 @@ from .arguments import (
     dense_layout,
     rows_of,
 )
+from .buffers import result, scratch, zeros
 from .schemas import kernel
 from .verification import enabled
 
@@ -34,13 +37,26 @@ SOFTMAX_CLASSES = 128
 
 
 def stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream
+    """Address of the device's current stream; the name without an underscore makes an object for it at each call."""
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    if raw is None:
+        return torch.cuda.current_stream(device).cuda_stream
+    return raw(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes the device of the tensors the current one, where it is not: kernels are launched, and the limits of shared
+    memory read, on the current one."""
+    return _NO_GUARD if device.index == torch.cuda.current_device() else torch.cuda.device(device)
+
+
+_NO_GUARD = contextlib.nullcontext()
 
 
 @kernel("CUDA")
 def project(x: Tensor, basis: Tensor) -> Tensor:
     d = check_project(x, basis)
-    out = torch.empty(x.shape, dtype=reference.projected_dtype(x.dtype), device=x.device)
+    out = result(x.shape, reference.projected_dtype(x.dtype), x.device)
     _project_into(x, basis, out, d)
     return out
 
@@ -59,8 +75,10 @@ def project_(x: Tensor, basis: Tensor) -> None:
 
 def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
     """The fused kernel or library products, as `crossover` says."""
+    if not out.numel():
+        return
     if not enabled("project", x.device) or not crossover.fused("cuda", "project", x.dtype, len(basis)):
-        out.copy_(reference.project(x, basis))
+        products.project(x, _wide(basis, x), out)
         return
     _project(x, basis, out, d, basis.shape[0], None, 0)
 
@@ -69,7 +87,7 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
 def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     """As on the CPU, but a label out of range makes its row NaN: nothing here waits for the device."""
     d = check_project_classwise(x, bases, labels)
-    out = torch.empty(x.shape, dtype=reference.projected_dtype(x.dtype), device=x.device)
+    out = result(x.shape, reference.projected_dtype(x.dtype), x.device)
     _classwise_into(x, bases, labels, out, d)
     return out
 
@@ -83,26 +101,32 @@ def project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor)
 def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: int) -> None:
     """As `_project_into`."""
     classes, r, _ = bases.shape
+    if not out.numel():
+        return
     if not enabled("project_classwise", x.device) or not crossover.fused("cuda", "project_classwise", x.dtype, r):
-        out.copy_(reference.project_classwise(x, bases, labels))
+        products.project_classwise(x, _wide(bases, x), labels, out)
         return
     _project(x, bases, out, d, r, labels.contiguous(), classes)
 
 
+def _wide(basis: Tensor, x: Tensor) -> Tensor:
+    """The basis in the dtype that the rows of x are computed in."""
+    return basis.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+
+
 def _project(x: Tensor, basis: Tensor, out: Tensor, d: int, k: int, labels: Tensor | None, classes: int) -> None:
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    basis = basis.to(compute).contiguous()
+    basis = _wide(basis, x)
     rows, stride = rows_of(x, d)
     n, kernels = x.shape[0], _extension.load().cuda
-    with torch.cuda.device(x.device):
+    with guard(x.device):
         sizes = {"n": n, "d": d, "k": k, "x_stride": stride, "dtype": DTYPES[x.dtype], "classes": classes}
-        coef = torch.empty(kernels.project_scratch(**sizes), dtype=compute, device=x.device)
+        coef = scratch(kernels.project_scratch(**sizes), dtype=basis.dtype, device=x.device)
         # Rows of a label side by side share the reading of its basis, where that is not kept.
         order = labels.argsort() if labels is not None and kernels.project_sorts(**sizes) else None
         kernels.project(
             x=rows.data_ptr(),
             basis=basis.data_ptr(),
-            coef=coef.data_ptr(),
+            coef=address(coef),
             out=out.data_ptr(),
             labels=address(labels),
             order=address(order),
@@ -127,6 +151,8 @@ def ingest(
     """As on the CPU, but an index or a label out of range makes its image NaN: nothing here waits for the device."""
     n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     n_images, h, w, c = images.shape
+    if not n * h * w * c:
+        return result((n, h, w, c), dtype, images.device).permute(0, 3, 1, 2)
     kernels = _extension.load().cuda if enabled("ingest", images.device) else None
     if (
         kernels is None
@@ -135,23 +161,18 @@ def ingest(
         or w * c > kernels.ingest_width
         or c > kernels.ingest_channels
     ):
-        return reference.ingest(images, basis, mean, std, dtype, index, shift, flip, labels).contiguous(
-            memory_format=torch.channels_last
-        )
+        return _ingest_products(images, basis, mean, std, dtype, index, shift, flip, labels)
     if basis is not None and not crossover.fused("cuda", "ingest", images.dtype, k):
-        # Library products, then the pass of the augmentation.
-        rows = images if index is None else images[index]
-        x = project(rows, basis) if labels is None else project_classwise(rows, basis, labels)
-        return reference.augment(x, mean, std, dtype, shift, flip).contiguous(memory_format=torch.channels_last)
+        return _ingest_products(images, basis, mean, std, dtype, index, shift, flip, labels)
     images, device = images.contiguous(), images.device
     mean, std = mean.float().contiguous(), std.float().contiguous()
     shift = None if shift is None else shift.contiguous()
     flip = None if flip is None else flip.contiguous()
     index = None if index is None else index.contiguous()
-    out = torch.empty((n, h, w, c), dtype=dtype, device=device)
+    out = result((n, h, w, c), dtype, device)
     basis = basis.float().contiguous() if k and basis is not None else None
     labels = None if labels is None or not k else labels.contiguous()
-    with torch.cuda.device(device):
+    with guard(device):
         sizes = {
             "images_n": n_images,
             "n": n,
@@ -160,10 +181,10 @@ def ingest(
             "c": c,
             "k": k,
             "out_dtype": DTYPES[dtype],
-            "classes": 0 if basis is None or labels is None else basis.shape[0],
+            "classes": 0 if basis is None or labels is None else len(basis),
             "in_dtype": DTYPES[images.dtype],
         }
-        coef = torch.empty(kernels.ingest_scratch(**sizes), device=device)
+        coef = scratch(kernels.ingest_scratch(**sizes), device=device)
         order = labels.argsort() if labels is not None and kernels.ingest_sorts(**sizes) else None
         kernels.ingest(
             images=images.data_ptr(),
@@ -173,7 +194,7 @@ def ingest(
             index=address(index),
             shift=address(shift),
             flip=address(flip),
-            coef=coef.data_ptr(),
+            coef=address(coef),
             out=out.data_ptr(),
             labels=address(labels),
             order=address(order),
@@ -183,6 +204,35 @@ def ingest(
     return out.permute(0, 3, 1, 2)
 
 
+def _ingest_products(
+    images: Tensor,
+    basis: Tensor | None,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    index: Tensor | None,
+    shift: Tensor | None,
+    flip: Tensor | None,
+    labels: Tensor | None,
+) -> Tensor:
+    """The twin, but the projection goes straight into the float images, by whichever way is quicker."""
+    outside, images = (None, images) if index is None else reference.picked(images, index)
+    if basis is None:
+        x = reference.unit(images)
+    else:
+        # As floats of float32, which is what `ingest` computes in.
+        rows = images if images.dtype == torch.uint8 else images.float()
+        x = result(rows.shape, torch.float32, images.device)
+        if labels is None:
+            _project_into(rows, basis, x, basis.shape[1])
+        else:
+            _classwise_into(rows, basis, labels, x, basis.shape[2])
+            strange = reference.inside(labels, len(basis))[0]
+            outside = strange if outside is None else outside | strange
+    x = reference.augment(x, mean, std, dtype, shift, flip, outside)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 @kernel("CUDA")
 def softmax_regression_step(
     x: Tensor, labels: Tensor, weight: Tensor, lr: float, index: Tensor | None = None
@@ -190,30 +240,30 @@ def softmax_regression_step(
     """As on the CPU, but an index or a label out of range makes the loss and the weight NaN: nothing here waits for
     the device."""
     n = check_softmax_regression_step(x, labels, weight, lr, index)
-    if not enabled("softmax_regression_step", x.device) or len(weight) > SOFTMAX_CLASSES:
-        return reference.softmax_regression_step(x, labels, weight, lr, index)
     c, d = weight.shape
-    if not n * c * d:
-        return torch.zeros(2, dtype=torch.float64, device=x.device)
+    if not n * c:
+        return zeros((2,), torch.float64, x.device)
+    if not enabled("softmax_regression_step", x.device) or not d or c > SOFTMAX_CLASSES:
+        return reference.softmax_regression_step(x, labels, weight, lr, index)
     x, labels, device, kernels = x.contiguous(), labels.contiguous(), x.device, _extension.load().cuda
     index = None if index is None else index.contiguous()
-    with torch.cuda.device(device):
+    with guard(device):
         sizes = {"rows": x.shape[0], "n": n, "d": d, "c": c, "lr": lr, "dtype": DTYPES[x.dtype]}
-        products, parts = kernels.softmax_scratch(**sizes), kernels.softmax_parts(**sizes)
-        coef, grad = torch.empty(products, device=device), torch.empty(parts, c, d, device=device)
-        result = torch.empty(2 + 2 * n, dtype=torch.float64, device=device)  # the two results, then the rows' own
+        coef = scratch(kernels.softmax_scratch(**sizes), device=device)
+        grad = scratch(kernels.softmax_parts(**sizes), c, d, device=device)
+        out = result((2 + 2 * n,), torch.float64, device)  # the two results, then the rows' own
         kernels.softmax_regression_step(
             x=x.data_ptr(),
             labels=labels.data_ptr(),
             index=address(index),
             weight=weight.data_ptr(),
-            coef=coef.data_ptr(),
-            grad=grad.data_ptr(),
-            result=result.data_ptr(),
+            coef=address(coef),
+            grad=address(grad),
+            result=out.data_ptr(),
             **sizes,
             cuda_stream=stream(device),
         )
-    return result[:2]
+    return out[:2]
 
 
 @kernel("CUDA")
@@ -225,7 +275,7 @@ def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = Non
     images, delta = images.contiguous(), delta.float().contiguous()
     index = None if index is None else index.contiguous()
     out = torch.empty_like(images)
-    with torch.cuda.device(images.device):
+    with guard(images.device):
         _extension.load().cuda.apply_perturbation(
             images=images.data_ptr(),
             delta=delta.data_ptr(),
@@ -247,7 +297,7 @@ def pgd_step(x: Tensor, grad: Tensor, start: Tensor, alpha: float, eps: float, n
     if not enabled("pgd_step", x.device) or layout is None:
         return reference.pgd_step(x, grad, start, alpha, eps, norm, clamp)
     grad, start = grad.contiguous(memory_format=layout), start.contiguous(memory_format=layout)
-    with torch.cuda.device(x.device):
+    with guard(x.device):
         _extension.load().cuda.pgd_step(
             x=x.data_ptr(),
             grad=grad.data_ptr(),

@@ -7,6 +7,8 @@ label out of range is no error: its image stays as it was (a perturbation that i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,14 @@ from .arguments import (
     check_perturb_linear,
     check_perturb_lsp,
 )
+from .buffers import result, scratch, zeros
 from .schemas import kernel
+
+
+def fits(op: str, device: torch.device, sizes: dict[str, Any]) -> bool:
+    """Whether the shared memory of a device takes an operator's arguments."""
+    with cuda.guard(device):
+        return bool(getattr(_extension.load().cuda, f"{op}_fits")(**sizes))
 
 
 @kernel("CUDA")
@@ -48,8 +57,8 @@ def perturb_lsp(
     labels, centroids, mixing = labels.contiguous(), centroids.float().contiguous(), mixing.float().contiguous()
     images = None if images is None else images.contiguous()
     dtype = torch.float32 if images is None else torch.uint8
-    out = torch.empty(len(labels), height, width, channels, dtype=dtype, device=device)
-    with torch.cuda.device(device):
+    out = result((len(labels), height, width, channels), dtype, device)
+    with cuda.guard(device):
         _extension.load().cuda.perturb_lsp(
             labels=labels.data_ptr(),
             centroids=centroids.data_ptr(),
@@ -78,13 +87,13 @@ def perturb_ar(
 ) -> Tensor:
     sizes = check_perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
     device = labels.device
-    if not cuda.enabled("perturb_ar", device) or not _extension.load().cuda.perturb_ar_fits(**sizes):
+    if not cuda.enabled("perturb_ar", device) or not fits("perturb_ar", device, sizes):
         return reference.perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
     labels, coefficients = labels.contiguous(), coefficients.float().contiguous()
     images = None if images is None else images.contiguous()
     dtype = torch.float32 if images is None else torch.uint8
-    out = torch.empty(len(labels), height, width, coefficients.shape[1], dtype=dtype, device=device)
-    with torch.cuda.device(device):
+    out = result((len(labels), height, width, coefficients.shape[1]), dtype, device)
+    with cuda.guard(device):
         _extension.load().cuda.perturb_ar(
             labels=labels.data_ptr(),
             coefficients=coefficients.data_ptr(),
@@ -100,12 +109,12 @@ def perturb_ar(
 @kernel("CUDA")
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     sizes = check_class_moments(images, labels, classes)
-    if not cuda.enabled("class_moments", images.device):
+    if not cuda.enabled("class_moments", images.device) or not images.numel() or not classes:
         return reference.class_moments(images, labels, classes)
     images, labels, shape = images.contiguous(), labels.contiguous(), (classes, *images.shape[1:])
-    sums, squares = (torch.zeros(shape, dtype=torch.int64, device=images.device) for _ in range(2))
+    sums, squares = (zeros(shape, torch.int64, images.device) for _ in range(2))
     order = labels.argsort()  # a class's rows side by side are added in registers
-    with torch.cuda.device(images.device):
+    with cuda.guard(images.device):
         _extension.load().cuda.class_moments(
             images=images.data_ptr(),
             labels=labels.data_ptr(),
@@ -122,6 +131,8 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
 @kernel("CUDA")
 def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tensor:
     sizes = check_perturb_convolution(images, labels, kernels)
+    if not images.numel():
+        return images.clone()
     if (
         not cuda.enabled("perturb_convolution", images.device)
         or kernels.shape[1] > _extension.load().cuda.perturb_convolution_side
@@ -129,13 +140,13 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
         return reference.perturb_convolution(images, labels, kernels)
     images, labels, kernels = images.contiguous(), labels.contiguous(), kernels.float().contiguous()
     device, library, out = images.device, _extension.load().cuda, torch.empty_like(images)
-    with torch.cuda.device(device):
-        scratch = torch.empty(library.perturb_convolution_scratch(**sizes), device=device)
+    with cuda.guard(device):
+        room = scratch(library.perturb_convolution_scratch(**sizes), device=device)
         library.perturb_convolution(
             images=images.data_ptr(),
             labels=labels.data_ptr(),
             kernels=kernels.data_ptr(),
-            scratch=scratch.data_ptr(),
+            scratch=address(room),
             out=out.data_ptr(),
             **sizes,
             cuda_stream=cuda.stream(device),
@@ -148,11 +159,13 @@ def perturb_linear(
     images: Tensor, labels: Tensor, weight: Tensor, steps: int, alpha: float, eps: float, share: float
 ) -> Tensor:
     sizes = check_perturb_linear(images, labels, weight, steps, alpha, eps, share)
-    if not cuda.enabled("perturb_linear", images.device) or not _extension.load().cuda.perturb_linear_fits(**sizes):
+    if not images.numel() or not len(weight):
+        return images.clone()
+    if not cuda.enabled("perturb_linear", images.device) or not fits("perturb_linear", images.device, sizes):
         return reference.perturb_linear(images, labels, weight, steps, alpha, eps, share)
     images, labels, weight = images.contiguous(), labels.contiguous(), weight.float().contiguous()
     device, out = images.device, torch.empty_like(images)
-    with torch.cuda.device(device):
+    with cuda.guard(device):
         _extension.load().cuda.perturb_linear(
             images=images.data_ptr(),
             labels=labels.data_ptr(),

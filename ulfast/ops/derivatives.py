@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .schemas import LIBRARY
+from .state import exact
 
 
 def _project_setup(ctx, inputs, output):
@@ -13,6 +14,7 @@ def _project_setup(ctx, inputs, output):
     ctx.save_for_backward(x if basis.requires_grad else None, basis)
 
 
+@exact
 def _project_backward(ctx, grad: Tensor):
     """The projector is symmetric, so the gradient of x is the same operator; the basis gets the product rule."""
     x, basis = ctx.saved_tensors
@@ -44,6 +46,7 @@ def _classwise_setup(ctx, inputs, output):
     ctx.save_for_backward(x if bases.requires_grad else None, bases, labels)
 
 
+@exact
 def _classwise_backward(ctx, grad: Tensor):
     """As for `project`, class by class."""
     x, bases, labels = ctx.saved_tensors

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _extension, cuda, reference
+from . import _extension, buffers, cuda, reference
 from .arguments import check_philox, signed
 from .schemas import LIBRARY
+from .state import exact
 
 
 def philox_uniform(seed: int, stream: int, first: int, n: int, d: int, *, device: torch.device | None = None) -> Tensor:
@@ -22,16 +23,16 @@ def _philox(op: str, seed: int, stream: int, first: int, n: int, d: int, device:
     check_philox(op, n, d)
     fields = {"seed": signed(seed), "stream": stream, "first": first, "n": n, "d": d}
     if device.type == "cpu":
-        out = torch.empty(n, d)
+        out = buffers.result((n, d), torch.float32)
         getattr(_extension.load(), op)(out=out.data_ptr(), **fields, threads=torch.get_num_threads())
         return out
     if device.type != "cuda" or not cuda.enabled(op, device):
         return getattr(reference, op)(seed, stream, first, n, d, device=device)
-    out = torch.empty(n, d, device=device)
-    with torch.cuda.device(device):
-        getattr(_extension.load().cuda, op)(out=out.data_ptr(), **fields, cuda_stream=cuda.stream(device))
+    out = buffers.result((n, d), torch.float32, device)
+    with cuda.guard(out.device):  # which has an index, where "cuda" has none
+        getattr(_extension.load().cuda, op)(out=out.data_ptr(), **fields, cuda_stream=cuda.stream(out.device))
     return out
 
 
 for _function in (philox_uniform, philox_normal):
-    LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")
+    LIBRARY.impl(_function.__name__, exact(_function), "CompositeExplicitAutograd")

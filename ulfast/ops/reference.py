@@ -18,6 +18,26 @@ def unit(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
+def inside(index: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Which numbers lie outside [0, n), (b,) bool, and all of them moved into it.
+
+    Indexing a GPU's tensor out of range ends in an assertion on the device, after which the process can use it no more;
+    and -1 would be the last row.
+    """
+    return (index < 0) | (index >= n), index.clamp(0, max(0, n - 1))
+
+
+def picked(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Which numbers lie outside the rows of `values`, (b,) bool, and ``values[index]``, there with any values."""
+    outside, index = inside(index, len(values))
+    return outside, (values if len(values) else values.new_zeros(1, *values.shape[1:]))[index]
+
+
+def _each(rows: Tensor, like: Tensor) -> Tensor:
+    """(b,) as (b, 1, ...), to go with the rows of `like`."""
+    return rows.view(-1, *[1] * (like.dim() - 1))
+
+
 def projected_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of projected rows: pixels become floats, floats stay what they are."""
     return torch.float32 if dtype == torch.uint8 else dtype
@@ -50,7 +70,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
     c, r, d = bases.shape
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows, flat = unit(x, compute).reshape(x.shape[0], d), bases.to(compute).reshape(c * r, d)
-    own = labels[:, None] == torch.arange(c, device=labels.device)
+    own = labels[:, None] == torch.arange(c, dtype=torch.int64, device=labels.device)
     coef = (rows @ flat.T).view(len(rows), c, r) * own[:, :, None]
     out = rows - coef.view(len(rows), c * r) @ flat
     out = torch.where(own.any(1)[:, None], out, torch.nan)
@@ -73,11 +93,18 @@ def ingest(
     flip: Tensor | None = None,  # (n,) bool: mirror left-right after the shift
     labels: Tensor | None = None,  # (n,) int64: whose basis each result takes
 ) -> Tensor:  # (n, C, H, W) out_dtype, channels_last
-    """NHWC, uint8 or float -> [0, 1] -> project -> shift (zeros outside) -> flip -> normalise -> channels_last."""
-    x = unit(images if index is None else images[index])
+    """NHWC, uint8 or float -> [0, 1] -> project -> shift (zeros outside) -> flip -> normalise -> channels_last.
+
+    An index or a label out of range makes its image NaN; the CPU kernel raises.
+    """
+    outside, images = (None, images) if index is None else picked(images, index)
+    x = unit(images)
     if basis is not None:
         x = project(x, basis) if labels is None else project_classwise(x, basis, labels)
-    return augment(x, mean, std, dtype, shift, flip)
+    if basis is not None and labels is not None:
+        strange = inside(labels, len(basis))[0]
+        outside = strange if outside is None else outside | strange
+    return augment(x, mean, std, dtype, shift, flip, outside)
 
 
 def augment(
@@ -87,20 +114,25 @@ def augment(
     dtype: torch.dtype,
     shift: Tensor | None = None,
     flip: Tensor | None = None,
+    outside: Tensor | None = None,  # (n,) bool: images that become NaN
 ) -> Tensor:  # (n, C, H, W) dtype, channels_last
     """The second half of `ingest`: shift (zeros outside) -> flip -> normalise -> channels_last."""
     n, h, w, _ = x.shape
-    if shift is not None:
-        dy, dx = shift[:, 0].long(), shift[:, 1].long()
-        ys = torch.arange(h, device=x.device)[None, :] + dy[:, None]
-        xs = torch.arange(w, device=x.device)[None, :] + dx[:, None]
-        inside = ((ys >= 0) & (ys < h))[:, :, None] & ((xs >= 0) & (xs < w))[:, None, :]
-        rows = torch.arange(n, device=x.device)[:, None, None]
-        x = x[rows, ys.clamp(0, h - 1)[:, :, None], xs.clamp(0, w - 1)[:, None, :]]
-        x = torch.where(inside[..., None], x, 0.0)
-    if flip is not None:
-        x = torch.where(flip[:, None, None, None], x.flip(2), x)
-    x = (x - mean.float()) / std.float()
+    if x.numel() and (shift is not None or flip is not None):  # where each pixel comes from
+        rows, ys, xs = (torch.arange(size, dtype=torch.int64, device=x.device) for size in (n, h, w))
+        ys, xs = ys.expand(n, h), xs.expand(n, w)
+        if flip is not None:
+            xs = torch.where(flip[:, None], w - 1 - xs, xs)
+        if shift is not None:
+            ys, xs = ys + shift[:, :1].long(), xs + shift[:, 1:].long()
+        x = x[rows[:, None, None], ys.clamp(0, h - 1)[:, :, None], xs.clamp(0, w - 1)[:, None, :]]
+        if shift is not None:
+            seen = ((ys >= 0) & (ys < h))[:, :, None] & ((xs >= 0) & (xs < w))[:, None, :]
+            x = torch.where(seen[..., None], x, 0.0)
+    mean = mean.float()
+    if outside is not None:  # by way of the mean, which costs no pass over the pixels
+        mean = torch.where(outside[:, None, None, None], torch.nan, mean)
+    x = (x - mean) / std.float()
     return x.to(dtype).permute(0, 3, 1, 2)
 
 
@@ -111,15 +143,26 @@ def softmax_regression_step(
     lr: float,
     index: Tensor | None = None,  # (n,) int64 rows of x that make the batch, or None for all
 ) -> Tensor:  # (2,) float64: mean cross-entropy before the update, number of correct rows
-    """One SGD step of a linear classifier without bias: ``weight -= lr * d/dweight mean CE(x @ weight.T, y)``."""
-    x, labels = (x, labels) if index is None else (x[index], labels[index])
-    rows = unit(x, weight.dtype).reshape(x.shape[0], -1)
+    """One SGD step of a linear classifier without bias: ``weight -= lr * d/dweight mean CE(x @ weight.T, y)``.
+
+    An index or a label out of range makes the loss and the weight NaN; the CPU kernel raises.
+    """
+    lost = None
+    if index is not None:
+        (lost, x), (_, labels) = picked(x, index), picked(labels, index)
+    if not len(x) or not len(weight):
+        return torch.zeros(2, dtype=torch.float64, device=x.device)
+    outside, labels = inside(labels, len(weight))
+    outside = outside if lost is None else outside | lost
+    rows = unit(x, weight.dtype).reshape(len(x), weight.shape[1])
     logits = rows @ weight.T
-    loss = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum") / max(1, len(labels))
-    correct = (logits.argmax(1) == labels).sum()
-    residual = logits.softmax(1)
-    residual[torch.arange(len(labels), device=x.device), labels] -= 1
-    weight.sub_(residual.T @ rows, alpha=lr / max(1, len(labels)))
+    losses = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    loss = torch.where(outside, torch.nan, losses).sum() / len(labels)
+    correct = ((logits.argmax(1) == labels) & ~outside).sum()
+    if lr:
+        own = labels[:, None] == torch.arange(len(weight), dtype=torch.int64, device=x.device)
+        residual = (logits.softmax(1) - own.to(logits.dtype)).masked_fill_(outside[:, None], torch.nan)
+        weight.sub_(residual.T @ rows, alpha=lr / len(labels))
     return torch.stack([loss, correct.double()])
 
 
@@ -129,10 +172,14 @@ def apply_perturbation(
     index: Tensor | None = None,  # (n,) int64: which row of delta each image gets; None: its own
     truncate: bool = False,  # round down (LSP's published way) instead of to nearest even
 ) -> Tensor:  # (n, ...) uint8
-    """``clamp(images + 255 * delta[index], 0, 255)``, rounded to uint8."""
-    d = delta if index is None else delta[index]
+    """``clamp(images + 255 * delta[index], 0, 255)``, rounded to uint8.
+
+    An index out of range leaves its image as it was; the CPU kernel raises.
+    """
+    outside, d = (None, delta) if index is None else picked(delta, index)
     x = (images.to(torch.float32) + 255 * d).clamp(0, 255)
-    return (x.floor() if truncate else x.round()).to(torch.uint8)
+    out = (x.floor() if truncate else x.round()).to(torch.uint8)
+    return out if outside is None else torch.where(_each(outside, out), images, out)
 
 
 def pgd_step(
@@ -183,15 +230,25 @@ def perturb_lsp(
     images: Tensor | None = None,  # (n, height, width, channels) uint8: add to these
     truncate: bool = False,
 ) -> Tensor:  # (n, height, width, channels) float32, or uint8 with images
-    """Linearly separable perturbations (Yu et al., KDD 2022): a Gaussian cluster a class, blown up to patches."""
+    """Linearly separable perturbations (Yu et al., KDD 2022): a Gaussian cluster a class, blown up to patches.
+
+    A label out of range gives NaN, or leaves its image as it was; the CPU kernel raises.
+    """
     n, m = labels.shape[0], centroids.shape[1]
     gh, gw = math.ceil(height / patch), math.ceil(width / patch)
     normals = philox_normal(seed, philox.STREAM_LSP, first, n, m, device=labels.device)
-    latent = (normals[:, None, :] @ mixing[labels].float())[:, 0] + centroids[labels].float()
+    (outside, mixed), (_, centre) = picked(mixing, labels), picked(centroids, labels)
+    latent = (normals[:, None, :] @ mixed.float())[:, 0] + centre.float()
     grid = latent.reshape(n, gh, gw, channels)
     delta = grid.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, :height, :width]
     scale = norm / delta.flatten(1).double().norm(dim=1).clamp_min(1e-12)
     delta = (delta * scale.float()[:, None, None, None]).contiguous()
+    return _added(delta, outside, images, truncate)
+
+
+def _added(delta: Tensor, outside: Tensor, images: Tensor | None, truncate: bool) -> Tensor:
+    """A perturbation, NaN in the rows `outside`, or images with it, which stay as they were there."""
+    delta = torch.where(_each(outside, delta), torch.nan if images is None else 0.0, delta)
     return delta if images is None else apply_perturbation(images, delta, None, truncate)
 
 
@@ -207,7 +264,10 @@ def perturb_ar(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:  # (n, height, width, channels) float32, or uint8 with images
-    """Autoregressive noise (Sandoval-Segura et al., NeurIPS 2022): every value is its window's weighted sum."""
+    """Autoregressive noise (Sandoval-Segura et al., NeurIPS 2022): every value is its window's weighted sum.
+
+    A label out of range: as in `perturb_lsp`.
+    """
     n, channels = labels.shape[0], coefficients.shape[1]
     h, w = height + 4, width + 4
     each = 2 * w + 2 * (h - 2)
@@ -215,7 +275,8 @@ def perturb_ar(
     x = z.new_zeros(n, channels, h, w)
     x[:, :, :2] = z[:, :, : 2 * w].reshape(n, channels, 2, w)
     x[:, :, 2:, :2] = z[:, :, 2 * w :].reshape(n, channels, h - 2, 2)
-    window = coefficients[labels].float().reshape(n, channels, 9)
+    outside, window = picked(coefficients, labels)
+    window = window.float().reshape(n, channels, 9)
     for i in range(2, h):
         for j in range(2, w):
             before = x[:, :, i - 2 : i + 1, j - 2 : j + 1].reshape(n, channels, 9)
@@ -227,15 +288,22 @@ def perturb_ar(
     flat = delta.flatten(1).double()
     if kind != "none":
         size = flat.norm(dim=1) if kind == "l2" else flat.abs().amax(1)
-        single = torch.tensor(norm, dtype=torch.float32).double()
-        delta = delta * (single.to(size.device) / size.clamp_min(1e-12)).float()[:, None, None, None]
-    return delta if images is None else apply_perturbation(images, delta, None, truncate)
+        single = torch.full((), norm, dtype=torch.float32, device=size.device).double()
+        delta = delta * (single / size.clamp_min(1e-12)).float()[:, None, None, None]
+    return _added(delta, outside, images, truncate)
 
 
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Sums and sums of squares over the images of each class: (classes, ...) int64 each; images (n, ...) uint8."""
+    """Sums and sums of squares over the images of each class: (classes, ...) int64 each; images (n, ...) uint8.
+
+    A label out of range counts nowhere; the CPU kernel raises.
+    """
     x = images.long()
     sums, squares = (x.new_zeros(classes, *images.shape[1:]) for _ in range(2))
+    if not classes:
+        return sums, squares
+    outside, labels = inside(labels, classes)
+    x.masked_fill_(_each(outside, x), 0)
     return sums.index_add_(0, labels, x), squares.index_add_(0, labels, x * x)
 
 
@@ -272,7 +340,7 @@ def patch_filter(
     taps, r = filters.shape[0], filters.shape[0] // 2
 
     def kinds(side: int) -> Tensor:  # 0 .. r - 1 at the upper border, r within, r + 1 .. 2 r at the lower
-        at = torch.arange(side, device=x.device)
+        at = torch.arange(side, dtype=torch.int64, device=x.device)
         return torch.where(at < r, at, torch.where(at >= side - r, taps - (side - at), torch.full_like(at, r)))
 
     own = filters.to(x.dtype)[kinds(h)][:, kinds(w)]  # (H, W, T, T, C, C)
@@ -289,19 +357,26 @@ def perturb_convolution(
     labels: Tensor,  # (n,) int64
     kernels: Tensor,  # (c, side, side) float32, for all channels alike
 ) -> Tensor:  # (n, H, W, C) uint8
-    """Convolution with the class's filter, zeros outside, divided by the image's largest value, truncated to uint8."""
-    n, height, width, _ = images.shape
+    """Convolution with the class's filter, zeros outside, divided by the image's largest value, truncated to uint8.
+
+    A label out of range leaves its image as it was; the CPU kernel raises.
+    """
+    _, height, width, _ = images.shape
     side = kernels.shape[1]
     before = side // 2
     padded = torch.nn.functional.pad(images.float(), (0, 0, before, side - 1 - before, before, side - 1 - before))
-    weights = kernels[labels].float()
-    y = torch.zeros(images.shape, device=images.device)
+    if not images.numel():
+        return images.clone()
+    outside, weights = picked(kernels, labels)
+    weights = weights.float()
+    y = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
     for dy in range(side):
         for dx in range(side):
             y = y + weights[:, dy, dx, None, None, None] * padded[:, dy : dy + height, dx : dx + width]
-    most = y.flatten(1).amax(1).clamp_min(0)[:, None, None, None] if n else y
+    most = y.flatten(1).amax(1).clamp_min(0)[:, None, None, None]
     # An all-black image has nothing to divide by, and stays black.
-    return torch.where(most > 0, (y / most.clamp_min(1e-30) * 255).clamp_min(0), 0).to(torch.uint8)
+    out = torch.where(most > 0, (y / most.clamp_min(1e-30) * 255).clamp_min(0), 0.0).to(torch.uint8)
+    return torch.where(_each(outside, out), images, out)
 
 
 def whole_levels(eps: float) -> int:
@@ -322,14 +397,19 @@ def perturb_linear(
 
     Each step descends ``share * CE(W noise, y) + (1 - share) * KL(uniform || softmax(W (x - noise)))``, whose gradient
     is ``W.T @ (share * (softmax(W noise) - onehot) - (1 - share) * (softmax(W (x - noise)) - 1 / c))``.
+    A label out of range leaves its image as it was; the CPU kernel raises.
     """
     n, (c, d), weight = images.shape[0], weight.shape, weight.float()
+    if not images.numel() or not c:
+        return images.clone()
     rows = unit(images).reshape(n, d)
     of_images, noise = rows @ weight.T, torch.zeros_like(rows)
-    onehot = torch.nn.functional.one_hot(labels, c).to(weight.dtype)
+    # Not `one_hot`, which waits for the device to look at the labels.
+    onehot = (labels[:, None] == torch.arange(c, dtype=torch.int64, device=labels.device)).to(weight.dtype)
     for _ in range(steps):
         own = noise @ weight.T
         residual = share * (own.softmax(1) - onehot) - (1 - share) * ((of_images - own).softmax(1) - 1 / c)
         noise = (noise - alpha * (residual @ weight).sign()).clamp(-eps, eps)
     levels = (255 * noise).round().clamp(-whole_levels(eps), whole_levels(eps))
-    return (images.reshape(n, d) - levels).clamp(0, 255).to(torch.uint8).reshape(images.shape)
+    out = (images.reshape(n, d) - levels).clamp(0, 255).to(torch.uint8).reshape(images.shape)
+    return torch.where(_each(inside(labels, c)[0], out), images, out)

@@ -18,6 +18,7 @@ from torch.library import Library
 
 from . import arguments, reference
 from .reference import projected_dtype
+from .state import exact
 
 __all__ = [
     "apply_perturbation",
@@ -60,13 +61,18 @@ def checked_twin(name: str) -> Callable[..., Any]:
         check(*args, **options)
         return twin(*args, **options)
 
-    return function
+    return exact(function)
 
 
 def kernel(device: str) -> Callable[[F], F]:
-    """Registers a function as the operator of its name for one kind of device ("CPU", "CUDA")."""
+    """Registers a function as the operator of its name for one kind of device ("CPU", "CUDA").
+
+    PyTorch's redispatch leaves autocast on, so a matrix product within an implementation would be cast. Here, and for
+    the twins in `define`, is where every implementation is made `exact`.
+    """
 
     def register(function: F) -> F:
+        function = exact(function)
         LIBRARY.impl(function.__name__, function, device)
         return function
 
@@ -194,7 +200,7 @@ def ingest(
     Args:
         images: (N, H, W, C) uint8, or float16, bfloat16, float32 or float64 in units of [0, 1]; computed in float32.
         basis: (k, H*W*C) float32 with orthonormal rows, or None for no projection; (c, r, H*W*C) with labels.
-        mean, std: C values in units of [0, 1].
+        mean, std: C values in units of [0, 1]; numbers are kept on the device from their first use on.
         dtype: of the result: float32, bfloat16 or float16.
         index: (n,) int64 rows of `images` that make the batch; None takes all, in order.
         shift: (n, 2) int32 (dy, dx): ``out[y, x] = image[y + dy, x + dx]``, black (zero) outside. A crop with
@@ -205,9 +211,25 @@ def ingest(
     Returns:
         (n, C, H, W) tensor in channels_last memory format.
     """
-    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device)
-    std = torch.as_tensor(std, dtype=torch.float32, device=images.device)
+    mean, std = _values(mean, images.device), _values(std, images.device)
     return _ops.ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
+
+
+def _values(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
+    """As a float32 tensor on the device; numbers are copied to it once, as a copy waits for a GPU."""
+    if (
+        not isinstance(values, Tensor)
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+    ):
+        return _copied(tuple(map(float, values)), device)
+    return torch.as_tensor(values, dtype=torch.float32, device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def _copied(values: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it outlives the caller's
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 define(

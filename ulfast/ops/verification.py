@@ -166,11 +166,9 @@ def driver() -> str:
 
 @lru_cache(maxsize=1)
 def build() -> str:
-    """A checksum of the kernels, of what calls them, and of what tries them."""
+    """A checksum of the kernels, and of what calls and tries them."""
     state = hashlib.sha256(__version__.encode())
-    here = Path(__file__).parent
-    ours = (here / f"{name}.py" for name in ("cuda", "cuda_generators", "random", "trials"))
-    for file in (Path(str(_extension.load().__file__)), *ours):
+    for file in (Path(str(_extension.load().__file__)), *sorted(Path(__file__).parent.glob("*.py"))):
         with contextlib.suppress(OSError):  # without sources the version answers for them
             state.update(file.read_bytes())
     return state.hexdigest()[:16]

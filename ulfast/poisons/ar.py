@@ -17,6 +17,7 @@ from .. import ops
 from ..data.dataset import Dataset
 from ..data.tensors import as_tensor
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..parameters import parameter
 from ..runtime.files import write_json
 from .base import Perturb, Poison, Workplace
@@ -117,6 +118,7 @@ def _channel_response(signals: Tensor, windows: Tensor) -> Tensor:
     return out.relu_().view(n, channels, len(windows), height - 2, width - 2).sum((1, 3, 4))
 
 
+@ordinary
 def find_coefficients(
     classes: int,
     seed: int = 0,
@@ -229,6 +231,7 @@ def _stable(seed: int, batch: int, size: tuple[int, int], channels: int) -> Tens
     return windows[:, 0]
 
 
+@ordinary
 def judge(windows: Tensor, size: tuple[int, int], seed: int = 0) -> dict[str, Any]:
     """What a set of windows (c, channels, 3, 3) float32 is worth at a size (height, width), by the published test.
 
@@ -275,6 +278,7 @@ def save_coefficients(windows: Tensor, path: Path) -> None:
     write_json(path, {"format": "ulfast-ar-1", "coefficients": windows.double().tolist()})
 
 
+@ordinary
 def load_coefficients(path: str, classes: int, channels: int) -> Tensor:
     """Windows from what `save_coefficients` wrote, from `.npy`, or from a published `.pt` (a tensor, or a list of
     (channels, 3, 3) tensors).

@@ -23,12 +23,14 @@ from ..data.readers.published import (
     read_pngs,
 )
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..runtime.progress import Progress
 from .statistics import PerturbationStatistics
 
 CHUNK_BYTES = 4 << 20  # of pixels; the sum in float64 takes eight times as much
 
 
+@ordinary
 def import_published(
     source: str | os.PathLike[str],
     base: Dataset,

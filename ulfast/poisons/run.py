@@ -16,6 +16,7 @@ from ..data.dataset import Dataset, chunks
 from ..data.writers.folder import SplitWriter
 from ..data.writers.resumable import RowWriter
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..parameters import with_parameters
 from ..runtime.progress import Progress
 from ..version import __version__
@@ -104,6 +105,7 @@ def rate_mask(dataset: Dataset, rate: float, seed: int) -> np.ndarray | None:
     return chosen
 
 
+@ordinary
 def poison(
     dataset: Dataset,
     method: str = "lsp",
@@ -149,6 +151,7 @@ def poison(
     return replace(dataset, images=images, manifest=work.manifest())
 
 
+@ordinary
 def perturbation(clean: Dataset, poisoned: Dataset) -> torch.Tensor:
     """What was added, (n, H, W, C) float32 in units of [0, 1], after rounding and clipping."""
     if clean.images.shape != poisoned.images.shape:
@@ -157,6 +160,7 @@ def perturbation(clean: Dataset, poisoned: Dataset) -> torch.Tensor:
     return torch.from_numpy(difference).float() / 255
 
 
+@ordinary
 def write_poisoned(work: Poisoning, split: SplitWriter, progress: Progress | None = None) -> None:
     """Streams a poisoned set to disk in memory that does not grow with it."""
     for begin, stop, block in work:
@@ -166,6 +170,7 @@ def write_poisoned(work: Poisoning, split: SplitWriter, progress: Progress | Non
     split.set_manifest(work.manifest())
 
 
+@ordinary
 def write_rows(work: Poisoning, writer: RowWriter, progress: Progress | None = None) -> bool:
     """Writes what a run that was killed has left of the split `train`, by all processes; True in the first of them.
 

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..runtime.files import atomic_file
 from .orthonormal import gram, orthonormal_rows
 
@@ -59,9 +60,10 @@ class Basis:
         """Largest entry of ``|rows @ rows.T - I|``, in float64."""
         if not self.rank:
             return 0.0
-        return float((gram(self.rows.cpu()) - torch.eye(self.rank, dtype=torch.float64)).abs().max())
+        return float((gram(self.rows.cpu()) - torch.eye(self.rank, dtype=torch.float64, device="cpu")).abs().max())
 
     @classmethod
+    @ordinary
     def from_weights(cls, weights: Tensor, image_shape: tuple[int, int, int], metadata: dict[str, Any]) -> Basis:
         """Orthonormalise the rows of a linear model's weights (c, d), in float64.
 

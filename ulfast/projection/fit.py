@@ -17,6 +17,7 @@ from ..data.dataset import Dataset
 from ..data.lazy import LazyImages, prefetch
 from ..data.tensors import DEVICE_SHARE, as_tensor
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..runtime.progress import Progress
 from .basis import Basis
 from .fit_state import FitState
@@ -26,10 +27,13 @@ CHUNK = 1024
 # Bytes of decoded images read once more at a time; batches whose decoding is planned together.
 DECODED_BYTES, PIECE = 32 << 20, 512
 
-# Size of a batch; our part of it: (b,) indices, and the images, or all images and the rows among them.
-_Block = tuple[int, Tensor, Tensor, Tensor | None]
+# (b,) indices of a batch, on the CPU and on the device of the fit.
+_Index = tuple[Tensor, Tensor]
+# Size of a batch; our part of it: its indices, and the images, or all images and the rows among them.
+_Block = tuple[int, _Index, Tensor, Tensor | None]
 
 
+@ordinary
 def fit_basis(
     dataset: Dataset,
     *,
@@ -113,7 +117,7 @@ def fit_basis(
         taken = torch.cat([b.rows for b in bases]).to(target) if bases else None
         begun = state.weight
         weight = (_start(init, dataset.num_classes, d, seed + len(bases)) if begun is None else begun).to(target)
-        batches = _batches(n, batch_size, total, seed + len(bases), drop_last=epochs is None)
+        batches = _batches(n, batch_size, total, seed + len(bases), drop_last=epochs is None, device=target)
         _descend(images, labels, weight, batches, total, lr, taken, state, progress)
         if init == "zero":
             # The gradient's rows sum to zero, and so do the weights, but for a thousand steps' rounding, which must not
@@ -149,7 +153,7 @@ def _descend(
     images: Tensor | LazyImages,
     labels: Tensor,
     weight: Tensor,
-    batches: Iterator[Tensor],
+    batches: Iterator[_Index],
     total: int,
     lr: float,
     taken: Tensor | None,
@@ -164,9 +168,9 @@ def _descend(
     if taken is not None and not state.step:
         ops.project_(weight, taken)
     rest = itertools.islice(batches, state.step, None)
-    for step, (size, index, x, rows) in enumerate(_blocks(images, rest, weight.device), state.step):
+    for step, (size, (_, index), x, rows) in enumerate(_blocks(images, rest, weight.device), state.step):
         rate = lr * (1.0 if step < total / 2 else 0.1 if step < 0.75 * total else 0.01)
-        y = labels if rows is not None else labels[index.to(labels.device)]
+        y = labels if rows is not None else labels[index]
         result = ops.softmax_regression_step(x, y, weight, rate, index=rows) if len(index) else None
         if distributed.size() > 1:
             # A step is linear in its images' gradients: the mean of all parts' weights is the step of the whole batch.
@@ -196,55 +200,65 @@ def _images(dataset: Dataset, device: torch.device) -> Tensor | LazyImages:
     return images.to(device)
 
 
-def _blocks(images: Tensor | LazyImages, batches: Iterator[Tensor], device: torch.device) -> Iterator[_Block]:
+def _blocks(images: Tensor | LazyImages, batches: Iterator[_Index], device: torch.device) -> Iterator[_Block]:
     """Our part of each batch; undecoded images are decoded ahead, so the memory that is taken does not depend on their
     number."""
-    parts = ((len(index), index[slice(*distributed.share(len(index)))]) for index in batches)
+    cuts = ((index, there, slice(*distributed.share(len(index)))) for index, there in batches)
+    parts = ((len(index), (index[cut], there[cut])) for index, there, cut in cuts)
     if isinstance(images, LazyImages):
         # Indices are a permutation a pass: known in pieces, so that a long fit does not list them all.
         while piece := list(itertools.islice(parts, PIECE)):
-            with contextlib.closing(prefetch(images, [index.numpy() for _, index in piece])) as decoded:  # type: ignore[type-var]
-                for (size, index), block in zip(piece, decoded, strict=True):
-                    yield size, index, torch.from_numpy(block).to(device), None
+            with contextlib.closing(prefetch(images, [index.numpy() for _, (index, _) in piece])) as decoded:  # type: ignore[type-var]
+                for (size, at), block in zip(piece, decoded, strict=True):
+                    yield size, at, torch.from_numpy(block).to(device), None
         return
-    for size, index in parts:
+    for size, (index, there) in parts:
         if images.device.type == device.type:
-            yield size, index, images, index.to(device)
+            yield size, (index, there), images, there
         else:
-            yield size, index, images[index].to(device), None
+            yield size, (index, there), images[index].to(device), None
 
 
 def _start(init: str, classes: int, d: int, seed: int) -> Tensor:
     if init == "zero":
-        return torch.zeros(classes, d)
+        return torch.zeros(classes, d, dtype=torch.float32, device="cpu")
     bound = 1 / math.sqrt(d)  # what torch.nn.Linear draws: kaiming_uniform with a = sqrt(5)
     return (ops.philox_uniform(seed, ops.philox.STREAM_ORDER, 1 << 40, classes, d) * 2 - 1) * bound
 
 
-def _batches(n: int, batch_size: int, total: int, seed: int, *, drop_last: bool) -> Iterator[Tensor]:
-    """`total` batches of indices, from a new permutation a pass. Steps drop a short last batch; epochs keep it."""
-    generator = torch.Generator().manual_seed(seed)
+def _batches(
+    n: int, batch_size: int, total: int, seed: int, *, drop_last: bool, device: torch.device
+) -> Iterator[_Index]:
+    """`total` batches of indices, from a new permutation a pass. Steps drop a short last batch; epochs keep it. Each
+    permutation goes to the device as a whole, as each copy waits for a GPU."""
+    generator = torch.Generator("cpu").manual_seed(seed)
     done = 0
     while done < total:
-        order = torch.randperm(n, generator=generator)
+        order = torch.randperm(n, generator=generator, dtype=torch.int64, device="cpu")
+        there = order.to(device)
         stop = n - n % batch_size if drop_last else n
         for begin in range(0, stop, batch_size):
             if done == total:
                 return
-            yield order[begin : begin + batch_size]
+            part = slice(begin, begin + batch_size)
+            yield order[part], there[part]
             done += 1
 
 
 def _evaluate(images: Tensor | LazyImages, labels: Tensor, weight: Tensor) -> tuple[float, float]:
     """Mean loss and accuracy of the final weights over all images, by the same kernel with a learning rate of 0."""
-    state = torch.zeros(2, dtype=torch.float64)
+    state = torch.zeros(2, dtype=torch.float64, device=weight.device)
     # Of images decoded anew, as many at a time as take a few dozen megabytes.
     chunk = max(1, min(CHUNK, DECODED_BYTES // weight.shape[1])) if isinstance(images, LazyImages) else CHUNK
-    for _, index, block, rows in _blocks(images, iter(torch.arange(len(labels)).split(chunk)), weight.device):
+    order = torch.arange(len(labels), dtype=torch.int64, device="cpu")
+    batches = zip(order.split(chunk), order.to(weight.device).split(chunk), strict=True)
+    for _, (index, there), block, rows in _blocks(images, batches, weight.device):
         if not len(index):
             continue
-        y = labels[index.to(labels.device)]
-        x = block if rows is None else block[int(index[0]) : int(index[-1]) + 1]
-        state += ops.softmax_regression_step(x, y, weight, 0.0).cpu() * torch.tensor([len(y), 1.0])
+        mine = slice(int(index[0]), int(index[-1]) + 1)
+        x, y = (block, labels[there]) if rows is None else (block[mine], labels[mine])
+        loss, correct = ops.softmax_regression_step(x, y, weight, 0.0)
+        state += torch.stack([loss * len(y), correct])
+    state = state.cpu()
     loss, correct = (distributed.sum_(state) / len(labels)).tolist()
     return loss, correct

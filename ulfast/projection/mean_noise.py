@@ -17,6 +17,7 @@ from .. import distributed, ops
 from ..data.class_moments import class_moments
 from ..data.dataset import Dataset
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..runtime.progress import Progress
 from .basis import Basis
 
@@ -24,6 +25,7 @@ SCALE = 2.0
 EMPTY = 1e-8  # share of the largest variance below which a direction is rounding
 
 
+@ordinary
 def fit_mean_noise(
     dataset: Dataset, scale: float = SCALE, *, progress: Progress | None = None, shared: bool = False
 ) -> Tensor:
@@ -107,7 +109,9 @@ class MeanNoise(nn.Module):
         if c * h * w != self.rows.shape[1]:
             raise ValueError(f"the noise has {self.rows.shape[1]} values per image, the images are {tuple(x.shape)}")
         weights = torch.randn(n, len(self.rows), device=x.device, dtype=self.rows.dtype)
-        return x + (weights @ self.rows).to(x.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
+        with torch.autocast(x.device.type, enabled=False):  # the caller's is for his network
+            noise = weights @ self.rows
+        return x + noise.to(x.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         return f"directions={self.rows.shape[0]}, features={self.rows.shape[1]}"

@@ -18,7 +18,7 @@ def _columns(matrix: Tensor) -> Iterator[slice]:
 
 def gram(matrix: Tensor) -> Tensor:
     """``matrix @ matrix.T`` of a (k, d) matrix, (k, k) float64, in memory independent of d."""
-    out = torch.zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64)
+    out = torch.zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64, device=matrix.device)
     for columns in _columns(matrix):
         block = matrix[:, columns].double()
         out.addmm_(block, block.T)
@@ -27,7 +27,7 @@ def gram(matrix: Tensor) -> Tensor:
 
 def _times(left: Tensor, matrix: Tensor) -> Tensor:
     """``left @ matrix`` as float32, computed in float64; left is (r, k) float64."""
-    out = torch.empty(left.shape[0], matrix.shape[1])
+    out = torch.empty(left.shape[0], matrix.shape[1], dtype=torch.float32, device=matrix.device)
     for columns in _columns(matrix):
         out[:, columns] = (left @ matrix[:, columns].double()).float()
     return out
@@ -51,6 +51,8 @@ def orthonormal_rows(matrix: Tensor, tolerance: float) -> Tensor:
     rows = _times((vectors[:, kept] / values[kept].sqrt()).T, matrix)
     if len(rows):
         factor = torch.linalg.cholesky(gram(rows))
-        inverse = torch.linalg.solve_triangular(factor, torch.eye(len(rows), dtype=torch.float64), upper=False)
+        inverse = torch.linalg.solve_triangular(
+            factor, torch.eye(len(rows), dtype=torch.float64, device=rows.device), upper=False
+        )
         rows = _times(inverse, rows)
     return rows

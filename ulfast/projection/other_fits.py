@@ -19,6 +19,7 @@ from ..data.class_moments import class_moments
 from ..data.dataset import Dataset, chunks
 from ..data.tensors import as_tensor
 from ..errors import InputError
+from ..ops.state import ordinary
 from .basis import Basis
 
 LARGEST = 12_288  # features a (d, d) matrix is made for: 64 px in colour, 600 MB in float32
@@ -116,6 +117,7 @@ def class_mean(dataset: Dataset, seed: int = 0) -> Linear:
     return weights.float(), (-weights @ centre - 0.5 * weights.square().sum(1)).float()
 
 
+@ordinary
 def fisher_ratios(
     basis: Basis, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -151,6 +153,7 @@ def fisher_ratios(
     return (distributed.same(turned), distributed.same(ratios)) if shared else (turned, ratios)
 
 
+@ordinary
 def partial_rows(basis: Basis, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False) -> Tensor:
     """Rows of which projecting removes each direction only as far as the classes' means differ along it: the share
     min(1, ratio^2) of `fisher_ratios`.
@@ -194,6 +197,7 @@ class Erasure:
         return rows.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
+@ordinary
 def leace(dataset: Dataset) -> tuple[Erasure, Basis]:
     """Least-squares concept erasure: the smallest change after which no linear model finds the classes.
 
@@ -222,6 +226,7 @@ def leace(dataset: Dataset) -> tuple[Erasure, Basis]:
 FITS: dict[str, Callable[..., Linear]] = {"lbfgs": lbfgs, "ridge": ridge, "class-mean": class_mean}
 
 
+@ordinary
 def fit_weights(dataset: Dataset, fit: str, rank: int | None = None, seed: int = 0) -> Basis:
     """A Basis from one of `FITS`.
 

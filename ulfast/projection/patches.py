@@ -21,6 +21,7 @@ from .. import ops
 from ..data.dataset import Dataset, balanced_indices
 from ..data.tensors import as_tensor
 from ..errors import InputError
+from ..ops.state import ordinary
 from ..runtime.progress import Progress
 
 PATCH = 7
@@ -197,6 +198,7 @@ def estimator(noise: Tensor, covariance: Tensor) -> Tensor:
     return torch.linalg.solve(weighted @ noise.T, weighted)
 
 
+@ordinary
 def fit_patches(
     dataset: Dataset,
     *,
@@ -291,8 +293,11 @@ class PatchProjection(torch.nn.Module):
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and min(x.shape[2:]) >= 2 * side - 1
         if plain and not (torch.is_grad_enabled() and x.requires_grad):
             return ops.patch_filter(x.permute(0, 2, 3, 1), self._folded()).permute(0, 3, 1, 2)
-        removed = F.conv_transpose2d(F.conv2d(x, self.analysis), self.synthesis)
-        return x - removed / self._cover(x)
+        # Not in the caller's autocast: like the operators, in the buffers' precision, and the result in x's.
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.to(self.analysis.dtype)
+            removed = F.conv_transpose2d(F.conv2d(wide, self.analysis), self.synthesis)
+            return (wide - removed / self._cover(wide)).to(x.dtype)
 
     def _folded(self) -> Tensor:
         """`fold` of the buffers as they are now."""
@@ -325,7 +330,7 @@ def fold(analysis: Tensor, synthesis: Tensor) -> Tensor:
         for b in range(side):
             rows, columns = slice(side - 1 - a, taps - a), slice(side - 1 - b, taps - b)
             answers[a, b, rows, columns] = inside[a, b].permute(2, 3, 1, 0)
-    kind, place = torch.arange(taps)[:, None], torch.arange(side)
+    kind, place = torch.arange(taps, device=analysis.device)[:, None], torch.arange(side, device=analysis.device)
     # Places in a patch that a pixel of each kind of row can have.
     can = ((place <= kind) | (kind >= side - 1)) & ((place >= kind - (side - 1)) | (kind <= side - 1))
     weights = can.double() / can.sum(1, keepdim=True)
@@ -335,4 +340,4 @@ def fold(analysis: Tensor, synthesis: Tensor) -> Tensor:
 def _count(size: int, side: int, device: torch.device) -> Tensor:
     at = torch.arange(size, device=device)
     most = min(side, size - side + 1)
-    return torch.minimum(torch.minimum(at + 1, size - at), torch.tensor(most, device=device))
+    return torch.minimum(at + 1, size - at).clamp(max=most)

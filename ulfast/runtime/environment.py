@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import lru_cache
@@ -34,10 +35,11 @@ def describe() -> dict[str, Any]:
 
 @lru_cache
 def commit() -> str | None:
-    """The commit of the checkout that this package runs from, with "+" after it if files differ; None outside one."""
+    """The commit of the checkout that this package runs from, with "+" after it if files differ. Outside one what
+    ULFAST_COMMIT says, or None."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("ULFAST_COMMIT") or None
 
     def git(*arguments: str) -> str | None:
         try:

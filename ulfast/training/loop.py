@@ -20,6 +20,7 @@ from ..runtime.progress import Progress
 from . import checkpoint, parallel
 from .mixing import BatchHook, Step
 from .recipes import Recipe
+from .update import Update, convolutions, make_optimizer, make_update
 
 REPORT_EVERY = 0.2  # seconds between two progress reports
 
@@ -27,7 +28,7 @@ REPORT_EVERY = 0.2  # seconds between two progress reports
 @dataclass(frozen=True)
 class TrainResult:
     """What a training gave. Accuracies are shares from 0 to 1, of the chosen epoch; `refitted` is the test accuracy
-    after a refit, where there was one.
+    after a refit, where there was one; `evaluation` the seconds that looks at the test images took in this process.
 
     `history` has a row per epoch: epoch, lr, train_loss, train_accuracy (of the batches as they came, augmented),
     test_loss and test_accuracy (where the epoch had an evaluation), seconds, images_per_second, and select_accuracy
@@ -38,6 +39,7 @@ class TrainResult:
     seconds: float
     images_per_second: float
     refitted: float | None = None
+    evaluation: float = 0.0
 
     @property
     def chosen(self) -> dict[str, float]:
@@ -56,16 +58,6 @@ class TrainResult:
 def best_epoch(history: Sequence[dict[str, float]]) -> dict[str, float]:
     """The first row with the highest accuracy on the selection images."""
     return max(history, key=lambda row: row["select_accuracy"])
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum 0.9. Biases and normalisation weights are not decayed by AdamW."""
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
 def train(
@@ -110,7 +102,7 @@ def train(
     device = loader.device
     model.to(device)
     half = devices.fast_half(device) if recipe.half else None
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe, device)
     settings = {"recipe": asdict(recipe), "seed": seed, **(identity or {})}
     mean, std = normalisation or (loader.mean, loader.std)
     mean, std = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in (mean, std))
@@ -119,6 +111,7 @@ def train(
         raise InputError(f"batches of {loader.batch_images(len(loader) - 1)} images for {parts} processes: give fewer")
     history: list[dict[str, float]] = []
     best: dict[str, torch.Tensor] = {}
+    evaluation = 0.0
     if folder and distributed.agreed(resume and (folder / "last.pt").is_file()):
         history = checkpoint.load(folder / "last.pt", model, optimizer, settings)["history"]
     elif folder and keep_checkpoints and main:
@@ -126,12 +119,14 @@ def train(
     if history and select is not None and folder:
         best = checkpoint.load_weights(folder / "best.pt")
     with parallel.spread(model, device, parts) as network:
+        update = make_update(network, optimizer, recipe, half, device, parts)
         for epoch in range(len(history), recipe.epochs):
             # Parts of a batch are not to be augmented alike.
             torch.manual_seed((seed * 1_000_003 + epoch + (loader.part[0] << 48)) % (1 << 63))
             start = time.perf_counter()
             step = Step(model, epoch, mean, std, half)
-            row = _epoch(network, loader, recipe, optimizer, hooks, step, stage, progress)
+            with convolutions(recipe, device):
+                row = _epoch(network, loader, recipe, update, hooks, step, stage, progress)
             if parts > 1:
                 parallel.same_buffers(model)
             devices.synchronize(device)
@@ -142,7 +137,9 @@ def train(
                     f" {recipe.lr:g} of recipe {recipe.name} do not fit this network; try another recipe"
                 )
             if (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs or select is not None:
+                begun = time.perf_counter()
                 row["test_loss"], row["test_accuracy"] = evaluate(model, test_loader, half)
+                evaluation += time.perf_counter() - begun
             row["seconds"] = seconds
             row["images_per_second"] = loader.images_per_epoch / seconds
             if select is not None:
@@ -170,25 +167,24 @@ def train(
     if best:
         model.load_state_dict(best)
     seconds = sum(row["seconds"] for row in history)
-    return TrainResult(history, seconds, loader.images_per_epoch * len(history) / max(seconds, 1e-9))
+    speed = loader.images_per_epoch * len(history) / max(seconds, 1e-9)
+    return TrainResult(history, seconds, speed, evaluation=evaluation)
 
 
 def _epoch(
     model: nn.Module,
     loader: MemoryLoader,
     recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
+    update: Update,
     hooks: Sequence[BatchHook],
     step: Step,
     stage: str,
     progress: Progress | None,
 ) -> dict[str, float]:
     model.train()
-    epoch, half = step.epoch, step.half
+    epoch = step.epoch
     loader.set_epoch(epoch)
-    device = loader.device
-    loss_sum = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device)
+    update.begin()
     seen, lr, steps, parts = 0, 0.0, len(loader), loader.part[1]
     begun = said = time.perf_counter()
     for i, (x, y) in enumerate(loader):
@@ -196,23 +192,18 @@ def _epoch(
         for hook in hooks:
             x, y = hook(x, y, step)
         lr = recipe.rate(epoch * steps + i, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        with torch.autocast(device.type, dtype=half, enabled=half is not None):
-            out = model(x)
-            loss = nn.functional.cross_entropy(out, y)
-        if parts > 1:  # of which the mean over the processes is the whole batch's
-            loss = loss * (len(labels) * parts / loader.batch_images(i))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.detach() * (len(labels) if parts == 1 else loader.batch_images(i) / parts)
-        correct += (out.detach().argmax(1) == labels).sum()
+        update.set_rate(lr)
+        if parts == 1:
+            update(x, y, labels, None, len(labels))
+        else:  # of which the mean over the processes is the whole batch's
+            whole = loader.batch_images(i)
+            update(x, y, labels, len(labels) * parts / whole, whole / parts)
         seen += len(labels)
         now = time.perf_counter()
         if progress and now - said > REPORT_EVERY:
             said = now
             progress(stage, epoch + (i + 1) / steps, recipe.epochs, images_per_second=parts * seen / (now - begun))
+    loss_sum, correct = update.loss, update.correct
     if parts > 1:
         total = distributed.sum_(torch.stack([loss_sum, correct]).double())
         loss_sum, correct, seen = total[0], total[1], loader.images_per_epoch

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ... import ops
 from ...errors import InputError
+from ...ops.state import ordinary
 from ...runtime.machine import cores
 from ..loaders.augment import Augment, resized_crop
 from ..loaders.epoch import EpochLoader
@@ -85,7 +86,7 @@ class FFCVLoader(EpochLoader):
         if mean is None or std is None:
             mean, std = channel_statistics(as_dataset(beton, resize=size))
         self.image_shape, self.device = shape, torch.device(device)
-        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32) for v in (mean, std))
+        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device="cpu") for v in (mean, std))
         self.basis = None if basis is None else basis.cpu().float()
         self._rows, self._checked = rows, Checked(beton)
         self._labels = torch.from_numpy(beton.labels[rows])
@@ -205,6 +206,7 @@ def _pieces() -> _Pieces:
     class Epoch(EpochIterator):  # type: ignore[misc]
         """One pass whose thread ends when it is told to and whose errors are the caller's."""
 
+        @ordinary  # FFCV allocates on the default device
         def __init__(self, loader: Any, order: np.ndarray, check: Callable[[np.ndarray], None]) -> None:
             self._check = check
             self.closed = False

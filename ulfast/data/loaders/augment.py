@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ...ops.state import exact
 
 # Item numbers of one epoch's augmentation draws start at epoch << EPOCH_BITS: room for a trillion images.
 EPOCH_BITS = 40
@@ -32,6 +33,7 @@ def draw_boxes(
     return torch.stack([u[:, 2] * (1 - w), u[:, 3] * (1 - h), w, h], dim=1)
 
 
+@exact
 def resized_crop(x: Tensor, boxes: Tensor) -> Tensor:
     """Bilinear, (b, C, H, W) float -> the same shape, channels_last. A box never has more pixels than the result, so
     nothing has to be smoothed before.

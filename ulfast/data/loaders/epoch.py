@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ... import distributed
 from .augment import Augment
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a pass has drawn for our part of one batch.
+
+    Attributes:
+        number: of the batch in its pass.
+        index: (b,) int64 numbers of the images, on the CPU.
+        there: the same on the loader's device.
+        shift, flip, boxes: the draws of these images, on the device, or None.
+    """
+
+    number: int
+    index: Tensor
+    there: Tensor
+    shift: Tensor | None
+    flip: Tensor | None
+    boxes: Tensor | None
 
 
 class EpochLoader:
@@ -47,14 +67,26 @@ class EpochLoader:
         """Images of batch i, all parts of it together."""
         return min(self.batch_size, self.images_per_epoch - i * self.batch_size)
 
-    def _batches(self) -> list[Tensor]:
-        """Numbers of the images of each batch, our part of it."""
-        batches = self._order().split(self.batch_size)
-        return [index[slice(*distributed.share(len(index), *self.part))] for index in batches]
+    def _batches(self, shape: tuple[int, int], device: torch.device) -> list[Batch]:
+        """The batches of a pass over images of shape (H, W), our part of each.
+
+        What a pass draws goes to the device at its start, as each copy waits for a GPU; a batch is a slice of it.
+        """
+        order = self._order()
+        draws = (*self._draws(), self._boxes(shape))
+        there = order.to(device)
+        shift, flip, boxes = (None if draw is None else draw[order].to(device) for draw in draws)
+        batches = []
+        for number, begin in enumerate(range(0, len(order), self.batch_size)):
+            first, last = distributed.share(self.batch_images(number), *self.part)
+            part = slice(begin + first, begin + last)
+            cut = (None if draw is None else draw[part] for draw in (shift, flip, boxes))
+            batches.append(Batch(number, order[part], there[part], *cut))
+        return batches
 
     def _order(self) -> Tensor:
         """Numbers of the images of this pass, as they come."""
-        order = epoch_order(self._n, self.seed, self.epoch) if self.shuffle else torch.arange(self._n)
+        order = epoch_order(self._n, self.seed, self.epoch) if self.shuffle else numbers(self._n)
         return order[: self.images_per_epoch]
 
     def _draws(self) -> tuple[Tensor | None, Tensor | None]:
@@ -68,4 +100,10 @@ class EpochLoader:
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     """The order of n images in an epoch, (n,) int64, the same for every loader."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63)))
+    generator = torch.Generator("cpu").manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
+    return torch.randperm(n, generator=generator, dtype=torch.int64, device="cpu")
+
+
+def numbers(n: int) -> Tensor:
+    """0 to n - 1, (n,) int64."""
+    return torch.arange(n, dtype=torch.int64, device="cpu")

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ... import distributed, ops
+from ...ops.state import exact, ordinary
 from ..dataset import Dataset
 from ..lazy import LazyImages, prefetch
 from ..tensors import DEVICE_SHARE, LazyTensor, as_tensor, channel_statistics
 from .augment import EPOCH_BITS, Augment, resized_crop
-from .epoch import EpochLoader
+from .epoch import Batch, EpochLoader, numbers
 from .removal import Removal
 
 # Filtered images are kept in memory up to this size, and made this many at a time.
@@ -57,6 +58,7 @@ class MemoryLoader(EpochLoader):
         ...     loss = criterion(model(x), y)
     """
 
+    @ordinary
     def __init__(
         self,
         dataset: Dataset,
@@ -102,76 +104,72 @@ class MemoryLoader(EpochLoader):
 
     def _filtered(self) -> Tensor:
         """All images after the filters, (n, H, W, C) float16 on the CPU."""
-        kept = torch.empty(self.dataset.images.shape, dtype=torch.float16)
-        for begin in range(0, len(kept), FILTER_BATCH):
-            index = torch.arange(begin, min(begin + FILTER_BATCH, len(kept)))
-            kept[index] = self._lasting(index, None).to("cpu", torch.float16)
+        kept = torch.empty(self.dataset.images.shape, dtype=torch.float16, device="cpu")
+        for begin, index in zip(range(0, len(kept), FILTER_BATCH), numbers(len(kept)).split(FILTER_BATCH), strict=True):
+            made = self._lasting(index, index.to(self.device), None)
+            kept[begin : begin + len(index)] = made.to("cpu", torch.float16)
         return kept
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self._batches()
-        shift, flip = self._draws()
-        boxes = self._boxes(self.dataset.image_shape[:2])
+        batches = self._batches(self.dataset.image_shape[:2], self.device)
         with contextlib.ExitStack() as stack:
             blocks: Iterator[np.ndarray | None] = itertools.repeat(None, len(batches))
             if self._lazy is not None and self._kept is None:
-                decoded = prefetch(self._lazy, [index.numpy() for index in batches])
+                decoded = prefetch(self._lazy, [batch.index.numpy() for batch in batches])
                 blocks = stack.enter_context(contextlib.closing(decoded))  # type: ignore[type-var]
-            for i, (index, block) in enumerate(zip(batches, blocks, strict=True)):
-                picked = None if shift is None else shift[index].to(self.device)
-                mirrored = None if flip is None else flip[index].to(self.device)
-                stored = None if block is None else torch.from_numpy(block)
-                x = self._batch(i, index, stored, picked, mirrored)
-                yield x if boxes is None else resized_crop(x, boxes[index]), self._labels_at(index)
+            for batch, block in zip(batches, blocks, strict=True):
+                yield self._made(batch, None if block is None else torch.from_numpy(block))
 
-    def _batch(
-        self, number: int, index: Tensor, block: Tensor | None, shift: Tensor | None, flip: Tensor | None
-    ) -> Tensor:
-        """(b, C, H, W) of the images at `index`, which are `block` where they have been decoded ahead."""
+    @exact  # not all of the pass: between its batches the caller trains
+    def _made(self, batch: Batch, block: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = self._batch(batch, block)
+        return x if batch.boxes is None else resized_crop(x, batch.boxes), self._labels_at(batch)
+
+    def _batch(self, batch: Batch, block: Tensor | None) -> Tensor:
+        """(b, C, H, W) of the images of a batch, which are `block` where they have been decoded ahead."""
         if self.removal.noise is not None:
-            x = self.removal.add_noise(self._lasting(index, block), self._weights(number))
-            return self._augmented(x, None, None, shift, flip)
+            x = self.removal.add_noise(self._lasting(batch.index, batch.there, block), self._weights(batch.number))
+            return self._augmented(batch, x)
         if self._kept is not None:
-            return self._augmented(self._kept, index, None, shift, flip)
+            return self._augmented(batch, self._kept, stored=True)
         if self.removal.filters:
-            return self._augmented(self._lasting(index, block), None, None, shift, flip)
+            return self._augmented(batch, self._lasting(batch.index, batch.there, block))
         # All that is left is linear algebra on stored pixels: one pass of the kernel.
         rows = self.removal.rows
-        labels = self._labels_at(index) if rows is not None and rows.dim() == 3 else None
+        labels = self._labels_at(batch) if rows is not None and rows.dim() == 3 else None
         if block is not None:
-            return self._augmented(block, None, rows, shift, flip, labels)
-        return self._augmented(self._images, index, rows, shift, flip, labels)
+            return self._augmented(batch, block, rows, labels)
+        return self._augmented(batch, self._images, rows, labels, stored=True)
 
     def _augmented(
-        self,
-        images: Any,
-        index: Tensor | None,
-        rows: Tensor | None,
-        shift: Tensor | None,
-        flip: Tensor | None,
-        labels: Tensor | None = None,
+        self, batch: Batch, images: Any, rows: Tensor | None = None, labels: Tensor | None = None, stored: bool = False
     ) -> Tensor:
-        """(b, C, H, W) of images (b, H, W, C), or of those at `index`: projected, shifted, flipped, normalised."""
-        if index is not None and (not isinstance(images, Tensor) or images.device.type != self.device.type):
-            images, index = images[index], None
+        """(b, C, H, W) of the images (b, H, W, C) of a batch: projected, shifted, flipped, normalised. Of `stored`
+        images, which are those of the data set, it takes its own."""
+        index = batch.there if stored else None
+        if stored and (not isinstance(images, Tensor) or images.device.type != self.device.type):
+            images, index = images[batch.index], None
         return ops.ingest(
             images.to(self.device, non_blocking=True),
             rows,
             self.mean,
             self.std,
             dtype=self.dtype,
-            index=None if index is None else index.to(self.device),
-            shift=shift,
-            flip=flip,
+            index=index,
+            shift=batch.shift,
+            flip=batch.flip,
             labels=labels,
         )
 
-    def _lasting(self, index: Tensor, block: Tensor | None) -> Tensor:
-        """(b, H, W, C) float32 in units of [0, 1] of the images at `index`, before the noise."""
+    def _lasting(self, index: Tensor, there: Tensor, block: Tensor | None) -> Tensor:
+        """(b, H, W, C) float32 in units of [0, 1] of the images at `index` (on the device `there`), before the
+        noise."""
         if self._kept is not None:
             return self._kept[index].to(self.device, torch.float32)
-        images = (self._images[index.to(self._images.device)] if block is None else block).to(self.device)
-        return self.removal.lasting(images, self._labels_at(index))
+        if block is None:
+            block = self._images[there if self._images.device == there.device else index]
+        labels = self._labels[there if self._labels.device == there.device else index]
+        return self.removal.lasting(block.to(self.device), labels)
 
     def _weights(self, number: int) -> Tensor:
         """(b, m) float32: of the mixtures of noise in our part of a batch."""
@@ -182,5 +180,5 @@ class MemoryLoader(EpochLoader):
             self.seed, ops.philox.STREAM_NOISE, place, stop - begin, len(self.removal.noise), device=self.device
         )
 
-    def _labels_at(self, index: Tensor) -> Tensor:
-        return self._labels[index.to(self._labels.device)]
+    def _labels_at(self, batch: Batch) -> Tensor:
+        return self._labels[batch.there]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ... import distributed
 from ...errors import InputError
+from ...ops.state import ordinary
 from ...runtime.files import atomic_file, publish, write_json, writing
 from ...runtime.progress import Progress
 from ...version import __version__
@@ -39,6 +40,7 @@ PROBES = 16  # images that tell whether a folder was made from the same data by 
 Work = Callable[[int, int], Tensor]
 
 
+@ordinary
 def write_projected(
     path: Path,
     dataset: Dataset,
@@ -143,7 +145,7 @@ class Shards:
     def __getitem__(self, index: Tensor) -> Tensor:
         """(b, H, W, C) float16 of the images at `index` (b,) int64."""
         which = index // self._rows
-        out = torch.empty(len(index), *self._parts[0].shape[1:], dtype=torch.float16)
+        out = torch.empty(len(index), *self._parts[0].shape[1:], dtype=torch.float16, device="cpu")
         for number in which.unique().tolist():
             here = which == number
             out[here] = self._parts[number][index[here] - number * self._rows]

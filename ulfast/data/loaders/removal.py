@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import ops
+from ...ops.state import exact
 
 # (b, C, H, W) float32 pixels -> the same shape.
 Filter = Callable[[Tensor], Tensor]
@@ -61,6 +62,7 @@ class Removal:
             noise=None if self.noise is None else self.noise.to(device, torch.float32),
         )
 
+    @exact
     def settled(self, image_shape: tuple[int, int, int]) -> Removal:
         """The same, with noise that has nothing of what the images lose by `rows` (k, d) and `patches`.
 
@@ -76,6 +78,7 @@ class Removal:
             noise = _filtered(noise.view(-1, *image_shape), (self.patches,)).reshape(len(noise), -1)
         return replace(self, noise=noise)
 
+    @exact
     def lasting(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images without what they lose, before the noise.
 
@@ -88,10 +91,11 @@ class Removal:
         """
         rows = self.rows
         if rows is None:
-            rows = torch.empty(0, math.prod(images.shape[1:]), device=images.device)
+            rows = torch.empty(0, math.prod(images.shape[1:]), dtype=torch.float32, device=images.device)
         x = ops.project_classwise(images, rows, labels) if rows.dim() == 3 else ops.project(images, rows)
         return _filtered(x, self.filters).contiguous() if self.filters else x
 
+    @exact
     def add_noise(self, x: Tensor, weights: Tensor) -> Tensor:
         """Adds the mixtures of `noise` with the weights (b, m) float32 to x (b, H, W, C) float32, in place."""
         assert self.noise is not None

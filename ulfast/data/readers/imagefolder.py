@@ -111,13 +111,16 @@ def decode_all(files: list[Path], resize: int | None, progress: Progress | None)
 
 def decode(file: Path, resize: int | None = None) -> np.ndarray:
     """One image as (H, W, 3) uint8; with `resize`, the shorter side brought to it and the centre square taken."""
-    import simplejpeg
     from PIL import Image
 
     try:
+        import simplejpeg
+    except ImportError:  # Pillow reads the same pixels, in more time
+        simplejpeg = None
+    try:
         data = file.read_bytes()
         image = None
-        if simplejpeg.is_jpeg(data):
+        if simplejpeg is not None and simplejpeg.is_jpeg(data):
             try:
                 image = simplejpeg.decode_jpeg(data, "RGB")
             except ValueError:
