@@ -47,6 +47,7 @@ class Machine:
         self.key = {"gpu": "cpu", "torch": "1", "build": "2"}
         monkeypatch.setenv("ULFAST_CACHE", str(folder / "cache"))
         monkeypatch.delenv(VARIABLE, raising=False)
+        monkeypatch.setattr(verification, "KIND", "cpu")
         monkeypatch.setattr(verification, "built", lambda: True)
         monkeypatch.setattr(verification, "key", lambda device: dict(self.key))
         self.child()
@@ -340,6 +341,12 @@ def test_whatever_goes_wrong_the_operators_go_on(machine):
         assert not verification.enabled("project", CPU)
 
 
+def test_tensors_that_are_not_on_a_gpu_start_nothing(machine):
+    machine.patch.setattr(verification, "KIND", "cuda")
+    assert not verification.enabled("project", CPU)
+    assert not machine.children()
+
+
 def test_nothing_runs_in_a_trace(machine):
     with FakeTensorMode():
         assert not verification.enabled("project", CPU)
@@ -358,6 +365,7 @@ def test_the_real_child_with_kernels_that_crash_and_disagree(machine):
     machine.patch.undo()
     machine.patch.setenv("ULFAST_CACHE", str(machine.folder))
     machine.patch.setattr(verification, "OPERATORS", few)
+    machine.patch.setattr(verification, "KIND", "cpu")
     machine.patch.setattr(verification, "built", lambda: True)
     machine.patch.delenv(VARIABLE, raising=False)
     (machine.folder / "here").mkdir()

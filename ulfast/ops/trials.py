@@ -27,6 +27,7 @@ from . import crossover, reference
 LIMIT = 180  # seconds after which the process ends itself, should its parent be gone
 WAYS = ("plain", "misaligned", "strided", "stream", "graph")
 U8, F16, BF16, F32, F64 = torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64
+I64, CPU = torch.int64, torch.device("cpu")
 ENOUGH = 720  # rows that fill a GPU of up to 360 multiprocessors
 
 
@@ -181,8 +182,8 @@ def wrong(operator: str, device: torch.device, ours: Any) -> str | None:
     """What is wrong with an operator, or None. `ours` has the kernels, by name."""
     for trial in TRIALS[operator]():
         call, twin = getattr(ours, trial.name), getattr(reference, trial.name)
-        there = _copies(trial.given, torch.device("cpu"))
-        want = _tensors(there, twin(*there, device=torch.device("cpu")) if trial.drawn else twin(*there))
+        there = _copies(trial.given, CPU)
+        want = _tensors(there, twin(*there, device=CPU) if trial.drawn else twin(*there))
         want = [value.to(device) for value in want]
 
         def kernel(*given: Any, call: Callable[..., Any] = call, drawn: bool = trial.drawn) -> Any:
@@ -206,7 +207,7 @@ def wrong(operator: str, device: torch.device, ours: Any) -> str | None:
 def try_all(operators: Sequence[str], device: torch.device, ours: Any, say: Callable[[dict[str, Any]], None]) -> int:
     """Tries operators in order, and says what came of each. Returns an exit code: 3 where the GPU is beyond use."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    torch.zeros(1, device=device).sum().item()  # a GPU that lets nobody in is no operator's fault
+    torch.zeros(1, dtype=F32, device=device).sum().item()  # a GPU that lets nobody in is no operator's fault
     say({"gpu": name})
     for operator in operators:
         try:
@@ -254,19 +255,19 @@ class _Draw:
         """Pixels: bytes, or floats in [0, 1]."""
         if dtype == U8:
             return self.bytes(n, d)
-        return torch.rand(n, d, generator=self._g).to(dtype)
+        return self.uniforms(n, d).to(dtype)
 
     def bytes(self, *size: int) -> Tensor:
-        return torch.randint(0, 256, size, dtype=U8, generator=self._g)
+        return torch.randint(0, 256, size, generator=self._g, dtype=U8, device=CPU)
 
     def normals(self, *size: int) -> Tensor:
-        return torch.randn(*size, generator=self._g)
+        return torch.randn(*size, generator=self._g, dtype=F32, device=CPU)
 
     def uniforms(self, *size: int) -> Tensor:
-        return torch.rand(*size, generator=self._g)
+        return torch.rand(*size, generator=self._g, dtype=F32, device=CPU)
 
     def below(self, limit: int, n: int) -> Tensor:
-        return torch.randint(0, limit, (n,), generator=self._g)
+        return torch.randint(0, limit, (n,), generator=self._g, dtype=I64, device=CPU)
 
     def basis(self, k: int, d: int, dtype: torch.dtype = F32) -> Tensor:
         """Rows of length 1 / sqrt(k): the twins do not ask for orthonormal ones, whose making takes seconds."""
@@ -288,7 +289,7 @@ def _project() -> Iterator[Trial]:
             about, close = f"{n} x {d}, k {k}, {_short(dtype)}", ROWS[dtype]
             yield Trial("project", about, (x, basis), close, strided=True)
             if (n, k) in ((9, 10), (17, 16), (ENOUGH, 10)):
-                out = torch.zeros(n, d, dtype=reference.projected_dtype(dtype))
+                out = torch.zeros(n, d, dtype=reference.projected_dtype(dtype), device=CPU)
                 yield Trial("project_out", about, (x, basis, out), close)
                 if dtype != U8:
                     yield Trial("project_", about, (x, basis), close)
@@ -305,7 +306,7 @@ def _project_classwise() -> Iterator[Trial]:
             about, close = f"{n} x {d}, {classes} classes of {r}, {_short(dtype)}", ROWS[dtype]
             yield Trial("project_classwise", about, (x, bases, labels), close, strided=True)
             if n in (40, ENOUGH) and r == 3:
-                out = torch.zeros(n, d, dtype=reference.projected_dtype(dtype))
+                out = torch.zeros(n, d, dtype=reference.projected_dtype(dtype), device=CPU)
                 yield Trial("project_classwise_out", about, (x, bases, labels, out), close)
 
 
@@ -336,8 +337,9 @@ def _ingest() -> Iterator[Trial]:
         mean, std = draw.uniforms(c), draw.uniforms(c) + 0.2
         shift = (draw.below(9, 2 * n) - 4).view(n, 2).to(torch.int32)
         if n > 4:  # wholly black; not the first and the last, which tell most
-            shift[2], shift[n // 2] = torch.tensor([-h, w]), torch.tensor([2**31 - 1, -(2**31)])
-        flip = torch.arange(n) % 3 != 1
+            for row, to in ((2, (-h, w)), (n // 2, (2**31 - 1, -(2**31)))):
+                shift[row, 0], shift[row, 1] = to
+        flip = torch.arange(n, dtype=I64, device=CPU) % 3 != 1
         for dtype, close in BATCH.items():
             about = f"{n} x {h} x {w} x {c}, k {k}, {classes} classes, {_short(dtype)}"
             given = (images, basis, mean, std, dtype)

@@ -37,6 +37,7 @@ from ..errors import InputError
 from ..version import __version__
 from . import _extension, trials
 
+KIND = "cuda"  # of device
 VARIABLE = "ULFAST_CUDA_KERNELS"
 SETTINGS = ("auto", "0", "1", "verify")
 OPERATORS = tuple(trials.TRIALS)  # `project` answers for `project_` and `project_out` too
@@ -89,6 +90,8 @@ def forget() -> None:
 
 def verdict(device: torch.device) -> Verdict:
     """As `enabled`, of all operators."""
+    if device.type != KIND:
+        return Verdict(why="not a GPU")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     known = _verdicts.get(device)
