@@ -299,7 +299,7 @@ def main() -> int:
             sys.exit("gpu.py: torch sees no NVIDIA GPU here: nothing was measured.")
         from ulfast.ops import cuda
 
-        if not cuda.enabled():
+        if not cuda.enabled("project", torch.device("cuda")):
             sys.exit("gpu.py: the kernels are off: build with nvcc and set ULFAST_CUDA_KERNELS=1, then repeat.")
     device = torch.device("cpu" if options.dry else "cuda")
     report = Report(options.out, options.name, options.dry, fresh=options.part == "table")

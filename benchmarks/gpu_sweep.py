@@ -227,7 +227,7 @@ def main() -> int:
     parser.add_argument("--large", action="store_true", help="more work: not for racecheck")
     parser.add_argument("--dry", action="store_true", help="on the CPU")
     options = parser.parse_args()
-    if not options.dry and not (torch.cuda.is_available() and cuda.enabled()):
+    if not options.dry and not (torch.cuda.is_available() and cuda.enabled("project", torch.device("cuda"))):
         sys.exit("gpu_sweep.py: needs a GPU, a build with nvcc and ULFAST_CUDA_KERNELS=1.")
     wanted = tuple(name for name in options.kernels.split(",") if name)
     crossover.fused = lambda *_: True  # the kernels, whatever is quicker

@@ -171,7 +171,7 @@ def test_operators(name, given, odd):
 @ONCE
 @pytest.mark.parametrize(("name", "given"), CALLS, ids=IDS)
 def test_twins_and_the_fallback_of_cuda(name, given, odd, monkeypatch):
-    monkeypatch.setattr(cuda, "enabled", lambda: False)
+    monkeypatch.setattr(cuda, "enabled", lambda *_: False)
     name = name.strip()
     if not name.startswith("philox"):  # it has no check of its own
         same(on_copies(schemas.checked_twin(name), given), odd)
@@ -357,7 +357,7 @@ def test_images_without_a_pixel(name, given, forked, monkeypatch):
 
     assert forked(check, getattr(torch.ops.ulfast, name)) == 0
     if name in ON_CUDA:
-        monkeypatch.setattr(cuda, "enabled", lambda: True)
+        monkeypatch.setattr(cuda, "enabled", lambda *_: True)
         monkeypatch.setattr(cuda, "guard", lambda device: contextlib.nullcontext())
         monkeypatch.setattr(cuda, "stream", lambda device: 0)
         monkeypatch.setattr(cuda._extension, "load", Unasked)

@@ -84,7 +84,7 @@ def emulated():
 def kernels(request, emulated, monkeypatch):
     """ulfast.ops.cuda on CPU tensors and the emulated kernels; fresh memory is NaN."""
     monkeypatch.setenv("ULFAST_EMULATED_ORDER", "1" if request.param == "backwards" else "0")
-    monkeypatch.setattr(cuda, "enabled", lambda: True)
+    monkeypatch.setattr(cuda, "enabled", lambda operator, device: True)
     monkeypatch.setattr(cuda, "stream", lambda device: 0)
     monkeypatch.setattr(cuda._extension, "load", lambda: types.SimpleNamespace(cuda=emulated))
     monkeypatch.setattr(cuda, "guard", lambda device: contextlib.nullcontext())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
-from ulfast.ops import cuda, cuda_generators, reference
+from ulfast.ops import cuda, cuda_generators, reference, trials
 from ulfast.profiling.check import TOLERANCE, deviation, samples
 
 SAMPLES = samples()
@@ -34,3 +36,36 @@ def test_pgd_step(kernels, shape, norm):
     for clamp in (True, False):
         given = (x + 0.01, grad, x, 0.1, 0.05, norm, clamp)
         assert deviation(cuda.pgd_step, reference.pgd_step, given) <= 1e-6
+
+
+LONG = ("project", "project_classwise", "ingest", "softmax_regression_step", "perturb_linear")
+
+
+@pytest.mark.parametrize(
+    "operator", [pytest.param(o, marks=pytest.mark.slow) if o in LONG else o for o in trials.TRIALS if o in FUNCTIONS]
+)
+def test_passes_its_trial(kernels, operator):
+    """What `ulfast.ops.verification` asks of a kernel on a GPU, but for streams and graphs; with enough shared memory
+    for the kernels that keep the basis in it, and few multiprocessors to fill."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", str(227 << 10))
+    kernels.setenv("ULFAST_EMULATED_SMS", "4")
+    kernels.setattr(trials, "ENOUGH", 12)
+    assert trials.wrong(operator, torch.device("cpu"), types.SimpleNamespace(**FUNCTIONS)) is None
+
+
+def test_a_basis_without_classes_is_told_as_one(kernels, emulated):
+    """`classes` decides how much of shared memory the basis takes, and so which kernel runs."""
+    told = []
+
+    def ingest(**fields):
+        told.append(fields["classes"])
+        return emulated.ingest(**fields)
+
+    fake = types.SimpleNamespace(**{**{name: getattr(emulated, name) for name in dir(emulated)}, "ingest": ingest})
+    kernels.setattr(cuda._extension, "load", lambda: types.SimpleNamespace(cuda=fake))
+    images, basis, mean, std, *_ = SAMPLES["ingest"]
+    labels = torch.arange(len(images)) % 2
+    cuda.ingest(images, basis, mean, std, torch.float32)
+    cuda.ingest(images, torch.stack([basis, basis]), mean, std, torch.float32, labels=labels)
+    cuda.ingest(images, None, mean, std, torch.float32)
+    assert told == [0, 2, 0]

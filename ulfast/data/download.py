@@ -17,15 +17,6 @@ CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without a byte
 
 
-def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """The argument, else ULFAST_CACHE, else `ulfast` in XDG_CACHE_HOME or ~/.cache."""
-    if cache is not None:
-        return Path(cache)
-    if os.environ.get("ULFAST_CACHE"):
-        return Path(os.environ["ULFAST_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ulfast"
-
-
 class _Resuming:
     """A downloader for pooch that resumes where the last attempt stopped."""
 

@@ -1,15 +1,12 @@
 """The operators that have CUDA kernels. The others run their twins on a GPU.
 
-The kernels compile for every architecture of setup.py but have not been run on a GPU yet, so they are off unless
-ULFAST_CUDA_KERNELS=1: without it a GPU computes with the twins in PyTorch.
+Each kernel is on where it agrees with its twin on the GPU at hand (`verification`); elsewhere PyTorch computes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import os
 from typing import Any
 
 import torch
@@ -33,15 +30,10 @@ from .arguments import (
 )
 from .buffers import result, scratch, zeros
 from .schemas import kernel
+from .verification import enabled
 
 # Beyond this many classes the library's matrix products win over the linear classifier's kernels.
 SOFTMAX_CLASSES = 128
-
-
-@functools.cache
-def enabled() -> bool:
-    """Whether the kernels were asked for and are in this build. Asked once: `enabled.cache_clear` after a change."""
-    return os.environ.get("ULFAST_CUDA_KERNELS") == "1" and hasattr(_extension.load(), "cuda")
 
 
 def stream(device: torch.device) -> int:
@@ -85,7 +77,7 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
     """The fused kernel or library products, as `crossover` says."""
     if not out.numel():
         return
-    if not enabled() or not crossover.fused("cuda", "project", x.dtype, len(basis)):
+    if not enabled("project", x.device) or not crossover.fused("cuda", "project", x.dtype, len(basis)):
         products.project(x, _wide(basis, x), out)
         return
     _project(x, basis, out, d, basis.shape[0], None, 0)
@@ -111,7 +103,7 @@ def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: in
     classes, r, _ = bases.shape
     if not out.numel():
         return
-    if not enabled() or not crossover.fused("cuda", "project_classwise", x.dtype, r):
+    if not enabled("project_classwise", x.device) or not crossover.fused("cuda", "project_classwise", x.dtype, r):
         products.project_classwise(x, _wide(bases, x), labels, out)
         return
     _project(x, bases, out, d, r, labels.contiguous(), classes)
@@ -159,9 +151,9 @@ def ingest(
     """As on the CPU, but an index or a label out of range makes its image NaN: nothing here waits for the device."""
     n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     n_images, h, w, c = images.shape
-    kernels = _extension.load().cuda if enabled() else None
     if not n * h * w * c:
         return result((n, h, w, c), dtype, images.device).permute(0, 3, 1, 2)
+    kernels = _extension.load().cuda if enabled("ingest", images.device) else None
     if (
         kernels is None
         or images.dtype != torch.uint8
@@ -251,7 +243,7 @@ def softmax_regression_step(
     c, d = weight.shape
     if not n * c:
         return zeros((2,), torch.float64, x.device)
-    if not enabled() or not d or c > SOFTMAX_CLASSES:
+    if not enabled("softmax_regression_step", x.device) or not d or c > SOFTMAX_CLASSES:
         return reference.softmax_regression_step(x, labels, weight, lr, index)
     x, labels, device, kernels = x.contiguous(), labels.contiguous(), x.device, _extension.load().cuda
     index = None if index is None else index.contiguous()
@@ -278,7 +270,7 @@ def softmax_regression_step(
 def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = None, truncate: bool = False) -> Tensor:
     """As on the CPU, but an index out of range leaves its image as it was: nothing here waits for the device."""
     check_apply_perturbation(images, delta, index, truncate)
-    if not enabled():
+    if not enabled("apply_perturbation", images.device):
         return reference.apply_perturbation(images, delta, index, truncate)
     images, delta = images.contiguous(), delta.float().contiguous()
     index = None if index is None else index.contiguous()
@@ -302,7 +294,7 @@ def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = Non
 def pgd_step(x: Tensor, grad: Tensor, start: Tensor, alpha: float, eps: float, norm: str, clamp: bool = True) -> None:
     check_pgd_step(x, grad, start, alpha, eps, norm, clamp)
     layout = dense_layout(x)
-    if not enabled() or layout is None:
+    if not enabled("pgd_step", x.device) or layout is None:
         return reference.pgd_step(x, grad, start, alpha, eps, norm, clamp)
     grad, start = grad.contiguous(memory_format=layout), start.contiguous(memory_format=layout)
     with guard(x.device):

@@ -1,8 +1,8 @@
 """The generators of perturbations on a GPU: checks, results and scratch here, then the CUDA kernels.
 
-As in `cuda.py`, the kernels run only with ULFAST_CUDA_KERNELS=1, the twins otherwise. The kernels do not wait for the
-device, so a label out of range is no error: its image stays as it was (a perturbation that is asked for itself becomes
-NaN), and in `class_moments` it counts nowhere.
+As in `cuda.py`, a kernel that is not verified leaves its work to the twin. The kernels do not wait for the device, so a
+label out of range is no error: its image stays as it was (a perturbation that is asked for itself becomes NaN), and in
+`class_moments` it counts nowhere.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def perturb_lsp(
         labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
     )
     device = labels.device
-    if not cuda.enabled() or centroids.shape[1] > _extension.load().cuda.perturb_lsp_latents:
+    if not cuda.enabled("perturb_lsp", device) or centroids.shape[1] > _extension.load().cuda.perturb_lsp_latents:
         return reference.perturb_lsp(
             labels, centroids, mixing, seed, first, height, width, channels, patch, norm, images, truncate
         )
@@ -87,7 +87,7 @@ def perturb_ar(
 ) -> Tensor:
     sizes = check_perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
     device = labels.device
-    if not cuda.enabled() or not fits("perturb_ar", device, sizes):
+    if not cuda.enabled("perturb_ar", device) or not fits("perturb_ar", device, sizes):
         return reference.perturb_ar(labels, coefficients, seed, first, height, width, norm, kind, images, truncate)
     labels, coefficients = labels.contiguous(), coefficients.float().contiguous()
     images = None if images is None else images.contiguous()
@@ -109,7 +109,7 @@ def perturb_ar(
 @kernel("CUDA")
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     sizes = check_class_moments(images, labels, classes)
-    if not cuda.enabled() or not images.numel() or not classes:
+    if not cuda.enabled("class_moments", images.device) or not images.numel() or not classes:
         return reference.class_moments(images, labels, classes)
     images, labels, shape = images.contiguous(), labels.contiguous(), (classes, *images.shape[1:])
     sums, squares = (zeros(shape, torch.int64, images.device) for _ in range(2))
@@ -133,7 +133,10 @@ def perturb_convolution(images: Tensor, labels: Tensor, kernels: Tensor) -> Tens
     sizes = check_perturb_convolution(images, labels, kernels)
     if not images.numel():
         return images.clone()
-    if not cuda.enabled() or kernels.shape[1] > _extension.load().cuda.perturb_convolution_side:
+    if (
+        not cuda.enabled("perturb_convolution", images.device)
+        or kernels.shape[1] > _extension.load().cuda.perturb_convolution_side
+    ):
         return reference.perturb_convolution(images, labels, kernels)
     images, labels, kernels = images.contiguous(), labels.contiguous(), kernels.float().contiguous()
     device, library, out = images.device, _extension.load().cuda, torch.empty_like(images)
@@ -158,7 +161,7 @@ def perturb_linear(
     sizes = check_perturb_linear(images, labels, weight, steps, alpha, eps, share)
     if not images.numel() or not len(weight):
         return images.clone()
-    if not cuda.enabled() or not fits("perturb_linear", images.device, sizes):
+    if not cuda.enabled("perturb_linear", images.device) or not fits("perturb_linear", images.device, sizes):
         return reference.perturb_linear(images, labels, weight, steps, alpha, eps, share)
     images, labels, weight = images.contiguous(), labels.contiguous(), weight.float().contiguous()
     device, out = images.device, torch.empty_like(images)

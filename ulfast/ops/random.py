@@ -26,7 +26,7 @@ def _philox(op: str, seed: int, stream: int, first: int, n: int, d: int, device:
         out = buffers.result((n, d), torch.float32)
         getattr(_extension.load(), op)(out=out.data_ptr(), **fields, threads=torch.get_num_threads())
         return out
-    if device.type != "cuda" or not cuda.enabled():
+    if device.type != "cuda" or not cuda.enabled(op, device):
         return getattr(reference, op)(seed, stream, first, n, d, device=device)
     out = buffers.result((n, d), torch.float32, device)
     with cuda.guard(out.device):  # which has an index, where "cuda" has none

@@ -6,11 +6,14 @@ import importlib
 import importlib.metadata
 import platform
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ExtensionError, InputError
 from ..runtime import environment
 from ..version import __version__
+
+if TYPE_CHECKING:
+    from ..ops.verification import Verdict
 
 # The dependencies of pyproject.toml; a test compares them.
 REQUIRED = (
@@ -103,11 +106,7 @@ def _extension(add: Callable[[str, bool | None, str], None]) -> None:
         for name, usable in about["cpu_levels"].items()
     )
     add("cpu levels", True, levels)
-    add(
-        "cuda kernels",
-        True if about["cuda"] else None,
-        "built, used with ULFAST_CUDA_KERNELS=1" if about["cuda"] else "not built",
-    )
+    add("cuda kernels", *_cuda_kernels(about["cuda"]))
     names = sorted(samples())
     add("operators", True, ", ".join(names))
     before = about["cpu_level"]
@@ -119,3 +118,30 @@ def _extension(add: Callable[[str, bool | None, str], None]) -> None:
         text = f"wrong: {', '.join(failed)}" if failed else f"{len(names)} operators agree with their twins"
         add(f"level {level}", not failed, text)
     _extension.set_cpu_level(before)
+
+
+def _cuda_kernels(built: bool) -> tuple[bool | None, str]:
+    """Which CUDA kernels are on, since when or why not. On a GPU that has not been met yet this verifies them."""
+    import torch
+
+    from ..ops import verification
+
+    if not built:
+        return None, "not built"
+    if not torch.cuda.is_available():
+        return None, "built; no GPU that torch can use"
+    try:
+        found = verification.verdict(torch.device("cuda"))
+    except InputError as error:
+        return False, str(error)
+    return described(found)
+
+
+def described(found: Verdict) -> tuple[bool | None, str]:
+    """A verdict as a row: whether all is well (None: the kernels are off as nobody tried them), and the text."""
+    since = f", verified {found.verified}" if found.verified else f", unverified ({found.why})"
+    on = f"{len(found.on)} on{since}" if found.on else f"off{since if found.verified else f' ({found.why})'}"
+    if found.off:
+        which = "; ".join(f"{name} ({wrong})" for name, wrong in found.off.items())
+        return False, f"{on}; off, PyTorch computes in their place: {which}. Please report this"
+    return (True if found.on else None), on

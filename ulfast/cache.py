@@ -1,0 +1,15 @@
+"""Where ulfast keeps what it can get again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
+    """The argument, else ULFAST_CACHE, else `ulfast` in XDG_CACHE_HOME or ~/.cache."""
+    if cache is not None:
+        return Path(cache)
+    if os.environ.get("ULFAST_CACHE"):
+        return Path(os.environ["ULFAST_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ulfast"
