@@ -54,6 +54,6 @@ def test_an_operator_with_cuda_stands_in_twelve_files_at_most():
 def test_a_kernel_file_is_called_like_its_operator(folder):
     operators = {re.sub(r"^philox_.*", "philox", name) for name in samples()}
     files = {path.stem for path in (ROOT / "csrc" / folder).glob("*.c*") if path.suffix in (".cpp", ".cu")}
-    assert files - {"dispatch", "level"} <= operators
+    assert files - {"device", "dispatch", "level"} <= operators
     kernels = {name for name in operators if not name.startswith("project_")}  # project.cpp has those
     assert kernels - files == (set() if folder == "cpu" else {"patch_filter", "count_changes"})

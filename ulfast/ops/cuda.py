@@ -10,6 +10,7 @@ import contextlib
 import functools
 import math
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -40,8 +41,14 @@ SOFTMAX_CLASSES = 128
 
 @functools.cache
 def enabled() -> bool:
-    """Whether the kernels were asked for and are in this build. Asked once: `enabled.cache_clear` after a change."""
-    return os.environ.get("ULFAST_CUDA_KERNELS") == "1" and hasattr(_extension.load(), "cuda")
+    """Whether the kernels were asked for, are in this build, and can run here; if not, a warning says why. Asked once:
+    `enabled.cache_clear` after a change."""
+    if os.environ.get("ULFAST_CUDA_KERNELS") != "1" or not hasattr(_extension.load(), "cuda"):
+        return False
+    problem = _extension.cuda_problem()
+    if problem:
+        warnings.warn(f"the CUDA kernels of ulfast are off: {problem}", RuntimeWarning, stacklevel=2)
+    return problem is None
 
 
 def stream(device: torch.device) -> int:

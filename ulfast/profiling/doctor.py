@@ -103,11 +103,11 @@ def _extension(add: Callable[[str, bool | None, str], None]) -> None:
         for name, usable in about["cpu_levels"].items()
     )
     add("cpu levels", True, levels)
-    add(
-        "cuda kernels",
-        True if about["cuda"] else None,
-        "built, used with ULFAST_CUDA_KERNELS=1" if about["cuda"] else "not built",
-    )
+    if about["cuda_problem"]:
+        add("cuda kernels", None, f"built, not usable here: {about['cuda_problem']}")
+    else:
+        text = "built, used with ULFAST_CUDA_KERNELS=1" if about["cuda"] else "not built"
+        add("cuda kernels", True if about["cuda"] else None, text)
     names = sorted(samples())
     add("operators", True, ", ".join(names))
     before = about["cpu_level"]
