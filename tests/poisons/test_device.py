@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from ulfast import ops, poison
+from ulfast.grids.grid import Grid, Variant
+from ulfast.grids.poisons import poisoned
 from ulfast.poisons import POISONS
 from ulfast.poisons.base import Workplace
 from ulfast.poisons.run import Poisoning
@@ -98,3 +100,13 @@ def test_the_cpu_by_name_is_the_same_path(make_dataset):
     assert named.manifest == auto.manifest
     tensor = torch.zeros(3)
     assert Workplace(device="cpu").place(tensor) is tensor
+
+
+def test_a_grid_makes_them_on_the_cpu(make_dataset, monkeypatch, tmp_path):
+    """Wherever it trains, or a cell's images would depend on the machine."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    dataset = make_dataset(30)
+    (cell,) = Grid("g", "sample", (Variant("lsp", "lsp"),), (Variant("none", "none"),)).cells()
+    assert (
+        poisoned(cell, dataset, tmp_path, "cuda").checksum() == poison(dataset, "lsp", seed=cell.poison_seed).checksum()
+    )
