@@ -407,7 +407,7 @@ def patches(n: int, side: int, k: int, device: torch.device) -> Job:
 
     d = 3 * side * side
     taps = 3.0 * (2 * k - 1) ** 2
-    memory = 4.0 * d * taps + 40.0 * n * d
+    memory = 40.0 * n * d
     return Job("patch_filter", n, d, k, "float32", make, 4 * n * d, 8.0 * n * d, 2.0 * n * d * taps, memory)
 
 

@@ -12,4 +12,5 @@ void add_cuda(py::module_ m) {
 #define ULFAST_BIND(name, Arguments) bind<&cuda::name>(m, #name);
   ULFAST_CUDA_OPERATORS(ULFAST_BIND)
   ULFAST_CUDA_SIZES(ULFAST_BIND)
+  m.def("device_problem", &cuda::device_problem);
 }

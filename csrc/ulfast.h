@@ -389,6 +389,9 @@ ULFAST_CUDA_OPERATORS(ULFAST_DECLARE)
 ULFAST_CUDA_SIZES(ULFAST_DECLARE)
 #undef ULFAST_DECLARE
 
+// Why no kernel can run on the current device, such as a driver older than the runtime; null: nothing is known.
+const char* device_problem();
+
 // The widest image row (w * c) and the most channels that ingest's shared memory always holds.
 constexpr int64_t ingest_width = 4096, ingest_channels = 64;
 constexpr int64_t perturb_lsp_latents = 4096;     // of an image: more do not fit in a block's shared memory

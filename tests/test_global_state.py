@@ -23,7 +23,7 @@ from ulfast.data import Augment, MemoryLoader
 from ulfast.data.lazy import LazyImages
 from ulfast.data.loaders.projected import ProjectedLoader, write_projected
 from ulfast.data.loaders.removal import Removal
-from ulfast.ops import cuda, cuda_generators, products, reference, schemas, state
+from ulfast.ops import cuda, cuda_filters, cuda_generators, products, reference, schemas, state
 from ulfast.poisons import POISONS, poison
 from ulfast.profiling.check import samples
 from ulfast.projection.other_fits import FITS, fit_weights, leace
@@ -148,7 +148,7 @@ LARGE: dict[str, tuple[Any, ...]] = {
 }
 CALLS = list(SAMPLES.items()) + list(LARGE.items())
 IDS = [f"{name.strip()}-{i}" for i, (name, _) in enumerate(CALLS)]
-ON_CUDA = {**vars(cuda_generators), **vars(cuda)}
+ON_CUDA = {**vars(cuda_filters), **vars(cuda_generators), **vars(cuda)}
 
 
 def on_copies(function: Callable[..., Any], given: tuple[Any, ...]) -> Callable[[], Any]:
@@ -224,6 +224,30 @@ def test_precision_is_set_where_torchs_two_interfaces_were_mixed():
         backend.fp32_precision = "ieee"
     assert seen == ["ieee"]
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_convolutions_are_full_where_they_are_to_be_exact(tf32, monkeypatch, patches):
+    """cuDNN's take TF32 by default: a projection of patches would be wrong in the third digit on a GPU."""
+    cudnn, convolution, seen = torch.backends.cudnn, torch.nn.functional.conv2d, []
+
+    def setting_of() -> Any:
+        return cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
+
+    def conv2d(*given: Tensor) -> Tensor:
+        seen.append(setting_of())
+        return convolution(*given)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    with setting(lambda: cudnn.allow_tf32, functools.partial(setattr, cudnn, "allow_tf32"), tf32):
+        before = setting_of()
+        x = torch.rand(2, 3, 8, 8, requires_grad=True)
+        ulfast.PatchProjection(patches)(x)  # with a gradient: two convolutions
+        cuda_filters.patch_filter(*SAMPLES["patch_filter"])
+        assert setting_of() == before
+        assert cudnn.allow_tf32 is tf32
+    assert len(seen) == 1 + 9
+    assert set(seen) <= {"ieee", False}
 
 
 def test_a_setting_of_the_process_comes_back_with_its_last_user():

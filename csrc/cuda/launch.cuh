@@ -46,12 +46,20 @@ template <class T> __device__ __forceinline__ T* dynamic_shared() {
 }
 #endif
 
-// A property of the current device.
+inline cudaError_t read_attribute(cudaDeviceAttr which, int* value) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, which, device);
+  cudaGetLastError();  // told here, not by the next launch
+  return error;
+}
+
+// A property of the current device. Where it cannot be read, what every device has, as sizes are divided by it; the
+// launch that follows says what is wrong, and device_problem() before any.
 inline int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&value, which, device);
-  return value;
+  int value = 0;
+  if (read_attribute(which, &value) == cudaSuccess) return value;
+  return which == cudaDevAttrMultiProcessorCount ? 1 : 48 << 10;
 }
 
 }  // namespace cuda

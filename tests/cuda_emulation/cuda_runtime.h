@@ -34,16 +34,19 @@ struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 typedef void* cudaStream_t;
-enum cudaError_t { cudaSuccess };
+enum cudaError_t { cudaSuccess, cudaErrorInsufficientDriver = 35 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrL2CacheSize };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInsufficientDriver ? "CUDA driver version is insufficient for CUDA runtime version" : "";
+}
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline int emulated(const char* name, int usual) {
   const char* text = getenv(name);
   return text ? atoi(text) : usual;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  if (emulated("ULFAST_EMULATED_OLD_DRIVER", 0)) return cudaErrorInsufficientDriver;
   if (which == cudaDevAttrMultiProcessorCount) *value = emulated("ULFAST_EMULATED_SMS", 2);
   if (which == cudaDevAttrMaxSharedMemoryPerBlockOptin) *value = emulated("ULFAST_EMULATED_SHARED", 100 << 10);
   if (which == cudaDevAttrL2CacheSize) *value = emulated("ULFAST_EMULATED_L2", 1 << 20);

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ulfast.ops import cuda, reference
+from ulfast.ops import _extension, cuda, cuda_generators, reference
 
 TOLERANCE = {torch.uint8: 3e-6, torch.float32: 3e-6, torch.float64: 1e-13, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
@@ -309,3 +309,15 @@ def test_resident_ingest_classwise_and_what_is_out_of_range(kernels):
         reference.ingest(images, bases, mean, std, torch.bfloat16, index[good], shift[good], flip[good], labels[good]),
         torch.bfloat16,
     )
+
+
+def test_a_device_that_cannot_be_read(kernels, emulated):
+    """The driver is too old: the runtime's words instead of sizes of zero, which some kernels divide by."""
+    assert emulated.device_problem() is None
+    kernels.setenv("ULFAST_EMULATED_OLD_DRIVER", "1")
+    assert emulated.device_problem() == "CUDA driver version is insufficient for CUDA runtime version"
+    assert _extension.cuda_problem().startswith(emulated.device_problem())
+    images, labels = torch.randint(0, 256, (9, 40), dtype=torch.uint8), torch.arange(9) % 3
+    got, want = (run(images, labels, 3) for run in (cuda_generators.class_moments, reference.class_moments))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    check(cuda.project(images, rows(40, 3).float()), reference.project(images, rows(40, 3).float()), torch.uint8)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ulfast import ops
+from ulfast import ops, poison
+from ulfast.poisons import POISONS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 SHAPES = [(0, 8, 8, 3), (1, 9, 8, 1), (5, 8, 9, 3), (64, 32, 32, 3), (3, 33, 40, 3), (2, 224, 224, 3)]
@@ -100,3 +101,18 @@ def test_linear(n, d, classes):
     other = op(images.cuda(), labels.cuda(), weight.cuda(), *given).cpu()
     assert torch.equal(other[:1], images[:1])
     assert torch.equal(other[1:], got[1:])
+
+
+@pytest.mark.parametrize("size", [12, 40])
+@pytest.mark.parametrize("method", [name for name, one in POISONS.items() if not one.trains and name != "file"])
+def test_a_poison_has_the_cpus_bytes(make_dataset, method, size):
+    dataset = make_dataset(90, size)
+    got, want = (poison(dataset, method, seed=3, device=device) for device in ("cuda", "cpu"))
+    gap = torch.from_numpy(got.images).int() - torch.from_numpy(want.images)
+    if method == "pil":
+        assert gap.count_nonzero() <= 0.003 * gap.numel()
+    elif method == "ar":
+        assert gap.abs().max() <= 1
+        assert gap.count_nonzero() <= max(1, 1e-4 * gap.numel())
+    else:
+        assert not gap.any()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import types
+import warnings
 
 import pytest
 import torch
 
 from ulfast.errors import ExtensionError, InputError
-from ulfast.ops import _extension
+from ulfast.ops import _extension, cuda
 
 
 def test_describe_names_levels_and_the_one_in_use():
@@ -48,6 +50,28 @@ def test_a_missing_extension_says_what_to_do(monkeypatch):
             _extension.load()
     finally:
         _extension.load.cache_clear()
+
+
+@pytest.mark.parametrize("problem", [None, "CUDA driver version is insufficient for CUDA runtime version"])
+def test_kernels_that_cannot_run_on_the_gpu_are_off_and_say_so_once(monkeypatch, problem):
+    library = types.SimpleNamespace(device_problem=lambda: problem)
+    monkeypatch.setattr(_extension, "load", lambda: types.SimpleNamespace(cuda=library))
+    monkeypatch.setenv("ULFAST_CUDA_KERNELS", "1")
+    cuda.enabled.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert cuda.enabled() == cuda.enabled() == (problem is None)
+        assert len(told) == (problem is not None)
+        if told:
+            assert f"are off: {problem}. Update the NVIDIA driver, or build" in str(told[0].message)
+    finally:
+        cuda.enabled.cache_clear()
+
+
+def test_a_build_without_cuda_has_no_problem_with_it(monkeypatch):
+    monkeypatch.setattr(_extension, "load", types.SimpleNamespace)
+    assert _extension.cuda_problem() is None
 
 
 def fields(out):

@@ -1,12 +1,15 @@
-"""patch_filter: equal to its twin on every CPU level, size and thread count; what it refuses."""
+"""patch_filter: equal to its twin on every CPU level, size and thread count, and by the way that a GPU takes; what it
+refuses."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
 
 from ulfast import ops
-from ulfast.ops import reference
+from ulfast.ops import cuda_filters, reference
 
 
 def make(n, h, w, c, taps, dtype=torch.float32):
@@ -55,6 +58,64 @@ def test_nothing_leaks_in_from_outside_an_image():
     got = ops.patch_filter(x, filters)
     assert torch.isfinite(got[[0, 2, 3]]).all()
     assert torch.isnan(got[1]).all()
+
+
+SIDES = {1: (1, 2, 7), 3: (3, 4, 9), 5: (5, 6, 17), 13: (13, 14, 26, 31)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("c", [1, 2, 3, 4])
+@pytest.mark.parametrize("taps", SIDES)
+def test_the_convolutions_of_a_gpu_match_the_twin(taps, c, dtype):
+    """On the CPU's tensors: nothing in them knows a device."""
+    bound = 1e-12 if dtype == torch.float64 else 2e-5
+    for h, w in itertools.product(SIDES[taps], repeat=2):
+        x, filters = make(2, h, w, c, taps, dtype)
+        before = x.clone()
+        got = cuda_filters.patch_filter(x, filters)
+        assert got.dtype == dtype
+        assert got.is_contiguous()
+        torch.testing.assert_close(got.double(), reference.patch_filter(x.double(), filters), atol=bound, rtol=bound)
+        assert torch.equal(x, before)
+
+
+def test_the_convolutions_of_a_gpu_take_strides_few_images_and_half():
+    x, filters = make(3, 9, 12, 3, 5)
+    want = cuda_filters.patch_filter(x, filters)
+    strided = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    torch.testing.assert_close(cuda_filters.patch_filter(strided, filters), want, atol=1e-5, rtol=1e-5)
+    assert cuda_filters.patch_filter(x[:0], filters).shape == (0, 9, 12, 3)
+    x[1] = torch.nan
+    got = cuda_filters.patch_filter(x, filters)
+    torch.testing.assert_close(got[[0, 2]], want[[0, 2]], atol=1e-5, rtol=1e-5)
+    half = cuda_filters.patch_filter(x[::2].bfloat16(), filters)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - want[::2]).abs().max() < 2**-6 * want.abs().max()
+    with pytest.raises(ValueError, match="sides of 5 or more"):
+        cuda_filters.patch_filter(x[:, :4], filters)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("size", "taps"), [((5, 32, 32, 3), 13), ((2, 224, 224, 3), 13), ((3, 5, 9, 4), 5), ((2, 6, 6, 5), 3)]
+)
+def test_on_a_gpu(gpu, size, taps):
+    """Also in a CUDA graph, and without waiting for the device."""
+    x, filters = make(*size, taps)
+    want = ops.patch_filter(x, filters)
+    x, filters = x.cuda(), filters.cuda()
+    torch.testing.assert_close(ops.patch_filter(x, filters).cpu(), want, atol=5e-5, rtol=5e-5)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ops.patch_filter(x, filters)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = ops.patch_filter(x, filters)
+    got.zero_()
+    graph.replay()
+    torch.testing.assert_close(got.cpu(), want, atol=5e-5, rtol=5e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -204,11 +204,18 @@ class Output:
 
 
 def verb(
-    name: str, *, seed: bool = True, device: bool = True, processes: bool = False, **attributes: Any
+    name: str,
+    *,
+    seed: bool = True,
+    device: bool = True,
+    where: str = "Where to compute.",
+    processes: bool = False,
+    **attributes: Any,
 ) -> Callable[[F], click.Command]:
     """A click command with the options every verb has; the function gets an `Output` first.
 
-    With `processes` it may be run by several processes, which torchrun or --nproc starts.
+    `where` is the help of --device. With `processes` it may be run by several processes, which torchrun or --nproc
+    starts.
     """
 
     def decorate(function: F) -> click.Command:
@@ -234,9 +241,7 @@ def verb(
             )
         if device:
             command.params.append(
-                click.Option(
-                    ["--device"], default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute."
-                )
+                click.Option(["--device"], default="auto", show_default=True, metavar="auto|cpu|cuda", help=where)
             )
         if processes:
             command.params += [

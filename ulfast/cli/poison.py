@@ -15,7 +15,11 @@ from ..errors import InputError
 from .common import Output, data_options, existing, settings, verb
 
 
-@verb("poison", processes=True)
+@verb(
+    "poison",
+    processes=True,
+    where="Where to compute. With auto a network is trained on a GPU, and methods without one work on the CPU.",
+)
 @click.option("--method", "-m", default="lsp", show_default=True, help="A poison (see `ulfast ls`).")
 @data_options
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")

@@ -28,7 +28,12 @@ class ClassMoments(NamedTuple):
 
 
 def class_moments(
-    dataset: Dataset, *, squares: bool = False, progress: Callable[[int, int], None] | None = None, shared: bool = False
+    dataset: Dataset,
+    *,
+    squares: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    shared: bool = False,
+    device: torch.device | None = None,
 ) -> ClassMoments:
     """`ops.class_moments` of a whole data set of uint8 images, streamed. Whole numbers, so that ties are ties.
 
@@ -36,8 +41,9 @@ def class_moments(
         squares: the sums of squares too; without them the result takes half of the memory.
         progress: called as ``progress(done, total)``.
         shared: every process of `distributed.joined` reads its part of the images; all get the same.
+        device: where the images are summed (default: the CPU), to the same numbers; the result is on the CPU.
     """
-    labels = as_tensor(dataset.labels)
+    labels, place = as_tensor(dataset.labels), device or torch.device("cpu")
     counts = torch.bincount(labels, minlength=dataset.num_classes)
     sums = torch.zeros(dataset.num_classes, *dataset.image_shape, dtype=torch.int64, device="cpu")
     second = torch.zeros_like(sums) if squares else None
@@ -48,10 +54,11 @@ def class_moments(
     for begin, stop in mine:
         rows = order[begin:stop]
         there, local = labels[rows].unique(return_inverse=True)
-        some, more = ops.class_moments(as_tensor(dataset.images[rows.numpy()]), local, len(there))
-        sums[there] += some
+        images = as_tensor(dataset.images[rows.numpy()])
+        some, more = ops.class_moments(images.to(place), local.to(place), len(there))
+        sums[there] += some.cpu()
         if second is not None:
-            second[there] += more
+            second[there] += more.cpu()
         if progress:
             progress(stop - mine[0][0], mine[-1][1] - mine[0][0])
     if shared:

@@ -37,8 +37,8 @@ def poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: An
     parameters = {key: value for key, value in cell.poison.parameters.items() if key != "seed"}
     options: dict[str, Any] = {"seed": cell.poison_seed, "device": device, "progress": progress, **parameters}
     where = kept(cell, folder)
-    if where is None:
-        return poison(clean, cell.poison.method, **options)
+    if where is None:  # on the CPU wherever the cell trains, so that its images are the same
+        return poison(clean, cell.poison.method, **options | {"device": "cpu"})
     if not where.is_dir():
         work = where.with_name(f"{where.name}.work")
         write_dataset(where, poison(clean, cell.poison.method, folder=work, resume=True, **options))

@@ -51,6 +51,16 @@ def set_cpu_level(name: str, module: ModuleType | None = None) -> None:
         raise InputError(f"CPU level {name!r} is not usable here: set ULFAST_CPU_LEVEL to one of auto, {usable}")
 
 
+def cuda_problem() -> str | None:
+    """Why the CUDA kernels of this build cannot run on the current GPU, with the remedy; None: nothing is known, or it
+    has none."""
+    kernels = getattr(load(), "cuda", None)
+    problem = kernels.device_problem() if kernels is not None else None
+    if problem is None:
+        return None
+    return f"{problem}. Update the NVIDIA driver, or build with the CUDA version that nvidia-smi shows: {REBUILD}"
+
+
 def describe() -> dict[str, Any]:
     """Where the extension is, its levels, and the one in use (for `ulfast doctor`)."""
     module = load()
@@ -60,4 +70,5 @@ def describe() -> dict[str, Any]:
         "cpu_levels": dict(module.cpu_levels()),
         "cpu_level": module.cpu_level(),
         "cuda": hasattr(module, "cuda"),
+        "cuda_problem": cuda_problem(),
     }

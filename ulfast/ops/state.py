@@ -28,8 +28,8 @@ def _precision() -> str:
         return ""
 
 
-class _FullPrecision:
-    """Float32 matrix products computed in float32, while there are users.
+class _Precision:
+    """Float32 products computed in float32, while there are users.
 
     A setting of the process: the first user saves and sets it, the last puts it back, so that a thread that ends does
     not take it from one that still computes.
@@ -52,9 +52,15 @@ class _FullPrecision:
             if not self.users:
                 self._restore()
 
-    @staticmethod
-    def _set() -> Callable[[], None]:
+    def _set(self) -> Callable[[], None]:
         """Returns what puts it back."""
+        raise NotImplementedError
+
+
+class _FullPrecision(_Precision):
+    """Of matrix products."""
+
+    def _set(self) -> Callable[[], None]:
         before = _precision()
         if before == "highest":
             return lambda: None
@@ -73,8 +79,21 @@ class _FullPrecision:
         return restore
 
 
+class _FullConvolutions(_Precision):
+    """Of cuDNN's convolutions, which take TF32 unless they are told not to: three digits. Apart from the matrix
+    products, as it would cost every operator the way round through `exact`."""
+
+    def _set(self) -> Callable[[], None]:
+        cudnn: Any = torch.backends.cudnn
+        newer = hasattr(cudnn, "conv")  # where `allow_tf32 = False` would leave them to a setting for all of PyTorch
+        where, name = (cudnn.conv, "fp32_precision") if newer else (cudnn, "allow_tf32")
+        before = getattr(where, name)
+        setattr(where, name, "ieee" if newer else False)
+        return lambda: setattr(where, name, before)
+
+
 class _DefaultDtype:
-    """float32 as the default dtype, while there are users; as `_FullPrecision`."""
+    """float32 as the default dtype, while there are users; as `_Precision`."""
 
     def __init__(self) -> None:
         self._users, self._lock, self._before = 0, threading.Lock(), torch.float32
@@ -94,7 +113,7 @@ class _DefaultDtype:
                 torch.set_default_dtype(self._before)
 
 
-FULL_PRECISION, DEFAULT_DTYPE = _FullPrecision(), _DefaultDtype()
+FULL_PRECISION, FULL_CONVOLUTIONS, DEFAULT_DTYPE = _FullPrecision(), _FullConvolutions(), _DefaultDtype()
 
 
 def exact(function: F) -> F:

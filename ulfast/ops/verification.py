@@ -116,12 +116,18 @@ def _decide(device: torch.device) -> Verdict:
         raise InputError(f"{VARIABLE} must be one of {', '.join(SETTINGS)}, got {setting!r}")
     if setting == "0":
         return Verdict(why=f"{VARIABLE}=0")
+    if not built():
+        return Verdict(why="not built")
+    problem = _extension.cuda_problem() if device.type == "cuda" else None
+    if problem:
+        _say(f"the CUDA kernels of ulfast are off: {problem}")
+        return Verdict(why=problem, kept=False)
     if setting == "1":
-        return Verdict(frozenset(OPERATORS), why=f"{VARIABLE}=1") if built() else Verdict(why="not built")
+        return Verdict(frozenset(OPERATORS), why=f"{VARIABLE}=1")
     try:
-        return _proven(device, setting == "verify") if built() else Verdict(why="not built")
-    except Exception as problem:  # whatever it is, the operators go on without the kernels
-        why = str(problem) if isinstance(problem, Unproven) else f"{type(problem).__name__}: {problem}"
+        return _proven(device, setting == "verify")
+    except Exception as error:  # whatever it is, the operators work without the kernels
+        why = str(error) if isinstance(error, Unproven) else f"{type(error).__name__}: {error}"
         _say(
             f"ulfast could not verify its CUDA kernels on this GPU ({why}), so PyTorch computes in their place;"
             f" `ulfast doctor` tries again, {VARIABLE}=0 does without them"

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .. import ops
 from ..data.dataset import Dataset
-from ..data.tensors import as_tensor
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..parameters import parameter
@@ -71,18 +70,20 @@ class AR(Poison):
             )
         else:
             windows = load_coefficients(self.coefficients, dataset.num_classes, channels)
+        windows = work.place(windows)
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            return ops.perturb_ar(
-                torch.from_numpy(labels),
+            out = ops.perturb_ar(
+                work.place(labels),
                 windows,
                 seed=seed,
                 first=first,
                 size=(height, width),
                 norm=values["eps"],
                 kind=self.norm,
-                images=as_tensor(images),
-            ).numpy()
+                images=work.place(images),
+            )
+            return out.cpu().numpy()
 
         return perturb
 

@@ -15,9 +15,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .. import distributed
 from ..data.dataset import Dataset
+from ..data.tensors import as_tensor
 from ..runtime.devices import resolve_device
 from ..runtime.progress import Progress
 
@@ -42,6 +44,9 @@ class Workplace:
         progress: called as ``progress(stage, done, total, **info)``.
 
     Attributes:
+        device: where networks are trained.
+        noise_device: where a poison without a network is computed: on `device` if that was named. With "auto" on the
+            CPU, as most take less time there than the images do to a GPU and back.
         facts: what the poison says of its making, for the manifest; the same bytes for the same run.
     """
 
@@ -53,6 +58,7 @@ class Workplace:
         progress: Progress | None = None,
     ) -> None:
         self.resume, self.device, self.progress = resume, resolve_device(device), progress
+        self.noise_device = torch.device("cpu") if device == "auto" else self.device
         self.facts: dict[str, Any] = {}
         self._given, self._told = folder, time.monotonic()
 
@@ -66,6 +72,10 @@ class Workplace:
         if distributed.first_here() == distributed.rank():
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
+
+    def place(self, values: np.ndarray | Tensor) -> Tensor:
+        """The values on `noise_device`; there already, they are not copied."""
+        return (values if isinstance(values, Tensor) else as_tensor(values)).to(self.noise_device)
 
     def tell(self, stage: str, done: float, total: float, **info: float) -> None:
         if self.progress:

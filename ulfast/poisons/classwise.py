@@ -11,18 +11,18 @@ from torch import Tensor
 
 from .. import ops
 from ..data.dataset import Dataset
-from ..data.tensors import as_tensor
 from ..parameters import parameter
 from .base import Perturb, Poison, Workplace
 
 EPS = 8 / 255
 
 
-def add_by_class(delta: Tensor) -> Perturb:
+def add_by_class(delta: Tensor, work: Workplace) -> Perturb:
     """Adds row `label` of delta (c, H, W, C), rounding to nearest."""
+    delta = work.place(delta)
 
     def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return ops.apply_perturbation(as_tensor(images), delta, index=torch.from_numpy(labels)).numpy()
+        return ops.apply_perturbation(work.place(images), delta, index=work.place(labels)).cpu().numpy()
 
     return perturb
 
@@ -43,7 +43,7 @@ class Regions(Poison):
         u = ops.philox_uniform(seed, ops.philox.STREAM_REGIONS, 0, dataset.num_classes, b * b * channels)
         signs = torch.where(u < 0.5, -1.0, 1.0).view(-1, b, b, channels)
         rows, columns = torch.arange(height) * b // height, torch.arange(width) * b // width
-        return add_by_class((self.eps * signs)[:, rows][:, :, columns].contiguous())
+        return add_by_class((self.eps * signs)[:, rows][:, :, columns].contiguous(), work)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ClassWiseRandom(Poison):
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         d = int(np.prod(dataset.image_shape))
         u = ops.philox_uniform(seed, ops.philox.STREAM_CWRANDOM, 0, dataset.num_classes, d)
-        return add_by_class(((u * 2 - 1) * self.eps).view(-1, *dataset.image_shape))
+        return add_by_class(((u * 2 - 1) * self.eps).view(-1, *dataset.image_shape), work)
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,18 @@ class SampleWiseRandom(Poison):
     eps: float = parameter(EPS, "L-infinity bound, pixels in [0, 1]", at_least=0)
 
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
-        return add_by_image(
-            lambda first, n, d: (ops.philox_uniform(seed, ops.philox.STREAM_SWRANDOM, first, n, d) * 2 - 1) * self.eps
-        )
+        def draw(first: int, n: int, d: int) -> Tensor:
+            u = ops.philox_uniform(seed, ops.philox.STREAM_SWRANDOM, first, n, d, device=work.noise_device)
+            return (u * 2 - 1) * self.eps
+
+        return add_by_image(draw, work)
 
 
-def add_by_image(draw: Callable[[int, int, int], Tensor]) -> Perturb:
+def add_by_image(draw: Callable[[int, int, int], Tensor], work: Workplace) -> Perturb:
     """Adds row i of draw(first, n, d) to image first + i, rounding to nearest."""
 
     def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         delta = draw(first, len(images), int(np.prod(images.shape[1:]))).view(images.shape)
-        return ops.apply_perturbation(as_tensor(images), delta).numpy()
+        return ops.apply_perturbation(work.place(images), delta).cpu().numpy()
 
     return perturb

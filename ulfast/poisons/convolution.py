@@ -10,7 +10,6 @@ import torch
 
 from .. import ops
 from ..data.dataset import Dataset
-from ..data.tensors import as_tensor
 from ..parameters import parameter
 from .base import Perturb, Poison, Workplace
 
@@ -44,9 +43,9 @@ class ConvolutionPoison(Poison):
         kernels = u[:, :-1] * values["blur"]
         one = (u[:, -1] * side * side).long().clamp_max(side * side - 1)
         kernels[torch.arange(len(kernels)), one] = 1.0
-        kernels = kernels.view(-1, side, side)
+        kernels = work.place(kernels.view(-1, side, side))
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            return ops.perturb_convolution(as_tensor(images), torch.from_numpy(labels), kernels).numpy()
+            return ops.perturb_convolution(work.place(images), work.place(labels), kernels).cpu().numpy()
 
         return perturb

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .. import ops
 from ..data.dataset import Dataset
-from ..data.tensors import as_tensor
 from ..parameters import parameter
 from .base import Perturb, Poison, Workplace
 
@@ -48,15 +46,15 @@ class LSP(Poison):
         height, width, channels = dataset.image_shape
         patch = values["patch"]
         features = math.ceil(height / patch) * math.ceil(width / patch) * channels
-        centroids = CLASS_SEPARATION * vertices(seed, dataset.num_classes, features)
+        centroids = work.place(CLASS_SEPARATION * vertices(seed, dataset.num_classes, features))
         uniform = ops.philox_uniform(
             seed, ops.philox.STREAM_LSP_CLASS, MIXING, dataset.num_classes, features * features
         )
-        mixing = (uniform * 2 - 1).view(-1, features, features)
+        mixing = work.place((uniform * 2 - 1).view(-1, features, features))
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            return ops.perturb_lsp(
-                torch.from_numpy(labels),
+            out = ops.perturb_lsp(
+                work.place(labels),
                 centroids,
                 mixing,
                 seed=seed,
@@ -64,9 +62,10 @@ class LSP(Poison):
                 size=dataset.image_shape,
                 patch=patch,
                 norm=values["eps"],
-                images=as_tensor(images),
+                images=work.place(images),
                 truncate=True,
-            ).numpy()
+            )
+            return out.cpu().numpy()
 
         return perturb
 

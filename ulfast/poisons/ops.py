@@ -30,8 +30,9 @@ class OnePixelShortcut(Poison):
         height, width, channels = dataset.image_shape
         if self.sparsity * dataset.num_classes > height * width * 2**channels:
             raise InputError(f"ops: {dataset.num_classes} classes have no {self.sparsity} pixels each in such images")
-        places, colours = choose(class_moments(dataset, squares=True), self.sparsity)
+        places, colours = choose(class_moments(dataset, squares=True, device=work.noise_device), self.sparsity)
 
+        # On the CPU wherever the pixels were found: they are set quicker than an image is copied.
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
             out = images.copy().reshape(len(images), height * width, channels)
             for s in range(self.sparsity):

@@ -60,22 +60,18 @@ class PerturbationInducedLinearisation(Poison):
         fit = self._fit_two if published else self._fit_one
         weight, accuracy = fit(dataset, seed, work, values["batch_size"])
         work.facts |= {"train_accuracy": accuracy}
-        alpha = values["alpha"]
+        # Fitted on the CPU in any case: a classifier that differs in a last bit turns signs of the steps.
+        weight, alpha = work.place(weight), values["alpha"]
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            clean, y = work.place(images), work.place(labels)
             if published:
-                return self._from_random(
-                    first, as_tensor(images), torch.from_numpy(labels), weight, alpha, seed
-                ).numpy()
-            return ops.perturb_linear(
-                as_tensor(images),
-                torch.from_numpy(labels),
-                weight,
-                steps=self.steps,
-                alpha=alpha,
-                eps=self.eps,
-                share=self.share,
-            ).numpy()
+                out = self._from_random(first, clean, y, weight, alpha, seed)
+            else:
+                out = ops.perturb_linear(
+                    clean, y, weight, steps=self.steps, alpha=alpha, eps=self.eps, share=self.share
+                )
+            return out.cpu().numpy()
 
         return perturb
 
@@ -143,7 +139,8 @@ class PerturbationInducedLinearisation(Poison):
         step = max(1, BLOCK // d)
         for begin in range(0, n, step):
             block, y = images[begin : begin + step], labels[begin : begin + step]
-            u = ops.philox_uniform(seed, ops.philox.STREAM_SURROGATE, first + begin, len(block), d)
+            stream = ops.philox.STREAM_SURROGATE
+            u = ops.philox_uniform(seed, stream, first + begin, len(block), d, device=images.device)
             noise = (u.double() * 2 - 1) * self.eps
             of_images = unit(block).reshape(-1, d).double() @ weight.T
             onehot = nn.functional.one_hot(y, c)

@@ -126,7 +126,8 @@ def poison(
         seed: image i's perturbation depends on (seed, method, i, its label) alone; on the whole data set where the
             method trains a network or a linear model on it.
         rate: share of each class that is poisoned.
-        device: where methods that train a network do so: "auto", "cpu" or "cuda".
+        device: "auto", "cpu" or "cuda". Methods that train a network do so there; the others work on the CPU with
+            "auto", as most take less time there than the images do to a GPU and back, and on a GPU that is named.
         folder: where those keep network and perturbations while they work; None: a temporary folder.
         resume: continue the run that was interrupted in `folder`.
         progress: called as ``progress("poison", done, total)``.

@@ -8,6 +8,7 @@ obliquely (in the metric of the covariance), and overlapping patches are average
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from .. import ops
 from ..data.dataset import Dataset, balanced_indices
 from ..data.tensors import as_tensor
 from ..errors import InputError
-from ..ops.state import ordinary
+from ..ops.state import FULL_CONVOLUTIONS, ordinary
 from ..runtime.progress import Progress
 
 PATCH = 7
@@ -293,8 +294,10 @@ class PatchProjection(torch.nn.Module):
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and min(x.shape[2:]) >= 2 * side - 1
         if plain and not (torch.is_grad_enabled() and x.requires_grad):
             return ops.patch_filter(x.permute(0, 2, 3, 1), self._folded()).permute(0, 3, 1, 2)
-        # Not in the caller's autocast: like the operators, in the buffers' precision, and the result in x's.
-        with torch.autocast(x.device.type, enabled=False):
+        # Not in the caller's autocast: like the operators, in the buffers' precision, and the result in x's. What is
+        # compiled keeps the caller's choice of TF32, as the compiler sees no setting of the process.
+        full = contextlib.nullcontext() if torch.compiler.is_compiling() else FULL_CONVOLUTIONS
+        with torch.autocast(x.device.type, enabled=False), full:
             wide = x.to(self.analysis.dtype)
             removed = F.conv_transpose2d(F.conv2d(wide, self.analysis), self.synthesis)
             return (wide - removed / self._cover(wide)).to(x.dtype)
