@@ -64,6 +64,20 @@ def test_convolution_is_its_twin(kernels, n, h, w, c, classes, side):
     assert torch.equal(got, reference.perturb_convolution(images, labels, filters))
 
 
+@pytest.mark.parametrize(("h", "w", "c"), [(5, 4, 1), (4, 8, 3)])
+def test_convolution_of_more_images_than_blocks(kernels, h, w, c):
+    """A block takes image after image; a filter of tiny or huge weights leaves the range of the short division."""
+    kernels.setenv("ULFAST_EMULATED_SMS", "1")
+    images, labels = draw(40, h, w, c, 5)
+    images[17] = 0
+    filters = torch.rand(4, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.2
+    filters[2:] *= torch.tensor([1e-30, 1e30])[:, None, None]
+    keep = labels < 4
+    got = cuda_generators.perturb_convolution(images, labels, filters)
+    assert torch.equal(got[~keep], images[~keep])
+    assert torch.equal(got[keep], reference.perturb_convolution(images[keep], labels[keep], filters))
+
+
 @pytest.mark.parametrize(("n", "h", "w", "c", "classes"), [*SIZES, (1030, 3, 3, 1, 3)])
 def test_moments_are_exact(kernels, n, h, w, c, classes):
     images, labels = draw(n, h, w, c, classes)
