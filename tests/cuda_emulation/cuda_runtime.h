@@ -25,6 +25,9 @@
 struct alignas(4) uchar4 {
   unsigned char x, y, z, w;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };

@@ -41,7 +41,7 @@ def test_ar(kernels, n, h, w, c, classes, kind, shared):
     )
 
 
-@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
+@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), [*SIZES, (9, 32, 32, 3, 10), (3, 12, 28, 1, 2)])
 def test_lsp(kernels, n, h, w, c, classes):
     m = -(-h // 8) * -(-w // 8) * c
     g = torch.Generator().manual_seed(0)
@@ -50,7 +50,13 @@ def test_lsp(kernels, n, h, w, c, classes):
     given = (labels, centroids, mixing, 3, 9, h, w, c, 8, 1.3)
     torch.testing.assert_close(cuda_generators.perturb_lsp(*given), reference.perturb_lsp(*given))
     for truncate in (True, False):
-        near(cuda_generators.perturb_lsp(*given, images, truncate), reference.perturb_lsp(*given, images, truncate))
+        got, want = (f.perturb_lsp(*given, images, truncate) for f in (cuda_generators, reference))
+        near(got, want)
+        wrong = labels.clone()
+        wrong[:1] = classes
+        other = cuda_generators.perturb_lsp(wrong, *given[1:], images, truncate)
+        assert torch.equal(other[:1], images[:1])
+        assert torch.equal(other[1:], got[1:])
 
 
 @pytest.mark.pairs
