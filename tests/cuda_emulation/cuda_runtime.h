@@ -129,8 +129,8 @@ inline void run(int64_t grid, int threads, size_t bytes, const std::function<voi
 
 }  // namespace emulation
 
-inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long v) {
-  const unsigned long long before = *at;
+template <class T> T atomicAdd(T* at, T v) {
+  const T before = *at;
   return *at = before + v, before;
 }
 

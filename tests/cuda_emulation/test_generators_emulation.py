@@ -84,7 +84,10 @@ def test_convolution_of_more_images_than_blocks(kernels, h, w, c):
     assert torch.equal(got[keep], reference.perturb_convolution(images[keep], labels[keep], filters))
 
 
-@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), [*SIZES, (1030, 3, 3, 1, 3)])
+@pytest.mark.parametrize(
+    ("n", "h", "w", "c", "classes"),
+    [*SIZES, (1030, 3, 3, 1, 3), (1030, 3, 3, 1, 40), (700, 4, 33, 1, 31), (90, 9, 8, 3, 32)],
+)
 def test_moments_are_exact(kernels, n, h, w, c, classes):
     images, labels = draw(n, h, w, c, classes)
     for got, want in zip(
