@@ -24,7 +24,7 @@ def near(got, want):
 
 
 @pytest.mark.pairs
-@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
+@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), [*SIZES, (2, 42, 7, 3, 2)])
 @pytest.mark.parametrize("kind", ["l2", "linf", "none"])
 @pytest.mark.parametrize("shared", ["102400", "9000"])
 def test_ar(kernels, n, h, w, c, classes, kind, shared):
