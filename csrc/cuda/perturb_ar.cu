@@ -132,6 +132,29 @@ __global__ void perturb_ar_kernel(PerturbAr a, Layout plan) {
   }
 }
 
+// Scaled values onto the stored pixels, by a warp.
+template <bool Truncate> __device__ __forceinline__ void small_onto(const uint8_t* images, const float* tile,
+                                                                    float scale, int quads, uint8_t* out) {
+  const auto* stored = reinterpret_cast<const uint32_t*>(images);
+  auto* to = reinterpret_cast<uint32_t*>(out);
+  constexpr int kAhead = 8;  // words that a lane asks for before it uses the first
+  int i = threadIdx.x;
+  const auto moved = [&](uint32_t x, int at) {
+    const float4 v = reinterpret_cast<const float4*>(tile)[at];
+    const float levels[4] = {255.0f * (v.x * scale), 255.0f * (v.y * scale), 255.0f * (v.z * scale),
+                             255.0f * (v.w * scale)};
+    return levels4(x, levels, Truncate);
+  };
+  for (; i + (kAhead - 1) * 32 < quads; i += kAhead * 32) {
+    uint32_t x[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) x[k] = stored[i + k * 32];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) to[i + k * 32] = moved(x[k], i + k * 32);
+  }
+  for (; i < quads; i += 32) to[i] = moved(stored[i], i);
+}
+
 // A warp an image; `lanes` lanes of Tall rows each make a channel.
 template <int Tall> __global__ void __launch_bounds__(32) small_ar_kernel(PerturbAr a, int lanes) {
   const int h = (int)a.h, c = (int)a.channels, H = h + kBorder, W = (int)a.w + kBorder, line = (int)a.w * c;
@@ -201,12 +224,15 @@ template <int Tall> __global__ void __launch_bounds__(32) small_ar_kernel(Pertur
     if (a.kind != Norm::none) {
       double size = 0;
       if (a.kind == Norm::l2) {
-        double other = 0;  // two chains of additions
-        for (int i = 2 * lane; i < d; i += 64) {
-          const double v = tile[i], u = i + 1 < d ? tile[i + 1] : 0.0f;
-          size = fma(v, v, size), other = fma(u, u, other);
+        double parts[4] = {};  // chains of additions
+        for (int i = lane; i < d / 4; i += 32) {
+          const float4 v = reinterpret_cast<const float4*>(tile)[i];
+          const double values[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+          for (int u = 0; u < 4; ++u) parts[u] = fma(values[u], values[u], parts[u]);
         }
-        size += other;
+        for (int i = d / 4 * 4 + lane; i < d; i += 32) parts[0] = fma((double)tile[i], (double)tile[i], parts[0]);
+        size = (parts[0] + parts[1]) + (parts[2] + parts[3]);
         for (int offset = 16; offset; offset /= 2) size += __shfl_xor_sync(0xffffffffu, size, offset);
         size = sqrt(size);
       } else {
@@ -217,19 +243,16 @@ template <int Tall> __global__ void __launch_bounds__(32) small_ar_kernel(Pertur
       }
       scale = (float)(a.norm / (size > 1e-12 ? size : 1e-12));
     }
-    if (wide) {
-#pragma unroll 8
+    if (wide && !images) {
       for (int i = lane; i < d / 4; i += 32) {
         const float4 v = reinterpret_cast<const float4*>(tile)[i];
-        const float scaled[4] = {v.x * scale, v.y * scale, v.z * scale, v.w * scale};
-        if (images) {
-          const float levels[4] = {255.0f * scaled[0], 255.0f * scaled[1], 255.0f * scaled[2], 255.0f * scaled[3]};
-          const uint32_t stored = reinterpret_cast<const uint32_t*>(images)[i];
-          reinterpret_cast<uint32_t*>(out)[i] = levels4(stored, levels, a.truncate);
-        } else {
-          stream_out(alone + 4 * i, Four<float>{{scaled[0], scaled[1], scaled[2], scaled[3]}});
-        }
+        stream_out(alone + 4 * i, Four<float>{{v.x * scale, v.y * scale, v.z * scale, v.w * scale}});
       }
+    } else if (wide) {
+      if (a.truncate)
+        small_onto<true>(images, tile, scale, d / 4, out);
+      else
+        small_onto<false>(images, tile, scale, d / 4, out);
     } else {
       for (int i = lane; i < d; i += 32) {
         const float v = tile[i] * scale;
