@@ -46,16 +46,18 @@ __device__ __forceinline__ float quotient(float v, float top, float inverse) {
 }
 
 // 3 x 3 and C channels, rows of whole words. A thread makes four rows of four neighbours, from six rows of three
-// accesses of 16 bytes; the same four words are those that it brings to shared memory, an image ahead.
-template <int C> __global__ void __launch_bounds__(kThreads, 65536 / kTiledRegisters / kThreads)
+// accesses of 16 bytes; the same four words are those that it brings to shared memory, an image ahead. Whole: no thread
+// has less.
+template <int C, bool Whole> __global__ void __launch_bounds__(kThreads, 65536 / kTiledRegisters / kThreads)
     tiled_convolution_kernel(PerturbConvolution a) {
   const int line = (int)(a.w * C), quads = line / 4, h = (int)a.h, d = h * line, pitch = line + kPad;
-  const int groups = (h + kTall - 1) / kTall, warps = (int)blockDim.x / 32, t = (int)threadIdx.x;
+  const int groups = (h + kTall - 1) / kTall, t = (int)threadIdx.x;
   float *parts = dynamic_shared<float>(), *image = parts + kThreads / 32;  // the warps' largest values
   const int row = t / quads * kTall, at = row * line + t % quads * 4;
   const int mine = row < h ? (h - row < kTall ? h - row : kTall) : 0;             // rows
   float4* tile = reinterpret_cast<float4*>(image + row * pitch + t % quads * 4);  // from the tap at the upper left
   for (int i = t; i < (groups * kTall + 2) * pitch + kPad; i += (int)blockDim.x) image[i] = 0;
+  if (t < kThreads / 32) parts[t] = 0;  // a block may have fewer warps
   uint32_t x[kTall] = {};
   int64_t n = blockIdx.x, label = a.labels[n];
 #pragma unroll
@@ -117,23 +119,28 @@ template <int C> __global__ void __launch_bounds__(kThreads, 65536 / kTiledRegis
     for (int lanes = 16; lanes; lanes /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, lanes));
     if (t % 32 == 0) parts[t / 32] = top;
     __syncthreads();  // and the image may be overwritten
-    for (int i = 0; i < warps; ++i) top = fmaxf(top, parts[i]);
-    const bool normal = top > 1e-18f && top < 1e18f;
-    const float inverse = 1.0f / (normal ? top : 1.0f);
 #pragma unroll
-    for (int r = 0; r < kTall; ++r)
-      if (r < mine) {
+    for (int i = 0; i < kThreads / 32; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(parts + i);
+      top = fmaxf(fmaxf(top, fmaxf(four.x, four.y)), fmaxf(four.z, four.w));
+    }
+    if (top > 1e-18f && top < 1e18f) {
+      const float inverse = 1.0f / top;
+#pragma unroll
+      for (int r = 0; r < kTall; ++r) {
         float v[4];
 #pragma unroll
-        for (int u = 0; u < 4; ++u) {
-          v[u] = fmaxf(acc[r][u], 0.0f);
-          if (normal)
-            v[u] = quotient(v[u], top, inverse) * 255.0f;
-          else
-            v[u] = scaled(v[u], top);
-        }
-        *reinterpret_cast<uint32_t*>(out + r * line) = truncated4(v);
+        for (int u = 0; u < 4; ++u) v[u] = quotient(fmaxf(acc[r][u], 0.0f), top, inverse) * 255.0f;
+        const uint32_t word = truncated4(v);
+        if (r < mine) *reinterpret_cast<uint32_t*>(out + r * line) = word;
       }
+    } else {
+#pragma unroll
+      for (int r = 0; r < kTall; ++r)
+#pragma unroll
+        for (int u = 0; u < 4; ++u)
+          if (r < mine) out[r * line + u] = scaled(acc[r][u], top);
+    }
   }
 }
 
@@ -257,8 +264,10 @@ const char* run_tiled(const PerturbConvolution& a, cudaStream_t stream) {
   const int64_t bytes = (kThreads / 32 + (groups * kTall + 2) * (line + kPad) + kPad) * (int64_t)sizeof(float);
   const int64_t held = 65536 / kTiledRegisters / threads, most = held < 16 ? held : 16;  // a multiprocessor
   const int64_t grid = most * attribute(cudaDevAttrMultiProcessorCount);
-  return launch(a.c == 1 ? tiled_convolution_kernel<1> : tiled_convolution_kernel<3>, a.n < grid ? a.n : grid,
-                (int)threads, (size_t)bytes, stream, a);
+  const bool whole = a.h % kTall == 0 && groups * (line / 4) == threads;
+  const auto kernel = a.c == 1 ? (whole ? tiled_convolution_kernel<1, true> : tiled_convolution_kernel<1, false>)
+                               : (whole ? tiled_convolution_kernel<3, true> : tiled_convolution_kernel<3, false>);
+  return launch(kernel, a.n < grid ? a.n : grid, (int)threads, (size_t)bytes, stream, a);
 }
 
 int64_t grid_of(const PerturbConvolution& a) {

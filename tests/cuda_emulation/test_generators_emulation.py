@@ -70,7 +70,7 @@ def test_convolution_is_its_twin(kernels, n, h, w, c, classes, side):
     assert torch.equal(got, reference.perturb_convolution(images, labels, filters))
 
 
-@pytest.mark.parametrize(("h", "w", "c"), [(5, 4, 1), (4, 8, 3)])
+@pytest.mark.parametrize(("h", "w", "c"), [(5, 4, 1), (4, 8, 3), (8, 64, 1), (16, 32, 3)])
 def test_convolution_of_more_images_than_blocks(kernels, h, w, c):
     """A block takes image after image; a filter of tiny or huge weights leaves the range of the short division."""
     kernels.setenv("ULFAST_EMULATED_SMS", "1")
