@@ -112,6 +112,7 @@ template <bool Fours> __global__ void __launch_bounds__(kThreads) few_classes_ke
     const int share = (total + kThreads / 32 - 1) / (kThreads / 32), begin = warp * share;
     const int end = begin + share < total ? begin + share : total;
     const uint8_t* images = a.images + first * a.d + i;
+    const uint32_t pitch = (uint32_t)a.d;  // 32 bits by 32 are one instruction
     uint32_t sum[kEach] = {}, square[kEach] = {};
     int current = begin < end ? (int)(list[begin] / kLong) : 0;
     for (int at = begin; at < end; at += kAhead) {
@@ -120,7 +121,7 @@ template <bool Fours> __global__ void __launch_bounds__(kThreads) few_classes_ke
       for (int r = 0; r < kAhead; ++r) {
         x[r] = 0;
         if (at + r < end && i < a.d) {
-          const uint8_t* row = images + (int64_t)(list[at + r] % kLong) * a.d;
+          const uint8_t* row = images + (uint64_t)(list[at + r] % kLong) * pitch;
           if (Fours)
             x[r] = *reinterpret_cast<const uint32_t*>(row);
           else
@@ -165,7 +166,7 @@ const char* few_classes(const ClassMoments& a, bool fours, cudaStream_t stream) 
 
 }  // namespace
 
-int64_t class_moments_sorts(const ClassMoments& a) { return a.classes > kClasses; }
+int64_t class_moments_sorts(const ClassMoments& a) { return a.classes > kClasses || a.d >> 32; }
 
 // `order` holds the rows sorted by label, if class_moments_sorts wants them; `sums` and `squares` zeros.
 const char* class_moments(const ClassMoments& a, void* stream) {

@@ -4,7 +4,7 @@
 // images, which bounds it: 0.06 MB an image and step at d = 3072 and ten classes. Flops: 4 d c an image and step. The
 // noise stays in shared memory over all steps, so d is limited by it; larger images run the twin. Sums go in another
 // order than the CPU's: where a gradient is zero but for rounding a sign may differ. A label out of range leaves its
-// image as it is. Not yet run on a GPU.
+// image as it is.
 #include <math.h>
 
 #include "launch.cuh"
