@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ulfast.ops import cuda_generators, reference
+from ulfast.ops import cuda, cuda_generators, reference
 
 
 def draw(n, h, w, c, classes):
@@ -113,6 +113,22 @@ def test_linear(kernels, n, d, classes):
     other = cuda_generators.perturb_linear(images, wrong, *given[2:])
     assert torch.equal(other[:1], images[:1])
     assert torch.equal(other[1:], got[1:])
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 4), (3, 1028), (9, 2048), (4, 33)])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_apply_perturbation(kernels, n, d, truncate):
+    """By index and one each; an index out of range leaves its image."""
+    g = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 256, (n, d), generator=g, dtype=torch.uint8)
+    delta, index = torch.randn(n + 2, d, generator=g), torch.randint(0, n + 2, (n,), generator=g)
+    for given in ((images, delta, index, truncate), (images, delta[:n].contiguous(), None, truncate)):
+        assert torch.equal(cuda.apply_perturbation(*given), reference.apply_perturbation(*given))
+    wrong = index.clone()
+    wrong[-1] = n + 2
+    got = cuda.apply_perturbation(images, delta, wrong, truncate)
+    assert torch.equal(got[-1], images[-1])
+    assert torch.equal(got[:-1], reference.apply_perturbation(images, delta, index, truncate)[:-1])
 
 
 def test_labels_out_of_range_and_shards(kernels):
