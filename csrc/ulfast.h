@@ -205,7 +205,7 @@ static inline Share share_of(const PerturbAr& a) {
 #define ULFAST_FIELDS_CLASS_MOMENTS(F)                                                                                  \
   F(const uint8_t*, images) /* (n, d) */                                                                                \
   F(const int64_t*, labels) /* (n) */                                                                                   \
-  F(int64_t*, order)        /* (n + classes) scratch; on CUDA (n) the order to take them in, by label */                \
+  F(int64_t*, order)        /* (n + classes) scratch; on CUDA (n) the order to take them in, or null */                 \
   F(float*, scratch)        /* CPU: (threads, 2 * class_moments_block) */                                               \
   F(int64_t*, sums)         /* (classes, d), zeros */                                                                   \
   F(int64_t*, squares)      /* (classes, d), zeros */                                                                   \
@@ -345,6 +345,7 @@ static inline Share share_of(const PerturbLinear& a) {
   F(softmax_scratch, SoftmaxRegressionStep) /* coef */  \
   F(softmax_parts, SoftmaxRegressionStep)   /* grad */  \
   F(perturb_convolution_scratch, PerturbConvolution)    \
+  F(class_moments_sorts, ClassMoments) /* order */      \
   F(perturb_ar_fits, PerturbAr)                         \
   F(perturb_linear_fits, PerturbLinear)
 

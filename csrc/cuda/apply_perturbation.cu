@@ -1,7 +1,8 @@
 // apply_perturbation on CUDA: clamp(images + 255 * delta[index]) to uint8.
 //
-// Bytes: n d (1 + 4 + 1), bound by memory. Four pixels an access: 4 and 16 bytes. Compiled with --fmad=false, so that
-// it rounds as the CPU does.
+// Bytes: n d (1 + 4 + 1), bound by memory; perturbations by class come from the caches, and leave 2 n d, beside which
+// the operations, eight a pixel, weigh as much. Four pixels an access: 4 and 16 bytes. Compiled with --fmad=false, so
+// that it rounds as the CPU does.
 #include "pixels.cuh"
 #include "types.cuh"
 
@@ -10,40 +11,35 @@ namespace cuda {
 
 namespace {
 
-constexpr int kQuads = 4;  // of four pixels, that a thread asks for before it uses the first
-constexpr int64_t kPiece = kQuads * kThreads;
+constexpr int kRows = 4;  // that a thread asks for, four pixels each, before it uses the first
 
-template <bool Truncate> __global__ void four(ApplyPerturbation a) {
-  const int64_t quads = a.d / 4, pieces = (quads + kPiece - 1) / kPiece;
-  for (int64_t w = blockIdx.x; w < a.n * pieces; w += gridDim.x) {
-    const int64_t row = w / pieces, first = (w - row * pieces) * kPiece;  // the same for the whole block
-    const int count = (int)(quads - first < kPiece ? quads - first : kPiece);
-    const int64_t from = a.index ? a.index[row] : row;
-    const bool there = from >= 0 && from < a.m;  // otherwise the image stays as it is, and nothing is read
-    const uint32_t* images = reinterpret_cast<const uint32_t*>(a.images + row * a.d) + first;
-    const float4* delta = reinterpret_cast<const float4*>(a.delta + (there ? from : 0) * a.d) + first;
-    uint32_t* out = reinterpret_cast<uint32_t*>(a.out + row * a.d) + first;
-    uint32_t x[kQuads];
-    float4 e[kQuads];
+// A block takes 4 kThreads neighbours of kRows images; `pieces` such runs make up an image.
+template <bool Truncate> __global__ void four(ApplyPerturbation a, uint32_t work, uint32_t pieces) {
+  for (uint32_t w = blockIdx.x; w < work; w += gridDim.x) {
+    const uint32_t group = w / pieces;
+    const int64_t row = (int64_t)group * kRows, at = (int64_t)(w - group * pieces) * kThreads + threadIdx.x;
+    if (at >= a.d / 4) continue;
+    const int count = (int)(a.n - row < kRows ? a.n - row : kRows);
+    int64_t from[kRows];
+    uint32_t x[kRows];
+    float4 e[kRows];
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const int at = (int)threadIdx.x + i * kThreads;
-      if (at < count) {
-        x[i] = images[at];
-        if (there) e[i] = delta[at];
-      }
+    for (int r = 0; r < kRows; ++r) {
+      from[r] = r < count ? a.index ? a.index[row + r] : row + r : -1;
+      if (r < count) x[r] = reinterpret_cast<const uint32_t*>(a.images + (row + r) * a.d)[at];
     }
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const int at = (int)threadIdx.x + i * kThreads;
-      if (at < count) {
-        if (there) {
-          const float levels[4] = {255.0f * e[i].x, 255.0f * e[i].y, 255.0f * e[i].z, 255.0f * e[i].w};
-          x[i] = levels4(x[i], levels, Truncate);
+    for (int r = 0; r < kRows; ++r)
+      if (from[r] >= 0 && from[r] < a.m) e[r] = reinterpret_cast<const float4*>(a.delta + from[r] * a.d)[at];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      if (r < count) {
+        if (from[r] >= 0 && from[r] < a.m) {  // otherwise the image stays as it is
+          const float levels[4] = {255.0f * e[r].x, 255.0f * e[r].y, 255.0f * e[r].z, 255.0f * e[r].w};
+          x[r] = levels4(x[r], levels, Truncate);
         }
-        out[at] = x[i];
+        reinterpret_cast<uint32_t*>(a.out + (row + r) * a.d)[at] = x[r];
       }
-    }
   }
 }
 
@@ -62,9 +58,11 @@ const char* apply_perturbation(const ApplyPerturbation& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
   const bool wide = a.d % 4 == 0 && aligned(a.images, 4) && aligned(a.out, 4) && aligned(a.delta, 16);
-  const auto kernel = wide ? (a.truncate ? four<true> : four<false>) : (a.truncate ? one<true> : one<false>);
-  const int64_t pieces = a.n * ((a.d / 4 + kPiece - 1) / kPiece), most = 65535;
-  return launch(kernel, wide ? (pieces < most ? pieces : most) : blocks(a.n * a.d), kThreads, 0, s, a);
+  const int64_t pieces = (a.d / 4 + kThreads - 1) / kThreads, work = (a.n + kRows - 1) / kRows * pieces, most = 65535;
+  if (wide && work < UINT32_MAX - most)
+    return launch(a.truncate ? four<true> : four<false>, work < most ? work : most, kThreads, 0, s, a, (uint32_t)work,
+                  (uint32_t)pieces);
+  return launch(a.truncate ? one<true> : one<false>, blocks(a.n * a.d), kThreads, 0, s, a);
 }
 
 }  // namespace cuda

@@ -1,26 +1,32 @@
 // perturb_ar on CUDA: autoregressive noise, scaled and put straight onto the stored image.
 //
-// A block an image, a warp a channel. A value needs the two before it and three of each of the two rows above, so a
-// warp sweeps a strip of up to 32 rows as a wave: lane l makes column t - l of row l at step t, and hands it down by
-// shuffles. Every value is the same eight uncontracted products in the same order as on the CPU. The size of the whole
-// image must be known before its first pixel is written, so the image is swept twice; strips are staged in shared
-// memory and leave it as contiguous bytes.
+// A value needs the two before it and three of each of the two rows above, so a warp sweeps rows as a wave: a lane is a
+// column behind the lane whose rows are above its own, and takes their values by shuffles. Every value is the same
+// eight uncontracted products in the same order as on the CPU.
 //
-// Bytes: 2 d an image. Flops: 2 * 16 (h + 2)(w + 2) channels, 55,500 at 32 px, and 420 normals. Bound: neither, but the
-// latency of 2 (h + 2) / 32 strips of w + 34 steps, two dependent operations each, over the blocks that a
-// multiprocessor holds. The square of the norm is added in another order than on the CPU: the scale may differ by its
-// last bit. A label out of range leaves its image as it is; a perturbation becomes NaN. Not yet run on a GPU.
+// A small image is a warp's: a lane has kTall rows of a channel, the channels lie side by side, and the unscaled image
+// stays in shared memory until its size is known. Larger ones: a block an image, a warp a channel, a row a lane in
+// strips of up to 32 rows, swept twice, because the size must be known before the first pixel is written.
+//
+// Bytes: 2 d an image. Flops: 16 (h + 2)(w + 2) channels, 55,500 at 32 px, and 420 normals. Bound: the instructions of
+// a small image (16 a value, and half as many again to shift, store, add up and write it); the latency of 2 (h + 2) /
+// 32 strips of w + 34 steps, two dependent operations each, over the blocks that a multiprocessor holds, of a larger
+// one. The square of the norm is added in another order than on the CPU: the scale may differ by its last bit. A label
+// out of range leaves its image as it is; a perturbation becomes NaN.
 #include "../random/philox.h"
 
 #include "pixels.cuh"
+#include "types.cuh"
 
 namespace ulfast {
 namespace cuda {
 
 namespace {
 
-constexpr int kBorder = 4;  // rows and columns that the sweep starts from, and that are cut off
-constexpr int kWarps = 3;   // channels side by side; more take turns
+constexpr int kBorder = 4;             // rows and columns that the sweep starts from, and that are cut off
+constexpr int kWarps = 3;              // channels side by side; more take turns
+constexpr int64_t kSmall = 64 << 10;   // bytes of a small image: three and more share a multiprocessor
+constexpr int kTall = 4, kTaller = 8;  // rows of a lane
 
 struct Layout {
   int64_t rows;  // a strip
@@ -126,6 +132,156 @@ __global__ void perturb_ar_kernel(PerturbAr a, Layout plan) {
   }
 }
 
+// Scaled values onto the stored pixels, by a warp.
+template <bool Truncate> __device__ __forceinline__ void small_onto(const uint8_t* images, const float* tile,
+                                                                    float scale, int quads, uint8_t* out) {
+  const auto* stored = reinterpret_cast<const uint32_t*>(images);
+  auto* to = reinterpret_cast<uint32_t*>(out);
+  constexpr int kAhead = 8;  // words that a lane asks for before it uses the first
+  int i = threadIdx.x;
+  const auto moved = [&](uint32_t x, int at) {
+    const float4 v = reinterpret_cast<const float4*>(tile)[at];
+    const float levels[4] = {255.0f * (v.x * scale), 255.0f * (v.y * scale), 255.0f * (v.z * scale),
+                             255.0f * (v.w * scale)};
+    return levels4(x, levels, Truncate);
+  };
+  for (; i + (kAhead - 1) * 32 < quads; i += kAhead * 32) {
+    uint32_t x[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) x[k] = stored[i + k * 32];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) to[i + k * 32] = moved(x[k], i + k * 32);
+  }
+  for (; i < quads; i += 32) to[i] = moved(stored[i], i);
+}
+
+// A warp an image; `lanes` lanes of Tall rows each make a channel.
+template <int Tall> __global__ void __launch_bounds__(32) small_ar_kernel(PerturbAr a, int lanes) {
+  const int h = (int)a.h, c = (int)a.channels, H = h + kBorder, W = (int)a.w + kBorder, line = (int)a.w * c;
+  const int each = 2 * W + 2 * (H - 2), normals = (c * each + 3) / 4, d = h * line, lane = threadIdx.x;
+  float *border = dynamic_shared<float>(), *tile = border + normals * 4;
+  const int channel = lane / lanes < c ? lane / lanes : 0, l = lane % lanes;
+  const bool busy = lane < lanes * c, wide = d % 4 == 0 && reinterpret_cast<uintptr_t>(a.images) % 4 == 0 &&
+                                             reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
+  const float* of = border + channel * each;
+  const float* sides = of + 2 * W + 2 * Tall * l;  // the first two columns of the lane's rows
+  float* const to = tile + (Tall * l - 2) * line + channel;
+  for (int64_t n = blockIdx.x; n < a.n; n += gridDim.x) {
+    const int64_t label = a.labels[n];
+    const uint8_t* images = a.images ? a.images + n * d : nullptr;
+    uint8_t* out = static_cast<uint8_t*>(a.out) + n * d;
+    float* alone = static_cast<float*>(a.out) + n * d;
+    if (label < 0 || label >= a.classes) {
+      for (int i = lane; i < d; i += 32) {
+        if (!images)
+          alone[i] = NAN;
+        else
+          out[i] = images[i];
+      }
+      continue;
+    }
+    for (int i = lane * 128; images && i < d; i += 32 * 128) soon(images + i);
+    float w[8];
+#pragma unroll
+    for (int t = 0; t < 8; ++t) w[t] = a.coefficients[(label * c + channel) * 9 + t];
+    __syncwarp();  // the last image has been used
+    for (int b = lane; b < normals; b += 32) {
+      uint32_t words[4];
+      float4 v;
+      philox::words((uint64_t)a.seed, philox::kStreamAr, (uint64_t)(a.first + n), (uint32_t)b, words);
+      philox::normal2(words[0], words[1], &v.x, &v.y);
+      philox::normal2(words[2], words[3], &v.z, &v.w);
+      reinterpret_cast<float4*>(border)[b] = v;
+    }
+    __syncwarp();
+    float before2[Tall], before1[Tall];  // the last two values of each row, and of the two rows above
+    const float *far = l ? sides - 4 : of, *near = l ? sides - 2 : of + W;
+    float a0 = far[0], a1 = far[1], b0 = near[0], b1 = near[1];
+#pragma unroll
+    for (int r = 0; r < Tall; ++r) before2[r] = sides[2 * r], before1[r] = sides[2 * r + 1];
+#pragma unroll 2
+    for (int t = 2; t < W + lanes - 1; ++t) {
+      const int x = t - l;
+      const bool mine = busy && x >= 2 && x < W;
+      float a2 = __shfl_up_sync(0xffffffffu, before1[Tall - 2], 1),
+            b2 = __shfl_up_sync(0xffffffffu, before1[Tall - 1], 1);
+      if (l == 0 && mine) a2 = of[x], b2 = of[W + x];
+      if (mine) {
+        float p0 = a0, p1 = a1, p2 = a2, q0 = b0, q1 = b1, q2 = b2;
+#pragma unroll
+        for (int r = 0; r < Tall; ++r) {
+          const float now = ar_value(w, p0, p1, p2, q0, q1, q2, before2[r], before1[r]);
+          const int y = Tall * l + r - 2;
+          if (x >= kBorder && y >= 0 && y < h) to[r * line + (x - kBorder) * c] = now;
+          p0 = q0, p1 = q1, p2 = q2, q0 = before2[r], q1 = before1[r], q2 = now;
+          before2[r] = before1[r], before1[r] = now;
+        }
+        a0 = a1, a1 = a2, b0 = b1, b1 = b2;
+      }
+    }
+    __syncwarp();
+    float scale = 1;
+    if (a.kind != Norm::none) {
+      double size = 0;
+      if (a.kind == Norm::l2) {
+        double parts[4] = {};  // chains of additions
+        for (int i = lane; i < d / 4; i += 32) {
+          const float4 v = reinterpret_cast<const float4*>(tile)[i];
+          const double values[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+          for (int u = 0; u < 4; ++u) parts[u] = fma(values[u], values[u], parts[u]);
+        }
+        for (int i = d / 4 * 4 + lane; i < d; i += 32) parts[0] = fma((double)tile[i], (double)tile[i], parts[0]);
+        size = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+        for (int offset = 16; offset; offset /= 2) size += __shfl_xor_sync(0xffffffffu, size, offset);
+        size = sqrt(size);
+      } else {
+        float top = 0;
+        for (int i = lane; i < d; i += 32) top = fmaxf(top, fabsf(tile[i]));
+        for (int offset = 16; offset; offset /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
+        size = top;
+      }
+      scale = (float)(a.norm / (size > 1e-12 ? size : 1e-12));
+    }
+    if (wide && !images) {
+      for (int i = lane; i < d / 4; i += 32) {
+        const float4 v = reinterpret_cast<const float4*>(tile)[i];
+        stream_out(alone + 4 * i, Four<float>{{v.x * scale, v.y * scale, v.z * scale, v.w * scale}});
+      }
+    } else if (wide) {
+      if (a.truncate)
+        small_onto<true>(images, tile, scale, d / 4, out);
+      else
+        small_onto<false>(images, tile, scale, d / 4, out);
+    } else {
+      for (int i = lane; i < d; i += 32) {
+        const float v = tile[i] * scale;
+        if (images)
+          out[i] = pixel(images[i], v, a.truncate);
+        else
+          alone[i] = v;
+      }
+    }
+  }
+}
+
+// Lanes of `tall` rows each that make a channel of a small image; 0 if the channels do not fit in a warp.
+int64_t lanes_of(const PerturbAr& a, int64_t tall) {
+  const int64_t lanes = (a.h + 2 + tall - 1) / tall;
+  return lanes * a.channels <= 32 ? lanes : 0;
+}
+
+// Bytes of shared memory of a small image: the border, its values, and what a lane reads past the last row.
+int64_t small_bytes(const PerturbAr& a, int64_t tall) {
+  const int64_t each = 2 * (a.h + a.w + 6);
+  return ((a.channels * each + 3) / 4 * 4 + a.h * a.w * a.channels + 2 * tall) * 4;
+}
+
+bool small(const PerturbAr& a, int64_t tall) {
+  const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), limit = most < kSmall ? most : kSmall;
+  return a.h * a.w && lanes_of(a, tall) && small_bytes(a, tall) <= limit;
+}
+
 int64_t fixed_bytes(const PerturbAr& a) {
   const int64_t each = 2 * (a.h + a.w + 6);
   return kWarps * 32 * 8 + ((a.channels * each + 3) / 4 * 4 + a.channels * 2 * (a.w + kBorder)) * 4;
@@ -140,10 +296,15 @@ int64_t rows_of(const PerturbAr& a) {
 
 }  // namespace
 
-int64_t perturb_ar_fits(const PerturbAr& a) { return rows_of(a) >= 2; }
+int64_t perturb_ar_fits(const PerturbAr& a) { return small(a, kTall) || small(a, kTaller) || rows_of(a) >= 2; }
 
 const char* perturb_ar(const PerturbAr& a, void* stream) {
   if (a.n == 0) return nullptr;
+  for (const int tall : {kTall, kTaller})
+    if (small(a, tall))
+      return launch(tall == kTall ? small_ar_kernel<kTall> : small_ar_kernel<kTaller>,
+                    a.n < 65535 ? a.n : (int64_t)65535, 32, (size_t)small_bytes(a, tall),
+                    static_cast<cudaStream_t>(stream), a, (int)lanes_of(a, tall));
   const Layout plan{rows_of(a)};
   if (plan.rows < 2) return "the image's rows do not fit in shared memory";
   const size_t shared = (size_t)(fixed_bytes(a) + plan.rows * a.w * a.channels * 4);

@@ -4,7 +4,7 @@
 // images, which bounds it: 0.06 MB an image and step at d = 3072 and ten classes. Flops: 4 d c an image and step. The
 // noise stays in shared memory over all steps, so d is limited by it; larger images run the twin. Sums go in another
 // order than the CPU's: where a gradient is zero but for rounding a sign may differ. A label out of range leaves its
-// image as it is. Not yet run on a GPU.
+// image as it is.
 #include <math.h>
 
 #include "launch.cuh"
@@ -56,8 +56,7 @@ __device__ void products(const PerturbLinear& a, const float* v, float* parts, f
 }
 
 // p (c, kGroup): the loss's gradient in the logits of the noise. One warp an image.
-__device__ void residuals(const PerturbLinear& a, const float* image, const float* own, int64_t first,
-                          float* p) {
+__device__ void residuals(const PerturbLinear& a, const float* image, const float* own, int64_t first, float* p) {
   const int lane = threadIdx.x % 32, g = threadIdx.x / 32;
   if (g < kGroup) {
     const int64_t label = first + g < a.n ? a.labels[first + g] : 0;

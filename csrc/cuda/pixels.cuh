@@ -39,5 +39,31 @@ __device__ __forceinline__ uint32_t levels4(uint32_t x, const float (&levels)[4]
 #endif
 }
 
+// The four pixels of a word as floats, by the same means.
+__device__ __forceinline__ void stored4(uint32_t x, float (&v)[4]) {
+#pragma unroll
+  for (int u = 0; u < 4; ++u) {
+#ifdef ULFAST_EMULATE
+    v[u] = (float)(x >> 8 * u & 255);
+#else
+    v[u] = __uint_as_float(__byte_perm(x, 0x4B000000u, 0x7440 + u)) - 8388608.0f;
+#endif
+  }
+}
+
+// Four values in [0, 256), truncated, to a word.
+__device__ __forceinline__ uint32_t truncated4(const float (&v)[4]) {
+#ifdef ULFAST_EMULATE
+  uint32_t out = 0;
+  for (int u = 0; u < 4; ++u) out |= (uint32_t)v[u] << 8 * u;
+  return out;
+#else
+  uint32_t bits[4];
+#pragma unroll
+  for (int u = 0; u < 4; ++u) bits[u] = __float_as_uint(__fadd_rz(v[u], 8388608.0f));
+  return __byte_perm(__byte_perm(bits[0], bits[1], 0x0040), __byte_perm(bits[2], bits[3], 0x0040), 0x5410);
+#endif
+}
+
 }  // namespace cuda
 }  // namespace ulfast

@@ -49,6 +49,29 @@ template <class T> __device__ __forceinline__ void stream_out(T* to, const Four<
 #endif
 }
 
+// Brings a line to L2 that will be read soon.
+__device__ __forceinline__ void soon(const void* at) {
+#ifndef ULFAST_EMULATE
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#endif
+}
+
+// Copies 16 aligned bytes to shared memory, without a register and without waiting; copies_end waits for those of this
+// thread, a barrier for those of others.
+__device__ __forceinline__ void copy16_begin(void* shared, const void* from) {
+#ifdef ULFAST_EMULATE
+  memcpy(shared, from, 16);
+#else
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void copies_end() {
+#ifndef ULFAST_EMULATE
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 template <class T> struct Compute {
   using type = float;
 };

@@ -25,6 +25,9 @@
 struct alignas(4) uchar4 {
   unsigned char x, y, z, w;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
@@ -129,8 +132,8 @@ inline void run(int64_t grid, int threads, size_t bytes, const std::function<voi
 
 }  // namespace emulation
 
-inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long v) {
-  const unsigned long long before = *at;
+template <class T> T atomicAdd(T* at, T v) {
+  const T before = *at;
   return *at = before + v, before;
 }
 

@@ -27,7 +27,7 @@ def test_philox(kernels, emulated, name, d):
     assert torch.equal(out, getattr(reference, name)(-7, 1, 3, 9, d))
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (4, 8), (2, 700), (0, 4)])
+@pytest.mark.parametrize("shape", [(3, 5), (4, 8), (2, 700), (2, 9001), (1, 9000), (0, 4)])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_pgd_step(kernels, shape, norm):
     """Rows that are no whole blocks, with and without the clamp."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ulfast.ops import cuda_generators, reference
+from ulfast.ops import cuda, cuda_generators, reference
 
 
 def draw(n, h, w, c, classes):
@@ -24,7 +24,7 @@ def near(got, want):
 
 
 @pytest.mark.pairs
-@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
+@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), [*SIZES, (2, 42, 7, 3, 2)])
 @pytest.mark.parametrize("kind", ["l2", "linf", "none"])
 @pytest.mark.parametrize("shared", ["102400", "9000"])
 def test_ar(kernels, n, h, w, c, classes, kind, shared):
@@ -41,7 +41,7 @@ def test_ar(kernels, n, h, w, c, classes, kind, shared):
     )
 
 
-@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), SIZES)
+@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), [*SIZES, (9, 32, 32, 3, 10), (3, 12, 28, 1, 2)])
 def test_lsp(kernels, n, h, w, c, classes):
     m = -(-h // 8) * -(-w // 8) * c
     g = torch.Generator().manual_seed(0)
@@ -50,7 +50,13 @@ def test_lsp(kernels, n, h, w, c, classes):
     given = (labels, centroids, mixing, 3, 9, h, w, c, 8, 1.3)
     torch.testing.assert_close(cuda_generators.perturb_lsp(*given), reference.perturb_lsp(*given))
     for truncate in (True, False):
-        near(cuda_generators.perturb_lsp(*given, images, truncate), reference.perturb_lsp(*given, images, truncate))
+        got, want = (f.perturb_lsp(*given, images, truncate) for f in (cuda_generators, reference))
+        near(got, want)
+        wrong = labels.clone()
+        wrong[:1] = classes
+        other = cuda_generators.perturb_lsp(wrong, *given[1:], images, truncate)
+        assert torch.equal(other[:1], images[:1])
+        assert torch.equal(other[1:], got[1:])
 
 
 @pytest.mark.pairs
@@ -64,7 +70,24 @@ def test_convolution_is_its_twin(kernels, n, h, w, c, classes, side):
     assert torch.equal(got, reference.perturb_convolution(images, labels, filters))
 
 
-@pytest.mark.parametrize(("n", "h", "w", "c", "classes"), [*SIZES, (1030, 3, 3, 1, 3)])
+@pytest.mark.parametrize(("h", "w", "c"), [(5, 4, 1), (4, 8, 3), (8, 64, 1), (16, 32, 3)])
+def test_convolution_of_more_images_than_blocks(kernels, h, w, c):
+    """A block takes image after image; a filter of tiny or huge weights leaves the range of the short division."""
+    kernels.setenv("ULFAST_EMULATED_SMS", "1")
+    images, labels = draw(40, h, w, c, 5)
+    images[17] = 0
+    filters = torch.rand(4, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.2
+    filters[2:] *= torch.tensor([1e-30, 1e30])[:, None, None]
+    keep = labels < 4
+    got = cuda_generators.perturb_convolution(images, labels, filters)
+    assert torch.equal(got[~keep], images[~keep])
+    assert torch.equal(got[keep], reference.perturb_convolution(images[keep], labels[keep], filters))
+
+
+@pytest.mark.parametrize(
+    ("n", "h", "w", "c", "classes"),
+    [*SIZES, (1030, 3, 3, 1, 3), (1030, 3, 3, 1, 40), (700, 4, 33, 1, 31), (90, 9, 8, 3, 32)],
+)
 def test_moments_are_exact(kernels, n, h, w, c, classes):
     images, labels = draw(n, h, w, c, classes)
     for got, want in zip(
@@ -90,6 +113,22 @@ def test_linear(kernels, n, d, classes):
     other = cuda_generators.perturb_linear(images, wrong, *given[2:])
     assert torch.equal(other[:1], images[:1])
     assert torch.equal(other[1:], got[1:])
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 4), (3, 1028), (9, 2048), (4, 33)])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_apply_perturbation(kernels, n, d, truncate):
+    """By index and one each; an index out of range leaves its image."""
+    g = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 256, (n, d), generator=g, dtype=torch.uint8)
+    delta, index = torch.randn(n + 2, d, generator=g), torch.randint(0, n + 2, (n,), generator=g)
+    for given in ((images, delta, index, truncate), (images, delta[:n].contiguous(), None, truncate)):
+        assert torch.equal(cuda.apply_perturbation(*given), reference.apply_perturbation(*given))
+    wrong = index.clone()
+    wrong[-1] = n + 2
+    got = cuda.apply_perturbation(images, delta, wrong, truncate)
+    assert torch.equal(got[-1], images[-1])
+    assert torch.equal(got[:-1], reference.apply_perturbation(images, delta, index, truncate)[:-1])
 
 
 def test_labels_out_of_range_and_shards(kernels):

@@ -113,12 +113,14 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
         return reference.class_moments(images, labels, classes)
     images, labels, shape = images.contiguous(), labels.contiguous(), (classes, *images.shape[1:])
     sums, squares = (zeros(shape, torch.int64, images.device) for _ in range(2))
-    order = labels.argsort()  # a class's rows side by side are added in registers
+    kernels = _extension.load().cuda
     with cuda.guard(images.device):
-        _extension.load().cuda.class_moments(
+        # Of many classes the rows of one had better come side by side: they are added in registers.
+        order = labels.argsort() if kernels.class_moments_sorts(**sizes) else None
+        kernels.class_moments(
             images=images.data_ptr(),
             labels=labels.data_ptr(),
-            order=order.data_ptr(),
+            order=address(order),
             scratch=0,
             sums=sums.data_ptr(),
             squares=squares.data_ptr(),
