@@ -407,6 +407,7 @@ template <class O> const char* run(const Ingest& a, cudaStream_t stream) {
 }  // namespace
 
 bool mma_fits(const Ingest& a) {
+  if (attribute(cudaDevAttrComputeCapabilityMajor) < 8) return false;
   if (a.c != 3 || a.w % 32 || a.in_dtype != DType::u8 || a.out_dtype == DType::f32) return false;
   if (a.k < 1 || a.k > kRank || a.classes > 0 || a.h * a.w / 32 < kWarpsOf) return false;
   const Slices s = slices_of<bf16>(a);

@@ -1,4 +1,4 @@
-// Products of half-precision tiles on the tensor cores, by a whole warp.
+// Products of half-precision tiles on the tensor cores, by a whole warp, from compute capability 8 on.
 //
 // With g = lane / 4 and t = lane % 4 a thread holds, as pairs (the lower half first):
 //   a[0], a[1]: rows g and g + 8, columns 2 t and 2 t + 1; a[2], a[3]: the same rows, columns 2 t + 8 and 2 t + 9

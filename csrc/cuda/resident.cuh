@@ -36,13 +36,14 @@ __device__ __forceinline__ void meet(int team) {
 #endif
 }
 
-// `bytes` (4, 8 or 16) from memory to shared memory, or zeros, some time before `arrived` returns.
+// `bytes` (4, 8 or 16) from memory to shared memory, or zeros, some time before `arrived` returns. At once before
+// compute capability 8.
 template <int bytes> __device__ __forceinline__ void fetch(void* to, const void* from, bool there) {
-#ifdef ULFAST_EMULATE
-  if (there)
-    memcpy(to, from, bytes);
-  else
-    memset(to, 0, bytes);
+#if defined(ULFAST_EMULATE) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800)
+  struct alignas(bytes) Piece {
+    uint32_t v[bytes / 4];
+  };
+  *static_cast<Piece*>(to) = there ? *static_cast<const Piece*>(from) : Piece{};
 #else
   const unsigned at = (unsigned)__cvta_generic_to_shared(to);
   if constexpr (bytes == 16)
@@ -54,7 +55,7 @@ template <int bytes> __device__ __forceinline__ void fetch(void* to, const void*
 #endif
 }
 __device__ __forceinline__ void arrived() {
-#ifndef ULFAST_EMULATE
+#if !defined(ULFAST_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }

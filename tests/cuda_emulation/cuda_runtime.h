@@ -38,7 +38,12 @@ struct dim3 {
 };
 typedef void* cudaStream_t;
 enum cudaError_t { cudaSuccess, cudaErrorInsufficientDriver = 35 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrL2CacheSize };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrL2CacheSize,
+  cudaDevAttrComputeCapabilityMajor
+};
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInsufficientDriver ? "CUDA driver version is insufficient for CUDA runtime version" : "";
@@ -53,6 +58,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
   if (which == cudaDevAttrMultiProcessorCount) *value = emulated("ULFAST_EMULATED_SMS", 2);
   if (which == cudaDevAttrMaxSharedMemoryPerBlockOptin) *value = emulated("ULFAST_EMULATED_SHARED", 100 << 10);
   if (which == cudaDevAttrL2CacheSize) *value = emulated("ULFAST_EMULATED_L2", 1 << 20);
+  if (which == cudaDevAttrComputeCapabilityMajor) *value = emulated("ULFAST_EMULATED_CAPABILITY", 9);
   return cudaSuccess;
 }
 
