@@ -80,10 +80,11 @@ __device__ __forceinline__ void flush(uint32_t* sums, int label, uint32_t (&sum)
 }
 
 template <bool Fours> __global__ void __launch_bounds__(kThreads) few_classes_kernel(ClassMoments a, Piece piece) {
-  __shared__ int counts[kClasses], places[kClasses];
   uint32_t* sums = dynamic_shared<uint32_t>();  // (classes, 2, kEach, 32)
   const int classes = (int)a.classes, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t* list = sums + classes * 2 * kSlice;  // the run's rows by label: label * kLong + row
+  int* const counts = reinterpret_cast<int*>(sums + classes * 2 * kSlice);
+  int* const places = counts + kClasses;
+  uint32_t* list = sums + classes * 2 * kSlice + 2 * kClasses;  // the run's rows by label: label * kLong + row
   const int64_t slices = (a.d + kSlice - 1) / kSlice, runs = (a.n + piece.rows - 1) / piece.rows;
   for (int64_t w = blockIdx.x; w < slices * runs; w += gridDim.x) {
     const int64_t run = w / slices, first = run * piece.rows, from = (w - run * slices) * kSlice,
@@ -159,7 +160,7 @@ const char* few_classes(const ClassMoments& a, bool fours, cudaStream_t stream) 
                                                            : even < kLong ? even
                                                                           : (int64_t)kLong;
   const int64_t work = slices * ((a.n + rows - 1) / rows), held = a.n < rows ? a.n : rows;
-  const size_t bytes = (size_t)(a.classes * 2 * kSlice + held) * sizeof(uint32_t);
+  const size_t bytes = (size_t)(a.classes * 2 * kSlice + 2 * kClasses + held) * sizeof(uint32_t);
   return launch(fours ? few_classes_kernel<true> : few_classes_kernel<false>, work < 65535 ? work : (int64_t)65535,
                 kThreads, bytes, stream, a, Piece{kSlice, (int)rows});
 }

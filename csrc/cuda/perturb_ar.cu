@@ -25,7 +25,8 @@ namespace {
 
 constexpr int kBorder = 4;             // rows and columns that the sweep starts from, and that are cut off
 constexpr int kWarps = 3;              // channels side by side; more take turns
-constexpr int64_t kSmall = 64 << 10;   // bytes of a small image: three and more share a multiprocessor
+constexpr int kTeams = 2;              // small images of a block, a warp each
+constexpr int64_t kSmall = 112 << 10;  // bytes of them: two and more blocks share a multiprocessor
 constexpr int kTall = 4, kTaller = 8;  // rows of a lane
 
 struct Layout {
@@ -138,7 +139,7 @@ template <bool Truncate> __device__ __forceinline__ void small_onto(const uint8_
   const auto* stored = reinterpret_cast<const uint32_t*>(images);
   auto* to = reinterpret_cast<uint32_t*>(out);
   constexpr int kAhead = 8;  // words that a lane asks for before it uses the first
-  int i = threadIdx.x;
+  int i = threadIdx.x % 32;
   const auto moved = [&](uint32_t x, int at) {
     const float4 v = reinterpret_cast<const float4*>(tile)[at];
     const float levels[4] = {255.0f * (v.x * scale), 255.0f * (v.y * scale), 255.0f * (v.z * scale),
@@ -155,18 +156,18 @@ template <bool Truncate> __device__ __forceinline__ void small_onto(const uint8_
   for (; i < quads; i += 32) to[i] = moved(stored[i], i);
 }
 
-// A warp an image; `lanes` lanes of Tall rows each make a channel.
-template <int Tall> __global__ void __launch_bounds__(32) small_ar_kernel(PerturbAr a, int lanes) {
+// A warp an image; `lanes` lanes of Tall rows each make a channel. Each has `room` floats of shared memory.
+template <int Tall> __global__ void __launch_bounds__(32 * kTeams) small_ar_kernel(PerturbAr a, int lanes, int room) {
   const int h = (int)a.h, c = (int)a.channels, H = h + kBorder, W = (int)a.w + kBorder, line = (int)a.w * c;
-  const int each = 2 * W + 2 * (H - 2), normals = (c * each + 3) / 4, d = h * line, lane = threadIdx.x;
-  float *border = dynamic_shared<float>(), *tile = border + normals * 4;
+  const int each = 2 * W + 2 * (H - 2), normals = (c * each + 3) / 4, d = h * line, lane = threadIdx.x % 32;
+  const int team = threadIdx.x / 32;
+  float *border = dynamic_shared<float>() + team * room, *tile = border + normals * 4;
   const int channel = lane / lanes < c ? lane / lanes : 0, l = lane % lanes;
   const bool busy = lane < lanes * c, wide = d % 4 == 0 && reinterpret_cast<uintptr_t>(a.images) % 4 == 0 &&
                                              reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
   const float* of = border + channel * each;
   const float* sides = of + 2 * W + 2 * Tall * l;  // the first two columns of the lane's rows
-  float* const to = tile + (Tall * l - 2) * line + channel;
-  for (int64_t n = blockIdx.x; n < a.n; n += gridDim.x) {
+  for (int64_t n = (int64_t)blockIdx.x * kTeams + team; n < a.n; n += (int64_t)gridDim.x * kTeams) {
     const int64_t label = a.labels[n];
     const uint8_t* images = a.images ? a.images + n * d : nullptr;
     uint8_t* out = static_cast<uint8_t*>(a.out) + n * d;
@@ -194,30 +195,47 @@ template <int Tall> __global__ void __launch_bounds__(32) small_ar_kernel(Pertur
       reinterpret_cast<float4*>(border)[b] = v;
     }
     __syncwarp();
-    float before2[Tall], before1[Tall];  // the last two values of each row, and of the two rows above
-    const float *far = l ? sides - 4 : of, *near = l ? sides - 2 : of + W;
-    float a0 = far[0], a1 = far[1], b0 = near[0], b1 = near[1];
+    float before2[Tall] = {}, before1[Tall] = {};  // the last two values of each row
+    float a0 = 0, a1 = 0, b0 = 0, b1 = 0;          // and of the two rows above
+    float* to[Tall];
+    bool kept[Tall];
 #pragma unroll
-    for (int r = 0; r < Tall; ++r) before2[r] = sides[2 * r], before1[r] = sides[2 * r + 1];
+    for (int r = 0; r < Tall; ++r) {
+      const int y = Tall * l + r + 2 - kBorder;
+      to[r] = tile + y * line + (2 - l - kBorder) * c + channel, kept[r] = y >= 0 && y < h;
+    }
 #pragma unroll 2
     for (int t = 2; t < W + lanes - 1; ++t) {
       const int x = t - l;
-      const bool mine = busy && x >= 2 && x < W;
       float a2 = __shfl_up_sync(0xffffffffu, before1[Tall - 2], 1),
             b2 = __shfl_up_sync(0xffffffffu, before1[Tall - 1], 1);
-      if (l == 0 && mine) a2 = of[x], b2 = of[W + x];
-      if (mine) {
-        float p0 = a0, p1 = a1, p2 = a2, q0 = b0, q1 = b1, q2 = b2;
+      if (l == 0 && x < W) a2 = of[x], b2 = of[W + x];
+      if (x == 2) {  // what has been made so far is nothing
+        const float *far = l ? sides - 4 : of, *near = l ? sides - 2 : of + W;
+        a0 = far[0], a1 = far[1], b0 = near[0], b1 = near[1];
 #pragma unroll
-        for (int r = 0; r < Tall; ++r) {
-          const float now = ar_value(w, p0, p1, p2, q0, q1, q2, before2[r], before1[r]);
-          const int y = Tall * l + r - 2;
-          if (x >= kBorder && y >= 0 && y < h) to[r * line + (x - kBorder) * c] = now;
-          p0 = q0, p1 = q1, p2 = q2, q0 = before2[r], q1 = before1[r], q2 = now;
-          before2[r] = before1[r], before1[r] = now;
-        }
-        a0 = a1, a1 = a2, b0 = b1, b1 = b2;
+        for (int r = 0; r < Tall; ++r) before2[r] = sides[2 * r], before1[r] = sides[2 * r + 1];
       }
+      float now[Tall];
+#pragma unroll
+      for (int r = 0; r < Tall; ++r) {
+        const float p0 = r > 1 ? before2[r - 2] : r ? b0 : a0, p1 = r > 1 ? before1[r - 2] : r ? b1 : a1;
+        const float q0 = r ? before2[r - 1] : b0, q1 = r ? before1[r - 1] : b1;
+        now[r] = ar_value(w, p0, p1,
+                          r > 1 ? now[r - 2]
+                          : r   ? b2
+                                : a2,
+                          q0, q1, r ? now[r - 1] : b2, before2[r], before1[r]);
+      }
+      const bool inside = busy && x >= kBorder && x < W;
+#pragma unroll
+      for (int r = 0; r < Tall; ++r) {
+        if (inside && kept[r]) *to[r] = now[r];
+        to[r] += c;
+      }
+      a0 = a1, a1 = a2, b0 = b1, b1 = b2;
+#pragma unroll
+      for (int r = 0; r < Tall; ++r) before2[r] = before1[r], before1[r] = now[r];
     }
     __syncwarp();
     float scale = 1;
@@ -274,12 +292,12 @@ int64_t lanes_of(const PerturbAr& a, int64_t tall) {
 // Bytes of shared memory of a small image: the border, its values, and what a lane reads past the last row.
 int64_t small_bytes(const PerturbAr& a, int64_t tall) {
   const int64_t each = 2 * (a.h + a.w + 6);
-  return ((a.channels * each + 3) / 4 * 4 + a.h * a.w * a.channels + 2 * tall) * 4;
+  return ((a.channels * each + 3) / 4 * 4 + (a.h * a.w * a.channels + 2 * tall + 3) / 4 * 4) * 4;
 }
 
 bool small(const PerturbAr& a, int64_t tall) {
   const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), limit = most < kSmall ? most : kSmall;
-  return a.h * a.w && lanes_of(a, tall) && small_bytes(a, tall) <= limit;
+  return a.h * a.w && lanes_of(a, tall) && kTeams * small_bytes(a, tall) <= limit;
 }
 
 int64_t fixed_bytes(const PerturbAr& a) {
@@ -301,10 +319,12 @@ int64_t perturb_ar_fits(const PerturbAr& a) { return small(a, kTall) || small(a,
 const char* perturb_ar(const PerturbAr& a, void* stream) {
   if (a.n == 0) return nullptr;
   for (const int tall : {kTall, kTaller})
-    if (small(a, tall))
+    if (small(a, tall)) {
+      const int64_t need = (a.n + kTeams - 1) / kTeams, bytes = small_bytes(a, tall);
       return launch(tall == kTall ? small_ar_kernel<kTall> : small_ar_kernel<kTaller>,
-                    a.n < 65535 ? a.n : (int64_t)65535, 32, (size_t)small_bytes(a, tall),
-                    static_cast<cudaStream_t>(stream), a, (int)lanes_of(a, tall));
+                    need < 65535 ? need : (int64_t)65535, 32 * kTeams, (size_t)(kTeams * bytes),
+                    static_cast<cudaStream_t>(stream), a, (int)lanes_of(a, tall), (int)(bytes / 4));
+    }
   const Layout plan{rows_of(a)};
   if (plan.rows < 2) return "the image's rows do not fit in shared memory";
   const size_t shared = (size_t)(fixed_bytes(a) + plan.rows * a.w * a.channels * 4);

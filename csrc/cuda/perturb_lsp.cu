@@ -177,13 +177,15 @@ template <bool Truncate> __global__ void __launch_bounds__(32 * kTeams, 8) small
       for (int i = lane; i < words; i += 32) out[i] = stored[i];
     } else if (lane < across) {
       const float* row = latent;
+      const uint32_t* in = stored + lane;
+      uint32_t* to = out + lane;
       for (int top = 0; top < s.h; top += s.patch, row += s.gw * s.c) {
         float v[4];
 #pragma unroll
         for (int u = 0; u < 4; ++u) v[u] = row[from[u]];
         const int stop = s.h - top < s.patch ? s.h : top + s.patch;
 #pragma unroll 8
-        for (int y = top; y < stop; ++y) out[y * quads + lane] = levels4(stored[y * quads + lane], v, Truncate);
+        for (int y = top; y < stop; ++y, in += quads, to += quads) *to = levels4(*in, v, Truncate);
       }
     }
     __syncwarp();  // the latent values and the pixels have been used

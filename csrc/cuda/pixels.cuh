@@ -19,6 +19,11 @@ __device__ __forceinline__ uint8_t pixel(uint8_t x, float delta, bool truncate) 
   return level(x, 255.0f * delta, truncate);
 }
 
+#ifndef ULFAST_EMULATE
+// The bits of 2^23, out of the compiler's sight: a byte permutation takes one literal, which is better its selector.
+static __constant__ uint32_t whole_bits = 0x4B000000u;
+#endif
+
 // Four pixels in one word. The conversions between bytes and floats go at a quarter of the rate of an addition, so the
 // bytes ride in the mantissa of 2^23: adding that rounds to a whole number, and the number is in the lowest byte.
 __device__ __forceinline__ uint32_t levels4(uint32_t x, const float (&levels)[4], bool truncate) {
@@ -31,7 +36,7 @@ __device__ __forceinline__ uint32_t levels4(uint32_t x, const float (&levels)[4]
   uint32_t bits[4];
 #pragma unroll
   for (int u = 0; u < 4; ++u) {
-    const float stored = __uint_as_float(__byte_perm(x, 0x4B000000u, 0x7440 + u)) - whole;
+    const float stored = __uint_as_float(__byte_perm(x, whole_bits, 0x7440 + u)) - whole;
     const float v = fminf(fmaxf(stored + levels[u], 0.0f), 255.0f);  // NaN becomes 0
     bits[u] = __float_as_uint(truncate ? __fadd_rz(v, whole) : v + whole);
   }
@@ -46,7 +51,7 @@ __device__ __forceinline__ void stored4(uint32_t x, float (&v)[4]) {
 #ifdef ULFAST_EMULATE
     v[u] = (float)(x >> 8 * u & 255);
 #else
-    v[u] = __uint_as_float(__byte_perm(x, 0x4B000000u, 0x7440 + u)) - 8388608.0f;
+    v[u] = __uint_as_float(__byte_perm(x, whole_bits, 0x7440 + u)) - 8388608.0f;
 #endif
   }
 }
