@@ -7,7 +7,7 @@
 // Bound: memory up to about k = 4, then the second-level cache, the multiply-adds from about k = 32.
 // A few image rows at a time leave the products for shared memory as floats, and go from there to their place in the
 // result, normalised, four values an access where an image row is a multiple of four values. An index or a label out of
-// range makes its image NaN. Not yet run on a GPU; tests/cuda_emulation runs it on the CPU.
+// range makes its image NaN.
 #include "resident.cuh"
 
 namespace ulfast {

@@ -130,7 +130,7 @@ template <bool Truncate> __global__ void __launch_bounds__(32 * kTeams, 8) small
   }
   for (int64_t n = (int64_t)blockIdx.x * kTeams + team; n < a.n; n += (int64_t)gridDim.x * kTeams) {
     const int64_t label = a.labels[n];
-    for (int i = lane; i < words / 4; i += 32) copy16_begin(stored + 4 * i, a.images + n * words * 4 + 16 * i);
+    for (int i = lane; i < words / 4; i += 32) fetch<16>(stored + 4 * i, a.images + n * words * 4 + 16 * i, true);
     const bool there = label >= 0 && label < a.classes;
     {  // two lanes make a block's words, and a pair of normals each
       uint32_t w[4];
@@ -170,7 +170,7 @@ template <bool Truncate> __global__ void __launch_bounds__(32 * kTeams, 8) small
       const float scale = (float)(a.norm / (length > 1e-12 ? length : 1e-12));
       if (pair) latent[2 * lane] = 255.0f * (v0 * scale), latent[2 * lane + 1] = 255.0f * (v1 * scale);
     }
-    copies_end();
+    arrived();
     __syncwarp();
     uint32_t* out = static_cast<uint32_t*>(a.out) + n * words;
     if (!there) {

@@ -4,7 +4,7 @@
 // coefficients and update, over pieces of rows small enough for the second to find them in L2: 8 n d at best, 12 n d at
 // worst. Flops: 4 n d k. Beside that the basis is read twice a group of R rows: 8 k / R bytes a value, through L2.
 // Bound: memory up to about k = 16 at R = 8, then the multiply-adds. A label out of range makes its row NaN and reads
-// no basis. Not yet run on a GPU; tests/cuda_emulation runs it on the CPU. Two blocks a multiprocessor instead of one
+// no basis. Two blocks a multiprocessor instead of one
 // made two of its kernels spill.
 #include "resident.cuh"
 

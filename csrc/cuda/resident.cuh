@@ -36,30 +36,6 @@ __device__ __forceinline__ void meet(int team) {
 #endif
 }
 
-// `bytes` (4, 8 or 16) from memory to shared memory, or zeros, some time before `arrived` returns. At once before
-// compute capability 8.
-template <int bytes> __device__ __forceinline__ void fetch(void* to, const void* from, bool there) {
-#if defined(ULFAST_EMULATE) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800)
-  struct alignas(bytes) Piece {
-    uint32_t v[bytes / 4];
-  };
-  *static_cast<Piece*>(to) = there ? *static_cast<const Piece*>(from) : Piece{};
-#else
-  const unsigned at = (unsigned)__cvta_generic_to_shared(to);
-  if constexpr (bytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(bytes),
-                 "r"(there ? bytes : 0)
-                 : "memory");
-#endif
-}
-__device__ __forceinline__ void arrived() {
-#if !defined(ULFAST_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
 // Shared memory in floats: the basis, then of each team the coefficients (k, R) and the warps' products (warps, k, R).
 struct Room {
   float *basis, *coef, *parts, *rest;

@@ -6,7 +6,6 @@
 // rows are cut so that every multiprocessor has work. Flops: 4 n d c.
 // Bound: at ten classes the multiply-adds (40 a byte); in small batches the four launches. Sums are always taken in the
 // same order, so the same call gives the same bits. An index or a label out of range makes the loss and the weight NaN.
-// Not yet run on a GPU; tests/cuda_emulation runs it on the CPU.
 #include "rows.cuh"
 
 namespace ulfast {

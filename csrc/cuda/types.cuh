@@ -56,18 +56,26 @@ __device__ __forceinline__ void soon(const void* at) {
 #endif
 }
 
-// Copies 16 aligned bytes to shared memory, without a register and without waiting; copies_end waits for those of this
-// thread, a barrier for those of others.
-__device__ __forceinline__ void copy16_begin(void* shared, const void* from) {
-#ifdef ULFAST_EMULATE
-  memcpy(shared, from, 16);
+// `bytes` (4, 8 or 16) from memory to shared memory, or zeros, some time before `arrived` returns, without a
+// register; a barrier tells other threads. At once before compute capability 8.
+template <int bytes> __device__ __forceinline__ void fetch(void* to, const void* from, bool there) {
+#if defined(ULFAST_EMULATE) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800)
+  struct alignas(bytes) Piece {
+    uint32_t v[bytes / 4];
+  };
+  *static_cast<Piece*>(to) = there ? *static_cast<const Piece*>(from) : Piece{};
 #else
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from)
-               : "memory");
+  const unsigned at = (unsigned)__cvta_generic_to_shared(to);
+  if constexpr (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(bytes),
+                 "r"(there ? bytes : 0)
+                 : "memory");
 #endif
 }
-__device__ __forceinline__ void copies_end() {
-#ifndef ULFAST_EMULATE
+__device__ __forceinline__ void arrived() {
+#if !defined(ULFAST_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
