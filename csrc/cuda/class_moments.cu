@@ -79,7 +79,7 @@ __device__ __forceinline__ void flush(uint32_t* sums, int label, uint32_t (&sum)
   }
 }
 
-template <bool Fours> __global__ void __launch_bounds__(kThreads) few_classes_kernel(ClassMoments a, Piece piece) {
+template <bool Fours> __global__ void __launch_bounds__(kThreads, 1) few_classes_kernel(ClassMoments a, Piece piece) {
   uint32_t* sums = dynamic_shared<uint32_t>();  // (classes, 2, kEach, 32)
   const int classes = (int)a.classes, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int* const counts = reinterpret_cast<int*>(sums + classes * 2 * kSlice);

@@ -22,7 +22,12 @@ namespace {
 
 constexpr int kImages = 16, kWarpsOf = 16, kUnit = 96, kHeldUnits = 2;  // a warp's units
 constexpr int kBlocks = kUnit / 32;                                     // of 32 values
-constexpr int kRank = 16;                                               // basis rows, at most
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kAhead = false;  // registers are fewer there
+#else
+constexpr bool kAhead = true;  // the next images are asked for at once
+#endif
+constexpr int kRank = 16;  // basis rows, at most
 
 struct Frame {
   const float *mean, *std;
@@ -156,7 +161,7 @@ template <class O, int NT, Part part, bool Wide> __global__ void __launch_bounds
       for (int b = 0; b < kBlocks; ++b)
 #pragma unroll
         for (int r = 0; r < 2; ++r) words[u][b][r] = next[u][b][r];
-    ask(i + step, next);
+    if (kAhead) ask(i + step, next);
     if (part != Part::products && threadIdx.x < kImages) {
       const int64_t image = first + threadIdx.x;
       Move m{0, 0, image < task.end ? 0 : 4};
@@ -347,6 +352,7 @@ template <class O, int NT, Part part, bool Wide> __global__ void __launch_bounds
         }
       }
     }
+    if (!kAhead) ask(i + step, next);
   }
 }
 

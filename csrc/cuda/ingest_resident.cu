@@ -173,6 +173,7 @@ template <class O> const char* run(const Ingest& a, cudaStream_t stream) {
 }  // namespace
 
 bool resident_fits(const Ingest& a) {
+  if (attribute(cudaDevAttrComputeCapabilityMajor) < 8) return false;
   if ((a.c != 1 && a.c != 3) || a.w % 4 || a.in_dtype != DType::u8 || a.h * a.w < kTeam) return false;
   const Slices s = slices_of(a, rows_of(a));
   if (!s.splits || (a.classes > 0 && s.splits > 1)) return false;

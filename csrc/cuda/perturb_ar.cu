@@ -157,7 +157,8 @@ template <bool Truncate> __device__ __forceinline__ void small_onto(const uint8_
 }
 
 // A warp an image; `lanes` lanes of Tall rows each make a channel. Each has `room` floats of shared memory.
-template <int Tall> __global__ void __launch_bounds__(32 * kTeams) small_ar_kernel(PerturbAr a, int lanes, int room) {
+template <int Tall> __global__ void __launch_bounds__(32 * kTeams, 1)
+    small_ar_kernel(PerturbAr a, int lanes, int room) {
   const int h = (int)a.h, c = (int)a.channels, H = h + kBorder, W = (int)a.w + kBorder, line = (int)a.w * c;
   const int each = 2 * W + 2 * (H - 2), normals = (c * each + 3) / 4, d = h * line, lane = threadIdx.x % 32;
   const int team = threadIdx.x / 32;

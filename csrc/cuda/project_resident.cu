@@ -106,6 +106,7 @@ const char* slice_products(const Rows& a, Slices slices, int64_t begin, int64_t 
 }
 
 bool resident_fits(const Project& a) {
+  if (attribute(cudaDevAttrComputeCapabilityMajor) < 8) return false;
   if (a.dtype == DType::f64 || a.d % 4 || a.x_stride % 4 || a.k == 0 || a.d < kTeam * 2) return false;
   const Slices s = choice_of(a).slices;
   const int64_t groups = (a.n + kRows - 1) / kRows;

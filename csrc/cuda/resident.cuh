@@ -251,6 +251,7 @@ struct Task {
 // for the products, never. Sums go to task.sums.
 template <class T, int R, int CH, Part part, bool Own, bool Whole, bool Ahead, class Make>
 __device__ __forceinline__ void for_each_group(const Rows& a, const Task& task, const Make& make) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // never launched before, where shared memory is too small
   const int pitch = task.slices.features, splits = task.slices.splits;
   const int split = blockIdx.x % splits, team = threadIdx.x / kTeam, k = (int)a.k;
   const int64_t from = (int64_t)split * pitch, step = (int64_t)task.slices.blocks * kTeams;
@@ -303,6 +304,7 @@ __device__ __forceinline__ void for_each_group(const Rows& a, const Task& task, 
     if (part != Part::products) make(x, now, first, at, from, d, split, team);
     if (!Ahead) group = hold<T, R, CH, Own, Whole, Ahead>(a, task.begin + next * R, stop, from, d, raw, stage);
   }
+#endif
 }
 
 // (splits, rows, k) to (rows, k), always in the same order.

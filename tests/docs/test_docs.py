@@ -80,6 +80,17 @@ def test_the_findings_are_those_of_the_result_files():
             assert f"| `{name}` | {share} | {row['evaluations']:,} ({ended}) | {loss} |" in page
 
 
+def test_what_was_measured_on_a_gpu_is_that_of_the_result_files():
+    page, folder = (ROOT / "docs" / "kernels.md").read_text(), ROOT / "benchmarks" / "results"
+    for row in json.loads((folder / "gpu-nvidia-h200.json").read_text())["rows"]:
+        ratio = {name: f"{value:.1f}" for name, value in row["ratio"].items()}
+        peers = " | ".join(ratio.get(name, "") for name in ("eager", "compile", "addmm"))
+        assert f"| {row['case']} | {1e6 * row['seconds']['ulfast']:.1f} | {row['of_copy']:.2f} | {peers} |" in page
+    for cell in json.loads((folder / "gpu-nvidia-h200-train.json").read_text())["cells"]:
+        seconds = " | ".join(f"{cell['seconds'][part]:.1f}" for part in ("attack", "fit", "train"))
+        assert f"| {cell['name']} | {100 * cell['test_accuracy']:.2f} | {seconds} |" in page
+
+
 def test_extending_page_runs():
     from ulfast.attacks import ATTACKS
     from ulfast.poisons import POISONS
