@@ -89,6 +89,16 @@ def test_what_was_measured_on_a_gpu_is_that_of_the_result_files():
     for cell in json.loads((folder / "gpu-nvidia-h200-train.json").read_text())["cells"]:
         seconds = " | ".join(f"{cell['seconds'][part]:.1f}" for part in ("attack", "fit", "train"))
         assert f"| {cell['name']} | {100 * cell['test_accuracy']:.2f} | {seconds} |" in page
+    first, second = json.loads((folder / "gpu-nvidia-h200-train.json").read_text())["cells"]
+    took, percent = f"{first['seconds']['attack']:.1f} seconds", f"{100 * first['test_accuracy']:.2f} %"
+    for name, text in (
+        ("README.md", f"took {took} and reached {percent}"),
+        ("docs/attacks.md", f"takes {took} and gives {percent}"),
+    ):
+        assert text in " ".join((ROOT / name).read_text().split())
+    assert f"`--method none` {100 * second['test_accuracy']:.2f} %" in " ".join(
+        (ROOT / "README.md").read_text().split()
+    )
 
 
 def test_extending_page_runs():
