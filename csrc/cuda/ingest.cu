@@ -1,5 +1,8 @@
 // ingest on CUDA: uint8 NHWC -> [0, 1] -> project -> shift -> flip -> normalise -> float32, bfloat16 or float16.
 //
+// Here are the kernels for images of any shape and address. Many RGB images of a width that is a multiple of 32 go to
+// ingest_mma.cu, other wide ones to ingest_resident.cu.
+//
 // Bytes: n d (1 + size of the result) where a group of images fits in shared memory (one kernel, 32 px); otherwise two
 // kernels, coefficients and the rest, over pieces of the batch small enough for the second to find them in L2: the same
 // at best, n d more at worst. Flops: 4 n d k + 2 n d. Beside that the basis is read twice a group of R images:

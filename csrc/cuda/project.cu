@@ -1,11 +1,12 @@
 // project and project_classwise on CUDA: out = x - (x B^T) B.
 //
+// Here are the kernels for rows of any width, dtype and address. Wide aligned rows go to project_resident.cu.
+//
 // Bytes (float32): 8 n d where a group of rows fits in shared memory (one kernel, x read once); otherwise two kernels,
 // coefficients and update, over pieces of rows small enough for the second to find them in L2: 8 n d at best, 12 n d at
 // worst. Flops: 4 n d k. Beside that the basis is read twice a group of R rows: 8 k / R bytes a value, through L2.
 // Bound: memory up to about k = 16 at R = 8, then the multiply-adds. A label out of range makes its row NaN and reads
-// no basis. Two blocks a multiprocessor instead of one
-// made two of its kernels spill.
+// no basis. Two blocks a multiprocessor instead of one made two of its kernels spill.
 #include "resident.cuh"
 
 namespace ulfast {
