@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ulfast.errors import ExtensionError, InputError
-from ulfast.ops import _extension, cuda
+from ulfast.ops import _extension, verification
 
 
 def test_describe_names_levels_and_the_one_in_use():
@@ -57,16 +57,18 @@ def test_kernels_that_cannot_run_on_the_gpu_are_off_and_say_so_once(monkeypatch,
     library = types.SimpleNamespace(device_problem=lambda: problem)
     monkeypatch.setattr(_extension, "load", lambda: types.SimpleNamespace(cuda=library))
     monkeypatch.setenv("ULFAST_CUDA_KERNELS", "1")
-    cuda.enabled.cache_clear()
+    gpu = torch.device("cuda", 0)
+    verification.forget()
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            assert cuda.enabled() == cuda.enabled() == (problem is None)
+            for _ in range(2):
+                assert verification.enabled("project", gpu) == (problem is None)
         assert len(told) == (problem is not None)
         if told:
             assert f"are off: {problem}. Update the NVIDIA driver, or build" in str(told[0].message)
     finally:
-        cuda.enabled.cache_clear()
+        verification.forget()
 
 
 def test_a_build_without_cuda_has_no_problem_with_it(monkeypatch):
