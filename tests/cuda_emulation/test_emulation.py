@@ -295,6 +295,44 @@ def test_ingest_on_tensor_cores(kernels, size, k, dtype, shared, length):
     assert not got[[0, 1, 3, 4, 5, 6, 8, 9, 10]].isnan().any()
 
 
+# The kernel of `project` on the tensor cores (csrc/cuda/project_mma.cu): from 16 rows of 512 values on, and k of 17 for
+# float32. Against float64: 2e-6 of values up to 1 (float32 itself is as far off), half a unit in the last place of what
+# half precision stores and a little more.
+EXACT = {torch.uint8: (2e-6, 0), torch.float32: (2e-6, 0), torch.float16: (1e-5, 2**-11), torch.bfloat16: (3e-5, 2**-8)}
+
+
+def check_exactly(got, x, basis, dtype):
+    absolute, relative = EXACT[dtype]
+    want = reference.project(x if dtype == torch.uint8 else x.double(), basis.double()).double()
+    assert got.dtype == reference.projected_dtype(dtype)
+    off = (got.double() - want).abs()
+    assert off.max() > 0
+    assert (off <= absolute + relative * want.abs()).all(), off.max()
+
+
+@pytest.fixture
+def tensor_cores(kernels, emulated, monkeypatch):
+    """Those of an H100 whose multiprocessors are few, and how many calls of `project` took its tensor cores."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
+    kernels.setenv("ULFAST_EMULATED_SMS", "1")
+    return kernels
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("dtype", list(EXACT))
+@pytest.mark.parametrize(
+    ("n", "d", "k"), [(16, 1024, 1), (37, 520, 8), (21, 784, 17), (33, 536, 33), (20, 1032, 100), (17, 544, 128)]
+)
+@pytest.mark.parametrize("shared", [HOPPER, "60000"])
+def test_project_on_tensor_cores(tensor_cores, dtype, n, d, k, shared):
+    """Odd rows and basis rows, the last step cut short; in one launch, or, of many basis rows or with little shared
+    memory, in three."""
+    tensor_cores.setenv("ULFAST_EMULATED_SHARED", shared)
+    x, basis = draw(n, d, dtype), rows(d, k).float()
+    assert cuda._takes_tensor_cores(x, x, d, k) == (dtype != torch.float32 or k > 16)
+    check_exactly(cuda.project(x, basis), x, basis, dtype)
+
+
 def test_resident_ingest_classwise_and_what_is_out_of_range(kernels):
     kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
     images, bases, mean, std, index, shift, flip = pictures(5, 16, 20, 3, 3, classes=3)
