@@ -6,6 +6,8 @@
 //   c[0], c[1]: row g, columns 2 t and 2 t + 1; c[2], c[3]: row g + 8
 #pragma once
 
+#include <math.h>
+
 #include <type_traits>
 
 #include "types.cuh"
@@ -14,7 +16,12 @@ namespace ulfast {
 namespace cuda {
 
 #ifdef ULFAST_EMULATE
-template <class H> float half_of(uint32_t pair, int upper) { return widened(H{(uint16_t)(pair >> 16 * upper)}); }
+template <class H> double half_of(uint32_t pair, int upper) { return widened(H{(uint16_t)(pair >> 16 * upper)}); }
+// The tensor cores cut off what a float has no place for.
+inline float cut_off(double v) {
+  const float nearest = (float)v;
+  return fabs((double)nearest) > fabs(v) ? nextafterf(nearest, 0.0f) : nearest;
+}
 #endif
 
 // c += a b, 16 x 16 times 16 x 8, of f16 or bf16.
@@ -28,11 +35,13 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], 
   const int g = emulation::now % 32 / 4, t = emulation::now % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    double sum = c[i];
     for (int k = 0; k < 16; ++k) {
       const int part = k / 8 * 2 + row / 8;
-      c[i] += half_of<H>(all[row % 8 * 4 + k % 8 / 2].a[part], k % 2) *
-              half_of<H>(all[column * 4 + k % 8 / 2].b[k / 8], k % 2);
+      sum += half_of<H>(all[row % 8 * 4 + k % 8 / 2].a[part], k % 2) *
+             half_of<H>(all[column * 4 + k % 8 / 2].b[k / 8], k % 2);
     }
+    c[i] = cut_off(sum);
   }
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   __trap();  // never launched there
@@ -62,9 +71,11 @@ __device__ __forceinline__ void multiply_tf32(float (&c)[4], const uint32_t (&a)
   const int g = emulation::now % 32 / 4, t = emulation::now % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    double sum = c[i];
     for (int k = 0; k < 8; ++k)
-      c[i] += f32_of_bits(all[row % 8 * 4 + k % 4].a[k / 4 * 2 + row / 8] & ~0x1FFFu) *
-              f32_of_bits(all[column * 4 + k % 4].b[k / 4] & ~0x1FFFu);
+      sum += (double)f32_of_bits(all[row % 8 * 4 + k % 4].a[k / 4 * 2 + row / 8] & ~0x1FFFu) *
+             f32_of_bits(all[column * 4 + k % 4].b[k / 4] & ~0x1FFFu);
+    c[i] = cut_off(sum);
   }
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   __trap();  // never launched there

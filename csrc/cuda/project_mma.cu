@@ -209,6 +209,15 @@ __device__ __forceinline__ int here(int at) {
   return at;
 }
 
+// The same number in a register of its own (`zero`: no constant). The two rows of an operand come by loads of four
+// registers each, and without this the compiler brings them together before every matrix instruction.
+__device__ __forceinline__ uint32_t alone(uint32_t v, uint32_t zero) {
+#ifndef ULFAST_EMULATE
+  asm volatile("or.b32 %0, %1, %2;" : "=r"(v) : "r"(v), "r"(zero));
+#endif
+  return v;
+}
+
 // sum[n]: products of the rows with basis rows 8 n to 8 n + 7, over a step of the features.
 template <class T, int NT>
 __device__ __forceinline__ void add_products(const Kept& at, int step, const Held<T>& v, float (&sum)[NT][4]) {
@@ -255,6 +264,7 @@ __device__ __forceinline__ void add_products(const Kept& at, int step, const Hel
   } else {
     using H = typename Factor<T>::type;
     uint32_t x[2][4];
+    const uint32_t zero = (uint32_t)at.k >> 16;
 #pragma unroll
     for (int s = 0; s < 2; ++s)
 #pragma unroll
@@ -262,7 +272,7 @@ __device__ __forceinline__ void add_products(const Kept& at, int step, const Hel
         if constexpr (sizeof(T) == 1)
           x[s][r] = halves<false>(v[r][s]), x[s][r + 2] = halves<true>(v[r][s]);
         else
-          x[s][r] = v[r][2 * s], x[s][r + 2] = v[r][2 * s + 1];
+          x[s][r] = alone(v[r][2 * s], zero), x[s][r + 2] = alone(v[r][2 * s + 1], zero);
       }
     int from = here(lane % 8 * at.pitch + step * 32 + lane / 8 * 8);
 #pragma unroll
@@ -277,14 +287,12 @@ __device__ __forceinline__ void add_products(const Kept& at, int step, const Hel
 #pragma unroll
           for (int s = 0; s < 2; ++s)
 #pragma unroll
-            for (int i = 0; i < 2; ++i)
-              multiply<H>(sizeof(T) == 1 ? part[i] : sum[n + i], x[s], b[i][2 * s], b[i][2 * s + 1]);
+            for (int i = 0; i < 2; ++i) multiply<H>(part[i], x[s], b[i][2 * s], b[i][2 * s + 1]);
         }
-        if (sizeof(T) == 1)  // a float32 result
 #pragma unroll
-          for (int i = 0; i < 2; ++i)
+        for (int i = 0; i < 2; ++i)
 #pragma unroll
-            for (int c = 0; c < 4; ++c) sum[n + i][c] += part[i][c];
+          for (int c = 0; c < 4; ++c) sum[n + i][c] += part[i][c];
       }
   }
 }
@@ -353,11 +361,11 @@ __device__ __forceinline__ void remove(const Kept& at, const Coefficients<T, NT>
     struct alignas(8) Two {
       float v[2];
     };
-    float rest[2][4], some[2][4];
+    float all[2][4], rest[2][4], some[2][4];  // some: of four matrix instructions, added to `all` before more cut it
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
-      for (int c = 0; c < 4; ++c) rest[m][c] = some[m][c] = 0.0f;
+      for (int c = 0; c < 4; ++c) all[m][c] = rest[m][c] = some[m][c] = 0.0f;
     int from = here(t * at.pitch + step * 16 + 2 * g);
 #pragma unroll
     for (int q = 0; q < NT; ++q, from = here(from + 8 * at.pitch))
@@ -376,6 +384,9 @@ __device__ __forceinline__ void remove(const Kept& at, const Coefficients<T, NT>
           multiply_tf32(rest[m], small, many[0], many[1]);
           multiply_tf32(rest[m], big, few[0], few[1]);
           multiply_tf32(some[m], big, many[0], many[1]);
+          if (q % 4 == 3)
+#pragma unroll
+            for (int c = 0; c < 4; ++c) all[m][c] += some[m][c], some[m][c] = 0.0f;
         }
       }
     const int f = step * 16 + 4 * t;
@@ -385,7 +396,7 @@ __device__ __forceinline__ void remove(const Kept& at, const Coefficients<T, NT>
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int m = c % 2, of = 2 * r + c / 2;
-        narrow(f32_of_bits(x[r][c]) - (some[m][of] + rest[m][of]), &y.v[c]);
+        narrow(f32_of_bits(x[r][c]) - (all[m][of] + (some[m][of] + rest[m][of])), &y.v[c]);
       }
       if (there[r] && f < d) stream_out(to[r] + f, y);
     }
