@@ -1,29 +1,31 @@
 // project on CUDA, on the tensor cores: one basis of up to 128 rows, many rows.
 //
 // x of half precision and bytes go into the products as they are, the basis and the coefficients as the sum of two
-// halves (bytes: f16, whole numbers up to 255; f16: both scaled by powers of two): errors of about 2^-22 of a product,
-// 2^-16 for bf16, whose results round by 2^-9. float32: all three as the sum of two of TF32, small times small left
-// out: 2^-22. No chain of matrix instructions, whose additions truncate, is longer than what rounds by less than
-// float32 does; their sums are added as float32.
+// halves (f16 for bytes, whole numbers up to 255; scaled by powers of two, as for f16): errors of about 2^-22 of a
+// product, 2^-16 for bf16, whose results round by 2^-9. float32: all three as the sum of two of TF32, small times small
+// left out: 2^-22. Additions of the tensor cores truncate, and a long chain of them errs to one side; for float32
+// results a sum is taken out after four to six and added as float32. A row with an infinity becomes not a number.
 //
 // What bounds it, for n x d values of s bytes that become o bytes, on an H200 (4.27 TB/s, L2 5.5 TB/s, 132
-// multiprocessors, mma.sync at about 60 % of the peak: 0.14 matrix instructions a ps):
+// multiprocessors, mma.sync at some 60 % of the peak: 138 matrix instructions a ns; computed, not measured):
 //   memory: one launch n d (s + o); three launches n d (2 s + o), of which L2 may have the second s
-//   matrix instructions for 256 values: halves k / 4 + 3 k / 8, float32 3 k / 4 + 3 k / 4
-//   shared memory: k / 4 bytes a value and product (halves), twice that (float32), 28 TB/s in all
-//   L2: the basis, 4 k bytes a feature, once a block and launch, and sums: 8 k (slices) a row
-// In microseconds at 4096 x 3072 (memory of three launches, matrix instructions, shared memory):
+//   matrix instructions for 256 values: halves k / 4 + 3 k / 8, float32 3 k / 4 + 3 k / 4, in whole sixteens of k
+//   instructions in all: some five (halves) and eight (float32) a matrix instruction, 900 a ns
+//   shared memory: k / 4 bytes a value and product, 28 TB/s in all
+//   L2: the basis, 4 k d bytes a block of each slice and launch; sums, 8 k bytes a row and slice
+// In microseconds at 4096 x 3072 (memory, matrix instructions, all instructions):
 //   k            10          32          64          100         128
-//   bf16, f16    18, 4, 2    18, 7, 7    18, 14, 14  18, 22, 22  18, 28, 28
-//   float32      35, -, -    35, 17, 14  35, 34, 28  35, 55, 44  35, 68, 56
-// and about 15 for the basis, the sums and the launches. Two products in float32 take 4 n d k flops at 50 TFLOP/s, 64
-// at k = 64, beside 35 for their traffic. Streaming the basis instead, past tiles of R rows that are read once, takes
-// 8 k / R bytes a value through L2: 37 at k = 64 and R = 32, of which there are too few to fill the GPU; so the basis
-// stays and the rows are read twice. One launch where a slice holds all features: k to 18 at d = 3072.
+//   bf16, f16    12, 4, 6    18, 7, 9    18, 14, 16  18, 25, 27  18, 28, 30
+//   bytes        15, 4, 7    18, 7, 10   18, 14, 17  18, 25, 28  18, 28, 32
+//   float32      -           35, 17, 21  35, 34, 40  35, 60, 62  35, 68, 71
+// and, of three launches, about 15 for the basis, the sums and the launches. Two products of float32 take 4 n d k flops
+// at 50 TFLOP/s (64 at k = 64, 100 at 100, 129 at 128) beside 35 for their traffic, after bytes and halves have been
+// widened. Streaming the basis instead, past tiles of R rows that are read once, takes 8 k / R bytes a value through
+// L2: 37 at k = 64 and R = 32, which are too few tiles to fill the GPU; so the basis stays and the rows are read twice.
+// One launch where a slice holds all features: k to 16 at d = 3072.
 //
 // A warp takes 16 rows and a part of the slice's features and depends on no other; only one launch adds the warps'
-// products up in shared memory. Their values come from memory as the matrix instructions want them: features are
-// permuted so that a thread's are neighbours.
+// products up in shared memory. Features are permuted so that those of a thread are neighbours.
 #include "mma.cuh"
 #include "resident.cuh"
 
@@ -36,7 +38,8 @@ constexpr int kTile = 16, kUnit = 32;  // rows; features that slices are multipl
 constexpr int kMostRank = 128;
 // Warps of a block, for up to 8 NT basis rows: as many as have registers for them.
 constexpr __host__ __device__ int warps_of(int NT) { return NT > 8 ? 12 : 16; }
-constexpr int64_t kAtOnce = 8192;  // rows of three launches: what bounds their scratch
+constexpr int64_t kAtOnce = 8192;           // rows of three launches, at most,
+constexpr int64_t kMostScratch = 32 << 20;  // and floats of their scratch
 
 // Features that a warp takes at a time, and the words of a row that a thread has of them.
 template <class T> constexpr int kStep = sizeof(T) == 4 ? 16 : 32;
@@ -612,6 +615,12 @@ Layout layout_of(const Project& a) {
 }
 
 int64_t sums_of(const Layout& layout) { return (int64_t)layout.slices.splits * layout.subs; }
+// Rows of three launches.
+int64_t at_once(const Project& a, const Layout& layout) {
+  const int64_t some = kMostScratch / ((sums_of(layout) + 1) * a.k) / kTile * kTile;
+  const int64_t rows = some < kTile ? kTile : some < kAtOnce ? some : kAtOnce;
+  return a.n < rows ? a.n : rows;
+}
 
 template <class T, class O, int NT> const char* run(const Project& a, cudaStream_t stream) {
   const Layout layout = layout_of(a);
@@ -626,8 +635,8 @@ template <class T, class O, int NT> const char* run(const Project& a, cudaStream
                     Task{s, 0, a.n, nullptr}, layout.subs, out);
   float* scratch = static_cast<float*>(a.coef);
   const int parts = (int)sums_of(layout);
-  for (int64_t i = 0; i < a.n; i += kAtOnce) {
-    const int64_t end = i + kAtOnce < a.n ? i + kAtOnce : a.n, count = (end - i) * a.k;
+  for (int64_t i = 0, some = at_once(a, layout); i < a.n; i += some) {
+    const int64_t end = i + some < a.n ? i + some : a.n, count = (end - i) * a.k;
     const char* bad = launch(mma_project_kernel<T, O, NT, Part::products>, grid, 32 * warps_of(NT), shared, stream,
                              rows, Task{s, i, end, scratch}, layout.subs, out);
     if (!bad && parts > 1)
@@ -662,7 +671,7 @@ bool mma_fits(const Project& a) {
 
 int64_t mma_scratch(const Project& a) {
   const Layout layout = layout_of(a);
-  return layout.whole ? 0 : (sums_of(layout) + 1) * (a.n < kAtOnce ? a.n : kAtOnce) * a.k;
+  return layout.whole ? 0 : (sums_of(layout) + 1) * at_once(a, layout) * a.k;
 }
 
 const char* mma_project(const Project& a, cudaStream_t stream) {
