@@ -453,6 +453,9 @@ def jobs(device: torch.device, dry: bool) -> Iterator[Job]:
         for dtype in (F32, BF16, U8):
             yield crossing("project", 4096, 32, k, dtype, device)
         yield crossing("ingest", 4096, 32, k, U8, device)
+    for k in (64, 128):
+        for dtype in (F32, BF16, U8):
+            yield crossing("project", 4096, 32, k, dtype, device)
     # All batches at the headline's rank, then the other ranks.
     for n in (128, 1024, 65536):
         yield ingest(n, 32, 9, device)

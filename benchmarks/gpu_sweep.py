@@ -40,6 +40,18 @@ def pixels(n: int, d: int, dtype: torch.dtype) -> Tensor:
 
 
 def projections(large: bool) -> Iterator[Check]:
+    # On the tensor cores of an H100, in one launch and in three.
+    for n, d, k in ((1100, 1024, 24), (400, 3080, 40)):
+        basis = rows_of(k, d)
+        for dtype in (U8, F16, BF16, F32):
+            x = pixels(n, d, dtype)
+            yield (
+                "project",
+                f"{n} x {d}, k {k}, {dtype}",
+                lambda put, x=x, b=basis: ops.project(put(x), put(b)),
+                lambda x=x, b=basis: reference.project(x, b),
+                LIMITS[dtype],
+            )
     few = ((1, 1, 1), (9, 17, 3), (30, 3072, 10), (17, 100, 32), (3, 150528, 2))
     # From 1,056 rows on a block of an H100 takes more rows; from 7,200 values on these come in pieces.
     many = [(1100, 52, 9), (1100, 7300, 2)] + ([(1100, 3072, 16)] if large else [])

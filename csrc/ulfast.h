@@ -338,8 +338,9 @@ static inline Share share_of(const PerturbLinear& a) {
 // What CUDA needs beside: sizes of scratch; whether shared memory takes an operator's arguments, and whether the rows
 // had better come sorted by label (1 or 0). They read no address.
 #define ULFAST_CUDA_SIZES(F)                            \
-  F(project_scratch, Project)               /* coef */  \
-  F(project_sorts, Project)                 /* order */ \
+  F(project_scratch, Project) /* coef */                \
+  F(project_sorts, Project)   /* order */               \
+  F(project_takes_tensor_cores, Project)                \
   F(ingest_scratch, Ingest)                 /* coef */  \
   F(ingest_sorts, Ingest)                   /* order */ \
   F(softmax_scratch, SoftmaxRegressionStep) /* coef */  \

@@ -92,19 +92,24 @@ template <class T, class O> const char* run(const Project& a, cudaStream_t s) {
 }  // namespace
 
 int64_t project_scratch(const Project& a) {
-  const int64_t resident = resident_fits(a) ? resident_scratch(a) : 0;
+  const int64_t mma = mma_fits(a) ? mma_scratch(a) : 0, resident = resident_fits(a) ? resident_scratch(a) : 0;
   const int rows = rows_of(a);
   const Plan plan = plan_of(a, rows);
   const int64_t chunk = chunk_of(a.d, size_of(a.dtype), rows);
   const int64_t pieces = plan.splits == 1 ? 0 : plan.splits * (chunk < a.n ? chunk : a.n) * a.k;
-  return resident > pieces ? resident : pieces;  // which of the two it will be depends on the addresses
+  const int64_t other = resident > pieces ? resident : pieces;
+  return mma > other ? mma : other;  // which of the three it will be depends on the addresses
 }
+
+int64_t project_takes_tensor_cores(const Project& a) { return mma_fits(a); }
 
 int64_t project_sorts(const Project& a) { return a.classes > 0 && !resident_fits(a); }
 
 const char* project(const Project& a, void* stream) {
   if (a.n == 0 || a.d == 0) return nullptr;
   const auto s = static_cast<cudaStream_t>(stream);
+  const bool even = aligned(a.out, 16) && aligned(a.basis, 16);
+  if (even && aligned(a.x, a.dtype == DType::u8 ? 4 : 16) && mma_fits(a)) return mma_project(a, s);
   const uintptr_t quad = a.dtype == DType::u8 ? 4 : a.dtype == DType::f32 ? 16 : 8;
   if (resident_fits(a) && aligned(a.x, quad) && aligned(a.out, a.dtype == DType::u8 ? 16 : quad) &&
       aligned(a.basis, 16))

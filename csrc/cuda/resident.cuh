@@ -322,9 +322,12 @@ int64_t resident_scratch(const Ingest& a);
 const char* resident_project(const Project& a, cudaStream_t stream);
 const char* resident_ingest(const Ingest& a, cudaStream_t stream);
 
-// The same on the tensor cores (ingest_mma.cu).
+// The same on the tensor cores (project_mma.cu, ingest_mma.cu).
+bool mma_fits(const Project& a);
 bool mma_fits(const Ingest& a);
+int64_t mma_scratch(const Project& a);
 int64_t mma_scratch(const Ingest& a);
+const char* mma_project(const Project& a, cudaStream_t stream);
 const char* mma_ingest(const Ingest& a, cudaStream_t stream);
 
 // Bytes of the next groups of a block, for values of `size` bytes.

@@ -295,6 +295,103 @@ def test_ingest_on_tensor_cores(kernels, size, k, dtype, shared, length):
     assert not got[[0, 1, 3, 4, 5, 6, 8, 9, 10]].isnan().any()
 
 
+# The kernel of `project` on the tensor cores (csrc/cuda/project_mma.cu): from 16 rows of 512 values on, and k of 17 for
+# float32. Against float64: 2e-6 of values up to 1 (float32 itself is as far off), half a unit in the last place of what
+# half precision stores and a little more.
+EXACT = {torch.uint8: (2e-6, 0), torch.float32: (2e-6, 0), torch.float16: (1e-5, 2**-11), torch.bfloat16: (3e-5, 2**-8)}
+
+
+def check_exactly(got, x, basis, dtype):
+    absolute, relative = EXACT[dtype]
+    want = reference.project(x if dtype == torch.uint8 else x.double(), basis.double()).double()
+    assert got.dtype == reference.projected_dtype(dtype)
+    off = (got.double() - want).abs()
+    assert off.max() > 0
+    assert (off <= absolute + relative * want.abs()).all(), off.max()
+
+
+@pytest.fixture
+def tensor_cores(kernels):
+    """A GPU that so few rows fill."""
+    kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
+    kernels.setenv("ULFAST_EMULATED_SMS", "1")
+    return kernels
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("dtype", list(EXACT))
+@pytest.mark.parametrize(
+    ("n", "d", "k"), [(16, 1024, 1), (37, 520, 8), (21, 784, 17), (33, 536, 33), (20, 1032, 100), (17, 544, 128)]
+)
+@pytest.mark.parametrize("shared", [HOPPER, "60000"])
+def test_project_on_tensor_cores(tensor_cores, dtype, n, d, k, shared):
+    """Odd rows and basis rows, the last step cut short; in one launch, or, of many basis rows or with little shared
+    memory, in three."""
+    tensor_cores.setenv("ULFAST_EMULATED_SHARED", shared)
+    x, basis = draw(n, d, dtype), rows(d, k).float()
+    assert cuda._takes_tensor_cores(x, x, d, k) == (dtype != torch.float32 or k > 16)
+    check_exactly(cuda.project(x, basis), x, basis, dtype)
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("dtype", list(EXACT))
+@pytest.mark.parametrize("k", [12, 24, 65])
+@pytest.mark.parametrize("shared", [HOPPER, "60000"])
+@pytest.mark.parametrize("multiprocessors", ["1", "3", "7"])
+def test_project_on_tensor_cores_in_place_of_strided_and_of_unaligned_rows(
+    tensor_cores, dtype, k, shared, multiprocessors
+):
+    tensor_cores.setenv("ULFAST_EMULATED_SHARED", shared)
+    tensor_cores.setenv("ULFAST_EMULATED_SMS", multiprocessors)
+    n, d = 75, 776
+    basis, x = rows(d, k).float(), draw(n, d + 24, dtype)[:, :d]
+    assert cuda._takes_tensor_cores(x, x, d, k) == (dtype != torch.float32 or k > 16)
+    check_exactly(cuda.project(x, basis), x, basis, dtype)
+    shifted = torch.empty(n * d + 1, dtype=dtype)[1:].view(n, d).copy_(x)
+    assert not cuda._takes_tensor_cores(shifted, shifted, d, k)
+    check(cuda.project(shifted, basis), reference.project(x, basis), dtype)
+    if dtype != torch.uint8:
+        y = x.contiguous()
+        cuda.project_(y, basis)
+        check_exactly(y, x, basis, dtype)
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("dtype", list(EXACT))
+@pytest.mark.parametrize("length", [1e-18, 1e-3, 100.0])
+@pytest.mark.parametrize("size", [1e-4, 200.0])
+@pytest.mark.parametrize("shared", [HOPPER, "60000"])
+def test_project_on_tensor_cores_of_any_size(tensor_cores, dtype, length, size, shared):
+    """Rows and basis rows of any length, of very different ones side by side; what is not a number stays in its row."""
+    tensor_cores.setenv("ULFAST_EMULATED_SHARED", shared)
+    x, basis = draw(18, 520, dtype), rows(520, 18).float() * torch.logspace(0, -6, 18)[:, None]
+    basis[::2] *= length
+    if dtype != torch.uint8:
+        size = min(size, 1.0) if dtype == torch.float16 else size  # which ends at 65504
+        x = (x.double() * torch.logspace(0, 1, 18)[:, None] * size).to(dtype)
+    got = cuda.project(x, basis).double()
+    want = reference.project(x if dtype == torch.uint8 else x.double(), basis.double()).double()
+    scale = want.abs().amax(1, keepdim=True)
+    absolute, relative = EXACT[dtype]
+    assert (
+        (got - want).abs() <= absolute * scale + relative * want.abs() + (2**-25 if dtype == torch.float16 else 0)
+    ).all()
+    if dtype == torch.uint8:
+        return
+    x[3, 100] = torch.nan
+    got = cuda.project(x, basis)
+    assert got[3].isnan().all()
+    assert got.isnan().sum() == 520
+
+
+def test_project_on_tensor_cores_of_more_rows_than_go_together(tensor_cores):
+    tensor_cores.setenv("ULFAST_EMULATED_SHARED", "30000")
+    x, basis = draw(8192 + 21, 512, torch.uint8), rows(512, 3).float()
+    out = torch.empty(8192 + 21, 512)
+    cuda.project_out(x, basis, out)
+    check_exactly(out, x, basis, torch.uint8)
+
+
 def test_resident_ingest_classwise_and_what_is_out_of_range(kernels):
     kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
     images, bases, mean, std, index, shift, flip = pictures(5, 16, 20, 3, 3, classes=3)

@@ -4,7 +4,9 @@ A fused kernel reads the images once, and the basis for every few rows; a librar
 and the basis seldom. For the CPU these are the largest ranks measured by ``python benchmarks/crossover.py`` at which
 the kernel won for images of 32 and of 224 px, by a fifth or more where it is not `ingest` (docs/kernels.md has the
 table); float16 was not measured and goes with bfloat16. On a machine with a quicker matrix product they are lower.
-Those for CUDA are where the kernels' registers end, and have not been measured.
+Those for CUDA are where the kernels' registers end, and have not been measured: `project` is on the tensor cores up to
+128, where by the bounds in csrc/cuda/project_mma.cu it takes a half to two thirds of the library's time in float32
+(computed, not measured), and up to `CUDA_CORES_RANK` on rows that they do not take.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ FUSED_RANK = {
         "ingest": {_U8: 64, _F16: 32, _BF16: 32, _F32: 24, _F64: 96},
     },
     "cuda": {
-        "project": {_U8: 32, _F16: 32, _BF16: 32, _F32: 32, _F64: 32},
+        "project": {_U8: 128, _F16: 128, _BF16: 128, _F32: 128, _F64: 32},
         "project_classwise": {_U8: 32, _F16: 32, _BF16: 32, _F32: 32, _F64: 32},
         "ingest": {_U8: 32, _F16: 32, _BF16: 32, _F32: 32, _F64: 32},
     },
 }
+
+# The same of `project` for rows that the tensor cores do not take: few, unaligned, of a width that is odd.
+CUDA_CORES_RANK = 32
 
 
 def fused(device: str, op: str, dtype: torch.dtype, rank: int) -> bool:

@@ -77,10 +77,27 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
     """The fused kernel or library products, as `crossover` says."""
     if not out.numel():
         return
-    if not enabled("project", x.device) or not crossover.fused("cuda", "project", x.dtype, len(basis)):
+    k = len(basis)
+    if (
+        not enabled("project", x.device)
+        or not crossover.fused("cuda", "project", x.dtype, k)
+        or (k > crossover.CUDA_CORES_RANK and not _takes_tensor_cores(x, out, d, k))
+    ):
         products.project(x, _wide(basis, x), out)
         return
-    _project(x, basis, out, d, basis.shape[0], None, 0)
+    _project(x, basis, out, d, k, None, 0)
+
+
+def _takes_tensor_cores(x: Tensor, out: Tensor, d: int, k: int) -> bool:
+    rows, stride = rows_of(x, d)
+    if rows.data_ptr() % 16 or out.data_ptr() % 16:
+        return False
+    with guard(x.device):
+        return bool(
+            _extension.load().cuda.project_takes_tensor_cores(
+                n=x.shape[0], d=d, k=k, x_stride=stride, dtype=DTYPES[x.dtype], classes=0
+            )
+        )
 
 
 @kernel("CUDA")

@@ -4,7 +4,7 @@
 what}.
 
 A kernel's results must be those of the twin on the CPU, which owes nothing to the GPU and its libraries. The sizes
-reach both families of `project` and `ingest` in csrc/cuda (those that keep the basis in shared memory need rows of 512
+reach every family of `project` and `ingest` in csrc/cuda (those that keep the basis in shared memory need rows of 512
 values and more, and enough of them to fill the GPU), one row, odd rows, rows cut in pieces, and every dtype. Each call
 is repeated in the `WAYS` in which programs make it.
 """
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None, ours: Any = None) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     for ranks in crossover.FUSED_RANK["cuda"].values():
-        ranks.update(dict.fromkeys(ranks, 32))  # the kernels, whatever is quicker
+        ranks.update(dict.fromkeys(ranks, 128))  # the kernels, whatever is quicker
     # Memory that nothing was written to is NaN: results of the last call that are still there count for nothing.
     torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -283,6 +283,8 @@ def _project() -> Iterator[Trial]:
     draw = _Draw(1)
     small = ((1, 1, 1), (1, 3072, 10), (5, 15, 3), (9, 16, 10), (17, 1030, 16), (7, 3073, 32), (3, 12288, 3))
     filling = ((ENOUGH, 784, 1), (ENOUGH, 3072, 10), (ENOUGH // 2, 6148, 16), (ENOUGH // 2, 3072, 32))
+    # On tensor cores in one launch and in three.
+    filling += ((4 * ENOUGH, 512, 10), (4 * ENOUGH, 512, 24), (ENOUGH, 3072, 50), (ENOUGH, 3080, 100))
     for dtype in ROWS:
         for n, d, k in small if dtype == F64 else small + filling:
             x, basis = draw.rows(n, d, dtype), draw.basis(k, d, dtype)
