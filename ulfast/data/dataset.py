@@ -13,6 +13,7 @@ from .lazy import LazyImages
 
 # Bytes hashed or scanned at a time, so that a memory-mapped set never comes into memory whole.
 CHUNK_BYTES = 64 << 20
+PROBES = 64  # images of a set not decoded yet that its fingerprint looks at
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Dataset:
         name: what it is called in reports ("cifar10", a folder's name).
         split: "train" or "test".
         manifest: for a poisoned set the method, its parameters, the seed and the source; {} for raw data.
+        notes: what reading it left out or changed, counted by kind.
 
     Raises:
         InputError: arrays that do not fit together, or labels out of range.
@@ -37,6 +39,7 @@ class Dataset:
     name: str = ""
     split: str = "train"
     manifest: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"data set {self.name!r}" if self.name else "the data set"
@@ -96,6 +99,18 @@ class Dataset:
         if limit >= len(self):
             return self
         return self.subset(balanced_indices(self.labels, self.num_classes, limit, seed))
+
+    def fingerprint(self) -> str:
+        """Short, over shape, classes, labels and images; of images not decoded yet a sample, spread evenly."""
+        digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode("utf-8", "backslashreplace"))
+        digest.update(np.ascontiguousarray(self.labels).data)
+        if isinstance(self.images, LazyImages):
+            rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), PROBES)).astype(int))
+            digest.update(self.images[rows].data)
+        else:
+            for begin, stop in chunks(self.images):
+                digest.update(np.ascontiguousarray(self.images[begin:stop]).data)
+        return digest.hexdigest()[:16]
 
     def checksum(self) -> str:
         """SHA-256 over shape, images and labels."""

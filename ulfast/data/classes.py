@@ -1,0 +1,95 @@
+"""The one place where two data sets are compared: image shape, classes, order and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import InputError
+from .dataset import Dataset
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Class names sorted, by number where all are whole numbers: 2 before 10."""
+    names = list(names)
+    numbers = all(name.isascii() and name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+
+
+def unnamed(classes: tuple[str, ...]) -> bool:
+    """Whether the classes are mere numbers, 0 to n - 1."""
+    return classes == tuple(map(str, range(len(classes))))
+
+
+def matched(reference: Dataset, other: Dataset, *, names: tuple[str, str], part: bool = False) -> Dataset:
+    """`other` with the classes and label numbers of `reference`, matched by name.
+
+    Args:
+        names: what the two are, in an error: ("training images", "test images").
+        part: whether `other` may lack some of the classes, as test images may.
+
+    Raises:
+        InputError: images of another shape, or classes that the other set does not have.
+    """
+    first, second = names
+    if reference.image_shape != other.image_shape:
+        raise InputError(
+            f"{first} and {second} differ: {_size(reference)} and {_size(other)}; say --resize, or give others"
+        )
+    if reference.classes == other.classes:
+        return other
+    for dataset, what in ((reference, first), (other, second)):
+        if len(set(dataset.classes)) < len(dataset.classes):
+            twice = next(name for name in dataset.classes if dataset.classes.count(name) > 1)
+            raise InputError(f"the {what} have two classes called {twice!r}: rename one")
+    new, missing = _less(other.classes, reference.classes), _less(reference.classes, other.classes)
+    if new or (missing and not part):
+        what = f"{second} have {_some(new)}" if new else ""
+        what += " and " if new and missing else ""
+        what += f"{first} have {_some(missing)}" if missing else ""
+        hint = "rename the classes, or give others"
+        if unnamed(reference.classes) != unnamed(other.classes):
+            hint = "numbers are not matched with names: save the names with both (`classes`), or give others"
+        raise InputError(
+            f"{first} and {second} differ in their classes ({reference.num_classes} and {other.num_classes} classes):"
+            f" {what}; {hint}"
+        )
+    place = {name: c for c, name in enumerate(reference.classes)}
+    order = np.array([place[name] for name in other.classes], np.int64)
+    return replace(other, labels=order[other.labels], classes=reference.classes)
+
+
+def aligned(reference: Dataset, other: Dataset, *, names: tuple[str, str]) -> Dataset:
+    """`other`, image by image the same set as `reference`: as `matched`, and the same number and labels.
+
+    Raises:
+        InputError: as `matched`; another number of images, or another order of labels.
+    """
+    first, second = names
+    other = matched(reference, other, names=names)
+    if len(other) != len(reference):
+        raise InputError(
+            f"{first} and {second} differ: {len(reference):,} and {len(other):,} images; give those it was made from"
+        )
+    if differ := int((reference.labels != other.labels).sum()):
+        raise InputError(
+            f"{first} and {second} differ in the labels of {differ:,} images: give those it was made from, in their order"
+        )
+    return other
+
+
+def _size(dataset: Dataset) -> str:
+    height, width, channels = dataset.image_shape
+    return f"images of {height} x {width} x {channels}"
+
+
+def _less(names: tuple[str, ...], others: tuple[str, ...]) -> list[str]:
+    have = set(others)
+    return [name for name in names if name not in have]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
