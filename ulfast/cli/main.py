@@ -137,6 +137,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def complain(text: str, error: BaseException | None = None) -> None:
     """One line on stderr; of one of several processes for the launcher to print."""
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may be no text
     if error is not None and "TORCHELASTIC_ERROR_FILE" in os.environ:
         from .. import distributed
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,18 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from .common import Output, data_options, existing, settings, verb
+from .common import Output, Share, data_options, existing, settings, tell_notes, verb
 
 
 @verb("poison", processes=True)
 @click.option("--method", "-m", default="lsp", show_default=True, help="A poison (see `ulfast ls`).")
 @data_options
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 @click.option("--rate", type=float, default=1.0, show_default=True, help="Share of each class that is poisoned.")
-@click.option("--eps", type=float, help="Size of the perturbation, pixels in [0, 1] (default: as published).")
+@click.option(
+    "--eps", type=Share(), help="Size of the perturbation, pixels in [0, 1], or 8/255 (default: as published)."
+)
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
 @click.option(
     "--work",
@@ -38,7 +39,6 @@ def command(
     test_data: str | None,
     format_: str | None,
     limit: int | None,
-    resize: int | None,
     out: Path | None,
     overwrite: bool,
     rate: float,
@@ -49,6 +49,7 @@ def command(
     dry_run: bool,
     seed: int,
     device: str,
+    reading: dict[str, Any],
 ) -> None:
     """Make a data set unlearnable: poisoned training images, clean test images, and a picture of both.
 
@@ -59,12 +60,16 @@ def command(
     """
     from .. import distributed
     from ..data import load_dataset
+    from ..data.classes import same_everywhere
+    from ..data.load import load_splits
     from ..data.writers.resumable import RowWriter, part_folder
     from ..poisons import Poisoning, Workplace, get_poison, write_rows
     from ..report import pictures
     from ..runtime.files import check_free
+    from ..runtime.made import check_apart
 
     name, plain = get_poison(method)
+    given = settings(pairs)
     if data is None:
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
@@ -72,6 +77,8 @@ def command(
     part = part_folder(out) if out is not None else None
     if distributed.restarted():
         resume = distributed.agreed(part is not None and part.is_dir())
+    if out is not None:
+        check_apart(out, (data, test_data))
     if out is not None and not resume and distributed.is_main():
         check_free(out, overwrite)
     place = None
@@ -83,10 +90,12 @@ def command(
         raise InputError(f"--work belongs to methods that train a network, {name} does not: leave it out")
     elif resume and out is not None and part is not None and not (part.is_dir() or existing(out)):
         raise InputError(f"there is no interrupted run in {part}: leave --resume out")
-    options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
     with distributed.main_first():  # which downloads it
-        train = load_dataset(data, limit=limit, seed=seed, **options)
-        test = _test_split(data, test_data, options)
+        train, test = load_splits(
+            data, test_data=test_data, limit=limit, seed=seed, format=format_, progress=output.bars, **reading
+        )
+    same_everywhere(train, test)
+    tell_notes(output, train, test)
     poisoning = Poisoning(
         train,
         name,
@@ -94,7 +103,7 @@ def command(
         rate=rate,
         eps=eps,
         work=Workplace(place, resume, device, output.bars),
-        **settings(pairs),
+        **given,
     )
     summary: dict[str, Any] = {
         "method": name,
@@ -115,7 +124,7 @@ def command(
         output.result({**summary, "out": str(out)})
         output.say(f"{out} is complete already")
         return
-    identity = {**summary, "labels": zlib.crc32(train.labels.data), "image_shape": list(train.image_shape)}
+    identity = {**summary, "pixels": train.fingerprint(), "image_shape": list(train.image_shape)}
     with RowWriter(out, train, identity, resume=resume, overwrite=overwrite) as writer:
         if write_rows(poisoning, writer, output.bars):
             if test is not None:
@@ -175,17 +184,3 @@ def _is(out: Path, summary: dict[str, Any]) -> bool:
     wanted = {key: summary[key] for key in ("method", "parameters", "seed", "rate")}
     same = all(made.manifest.get(key) == value for key, value in json.loads(json.dumps(wanted)).items())
     return same and len(made) == summary["images"]
-
-
-def _test_split(data: str, test_data: str | None, options: dict[str, Any]) -> Any:
-    """The clean test images, or None where the source has none and none were named."""
-    from ..data import load_dataset
-
-    if test_data is not None:
-        return load_dataset(data, split="test", test_data=test_data, **options)
-    try:
-        return load_dataset(data, split="test", **options)
-    except InputError as error:
-        if "--test-data" in str(error) or "has no test" in str(error):
-            return None
-        raise

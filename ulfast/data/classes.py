@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .. import distributed
 from ..errors import InputError
 from .dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is compared of a data set that is not there itself."""
+
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -23,7 +36,7 @@ def unnamed(classes: tuple[str, ...]) -> bool:
     return classes == tuple(map(str, range(len(classes))))
 
 
-def matched(reference: Dataset, other: Dataset, *, names: tuple[str, str], part: bool = False) -> Dataset:
+def matched(reference: Dataset | Outline, other: Dataset, *, names: tuple[str, str], part: bool = False) -> Dataset:
     """`other` with the classes and label numbers of `reference`, matched by name.
 
     Args:
@@ -75,12 +88,12 @@ def aligned(reference: Dataset, other: Dataset, *, names: tuple[str, str]) -> Da
         )
     if differ := int((reference.labels != other.labels).sum()):
         raise InputError(
-            f"{first} and {second} differ in the labels of {differ:,} images: give those it was made from, in their order"
+            f"{first} and {second} differ in the labels of {differ:,} images: give those it was made from, in order"
         )
     return other
 
 
-def _size(dataset: Dataset) -> str:
+def _size(dataset: Dataset | Outline) -> str:
     height, width, channels = dataset.image_shape
     return f"images of {height} x {width} x {channels}"
 
@@ -93,3 +106,14 @@ def _less(names: tuple[str, ...], others: tuple[str, ...]) -> list[str]:
 def _some(names: list[str]) -> str:
     shown = ", ".join(map(repr, names[:3]))
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def same_everywhere(*datasets: Dataset | None) -> None:
+    """Raises InputError where the processes have read different images."""
+    if distributed.size() == 1:
+        return
+    own = [dataset.fingerprint() if dataset is not None else "" for dataset in datasets]
+    every = distributed.gathered(own)
+    for number, other in enumerate(every):
+        if other != every[0]:
+            raise InputError(f"process {number} has read other images than process 0: give all the same files")

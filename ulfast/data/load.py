@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, MissingSplit
 from ..registry import nearest
 from ..runtime.made import expand
 from ..runtime.progress import Progress
 from . import catalog
+from .classes import matched
 from .dataset import Dataset
 from .readers import READERS
 from .readers.request import Request
@@ -67,7 +69,7 @@ def load_dataset(
     request = Request(path, split, apart, resize, stream, skip_damaged, label_field, progress)
     dataset = _read(source, request, format, cache)
     if not len(dataset):
-        raise InputError(f"{source} has no {split} images: choose another data set")
+        raise MissingSplit(f"{source} has no {split} images: choose another data set")
     if resize is not None and dataset.image_shape[:2] != (resize, resize):
         images = np.stack([centre_square(image, resize) for image in dataset.images])
         dataset = replace(dataset, images=images)
@@ -84,6 +86,30 @@ def load_dataset(
         if limit is not None:
             dataset = dataset.balanced(limit, seed)
     return dataset
+
+
+def load_splits(
+    source: str | os.PathLike[str],
+    *,
+    test_data: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Dataset, Dataset | None]:
+    """Training and test images of one data set, the classes of the test images matched by name; None without test
+    images.
+
+    Raises:
+        InputError: as `load_dataset`; test images of another shape or of other classes; no test images in `test_data`.
+    """
+    train = load_dataset(source, limit=limit, seed=seed, **options)
+    try:
+        test = load_dataset(source, split="test", test_data=test_data, **options)
+    except MissingSplit:
+        if test_data is not None:
+            raise
+        return train, None
+    return train, matched(train, test, names=("training images", "test images"), part=True)
 
 
 def load_named(name: str, *, split: str = "train", limit: int | None = None, seed: int = 0) -> Dataset:

@@ -284,7 +284,7 @@ def load_coefficients(path: str, classes: int, channels: int) -> Tensor:
     (channels, 3, 3) tensors).
 
     Raises:
-        InputError: the file cannot be read, or holds too few classes or other channels.
+        InputError: the file cannot be read, holds too few classes or other channels, or windows that are not finite.
     """
     file = Path(path)
     try:
@@ -305,4 +305,10 @@ def load_coefficients(path: str, classes: int, channels: int) -> Tensor:
         )
     windows = windows[:classes].clone()
     windows[..., 2, 2] = 0
+    bad = ~torch.isfinite(windows).all(3).all(2).all(1)
+    if bad.any():
+        raise InputError(f"{file}: the window of class {int(bad.nonzero()[0])} is not finite: get the file again")
+    if not windows.flatten(1).any(1).all():
+        c = int((~windows.flatten(1).any(1)).nonzero()[0])
+        raise InputError(f"{file}: the window of class {c} is all zero: get the file again")
     return windows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..runtime.files import atomic_file
+from ..runtime.made import SIGNATURE, check_replace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,11 +50,18 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Any, path: Path, dpi: int = 150) -> None:
-    """Writes a PNG (or what the suffix says), atomically."""
+    """Writes a PNG (or what the suffix says), atomically, signed so that it may be replaced.
+
+    Raises:
+        InputError: a file is there that ulfast did not make.
+    """
     import matplotlib
 
+    check_replace(path)
+    kind = path.suffix.lstrip(".").lower() or "png"
+    signature = {"Software" if kind == "png" else "Creator": SIGNATURE}
     with matplotlib.rc_context(STYLE), atomic_file(path) as part:
-        figure.savefig(part, dpi=dpi, format=path.suffix.lstrip(".") or "png")
+        figure.savefig(part, dpi=dpi, format=kind, metadata=signature)
 
 
 def _show(axis: Any, image: np.ndarray) -> None:

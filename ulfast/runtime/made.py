@@ -14,7 +14,7 @@ from ..errors import InputError
 MARKER, EXPORT = "ulfast.json", "ulfast-export-1"  # in a folder made for other programs; beside a file FILE.ulfast.json
 DATASET = {"train", "test", "poison.png", "manifest.json", "images.npy", "labels.npy", MARKER}
 RUN = {"method", "model", "recipe", "data"}  # keys of a run's config.json
-PICTURE = "ulfast"  # in the text that a picture or a page carries: "Software: ulfast"
+SIGNATURE = "made with ulfast"  # what pictures and pages carry
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
@@ -72,9 +72,8 @@ def stranger(path: Path) -> str:
     if suffix in (".png", ".svg", ".pdf", ".html", ".htm"):
         return "" if _signed(path, head) else "it is no picture or page of ulfast"
     if suffix == ".beton":
-        about = read_json(path.with_name(path.name + ".json"))
-        mine = about.get("format") == "ulfast-beton-1" and about.get("bytes") == path.stat().st_size
-        return "" if mine else "it is no file of ulfast, or was changed"
+        mine = read_json(path.with_name(path.name + ".json")).get("format") == "ulfast-beton-1"
+        return "" if mine else "it is no file of ulfast"
     if suffix == ".json" and b"ulfast" in head:
         return ""
     about = read_json(marker_of(path))
@@ -84,11 +83,9 @@ def stranger(path: Path) -> str:
 
 
 def _signed(path: Path, head: bytes) -> bool:
-    if b"ulfast" in head:
-        return True
     with path.open("rb") as file:  # a PDF has it at the end
         file.seek(max(0, path.stat().st_size - (1 << 16)))
-        return b"ulfast" in file.read()
+        return SIGNATURE.encode() in (head + file.read()).lower()
 
 
 def _folder(path: Path) -> str:

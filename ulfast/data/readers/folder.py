@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, MissingSplit
 from ..dataset import Dataset
 from ..writers.folder import FORMAT
 from .request import Request
@@ -25,7 +25,9 @@ def read(request: Request) -> Dataset:
         others = [path] + ([path / "train"] if sole else [])
         folder = next((other for other in others if _holds(other, split, sole)), folder)
     if not (folder / "manifest.json").is_file():
-        raise InputError(f"{path} has no {split} images: give them with --test-data, or point --data at another folder")
+        raise MissingSplit(
+            f"{path} has no {split} images: give them with --test-data, or point --data at another folder"
+        )
     try:
         about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if about.get("format") != FORMAT:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, MissingSplit
 from ...runtime.machine import cores
 from ...runtime.made import EXPORT, MARKER, read_json
 from ...runtime.progress import Progress
@@ -72,10 +72,10 @@ def _list(path: Path, split: str, sole: bool, walk: Walk) -> _Listing:
     mine = splits.get(split)
     if mine is None and splits:
         if not sole:
-            raise InputError(f"{path} has no {split} images ({WORDS[split]} folder): give them with --test-data")
+            raise MissingSplit(f"{path} has no {split} images ({WORDS[split]} folder): give them with --test-data")
         mine = next(iter(splits.values()))
     elif mine is None and split == "test" and not sole:
-        raise InputError(f"{path} has no {split} images ({WORDS[split]} folder): give them with --test-data")
+        raise MissingSplit(f"{path} has no {split} images ({WORDS[split]} folder): give them with --test-data")
     root = mine.folder if mine else path
     about = _export(path, root)
     if mine is not None and mine.images:
@@ -127,9 +127,8 @@ def _export(path: Path, root: Path) -> dict[str, Any]:
         about = read_json(place / MARKER)
         if about.get("format") == EXPORT and about.get("layout") == "imagefolder":
             names, folders = about.get("classes"), about.get("folders")
-            if not (
-                _texts(names) and _texts(folders) and len(names) == len(folders) and about.get("channels") in (1, 3)
-            ):
+            whole = _texts(names) and _texts(folders) and len(list(names or ())) == len(list(folders or ()))
+            if not whole or about.get("channels") not in (1, 3):
                 raise InputError(f"{place / MARKER} is damaged: remove it to read the folders in their own order")
             return about
     return {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import InputError, MissingSplit
 from .mapping import label_files, labels_of
 from .walk import Walk
 
@@ -96,7 +96,7 @@ def find_splits(root: Path, split: str, walk: Walk) -> dict[str, Split]:
             )
         found["test"] = usable[0][1]
     elif candidates and split == "test":
-        raise InputError(
+        raise MissingSplit(
             f"{candidates[0][0]} has no class folders, nor is a table of its images' classes with it or in {root}: sort"
             " them into CLASS folders, or give others with --test-data"
         )
