@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,11 +216,13 @@ def test_info_says_what_was_left_out(ulfast, tmp_path):
     (tmp_path / "d/train/cat/list.csv").write_text("x")
     code, out, err = ulfast("data", "info", "d", "--quick")
     assert code == 0, err
-    assert "found on the way: 1 .csv files, 1 hidden or left by a tool" in out or (
-        "found on the way: 1 hidden or left by a tool, 1 .csv files" in out
-    )
+    assert "found on the way: 1 .txt files, 1 hidden or left by a tool, 1 .csv files" in out
     code, out, _ = ulfast("data", "info", "d", "--quick", "--json")
-    assert json.loads(out)["splits"]["train"]["notes"] == {"hidden or left by a tool": 1, ".csv files": 1}
+    assert json.loads(out)["splits"]["train"]["notes"] == {
+        ".txt files": 1,
+        "hidden or left by a tool": 1,
+        ".csv files": 1,
+    }
 
 
 def test_damaged_images_are_left_out_on_demand(ulfast, tmp_path):
@@ -237,7 +240,7 @@ def test_damaged_images_are_left_out_on_demand(ulfast, tmp_path):
         assert len(load_dataset("p")) == 5
         code, _, err = ulfast(*command, "--skip-damaged", "--overwrite")
         assert code == 0, err
-        __import__("shutil").rmtree("p")
+        shutil.rmtree("p")
 
 
 def test_test_images_that_cannot_be_read_are_not_passed_over(ulfast, tmp_path):

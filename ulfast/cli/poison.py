@@ -74,11 +74,11 @@ def command(
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
         raise InputError("where to? Give --out FOLDER")
+    if out is not None:
+        check_apart(out, (data, test_data))
     part = part_folder(out) if out is not None else None
     if distributed.restarted():
         resume = distributed.agreed(part is not None and part.is_dir())
-    if out is not None:
-        check_apart(out, (data, test_data))
     if out is not None and not resume and distributed.is_main():
         check_free(out, overwrite)
     place = None
