@@ -273,3 +273,19 @@ def test_images_on_another_scale_are_no_perturbation(tmp_path, make_dataset, sca
     np.save(tmp_path / "d.npy", values.astype(np.float32))
     with pytest.raises(InputError, match="another scale"):
         import_published(tmp_path / "d.npy", data)
+
+
+def test_an_import_compares_the_classes_of_an_export(tmp_path, make_dataset):
+    from ulfast.poisons.imported import import_published
+
+    data = make_dataset(12, 16)
+    poisoned = poison(data, "lsp")
+    export_dataset(poisoned, tmp_path / "d.pt", "perturbation-pt", base=data)
+    export_dataset(poisoned, tmp_path / "p", "png-index")
+    for source in (tmp_path / "d.pt", tmp_path / "p"):
+        got = import_published(source, data, rounding="nearest")
+        assert np.array_equal(got.images, poisoned.images)
+        assert np.array_equal(import_published(source, other_order(data), rounding="nearest").images, poisoned.images)
+        other = replace(data, labels=(data.labels + 1) % 3)
+        with pytest.raises(InputError, match="image 0 is 'class0' there and 'class1' here"):
+            import_published(source, other)

@@ -101,6 +101,10 @@ def test_tiny_imagenet_takes_its_annotations(tmp_path):
     held = load_dataset(tmp_path, split="test")
     assert held.classes == tuple(names) == load_dataset(tmp_path).classes
     assert held.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    alone = load_dataset(tmp_path / "train", split="test", test_data=tmp_path / "val")
+    assert (alone.classes, alone.labels.tolist()) == (tuple(names), [0, 1, 2, 0, 1, 2])
+    with pytest.raises(InputError, match="nor a table"):
+        load_dataset(tmp_path / "train", split="test", test_data=tmp_path / "test")
     (tmp_path / "val/val_annotations.txt").write_text("".join(lines[:5]))
     with pytest.raises(InputError, match="no class folders"):
         load_dataset(tmp_path, split="test")

@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..ops.state import ordinary
 from ..parameters import parameter
 from ..runtime.files import write_json
+from ..runtime.made import expand
 from .base import Perturb, Poison, Workplace
 
 BATCH = 512  # candidate windows tried at a time
@@ -286,7 +287,7 @@ def load_coefficients(path: str, classes: int, channels: int) -> Tensor:
     Raises:
         InputError: the file cannot be read, holds too few classes or other channels, or windows that are not finite.
     """
-    file = Path(path)
+    file = expand(path)
     try:
         if file.suffix == ".npy":
             windows = torch.from_numpy(np.load(file, allow_pickle=False)).float()

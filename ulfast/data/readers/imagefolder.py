@@ -20,7 +20,7 @@ from ..dataset import Dataset
 from ..lazy import LazyImages, streams
 from .image import decode
 from .request import Request
-from .splits import WORDS, Split, find_splits
+from .splits import WORDS, Split, find_splits, labelled_alone
 from .walk import Walk
 
 BLOCK = 256  # images decoded between two reports of progress
@@ -76,6 +76,8 @@ def _list(path: Path, split: str, sole: bool, walk: Walk) -> _Listing:
         mine = next(iter(splits.values()))
     elif mine is None and split == "test" and not sole:
         raise MissingSplit(f"{path} has no {split} images ({WORDS[split]} folder): give them with --test-data")
+    if mine is None:
+        mine = labelled_alone(path, whole=split == "train" and not sole)
     root = mine.folder if mine else path
     about = _export(path, root)
     if mine is not None and mine.images:

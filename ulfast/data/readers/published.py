@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...runtime.made import EXPORT, marker_of, read_json
 from ...runtime.progress import Progress
 from ..dataset import Dataset
 from .arrays import class_numbers
@@ -401,6 +402,30 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
             if progress and done % 1000 == 0:
                 progress("png", done, len(base))
     return out
+
+
+def check_export(path: Path, base: Dataset) -> None:
+    """Compares what `ulfast data export` wrote beside a file with the base: the class of each image, by name.
+
+    Raises:
+        InputError: another number of images, or an image of another class.
+    """
+    about = read_json(marker_of(path))
+    classes, labels = about.get("classes"), about.get("labels")
+    if about.get("format") != EXPORT or not isinstance(classes, list) or not isinstance(labels, list):
+        return
+    try:
+        names = [str(classes[label]) for label in labels]
+    except (TypeError, IndexError):
+        raise InputError(f"{marker_of(path)} is damaged: remove it to import without its classes") from None
+    mine = [base.classes[label] for label in base.labels]
+    if len(names) != len(mine):
+        raise InputError(f"{path} has {len(names):,} images, {base.name or 'the base'} {len(mine):,}: {FITTING}")
+    if other := [i for i, (name, own) in enumerate(zip(names, mine, strict=True)) if name != own]:
+        raise InputError(
+            f"{path} differs from the classes of {base.name or 'the base'} in {len(other):,} images: image {other[0]}"
+            f" is {names[other[0]]!r} there and {mine[other[0]]!r} here: {FITTING}"
+        )
 
 
 def check_order(entries: Entries, base: Dataset, path: Path) -> None:

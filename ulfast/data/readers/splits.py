@@ -107,6 +107,27 @@ def find_splits(root: Path, split: str, walk: Walk) -> dict[str, Split]:
     return found
 
 
+def labelled_alone(root: Path, *, whole: bool) -> Split | None:
+    """A folder of images alone with a table of their classes, such as Tiny ImageNet's `val`; None for class folders.
+
+    Args:
+        whole: whether it is all of a data set, so that a folder of any name is a class.
+
+    Raises:
+        InputError: images without class folders and without a table.
+    """
+    folders, images = Walk(root).entries(root)
+    plain = len(folders) == 1 and folders[0].name.lower() in PLAIN and not whole
+    if folders and not plain:
+        return None
+    found = next(iter(_labelled([(root, "test")], root, []).values()), None)
+    if found is None and (images or plain):
+        raise InputError(
+            f"{root} has no class folders, nor a table of its images' classes: sort them into CLASS folders"
+        )
+    return found
+
+
 def _unwrapped(folder: Path, walk: Walk) -> Path:
     """`seg_train/seg_train/CLASS`: archives unpacked into a folder of their own name."""
     folders, images = walk.entries(folder)
