@@ -32,9 +32,11 @@ def with_parameters(method: T, name: str, given: dict[str, Any]) -> T:
             raise InputError(f"{name} has no parameter {key!r}: {known}")
         value = given[key] = _typed(name, key, value, str(fields[key].type))
         least, choices = fields[key].metadata.get("at_least"), fields[key].metadata.get("choices")
-        unit = fields[key].metadata.get("help", "")
-        levels = "L-infinity bound, pixels in [0, 1]" in unit or (key == "eps" and given.get("norm") == "linf")
-        if levels and value is not None and value > 1:
+        norm = next((given.get(f, getattr(method, f)) for f in fields if f.endswith("norm")), "linf")
+        levels = (
+            key.endswith("eps") and isinstance(value, numbers.Real) and (norm == "linf" and _of_pixels(fields, key))
+        )
+        if levels and value > 1:
             raise InputError(
                 f"{name}: {key} {value:g} is more than all of [0, 1]: for {value:g} levels of 255 give {value:g}/255"
             )
@@ -43,6 +45,11 @@ def with_parameters(method: T, name: str, given: dict[str, Any]) -> T:
         if least is not None and isinstance(value, (int, float)) and not value >= least:
             raise InputError(f"{name}: {key} must be at least {least:g}, got {value:g}")
     return dataclasses.replace(method, **given)  # type: ignore[type-var]
+
+
+def _of_pixels(fields: dict[str, Any], key: str) -> bool:
+    """Whether a bound is one of pixels in [0, 1], and not the length of a whole image's noise."""
+    return "pixels in [0, 1]" in fields[key].metadata.get("help", "") or any(name.endswith("norm") for name in fields)
 
 
 def _typed(name: str, key: str, value: Any, kind: str) -> Any:

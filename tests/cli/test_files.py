@@ -121,6 +121,13 @@ def test_what_was_added_or_changed_since_is_kept(ulfast, small, tmp_path):
     Path("p/notes.txt").write_text("mine")
     code, _, err = ulfast("poison", "--data", small, "--out", "p", "--overwrite")
     assert (code, "holds notes.txt" in err) == (2, True)
+    Path("p/notes.txt").rename("p/train/notes.txt")
+    code, _, err = ulfast("poison", "--data", small, "--out", "p", "--overwrite")
+    assert (code, "holds train/notes.txt" in err) == (2, True)
+    assert ulfast("data", "export", small, "--layout", "imagefolder", "--out", "f")[0] == 0
+    Path("f/train/class0/mine.png").write_bytes(b"mine")
+    code, _, err = ulfast("data", "export", small, "--layout", "imagefolder", "--out", "f", "--overwrite")
+    assert (code, "91 files and ulfast wrote 90" in err) == (2, True)
     assert ulfast("data", "export", small, "--layout", "npz", "--out", "x.npz")[0] == 0
     np.savez("x.npz", mine=1)
     code, _, err = ulfast("data", "export", small, "--layout", "npz", "--out", "x.npz", "--overwrite")
@@ -167,6 +174,8 @@ def test_tilde_and_variables_are_expanded(ulfast, small, tmp_path, monkeypatch):
     [
         (["fit", "--data", "small", "--out", "x.png"], "must end in .safetensors"),
         (["fit", "--data", "small", "--out", "."], "is a folder"),
+        (["ar-search", "--classes", "2", "--out", "x.png"], "must end in .json"),
+        (["attack", "--data", "small", "--out", "o", "--method", "adversarial", "--set", "at_eps=8"], "give 8/255"),
         (["poison", "--data", "small", "--out", ".", "--overwrite"], "current folder"),
         (["poison", "--data", "small", "--out", ".."], "current folder or above"),
         (["attack", "--data", "small", "--out", "."], "current folder"),
@@ -200,6 +209,11 @@ def test_values_and_places_that_are_wrong_are_one_line(ulfast, small, tmp_path, 
     assert message in err
     assert len([line for line in err.splitlines() if not line.startswith("read:")]) == 1
     assert files(tmp_path) == before
+
+
+def test_a_length_is_said_in_levels(ulfast, small):
+    code, _, err = ulfast("poison", "--data", small, "--method", "lsp", "--eps", 8, "--out", "a")
+    assert (code, "98.1 levels of 255 a value" in err) == (0, True), err
 
 
 def test_eps_as_a_fraction(ulfast, small):

@@ -66,6 +66,13 @@ def test_image_by_image_the_count_and_the_labels_count_too(make_dataset):
         perturbation(data, replace(data, labels=np.zeros(60, np.int64)))
 
 
+def test_numbers_are_the_same_class_with_zeros_in_front(make_dataset):
+    data = replace(make_dataset(), classes=("0", "1", "2"))
+    other = replace(data, classes=("02", "00", "01"), labels=(data.labels + 1) % 3)
+    got = matched(data, other, names=NAMES)
+    assert (got.classes, got.labels.tolist()) == (data.classes, data.labels.tolist())
+
+
 def test_numbers_sort_by_value():
     assert in_order(["10", "2", "1"]) == ["1", "2", "10"]
     assert in_order(["10", "2", "x"]) == ["10", "2", "x"]

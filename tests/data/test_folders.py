@@ -191,7 +191,9 @@ def test_suffixes_in_any_case(tmp_path):
 
 def test_numbers_sort_as_numbers_and_other_names_as_text(tmp_path):
     names = [str(c) for c in range(12)]
-    assert load_dataset(folders(tmp_path / "n", names, 1)).classes == tuple(names)
+    got = load_dataset(folders(tmp_path / "n", names, 1))
+    assert got.classes == tuple(names)
+    assert got.notes == {"classes sorted by number, where torchvision sorts 10 before 2": 12}
     assert load_dataset(folders(tmp_path / "z", ["01", "2", "10"], 1)).classes == ("01", "2", "10")
     assert load_dataset(folders(tmp_path / "t", ["c1", "c10", "c2"], 1)).classes == ("c1", "c10", "c2")
 
@@ -224,3 +226,17 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
             load_dataset(tmp_path / "d")
     finally:
         (tmp_path / "d/b").chmod(0o755)
+
+
+def test_splits_and_classes_within_class_folders_are_refused(tmp_path):
+    for kind in ("cats", "dogs"):
+        folders(tmp_path / "a" / kind, ["train", "test"])
+        folders(tmp_path / "b" / f"part_{kind}", ["ant", "bee", kind])
+        folders(tmp_path / "c" / kind, ["images"])
+        folders(tmp_path / "e" / kind, [f"{kind}-young", f"{kind}-old"])
+    with pytest.raises(InputError, match="splits within a class folder"):
+        load_dataset(tmp_path / "a")
+    with pytest.raises(InputError, match=r"part_cats, part_dogs in .* all hold folders ant, bee"):
+        load_dataset(tmp_path / "b")
+    for name in "ce":
+        assert load_dataset(tmp_path / name).classes == ("cats", "dogs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,25 @@ def test_other_modes_as_torchvision_reads_them(tmp_path, mode):
     picture.save(file)
     with Image.open(file) as plain:
         assert np.array_equal(decode(file), np.asarray(plain.convert("RGB")))
+
+
+def test_colours_of_16_bits(tmp_path):
+    """Pillow cannot write them; a PNG by hand."""
+
+    def write(file: Path, values: np.ndarray) -> None:
+        def chunk(kind: bytes, body: bytes) -> bytes:
+            return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+        height, width, _ = values.shape
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+        file.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+    values = np.random.default_rng(0).integers(0, 65536, (9, 8, 3))
+    notes: Counter[str] = Counter()
+    write(tmp_path / "x.png", values)
+    assert np.array_equal(decode(tmp_path / "x.png", notes=notes), values >> 8)
+    assert notes == {"16-bit images, divided by 256": 1}
+    write(tmp_path / "x.png", values >> 4)
+    with pytest.raises(InputError, match=r"reach 15 of 255"):
+        decode(tmp_path / "x.png")

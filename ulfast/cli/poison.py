@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import replace
@@ -105,6 +106,11 @@ def command(
         work=Workplace(place, resume, device, output.bars),
         **given,
     )
+    if eps is not None and _of_whole_images(poisoning.poison):
+        size = train.images[:1].size
+        output.remark(
+            f"eps {eps:g} is the L2 norm of an image's noise: {255 * eps / size**0.5:.1f} levels of 255 a value"
+        )
     summary: dict[str, Any] = {
         "method": name,
         "parameters": poisoning.poison.resolved(train),
@@ -184,3 +190,9 @@ def _is(out: Path, summary: dict[str, Any]) -> bool:
     wanted = {key: summary[key] for key in ("method", "parameters", "seed", "rate")}
     same = all(made.manifest.get(key) == value for key, value in json.loads(json.dumps(wanted)).items())
     return same and len(made) == summary["images"]
+
+
+def _of_whole_images(poison: Any) -> bool:
+    """Whether eps is the length of an image's noise, and not a bound of its values."""
+    help = next((f.metadata.get("help", "") for f in dataclasses.fields(poison) if f.name == "eps"), "")
+    return "L2" in help and getattr(poison, "norm", "l2") == "l2"

@@ -27,8 +27,12 @@ class Outline:
 def in_order(names: Iterable[str]) -> list[str]:
     """Class names sorted, by number where all are whole numbers: 2 before 10."""
     names = list(names)
-    numbers = all(name.isascii() and name.isdecimal() for name in names)
+    numbers = _numbers(names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+
+
+def _numbers(names: Iterable[str]) -> bool:
+    return all(name.isascii() and name.isdecimal() for name in names)
 
 
 def unnamed(classes: tuple[str, ...]) -> bool:
@@ -57,6 +61,10 @@ def matched(reference: Dataset | Outline, other: Dataset, *, names: tuple[str, s
         if len(set(dataset.classes)) < len(dataset.classes):
             twice = next(name for name in dataset.classes if dataset.classes.count(name) > 1)
             raise InputError(f"the {what} have two classes called {twice!r}: rename one")
+    if _numbers(reference.classes) and _numbers(other.classes):  # "01" is the class "1"
+        known = {int(name): name for name in reference.classes}
+        if len(known) == reference.num_classes:
+            other = replace(other, classes=tuple(known.get(int(name), name) for name in other.classes))
     new, missing = _less(other.classes, reference.classes), _less(reference.classes, other.classes)
     if new or (missing and not part):
         what = f"{second} have {_some(new)}" if new else ""

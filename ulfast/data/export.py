@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..runtime.files import atomic_file, atomic_folder, check_free, write_json
-from ..runtime.made import EXPORT, MARKER, digest, expand, marker_of
+from ..runtime.made import EXPORT, MARKER, count_files, digest, expand, marker_of
 from ..runtime.progress import Progress
 from ..version import __version__
 from .classes import aligned, matched
@@ -97,7 +97,7 @@ def export_dataset(
                 for split, dataset in (("train", train), ("test", test)):
                     if dataset is not None:
                         _pngs(dataset, _class_paths(dataset, names, folder / split), progress)
-            write_json(folder / MARKER, about)
+            write_json(folder / MARKER, {**about, "files": count_files(folder)})
 
 
 def _one_file(path: Path, suffix: str, overwrite: bool) -> None:

@@ -13,6 +13,7 @@ from ..errors import InputError
 
 MARKER, EXPORT = "ulfast.json", "ulfast-export-1"  # in a folder made for other programs; beside a file FILE.ulfast.json
 DATASET = {"train", "test", "poison.png", "manifest.json", "images.npy", "labels.npy", MARKER}
+SPLIT = {"images.npy", "labels.npy", "manifest.json"}
 RUN = {"method", "model", "recipe", "data"}  # keys of a run's config.json
 SIGNATURE = "made with ulfast"  # what pictures and pages carry
 
@@ -104,7 +105,21 @@ def _folder(path: Path) -> str:
     else:
         return "it has no manifest of ulfast"
     other = sorted(entries - known)
-    return f"it holds {other[0]}, which ulfast did not write" if other else ""
+    if known is DATASET:
+        for part in ("train", "test"):
+            if (path / part).is_dir():
+                other += sorted(f"{part}/{one.name}" for one in (path / part).iterdir() if one.name not in SPLIT)
+    if other:
+        return f"it holds {other[0]}, which ulfast did not write"
+    count = read_json(path / MARKER).get("files")
+    if isinstance(count, int) and count != count_files(path) - 1:
+        return f"it holds {count_files(path) - 1:,} files and ulfast wrote {count:,}"
+    return ""
+
+
+def count_files(path: Path) -> int:
+    """Files in a folder, at any depth."""
+    return sum(len(files) for _, _, files in os.walk(path))
 
 
 def check_replace(path: Path) -> None:

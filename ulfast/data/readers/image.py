@@ -94,10 +94,27 @@ def _pillow(file: Path, data: bytes, channels: int, notes: Counter[str]) -> np.n
                 return _deep(file, picture, channels, notes)
             if "A" in picture.mode or "transparency" in picture.info:
                 notes["images with transparency, which is dropped"] += 1
+            deep = _bits(picture, data) > 8
             image = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
+            if deep and 0 < image.max() < DEEP >> 8:
+                raise InputError(
+                    f"{file} has 16-bit pixels that reach {image.max()} of 255 once they are divided by 256: scale it to"
+                    " 8 bits, as they are meant, and save it again"
+                )
+            if deep:
+                notes["16-bit images, divided by 256"] += 1
     except Image.DecompressionBombError as error:
         raise InputError(f"{file} is declared too large ({error}): make it smaller") from None
     return image.reshape(*image.shape[:2], channels)
+
+
+def _bits(picture: Any, data: bytes) -> int:
+    """Bits of a value, of those files that Pillow reads as 8-bit colours whatever they hold."""
+    if picture.format == "PNG":
+        return data[24] if len(data) > 24 else 8
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(258, (8,)))
+    return 8
 
 
 def _deep(file: Path, picture: Any, channels: int, notes: Counter[str]) -> np.ndarray:

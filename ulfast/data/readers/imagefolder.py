@@ -20,7 +20,7 @@ from ..dataset import Dataset
 from ..lazy import LazyImages, streams
 from .image import decode
 from .request import Request
-from .splits import WORDS, Split, find_splits, labelled_alone
+from .splits import WORDS, Split, check_classes, find_splits, labelled_alone
 from .walk import Walk
 
 BLOCK = 256  # images decoded between two reports of progress
@@ -90,9 +90,13 @@ def _list(path: Path, split: str, sole: bool, walk: Walk) -> _Listing:
     if not folders:
         raise InputError(f"{root} has no class folders: expected {root}/CLASS/*.jpg")
     present = {folder.name: folder for folder in folders}
+    if mine is None:
+        check_classes(root, folders)
     classes = list(about["folders"]) if about else in_order(present)
     if about and (other := sorted(set(present) - set(classes))):
         raise InputError(f"{root / other[0]} is no class of {MARKER}, which was written with the set: remove either")
+    if not about and classes != sorted(classes):
+        walk.left["classes sorted by number, where torchvision sorts 10 before 2"] += len(classes)
     test_folders = split == "test" or sole
     if not about and test_folders and "train" in splits and mine is splits.get("test"):
         known = _folder_names(splits, about) or []

@@ -107,6 +107,26 @@ def find_splits(root: Path, split: str, walk: Walk) -> dict[str, Split]:
     return found
 
 
+def check_classes(root: Path, folders: list[Path]) -> None:
+    """Raises InputError where what looks like class folders holds the splits or the real classes."""
+    walk = Walk(root)
+    inside = []
+    for folder in folders:
+        subfolders, images = walk.entries(folder)
+        kinds = {kind_of(sub) for sub in subfolders} - {None}
+        if len(kinds) > 1 and not images:
+            raise InputError(
+                f"{folder} holds {' and '.join(sub.name for sub in subfolders if kind_of(sub))}: splits within a class"
+                f" folder; sort them into train/{folder.name} and test/{folder.name}"
+            )
+        inside.append(set() if images else {sub.name for sub in subfolders})
+    if len(folders) > 1 and all(inside) and len(shared := sorted(set.intersection(*inside))) > 1:
+        raise InputError(
+            f"{', '.join(folder.name for folder in folders[:3])} in {root} all hold folders {', '.join(shared[:3])}: which"
+            " are the classes? Point --data at the training images and --test-data at the test images"
+        )
+
+
 def labelled_alone(root: Path, *, whole: bool) -> Split | None:
     """A folder of images alone with a table of their classes, such as Tiny ImageNet's `val`; None for class folders.
 
