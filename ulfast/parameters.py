@@ -33,10 +33,8 @@ def with_parameters(method: T, name: str, given: dict[str, Any]) -> T:
         value = given[key] = _typed(name, key, value, str(fields[key].type))
         least, choices = fields[key].metadata.get("at_least"), fields[key].metadata.get("choices")
         norm = next((given.get(f, getattr(method, f)) for f in fields if f.endswith("norm")), "linf")
-        levels = (
-            key.endswith("eps") and isinstance(value, numbers.Real) and (norm == "linf" and _of_pixels(fields, key))
-        )
-        if levels and value > 1:
+        bound = key.endswith("eps") and norm == "linf" and _of_pixels(fields, key)
+        if bound and isinstance(value, numbers.Real) and value > 1:
             raise InputError(
                 f"{name}: {key} {value:g} is more than all of [0, 1]: for {value:g} levels of 255 give {value:g}/255"
             )
@@ -49,7 +47,9 @@ def with_parameters(method: T, name: str, given: dict[str, Any]) -> T:
 
 def _of_pixels(fields: dict[str, Any], key: str) -> bool:
     """Whether a bound is one of pixels in [0, 1], and not the length of a whole image's noise."""
-    return "pixels in [0, 1]" in fields[key].metadata.get("help", "") or any(name.endswith("norm") for name in fields)
+    if any(name.endswith("norm") for name in fields):
+        return True
+    return "bound, pixels in [0, 1]" in fields[key].metadata.get("help", "")
 
 
 def _typed(name: str, key: str, value: Any, kind: str) -> Any:
