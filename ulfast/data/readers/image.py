@@ -98,8 +98,8 @@ def _pillow(file: Path, data: bytes, channels: int, notes: Counter[str]) -> np.n
             image = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
             if deep and 0 < image.max() < DEEP >> 8:
                 raise InputError(
-                    f"{file} has 16-bit pixels that reach {image.max()} of 255 once they are divided by 256: scale it to"
-                    " 8 bits, as they are meant, and save it again"
+                    f"{file} has 16-bit pixels that reach {image.max()} of 255 once they are divided by 256: scale it"
+                    " to 8 bits, as they are meant, and save it again"
                 )
             if deep:
                 notes["16-bit images, divided by 256"] += 1

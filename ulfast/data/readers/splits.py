@@ -122,8 +122,8 @@ def check_classes(root: Path, folders: list[Path]) -> None:
         inside.append(set() if images else {sub.name for sub in subfolders})
     if len(folders) > 1 and all(inside) and len(shared := sorted(set.intersection(*inside))) > 1:
         raise InputError(
-            f"{', '.join(folder.name for folder in folders[:3])} in {root} all hold folders {', '.join(shared[:3])}: which"
-            " are the classes? Point --data at the training images and --test-data at the test images"
+            f"{', '.join(folder.name for folder in folders[:3])} in {root} all hold folders {', '.join(shared[:3])}:"
+            " which are the classes? Point --data at the training images and --test-data at the test images"
         )
 
 
