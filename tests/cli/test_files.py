@@ -269,13 +269,18 @@ def test_test_images_that_cannot_be_read_are_not_passed_over(ulfast, tmp_path):
 
 
 def test_names_of_classes_are_no_markup(ulfast, tmp_path, make_dataset):
-    data = replace(make_dataset(30), classes=("a [/b] c", "[bold]x", "z"))
+    names = ("a [/b] c", "[bold]x", "$\\frac{", "\x1b]0;owned\x07red", "\u732b")
+    data = replace(make_dataset(30, classes=5), classes=names)
     np.savez(tmp_path / "d.npz", x_train=data.images, y_train=data.labels, classes=np.array(data.classes))
     assert ulfast("poison", "--data", "d.npz", "--out", "p")[0] == 0
     code, out, err = ulfast("show", "p", "--clean", "d.npz", "--out", "s.png")
+    assert (code, "Warning" in err) == (0, False), err
+    for name in (*names[:3], names[4]):
+        assert name in out
+    code, info, err = ulfast("data", "info", "p", "--quick")
     assert code == 0, err
-    assert "a [/b] c" in out
-    assert "[bold]x" in out
+    assert "\\x1b]0;owned\\x07red" in info
+    assert "\x1b" not in info + out
 
 
 def test_the_sample_is_the_embedded_one(ulfast, tmp_path):

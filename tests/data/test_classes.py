@@ -296,3 +296,13 @@ def test_an_import_compares_the_classes_of_an_export(tmp_path, make_dataset):
         other = replace(data, labels=(data.labels + 1) % 3)
         with pytest.raises(InputError, match="image 0 is 'class0' there and 'class1' here"):
             import_published(source, other)
+
+
+@pytest.mark.parametrize("label", [200, -3, 3.7])
+def test_labels_of_svhn_are_digits(tmp_path, label):
+    from scipy.io import savemat
+
+    y = np.array([[1.0], [10.0], [label]])
+    savemat(tmp_path / "train_32x32.mat", {"X": np.zeros((32, 32, 3, 3), np.uint8), "y": y})
+    with pytest.raises(InputError, match=r"not digits|whole numbers"):
+        load_dataset(tmp_path)

@@ -176,7 +176,7 @@ def test_links_to_files_and_folders_elsewhere_are_followed(tmp_path):
     os.symlink(tmp_path, tmp_path / "store/dog/far")  # above the set
     got = load_dataset(tmp_path / "d")
     assert (of(got, "cat"), of(got, "dog")) == (2, 3)
-    assert got.notes == {"links to a folder above": 1}
+    assert got.notes == {"links to a folder above": 1, "links to a folder elsewhere, followed": 2}
 
 
 def test_suffixes_in_any_case(tmp_path):

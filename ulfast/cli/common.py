@@ -193,6 +193,12 @@ def _rate(info: dict[str, Any], done: float, bars: Bars) -> str:
     return ", ".join(parts)
 
 
+def printable(text: str) -> str:
+    """Text without what would steer a terminal: names of files and classes are other people's."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass
 class Output:
     """Where a verb's words go: results to stdout, remarks to stderr, or one JSON object and nothing else."""
@@ -213,12 +219,12 @@ class Output:
     def say(self, text: str) -> None:
         """A line of the result."""
         if not (self.json or self.silent):
-            click.echo(text)
+            click.echo(printable(text))
 
     def remark(self, text: str) -> None:
         """A line beside the result."""
         if not (self.json or self.quiet or self.silent):
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
 
     def show(self, renderable: Any) -> None:
         """A table of rich."""
@@ -229,7 +235,7 @@ class Output:
             title = getattr(renderable, "title", None)
             if title:  # a table would break it at its own width
                 renderable.title = None
-                click.secho(str(title), bold=True)
+                click.secho(printable(str(title)), bold=True)
             console = Console(file=sys.stdout, highlight=False, markup=False)
             need = Measurement.get(console, console.options.update(width=WIDEST), renderable)
             # A file or a pipe has no width; a terminal breaks long lines, where a table squeezed cuts its numbers.

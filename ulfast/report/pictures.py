@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ MAX_COLUMNS = 10
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
+    "text.parse_math": False,  # names of classes may hold dollars
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
@@ -60,7 +62,8 @@ def save(figure: Any, path: Path, dpi: int = 150) -> None:
     check_replace(path)
     kind = path.suffix.lstrip(".").lower() or "png"
     signature = {"Software" if kind == "png" else "Creator": SIGNATURE}
-    with matplotlib.rc_context(STYLE), atomic_file(path) as part:
+    with matplotlib.rc_context(STYLE), atomic_file(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(part, dpi=dpi, format=kind, metadata=signature)
 
 

@@ -148,9 +148,14 @@ def read_svhn(request: Request) -> Dataset:
         raise InputError(f"{file} is missing: get it with `ulfast data get svhn`")
     try:
         content = loadmat(file, variable_names=["X", "y"])
-        images, labels = content["X"], content["y"].ravel().astype(np.int64) % 10
+        images, labels = content["X"], class_numbers(content["y"], f"{file}, y")
+    except InputError:
+        raise
     except Exception as error:  # scipy raises many kinds for a damaged file
         raise InputError(f"{file} cannot be read ({error}): get it again") from None
+    if labels.min(initial=0) < 0 or labels.max(initial=0) > 10:
+        raise InputError(f"{file} has labels from {labels.min()} to {labels.max()}, not digits: get it again")
+    labels = labels % 10
     return Dataset(
         pixels(np.moveaxis(images, 3, 0), str(file)), labels, tuple(str(c) for c in range(10)), path.name, split
     )

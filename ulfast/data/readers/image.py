@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import struct
+import threading
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from ...errors import InputError
 from ..resize import centre_square
 
+_QUIET = threading.Lock()  # Python's filters of warnings belong to all threads
 MAX_PIXELS = 89_478_485  # Pillow's bound for an image that is no attack: 268 MB of RGB
 # libjpeg's warnings after which all pixels are there; whatever else it says, some are missing or made up. A few bytes
 # too many are padding, more of them mean that it lost its way.
@@ -78,17 +81,16 @@ def _jpeg(file: Path, data: bytes, channels: int) -> np.ndarray | None:
 
 
 def _pillow(file: Path, data: bytes, channels: int, notes: Counter[str]) -> np.ndarray:
-    import warnings
-
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _QUIET, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes that are refused below
             picture = Image.open(io.BytesIO(data))
         with picture:
             _bound(file, *picture.size)
-            if picture.getexif().get(0x0112, 1) not in (1, 0):
+            picture.load()
+            if _turned_by_exif(picture):
                 notes["images with an EXIF orientation, which is not applied"] += 1
             if picture.mode.startswith("I") or picture.mode == "F":
                 return _deep(file, picture, channels, notes)
@@ -139,6 +141,13 @@ def _deep(file: Path, picture: Any, channels: int, notes: Counter[str]) -> np.nd
     if wrong:
         raise InputError(f"{file} {wrong}: scale it to 8 bits, as they are meant, and save it again")
     return np.ascontiguousarray(values.astype(np.uint8)[..., None].repeat(channels, 2))
+
+
+def _turned_by_exif(picture: Any) -> bool:
+    """Whether EXIF says that a picture is to be turned or mirrored; of a loaded one, as PNGs have it at the end."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged EXIF, which no pixel depends on
+        return picture.getexif().get(0x0112, 1) not in (0, 1)
 
 
 def _turned(data: bytes) -> bool:

@@ -81,6 +81,7 @@ class Walk:
         if self._root in target.parents:
             self.left["links to a folder of the same set"] += 1
             return False
+        self.left["links to a folder elsewhere, followed"] += 1
         return True
 
     def below(self, folder: Path) -> list[Path]:
