@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import InputError, WorkerError
-from .runtime.machine import cores
+from .runtime.machine import cores, launched_size
 
 T = TypeVar("T")
 
@@ -57,7 +57,8 @@ def is_main() -> bool:
 
 def restarted() -> bool:
     """Whether the launcher has started this process again, after one of the processes had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return count.isdecimal() and int(count) > 0
 
 
 @contextlib.contextmanager
@@ -72,7 +73,7 @@ def joined(device: str = "auto") -> Iterator[None]:
     """
     global _RANK, _SIZE
     ours = not dist.is_initialized()
-    if ours and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if ours and launched_size() < 2:
         yield
         return
     if ours:

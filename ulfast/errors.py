@@ -9,6 +9,10 @@ class InputError(ValueError):
     """What the user gave cannot be used. The message says what, where, and what to do, in one line."""
 
 
+class MissingSplit(InputError):
+    """The data set is there and does not have the images that were asked for: no test images, most often."""
+
+
 class ExtensionError(ImportError):
     """The compiled kernels are missing or broken. Raised at the first use of a kernel, never at import."""
 

@@ -156,7 +156,7 @@ def test_data_that_does_not_fit(data):
     _, poisoned, _ = data
     with pytest.raises(InputError, match="give the clean test images"):
         ulfast.attack(poisoned)
-    with pytest.raises(InputError, match="training and test images differ"):
+    with pytest.raises(InputError, match="training images and test images differ"):
         ulfast.attack(poisoned, test=load_dataset("sample", split="test"))
 
 
@@ -164,7 +164,7 @@ def test_overwrite_touches_only_runs(tmp_path, data):
     _, poisoned, test = data
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(InputError, match="is no run of ulfast"):
+    with pytest.raises(InputError, match="no manifest of ulfast"):
         ulfast.attack(poisoned, test=test, out=tmp_path / "thesis", overwrite=True, **OPTIONS)
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -79,3 +81,18 @@ def test_chunks_cover_everything_once(make_dataset):
     assert ranges[0] == (0, 5)
     assert [b for b, _ in ranges[1:]] == [s for _, s in ranges[:-1]]
     assert ranges[-1][1] == 50
+
+
+def test_a_fingerprint_is_of_pixels_labels_and_classes(make_dataset, monkeypatch):
+    data = make_dataset(30)
+    images = data.images.copy()
+    images[0, 0, 0, 0] ^= 1
+    others = [
+        replace(data, images=images),
+        replace(data, labels=(data.labels + 1) % 3),
+        replace(data, classes=("a", "b", "c")),
+    ]
+    assert data.fingerprint() == make_dataset(30).fingerprint()
+    assert len({data.fingerprint(), *(one.fingerprint() for one in others)}) == 4
+    monkeypatch.setattr("ulfast.data.dataset.HASHED_BYTES", 10)
+    assert len({data.fingerprint(), *(one.fingerprint() for one in others)}) == 4

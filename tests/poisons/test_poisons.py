@@ -167,7 +167,7 @@ def test_names_parameters_and_errors(make_dataset):
         poison(clean, "lsp", eps=-1.0)
     with pytest.raises(InputError, match="rate must be between"):
         poison(clean, "lsp", rate=1.5)
-    with pytest.raises(InputError, match="differ in shape"):
+    with pytest.raises(InputError, match="60 and 30 images"):
         perturbation(clean, make_dataset(30))
 
 

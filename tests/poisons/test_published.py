@@ -423,7 +423,7 @@ def test_the_verbs(tmp_path):
     assert (tmp_path / "s.png").stat().st_size > 20_000
     assert said("show", tmp_path / "p", "--clean", "sample", "--out", tmp_path / "s.png")["method"] == "lsp"
     write_dataset(tmp_path / "other", load_dataset("sample", limit=300, seed=5))
-    with pytest.raises(InputError, match="is not what"):
+    with pytest.raises(InputError, match="differ in the labels"):
         said("show", tmp_path / "p", "--clean", tmp_path / "other", "--out", tmp_path / "s.png")
     with pytest.raises(InputError, match=r"must end in \.pt"):
         said("data", "export", tmp_path / "p", "--layout", "perturbation-pt", "--out", tmp_path / "x")

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ..data.classes import matched
 from ..data.dataset import Dataset
 from ..data.load import load_dataset
 from ..data.tensors import channel_statistics
-from ..errors import InputError
+from ..errors import InputError, MissingSplit
 from ..runtime.progress import Progress
 
 LOOKED_AT = 10_000  # images that are searched for poison
@@ -24,12 +25,13 @@ def describe(
     look_for_poison: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    **reading: Any,
 ) -> dict[str, Any]:
     """Counts a class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
 
     Returns:
-        `splits` (by name: images, image_shape, dtype, classes with their counts, mean, std, sha256, manifest) and
-        `warnings`, sentences.
+        `splits` (by name: images, image_shape, dtype, classes with their counts, mean, std, sha256, manifest,
+        notes) and `warnings`, sentences.
 
     Raises:
         InputError: it cannot be read; floats outside of [0, 1] are reported as normalised already.
@@ -39,13 +41,16 @@ def describe(
     train: Dataset | None = None
     for split in ("train", "test"):
         try:
-            dataset = load_dataset(source, split=split, format=format, resize=resize, progress=progress)
-        except InputError:
-            if split == "train":
+            dataset = load_dataset(source, split=split, format=format, resize=resize, progress=progress, **reading)
+            if train is not None:
+                dataset = matched(train, dataset, names=("training images", "test images"), part=True)
+        except InputError as error:
+            if train is None:
                 raise
-            warnings.append("there are no test images")
+            missing = isinstance(error, MissingSplit)
+            warnings.append(f"{'there are no test images' if missing else 'the test images do not fit'}: {error}")
             continue
-        train = dataset if split == "train" else train
+        train = dataset if train is None else train
         splits[split] = _split(dataset)
         empty = [name for name, count in splits[split]["classes"].items() if count == 0]
         if empty:
@@ -56,10 +61,16 @@ def describe(
     elif look_for_poison:
         from . import diagnose
 
-        found = diagnose(train.balanced(min(LOOKED_AT, len(train)), seed), seed=seed, progress=progress)
-        if found.suggested_attack != "none":
-            what = "look poisoned" if found.verdict == "poisoned" else "may be poisoned"
-            warnings.append(f"the training images {what}: `ulfast diagnose {source}` says why")
+        try:
+            found = diagnose(
+                train.balanced(max(train.num_classes, min(LOOKED_AT, len(train))), seed), seed=seed, progress=progress
+            )
+        except InputError as error:  # too few images
+            warnings.append(f"whether they are poisoned cannot be told: {error}")
+        else:
+            if found.suggested_attack != "none":
+                what = "look poisoned" if found.verdict == "poisoned" else "may be poisoned"
+                warnings.append(f"the training images {what}: `ulfast diagnose {source}` says why")
     return {"data": str(source), "splits": splits, "warnings": warnings}
 
 
@@ -75,4 +86,5 @@ def _split(dataset: Dataset) -> dict[str, Any]:
         "std": list(std),
         "sha256": dataset.checksum(),
         "manifest": dataset.manifest,
+        "notes": dataset.notes,
     }

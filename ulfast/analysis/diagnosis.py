@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data.dataset import Dataset, balanced_indices
 from ..errors import InputError
@@ -24,6 +25,7 @@ from .evidence import Evidence, LinearModel, has_pattern, is_its_own, linear_mod
 # As in evidence.py: below the first value clean, from the second on poisoned.
 PATCHES = (12.0, PRESENT)
 CONSTANT = (0.20, 0.35)
+FEWEST = 2  # images of a class, below which nothing is told apart
 # Images per class in which constant pixels are looked for.
 CONSTANT_IMAGES = 500
 
@@ -80,7 +82,7 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = Non
         model can classify by what they show (digits, for example) are called unknown, poisoned or not.
 
     Raises:
-        InputError: images of one class, which leaves nothing to compare.
+        InputError: images of one class, which leaves nothing to compare; one image of a class.
 
     Example:
         >>> ulfast.diagnose(ulfast.load_dataset("poisoned/")).verdict
@@ -89,6 +91,21 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = Non
     start = time.perf_counter()
     if len(np.unique(dataset.labels)) < 2:
         raise InputError(f"{dataset.name} holds images of one class: diagnose tells classes apart and needs two")
+    counts = np.bincount(dataset.labels)
+    if counts[counts > 0].min() < FEWEST:
+        raise InputError(
+            f"{dataset.name or 'the data set'} has too few images to look for poison, {counts[counts > 0].min()} of a"
+            f" class: {FEWEST} of each are the least"
+        )
+    try:
+        return _measured(dataset, start, seed, progress)
+    except torch.linalg.LinAlgError:
+        raise InputError(
+            f"{dataset.name or 'the data set'} has images too few or too alike to look for poison: give more of each"
+        ) from None
+
+
+def _measured(dataset: Dataset, start: float, seed: int, progress: Progress | None) -> Diagnosis:
     linear = linear_model(dataset, seed, progress)
     small = min(PATCH, *dataset.image_shape[:2])
     patches = fit_patches(dataset, patch=small, seed=seed, progress=progress)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.classes import Outline, matched
 from ..data.dataset import Dataset
 from ..errors import InputError
-from ..runtime.devices import fast_half, resolve_device
+from ..runtime.devices import fast_half, resolve_device, same_generators
 from ..runtime.progress import Progress
 from ..training import build_model, checkpoint, refit
 from ..training.refit import MakeLoader, Trained
@@ -27,6 +28,7 @@ class Run:
     result: AttackResult
     test: Dataset
     device: torch.device
+    outline: Outline
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], test: Dataset, device: str = "auto") -> Run:
@@ -41,14 +43,19 @@ class Run:
         folder = Path(folder)
         result = AttackResult.load(folder)
         data = result.config["data"]
-        if "mean" not in result.notes:
+        if "mean" not in result.notes or "class_names" not in data:
             raise InputError(f"{folder} was made by an older ulfast: run it again with --overwrite")
-        if list(test.image_shape) != data["image_shape"] or test.num_classes != data["classes"]:
-            raise InputError(
-                f"the test images {test.image_shape} in {test.num_classes} classes do not fit the run's"
-                f" {tuple(data['image_shape'])} in {data['classes']}"
-            )
-        return cls(folder, result, test, resolve_device(device))
+        outline = Outline(tuple(data["image_shape"]), tuple(data["class_names"]))
+        test = matched(outline, test, names=("the run's images", "test images"), part=True)
+        return cls(folder, result, test, resolve_device(device), outline)
+
+    def fitting(self, clean: Dataset) -> Dataset:
+        """Clean training images with the run's class numbers.
+
+        Raises:
+            InputError: another shape or other classes.
+        """
+        return matched(self.outline, clean, names=("the run's images", "clean images"))
 
     def checkpoints(self) -> list[Path]:
         """Every epoch's network, the random start first.
@@ -83,6 +90,7 @@ class Run:
         return Trained(self.network(path), make, make(self.test), half, seed, progress)
 
 
+@same_generators()
 def dfr(
     run: Run, clean: Dataset, *, augment: bool = True, seed: int = 0, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
@@ -100,7 +108,7 @@ def dfr(
     """
     rows = []
     paths = run.checkpoints()
-    change = refit.dfr(clean, augment=augment)
+    change = refit.dfr(run.fitting(clean), augment=augment)
     for done, path in enumerate(paths, 1):
         note = change(run.trained(path, seed))
         before, after = note["test_accuracy_before"], note["test_accuracy"]
@@ -110,6 +118,7 @@ def dfr(
     return rows
 
 
+@same_generators()
 def finetune_run(
     run: Run,
     clean: Dataset,
@@ -130,6 +139,7 @@ def finetune_run(
     Returns:
         `test_accuracy_before`, `test_accuracy`, `clean_images`, and `history` for all layers.
     """
+    clean = run.fitting(clean)
     trained = run.trained(run.folder / "checkpoints" / "attack" / "last.pt", seed, progress)
     change = refit.linear_probe(clean, lr=lr, epochs=epochs) if last_layer else refit.finetune(clean, epochs, lr)
     return change(trained)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from .. import distributed
+from ..data.classes import matched, same_everywhere
 from ..data.dataset import Dataset
-from ..data.load import load_dataset
+from ..data.load import load_dataset, load_named
 from ..data.loaders.removal import Removal
 from ..errors import InputError
 from ..ops.state import ordinary
@@ -21,8 +22,9 @@ from ..parameters import with_parameters
 from ..poisons import poison
 from ..projection.basis import Basis
 from ..runtime import environment
-from ..runtime.devices import fast_half, resolve_device
+from ..runtime.devices import fast_half, resolve_device, same_generators
 from ..runtime.files import check_free, write_json, writing
+from ..runtime.made import expand, read_json
 from ..runtime.progress import Progress
 from ..training import Recipe, TrainResult, build_model, default_model, get_recipe
 from .base import FIT_FILE, Attack, Context, Plan
@@ -33,9 +35,12 @@ from .snapshots import examples
 from .trainings import Runner
 
 DEFAULT_DATA, DEFAULT_POISON = "sample", "lsp"
+# Of a run's data: what a resumed one must have the same.
+DATA_KEYS = ("images", "image_shape", "class_names", "training_fingerprint", "test_fingerprint", "clean_fingerprint")
 
 
 @ordinary
+@same_generators()
 def attack(
     data: Dataset | str | os.PathLike[str] | None = None,
     *,
@@ -102,7 +107,9 @@ def attack(
     where = resolve_device(device)
     train_set, test_set, baseline = _load(data, test, compare, limit, seed, progress)
     clean = clean or baseline
-    _check(name, steps, train_set, test_set, clean)
+    test_set, clean = _check(name, steps, train_set, test_set, clean)
+    if baseline is not None:
+        baseline = matched(train_set, baseline, names=("training images", "clean images"))
     if evaluate_every is not None and evaluate_every < 1:
         raise InputError(f"evaluate_every must be at least 1, got {evaluate_every}")
     model = model or default_model(recipe)
@@ -113,7 +120,7 @@ def attack(
             raise InputError(f"epochs must be at least 1, got {epochs}")
         chosen = replace(chosen, epochs=epochs)
     half = fast_half(where) if chosen.half else None
-    folder = Path(out) if out is not None else None
+    folder = expand(out) if out is not None else None
     if materialize and folder is None:
         raise InputError("materialize needs a folder for the projected set: give --out")
     config = {
@@ -131,7 +138,9 @@ def attack(
             "images": len(train_set),
             "image_shape": list(train_set.image_shape),
             "classes": train_set.num_classes,
+            "class_names": list(train_set.classes),
             "test_images": len(test_set),
+            **_fingerprints(folder, train_set, test_set, clean),
             "manifest": train_set.manifest,
         },
     }
@@ -149,7 +158,12 @@ def attack(
         baselines["poisoned"] = runner.run("poisoned", Plan(train_set, test_set, chosen))
 
     context = Context(seed, where, progress, basis, clean, folder, resume)
-    plan = _carried_out(steps, Plan(train_set, test_set, chosen), context)
+    try:
+        plan = _carried_out(steps, Plan(train_set, test_set, chosen), context)
+    except torch.linalg.LinAlgError:
+        raise InputError(
+            f"{name}: the images are too few or too alike to fit anything to: give more of each class"
+        ) from None
     result = runner.run("attack", plan, materialize)
     manifest = train_set.manifest
     done = AttackResult(
@@ -254,8 +268,8 @@ def _load(
 ) -> tuple[Dataset, Dataset, Dataset | None]:
     """Training set, test set, and the clean training set where it is known."""
     if data is None:
-        clean = load_dataset(DEFAULT_DATA, limit=limit, seed=seed)
-        return poison(clean, DEFAULT_POISON, seed=seed), test or load_dataset(DEFAULT_DATA, split="test"), clean
+        clean = load_named(DEFAULT_DATA, limit=limit, seed=seed)
+        return poison(clean, DEFAULT_POISON, seed=seed), test or load_named(DEFAULT_DATA, split="test"), clean
     if isinstance(data, Dataset):
         if test is None:
             raise InputError("give the clean test images: attack(data, test=...)")
@@ -269,15 +283,27 @@ def _load(
     return train_set, test, clean_set
 
 
-def _check(name: str, steps: Sequence[Attack], train: Dataset, test: Dataset, clean: Dataset | None) -> None:
-    """Meets images that do not fit together before anything is written."""
+def _check(
+    name: str, steps: Sequence[Attack], train: Dataset, test: Dataset, clean: Dataset | None
+) -> tuple[Dataset, Dataset | None]:
+    """Test and clean images with the training images' class numbers; meets what does not fit before anything is
+    written.
+    """
     if clean is None and any(step.needs_clean for step in steps):
         raise InputError(f"{name} needs some clean training images: give --clean PATH|NAME")
-    if test.image_shape != train.image_shape or test.num_classes != train.num_classes:
-        raise InputError(
-            f"training and test images differ: {train.image_shape} with {train.num_classes} classes,"
-            f" {test.image_shape} with {test.num_classes}; say --resize, or give other --test-data"
-        )
+    test = matched(train, test, names=("training images", "test images"), part=True)
+    if clean is not None:
+        clean = matched(train, clean, names=("training images", "clean images"))
+    return test, clean
+
+
+def _fingerprints(folder: Path | None, train: Dataset, test: Dataset, clean: Dataset | None) -> dict[str, str]:
+    """What a resumed run must find again; nothing where nothing is written."""
+    same_everywhere(train, test, clean)
+    if folder is None:
+        return {}
+    sets = {"training": train, "test": test, "clean": clean}
+    return {f"{key}_fingerprint": one.fingerprint() for key, one in sets.items() if one is not None}
 
 
 def _rehearse(model: str, data: Dataset) -> None:
@@ -288,13 +314,18 @@ def _rehearse(model: str, data: Dataset) -> None:
 
 def _open(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Makes the run's folder and writes the configuration into it."""
-    if not resume:
+    if resume:
+        before = read_json(folder / "config.json").get("data", {})
+        other = [key for key in DATA_KEYS if key in before and before[key] != config["data"].get(key)]
+        if other:
+            raise InputError(
+                f"{folder} is a run on other data (another {', '.join(other)}): give the same images, or --overwrite"
+            )
+    else:
         check_free(folder, overwrite)
         if overwrite and folder.exists():
             import shutil
 
-            if not (folder / "config.json").is_file() and any(folder.iterdir()):
-                raise InputError(f"{folder} is no run of ulfast, --overwrite does not touch it: choose another --out")
             shutil.rmtree(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..data.classes import matched
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..parameters import parameter
@@ -29,13 +30,9 @@ class NeedsClean(Attack):
     def trusted(self, plan: Plan, context: Context) -> Dataset:
         if context.clean is None:
             raise InputError("this method needs some clean training images: give --clean PATH|NAME")
-        if context.clean.image_shape != plan.train.image_shape or context.clean.num_classes != plan.train.num_classes:
-            raise InputError(
-                f"the clean images {context.clean.image_shape} in {context.clean.num_classes} classes do not fit the"
-                f" data, {plan.train.image_shape} in {plan.train.num_classes}: give other --clean images"
-            )
-        count = self.clean_images or max(context.clean.num_classes, min(MOST, int(SHARE * len(context.clean))))
-        return context.clean.balanced(count, context.seed)
+        clean = matched(plan.train, context.clean, names=("training images", "clean images"))
+        count = self.clean_images or max(clean.num_classes, min(MOST, int(SHARE * len(clean))))
+        return clean.balanced(count, context.seed)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def command(
         windows = load_coefficients(str(check), classes, int(channels))
     else:
         assert out is not None
+        if out.suffix != ".json":
+            raise InputError(f"--out {out} must end in .json")
         check_free(out, overwrite)
         windows = find_coefficients(classes, seed, (size, size), int(channels), accept="published")
         out.parent.mkdir(parents=True, exist_ok=True)

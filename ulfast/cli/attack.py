@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from .common import Output, data_options, free_folder, settings, verb
+from .common import Output, data_options, free_folder, settings, tell_notes, verb
 
 
 @verb("attack", processes=True)
@@ -32,7 +32,7 @@ from .common import Output, data_options, free_folder, settings, verb
 )
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the run (default: a new one in runs/).")
-@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @click.option("--compare", is_flag=True, help="Also train without an attack.")
 @click.option(
@@ -57,7 +57,6 @@ def command(
     test_data: str | None,
     format_: str | None,
     limit: int | None,
-    resize: int | None,
     model: str | None,
     recipe: str,
     epochs: int | None,
@@ -80,6 +79,7 @@ def command(
     dry_run: bool,
     seed: int,
     device: str,
+    reading: dict[str, Any],
 ) -> None:
     """Train a network on poisoned images by a method and measure it on clean test images.
 
@@ -93,16 +93,20 @@ def command(
     from .. import distributed
     from ..attacks import AttackResult, attack, get_attack
     from ..data import load_dataset
+    from ..data.load import load_named
     from ..projection.basis import Basis
     from ..report import page, pictures, tables
     from ..report.collect import collect
     from ..runtime.devices import resolve_device
     from ..runtime.files import check_free
+    from ..runtime.made import check_apart, check_replace
     from ..training import build_model, default_model, get_recipe
 
     name, steps = get_attack(method)
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--report {report} must end in .html")
+    if report is not None:
+        check_replace(report)
     where = resolve_device(device)
     if distributed.restarted() and out is not None and out.is_dir():
         resume, overwrite = True, False
@@ -111,21 +115,24 @@ def command(
     if resume and out is not None and not out.is_dir():
         raise InputError(f"there is no run {out} to resume: leave --resume out")
     folder = distributed.agreed(out or free_folder(f"runs/{_stem(data)}-{name}"))
+    check_apart(folder, (data, test_data, clean, basis))
     if not resume and distributed.is_main():
         check_free(folder, overwrite)
-    options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
+    given = settings(pairs)
+    options: dict[str, Any] = {"format": format_, "progress": output.bars, **reading}
     train = test = clean_set = None
     if data is not None:
         with distributed.main_first():  # which downloads it
             train = load_dataset(data, limit=limit, seed=seed, **options)
             test = load_dataset(data, split="test", test_data=test_data, **options)
-    elif test_data or resize or format_:
-        raise InputError("--test-data, --resize and --format need --data")
+    elif test_data or format_ or any(reading.values()):
+        raise InputError("--test-data, --format and how to read images need --data")
     if clean is not None:
         if train is None:
             raise InputError("--clean needs --data: the embedded sample brings its own baselines")
         with distributed.main_first():
-            clean_set = load_dataset(clean, limit=limit, seed=seed, resize=resize, progress=output.bars)
+            clean_set = load_dataset(clean, limit=limit, seed=seed, progress=output.bars, **reading)
+    tell_notes(output, train, test, clean_set)
     # Methods that need clean images take these; a training on all of them is then asked for with --compare.
     baseline = clean_set if compare or not any(step.needs_clean for step in steps) else None
     model = model or default_model(recipe)
@@ -172,11 +179,11 @@ def command(
         fit=fit,
         rank=rank,
         project_test=project_test,
-        **settings(pairs),
+        **given,
     )
     if not distributed.is_main():
         return
-    names = train.classes if train is not None else load_dataset("sample").classes
+    names = train.classes if train is not None else load_named("sample").classes
     figure = folder / "attack.png"
     pictures.save(pictures.attack_figure(result, names), figure)
     pages = {}

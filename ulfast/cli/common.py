@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import functools
 import json
+import math
 import os
 import sys
 import time
@@ -17,8 +18,13 @@ from typing import Any, ClassVar, TypeVar
 import click
 
 from ..errors import InputError
+from ..runtime.machine import launched_size
+from ..runtime.made import check_replace, expand
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Names that the functions behind the verbs take for themselves.
+OWN = ("dataset", "work", "test", "progress", "evaluate_every", "folder", "method")
 
 # Columns that a table may take in a file, and up to which it is not made narrower than it is for a terminal.
 WIDEST, SQUEEZED = 400, 140
@@ -77,7 +83,36 @@ class Picture(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise InputError(f"{param.opts[0] if param else 'picture'} {path} must end in .png, .svg or .pdf")
+        path = expand(path)
+        if path.is_dir():
+            raise InputError(f"{param.opts[0] if param else 'picture'} {path} is a folder: give a file name")
+        check_replace(path)
         return path
+
+
+class Share(click.ParamType):
+    """A number, or a fraction such as 8/255."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return share(str(value), param.opts[0] if param else "value")
+
+
+def share(text: str, name: str) -> float:
+    """A number written as 0.03 or 8/255.
+
+    Raises:
+        InputError: anything else, or not finite.
+    """
+    above, slash, below = text.partition("/")
+    try:
+        found = float(above) / (float(below) if slash else 1)
+    except (ValueError, ZeroDivisionError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise InputError(f"{name} {text} is no number: give 0.03, or 8/255")
+    return found
 
 
 class Bars:
@@ -158,6 +193,12 @@ def _rate(info: dict[str, Any], done: float, bars: Bars) -> str:
     return ", ".join(parts)
 
 
+def printable(text: str) -> str:
+    """Text without what would steer a terminal: names of files and classes are other people's."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass
 class Output:
     """Where a verb's words go: results to stdout, remarks to stderr, or one JSON object and nothing else."""
@@ -178,12 +219,12 @@ class Output:
     def say(self, text: str) -> None:
         """A line of the result."""
         if not (self.json or self.silent):
-            click.echo(text)
+            click.echo(printable(text))
 
     def remark(self, text: str) -> None:
         """A line beside the result."""
         if not (self.json or self.quiet or self.silent):
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
 
     def show(self, renderable: Any) -> None:
         """A table of rich."""
@@ -194,8 +235,8 @@ class Output:
             title = getattr(renderable, "title", None)
             if title:  # a table would break it at its own width
                 renderable.title = None
-                click.secho(str(title), bold=True)
-            console = Console(file=sys.stdout, highlight=False)
+                click.secho(printable(str(title)), bold=True)
+            console = Console(file=sys.stdout, highlight=False, markup=False)
             need = Measurement.get(console, console.options.update(width=WIDEST), renderable)
             # A file or a pipe has no width; a terminal breaks long lines, where a table squeezed cuts its numbers.
             width = need.maximum if not console.is_terminal or need.maximum <= SQUEEZED else 0
@@ -222,15 +263,16 @@ def verb(
         @functools.wraps(function)
         def run(json: bool, quiet: bool, debug: bool, **options: Any) -> Any:
             nproc, restarts = options.pop("nproc", None), options.pop("max_restarts", 0)
+            options = {key: expand(value) if isinstance(value, Path) else value for key, value in options.items()}
             if (nproc or restarts) and not _launched():
                 return _launch(nproc or 1, restarts, options)
-            if not processes and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if not processes and launched_size() > 1:
                 raise InputError(f"`ulfast {name}` works in one process: start it without torchrun")
             from ..runtime.machine import keep_freed_memory
 
             keep_freed_memory()
             with _joined(options) if _launched() else contextlib.nullcontext():
-                output = Output(json, quiet, int(os.environ.get("RANK", "0")) > 0)
+                output = Output(json, quiet, launched_size() > 1 and int(os.environ["RANK"]) > 0)
                 with output.bars:
                     return function(output, **options)
 
@@ -272,7 +314,7 @@ def verb(
 
 def _launched() -> bool:
     """Whether a launcher has started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "TORCHELASTIC_RUN_ID" in os.environ or launched_size() > 1
 
 
 def _launch(processes: int, restarts: int, options: dict[str, Any]) -> None:
@@ -301,23 +343,72 @@ def data_options(function: F) -> F:
             ),
             click.option("--format", "format_", metavar="KIND", help="Read --data as this kind (see `ulfast ls`)."),
             click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images."),
-            click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square."),
         ]
     ):
         function = option(function)
-    return function
+    return reading_options(function)
+
+
+def reading_options(function: F) -> F:
+    """How images are read; they come to the function as one dictionary `reading`, ready for `load_dataset`."""
+    names = ("resize", "skip_damaged", "label_field")
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        return function(*args, reading={name: options.pop(name) for name in names}, **options)
+
+    for option in reversed(
+        [
+            click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square."),
+            click.option(
+                "--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and say how many."
+            ),
+            click.option("--label-field", metavar="NAME", help="Of a .beton file: the field that is the label."),
+        ]
+    ):
+        run = option(run)
+    return run  # type: ignore[return-value]
+
+
+def tell_notes(output: Output, *datasets: Any) -> None:
+    """Says what reading has left out or changed, beside the result."""
+    for dataset in datasets:
+        if dataset is not None and dataset.notes:
+            output.remark(f"{dataset.name}, {dataset.split}: {noted(dataset.notes)}")
+
+
+def noted(notes: dict[str, int]) -> str:
+    """Counts by kind, as a sentence."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in notes.items())
 
 
 def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`--set key=value` pairs; values are read as YAML scalars."""
+    """`--set key=value` pairs; values are read as YAML scalars.
+
+    Raises:
+        InputError: no pair, a value that is no scalar, a name given twice, or the name of an option of the verb.
+    """
     import yaml
 
-    values = {}
+    context = click.get_current_context()
+    options = {p.name: p.opts[0] for p in context.command.params if p.name}
+    values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not key:
+        name = key.strip().replace("-", "_")
+        if not equals or not name:
             raise InputError(f"--set takes KEY=VALUE, got {pair!r}")
-        values[key.strip().replace("-", "_")] = yaml.safe_load(text)
+        if name in options or name in OWN:
+            what = f"an option of its own: say {options[name]} {text}" if name in options else "not for --set"
+            raise InputError(f"--set {pair}: {name} is {what}")
+        if name in values:
+            raise InputError(f"--set gives {name} twice: give it once")
+        try:
+            values[name] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            values[name] = [text]
+        if isinstance(values[name], (list, dict, set)):
+            raise InputError(f"--set {pair}: {text!r} is no number, word or true/false")
     return values
 
 

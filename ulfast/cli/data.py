@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from .common import Output, verb
+from .common import Output, noted, reading_options, tell_notes, verb
 
 
 @click.group("data")
@@ -37,9 +37,9 @@ def get(output: Output, name: str, cache: Path | None) -> None:
 @verb("info", device=False)
 @click.argument("data", metavar="PATH|NAME")
 @click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
-@click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
+@reading_options
 @click.option("--quick", is_flag=True, help="Do not look for poison.")
-def info(output: Output, data: str, format_: str | None, resize: int | None, quick: bool, seed: int) -> None:
+def info(output: Output, data: str, format_: str | None, quick: bool, seed: int, reading: dict[str, Any]) -> None:
     """Print what a data set is: images, classes, checksum, where it came from, and whether it looks poisoned.
 
     \b
@@ -48,7 +48,7 @@ def info(output: Output, data: str, format_: str | None, resize: int | None, qui
     """
     from ..analysis.describe import describe
 
-    found = describe(data, format=format_, resize=resize, look_for_poison=not quick, seed=seed, progress=output.bars)
+    found = describe(data, format=format_, look_for_poison=not quick, seed=seed, progress=output.bars, **reading)
     output.result(found)
     for split, about in found["splits"].items():
         height, width, channels = about["image_shape"]
@@ -68,6 +68,8 @@ def info(output: Output, data: str, format_: str | None, resize: int | None, qui
         mean, std = (", ".join(f"{v:.3f}" for v in about[key]) for key in ("mean", "std"))
         output.say(f"  mean {mean}; standard deviation {std}")
         output.say(f"  sha256 {about['sha256']}")
+        if about["notes"]:
+            output.say(f"  found on the way: {noted(about['notes'])}")
         if about["manifest"]:
             made = about["manifest"]
             parameters = ", ".join(f"{k} {v}" for k, v in (made.get("parameters") or {}).items() if v is not None)
@@ -97,7 +99,7 @@ def info(output: Output, data: str, format_: str | None, resize: int | None, qui
 )
 @click.option("--name", help="Of the poison, for tables (default: the file's).")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def import_(
     output: Output,
     source: Path,
@@ -117,16 +119,19 @@ def import_(
     ulfast data import TAP/ --base cifar10 --out tap/
     ulfast data import perturbation.pt --base cifar10 --name em --out em/
     """
-    from ..data import load_dataset, write_dataset
+    from ..data import write_dataset
+    from ..data.load import load_splits
     from ..poisons.imported import import_published
     from ..runtime.files import check_free
+    from ..runtime.made import check_apart
 
     if out is None:
         raise InputError("where to? Give --out FOLDER")
+    check_apart(out, (source, base))
     check_free(out, overwrite)
-    clean = load_dataset(base, progress=output.bars)
+    clean, test = load_splits(base, progress=output.bars)
     poisoned = import_published(source, clean, layout=layout, rounding=rounding, name=name, progress=output.bars)
-    write_dataset(out, poisoned, _test(base), overwrite=overwrite)
+    write_dataset(out, poisoned, test, overwrite=overwrite)
     made = poisoned.manifest
     output.result({"out": str(out), **made})
     size = made["statistics"]
@@ -146,8 +151,19 @@ def import_(
 )
 @click.option("--base", metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to make.")
-@click.option("--overwrite", is_flag=True, help="Replace --out.")
-def export(output: Output, data: str, layout: str, base: str | None, out: Path | None, overwrite: bool) -> None:
+@click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
+@reading_options
+@click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
+def export(
+    output: Output,
+    data: str,
+    layout: str,
+    base: str | None,
+    out: Path | None,
+    format_: str | None,
+    overwrite: bool,
+    reading: dict[str, Any],
+) -> None:
     """Write a data set as other people's training code reads it.
 
     \b
@@ -156,12 +172,22 @@ def export(output: Output, data: str, layout: str, base: str | None, out: Path |
     """
     from ..data import load_dataset
     from ..data.export import export_dataset
+    from ..data.load import load_splits
+    from ..runtime.files import check_free
+    from ..runtime.made import check_apart
 
     if out is None:
         raise InputError("where to? Give --out")
-    train = load_dataset(data, progress=output.bars)
-    test = _test(data) if layout in ("imagefolder", "npz", "beton") else None
+    check_apart(out, (data, base))
+    if layout in ("imagefolder", "png-index"):
+        check_free(out, overwrite)  # before the work
+    options: dict[str, Any] = {"format": format_, "progress": output.bars, **reading}
+    if layout in ("imagefolder", "npz", "beton"):
+        train, test = load_splits(data, **options)
+    else:
+        train, test = load_dataset(data, **options), None
     clean = load_dataset(base, progress=output.bars) if base is not None else None
+    tell_notes(output, train, test)
     export_dataset(train, out, layout, test=test, base=clean, overwrite=overwrite, progress=output.bars)
     output.result({"out": str(out), "layout": layout, "images": len(train), "test_images": len(test) if test else 0})
     output.say(f"{len(train):,} images as {layout}: {out}")
@@ -177,7 +203,7 @@ def export(output: Output, data: str, layout: str, base: str | None, out: Path |
     help="FFCV's .beton, or ulfast's folder of memory-mapped arrays.",
 )
 @click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
-@click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
+@reading_options
 @click.option(
     "--mode",
     type=click.Choice(["raw", "jpeg", "mixed"]),
@@ -194,19 +220,19 @@ def export(output: Output, data: str, layout: str, base: str | None, out: Path |
     help="Of the images that --mode mixed makes JPEG.",
 )
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="FILE.beton, or the folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def convert(
     output: Output,
     data: str,
     to: str,
     format_: str | None,
-    resize: int | None,
     mode: str,
     quality: int,
     share: float,
     out: Path | None,
     overwrite: bool,
     seed: int,
+    reading: dict[str, Any],
 ) -> None:
     """Bring a data set of any size into a form that loads quickly; test images go to FILE.test.beton.
 
@@ -217,19 +243,20 @@ def convert(
     ulfast data convert cifar10 --out cifar10.beton
     """
     from .. import distributed
-    from ..data import load_dataset
     from ..data.beton import write_beton
+    from ..data.load import load_splits
     from ..data.readers.beton import test_file
     from ..data.writers.resumable import write_resumable
+    from ..runtime.made import check_apart
 
     if out is None:
         raise InputError("where to? Give --out")
     if to == "beton" and distributed.size() > 1:
         raise InputError("a .beton file is written in order, by one process with a thread per core: leave --nproc out")
-    options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
+    check_apart(out, (data,))
     with distributed.main_first():  # which downloads it
-        train = load_dataset(data, **options)
-        test = _test(data, **options)
+        train, test = load_splits(data, format=format_, progress=output.bars, **reading)
+    tell_notes(output, train, test)
     if to == "ulfast":
         write_resumable(out, train, test, overwrite=overwrite, progress=output.bars)
     else:
@@ -248,16 +275,6 @@ def convert(
                 )
     output.result({"out": str(out), "to": to, "images": len(train), "test_images": len(test) if test else 0})
     output.say(f"{len(train):,} training and {len(test) if test else 0:,} test images: {out}")
-
-
-def _test(source: str, **options: Any) -> Any:
-    """The test split, or None where there is none."""
-    from ..data import load_dataset
-
-    try:
-        return load_dataset(source, split="test", **options)
-    except InputError:
-        return None
 
 
 for _verb in (get, info, import_, export, convert):

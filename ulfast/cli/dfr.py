@@ -14,8 +14,6 @@ from .common import Output, Picture, verb
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--clean",
-    default="sample",
-    show_default=True,
     metavar="PATH|NAME",
     help="Clean images: the last layer is refitted to training images, the test images are classified.",
 )
@@ -37,7 +35,7 @@ from .common import Output, Picture, verb
 def command(
     output: Output,
     run: Path | None,
-    clean: str,
+    clean: str | None,
     clean_images: int,
     augment: bool,
     out: Path | None,
@@ -56,14 +54,18 @@ def command(
 
     from ..attacks.checkpoints import Run, dfr
     from ..data import load_dataset
+    from ..data.load import load_named
     from ..report import pictures
 
     if run is None:
         raise InputError("which run? Give the --out folder of `ulfast attack --keep-checkpoints`")
-    test = load_dataset(clean, split="test", progress=output.bars)
+    test = load_dataset(clean, split="test", progress=output.bars) if clean else load_named("sample", split="test")
     opened = Run.open(run, test, device)
     opened.checkpoints()
-    train = load_dataset(clean, limit=clean_images, seed=seed, progress=output.bars)
+    if clean:
+        train = load_dataset(clean, limit=clean_images, seed=seed, progress=output.bars)
+    else:
+        train = load_named("sample", limit=clean_images, seed=seed)
     rows = dfr(opened, train, augment=augment, seed=seed, progress=output.bars)
     facts = {"run": str(run), "poison": opened.result.poison, "clean_images": len(train), "augment": augment}
     output.result({**facts, "rows": rows})

@@ -12,7 +12,7 @@ from .common import Output, verb
 
 @verb("finetune")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--clean", default="sample", show_default=True, metavar="PATH|NAME", help="Clean images.")
+@click.option("--clean", metavar="PATH|NAME", help="Clean images (default: the sample in the package).")
 @click.option(
     "--clean-images",
     type=click.IntRange(1),
@@ -26,7 +26,7 @@ from .common import Output, verb
 def command(
     output: Output,
     run: Path | None,
-    clean: str,
+    clean: str | None,
     clean_images: int,
     epochs: int,
     lr: float,
@@ -42,12 +42,16 @@ def command(
     """
     from ..attacks.checkpoints import Run, finetune_run
     from ..data import load_dataset
+    from ..data.load import load_named
 
     if run is None:
         raise InputError("which run? Give the --out folder of `ulfast attack`")
-    test = load_dataset(clean, split="test", progress=output.bars)
+    test = load_dataset(clean, split="test", progress=output.bars) if clean else load_named("sample", split="test")
     opened = Run.open(run, test, device)
-    train = load_dataset(clean, limit=clean_images, seed=seed, progress=output.bars)
+    if clean:
+        train = load_dataset(clean, limit=clean_images, seed=seed, progress=output.bars)
+    else:
+        train = load_named("sample", limit=clean_images, seed=seed)
     got = finetune_run(opened, train, epochs=epochs, lr=lr, last_layer=last_layer, seed=seed, progress=output.bars)
     output.result({"run": str(run), "poison": opened.result.poison, **got})
     output.say(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..errors import InputError
-from .common import Output, data_options, verb
+from .common import Output, data_options, tell_notes, verb
 
 
 @verb("fit", processes=True)
 @data_options
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="File for the basis, FILE.safetensors.")
-@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted fit of --out.")
 @click.option(
     "--init",
@@ -31,7 +32,6 @@ def command(
     test_data: str | None,
     format_: str | None,
     limit: int | None,
-    resize: int | None,
     out: Path | None,
     overwrite: bool,
     resume: bool,
@@ -41,6 +41,7 @@ def command(
     lr: float,
     seed: int,
     device: str,
+    reading: dict[str, Any],
 ) -> None:
     """Fit the linear model whose weights the projection removes, and save their orthonormal basis and a picture.
 
@@ -50,10 +51,12 @@ def command(
     """
     from .. import distributed
     from ..data import load_dataset
+    from ..data.classes import same_everywhere
     from ..projection.fit import fit_basis
     from ..report import pictures
     from ..runtime.devices import resolve_device
     from ..runtime.files import check_free, writing
+    from ..runtime.made import check_apart, check_replace
 
     if data is None:
         raise InputError("which images? Give --data PATH or a name")
@@ -61,6 +64,13 @@ def command(
         raise InputError("where to? Give --out FILE.safetensors")
     if out.is_dir():
         raise InputError(f"{out} is a folder: give a file name, for example {out / 'basis.safetensors'}")
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out} must end in .safetensors; the picture goes beside it")
+    check_apart(out, (data,))
+    picture = out.with_suffix(".png")
+    if distributed.is_main() and not out.exists():
+        check_free(picture, overwrite)
+    check_replace(picture)
     kept = out.with_name(f"{out.name}.part.pt")
     if distributed.restarted():
         resume = kept.is_file()
@@ -70,7 +80,9 @@ def command(
         check_free(out, overwrite)
     where = resolve_device(device)
     with distributed.main_first():  # which downloads it
-        train = load_dataset(data, format=format_, limit=limit, seed=seed, resize=resize, progress=output.bars)
+        train = load_dataset(data, format=format_, limit=limit, seed=seed, progress=output.bars, **reading)
+    same_everywhere(train)
+    tell_notes(output, train)
     basis = fit_basis(
         train,
         steps=steps,
@@ -88,7 +100,6 @@ def command(
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         basis.save(out)
-    picture = out.with_suffix(".png")
     pictures.save(pictures.basis_figure(basis, train.classes), picture)
     kept.unlink(missing_ok=True)
     output.result({**basis.metadata, "out": str(out), "figure": str(picture)})

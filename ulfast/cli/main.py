@@ -137,6 +137,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def complain(text: str, error: BaseException | None = None) -> None:
     """One line on stderr; of one of several processes for the launcher to print."""
+    from .common import printable
+
+    text = printable(text)
     if error is not None and "TORCHELASTIC_ERROR_FILE" in os.environ:
         from .. import distributed
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from .common import Output, data_options, existing, settings, verb
+from .common import Output, Share, data_options, existing, settings, tell_notes, verb
 
 
 @verb(
@@ -23,9 +23,11 @@ from .common import Output, data_options, existing, settings, verb
 @click.option("--method", "-m", default="lsp", show_default=True, help="A poison (see `ulfast ls`).")
 @data_options
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 @click.option("--rate", type=float, default=1.0, show_default=True, help="Share of each class that is poisoned.")
-@click.option("--eps", type=float, help="Size of the perturbation, pixels in [0, 1] (default: as published).")
+@click.option(
+    "--eps", type=Share(), help="Size of the perturbation, pixels in [0, 1], or 8/255 (default: as published)."
+)
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
 @click.option(
     "--work",
@@ -42,7 +44,6 @@ def command(
     test_data: str | None,
     format_: str | None,
     limit: int | None,
-    resize: int | None,
     out: Path | None,
     overwrite: bool,
     rate: float,
@@ -53,6 +54,7 @@ def command(
     dry_run: bool,
     seed: int,
     device: str,
+    reading: dict[str, Any],
 ) -> None:
     """Make a data set unlearnable: poisoned training images, clean test images, and a picture of both.
 
@@ -63,16 +65,22 @@ def command(
     """
     from .. import distributed
     from ..data import load_dataset
+    from ..data.classes import same_everywhere
+    from ..data.load import load_splits
     from ..data.writers.resumable import RowWriter, part_folder
     from ..poisons import Poisoning, Workplace, get_poison, write_rows
     from ..report import pictures
     from ..runtime.files import check_free
+    from ..runtime.made import check_apart
 
     name, plain = get_poison(method)
+    given = settings(pairs)
     if data is None:
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
         raise InputError("where to? Give --out FOLDER")
+    if out is not None:
+        check_apart(out, (data, test_data))
     part = part_folder(out) if out is not None else None
     if distributed.restarted():
         resume = distributed.agreed(part is not None and part.is_dir())
@@ -87,10 +95,12 @@ def command(
         raise InputError(f"--work belongs to methods that train a network, {name} does not: leave it out")
     elif resume and out is not None and part is not None and not (part.is_dir() or existing(out)):
         raise InputError(f"there is no interrupted run in {part}: leave --resume out")
-    options: dict[str, Any] = {"format": format_, "resize": resize, "progress": output.bars}
     with distributed.main_first():  # which downloads it
-        train = load_dataset(data, limit=limit, seed=seed, **options)
-        test = _test_split(data, test_data, options)
+        train, test = load_splits(
+            data, test_data=test_data, limit=limit, seed=seed, format=format_, progress=output.bars, **reading
+        )
+    same_everywhere(train, test)
+    tell_notes(output, train, test)
     poisoning = Poisoning(
         train,
         name,
@@ -98,8 +108,13 @@ def command(
         rate=rate,
         eps=eps,
         work=Workplace(place, resume, device, output.bars),
-        **settings(pairs),
+        **given,
     )
+    if eps is not None and _of_whole_images(poisoning.poison):
+        size = train.images[:1].size
+        output.remark(
+            f"eps {eps:g} is the L2 norm of an image's noise: {255 * eps / size**0.5:.1f} levels of 255 a value"
+        )
     summary: dict[str, Any] = {
         "method": name,
         "parameters": poisoning.poison.resolved(train),
@@ -119,7 +134,7 @@ def command(
         output.result({**summary, "out": str(out)})
         output.say(f"{out} is complete already")
         return
-    identity = {**summary, "labels": zlib.crc32(train.labels.data), "image_shape": list(train.image_shape)}
+    identity = {**summary, "pixels": train.fingerprint(), "image_shape": list(train.image_shape)}
     with RowWriter(out, train, identity, resume=resume, overwrite=overwrite) as writer:
         if write_rows(poisoning, writer, output.bars):
             if test is not None:
@@ -181,15 +196,7 @@ def _is(out: Path, summary: dict[str, Any]) -> bool:
     return same and len(made) == summary["images"]
 
 
-def _test_split(data: str, test_data: str | None, options: dict[str, Any]) -> Any:
-    """The clean test images, or None where the source has none and none were named."""
-    from ..data import load_dataset
-
-    if test_data is not None:
-        return load_dataset(data, split="test", test_data=test_data, **options)
-    try:
-        return load_dataset(data, split="test", **options)
-    except InputError as error:
-        if "--test-data" in str(error) or "has no test" in str(error):
-            return None
-        raise
+def _of_whole_images(poison: Any) -> bool:
+    """Whether eps is the length of an image's noise, and not a bound of its values."""
+    help = next((f.metadata.get("help", "") for f in dataclasses.fields(poison) if f.name == "eps"), "")
+    return "L2" in help and getattr(poison, "norm", "l2") == "l2"

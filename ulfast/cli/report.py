@@ -31,6 +31,7 @@ def command(output: Output, runs: tuple[Path, ...], out: Path | None, title: str
     """
     from ..report import page, text
     from ..report.collect import collect
+    from ..runtime.made import check_replace
 
     tables = collect(runs)
     verdicts = [
@@ -55,6 +56,7 @@ def command(output: Output, runs: tuple[Path, ...], out: Path | None, title: str
     target = out or runs[0] / "report.html"
     if target.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {target} must end in .html")
+    check_replace(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     page.write(tables, target, title)
     output.result({"out": str(target), "verdicts": verdicts})

@@ -11,7 +11,7 @@ from .common import Output, Picture, verb
 
 
 @verb("separability")
-@click.option("--data", default="sample", show_default=True, metavar="PATH|NAME", help="Clean training images.")
+@click.option("--data", metavar="PATH|NAME", help="Clean training images (default: the sample in the package).")
 @click.option("--poisoned", metavar="PATH", help="The same images poisoned; their difference is what is classified.")
 @click.option("--method", "-m", "methods", multiple=True, help="A poison to make and test, any number (default: all).")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images.")
@@ -23,7 +23,7 @@ from .common import Output, Picture, verb
 @click.option("--out", "-o", type=Picture(), help="PNG of the curves.")
 def command(
     output: Output,
-    data: str,
+    data: str | None,
     poisoned: str | None,
     methods: tuple[str, ...],
     limit: int | None,
@@ -46,6 +46,8 @@ def command(
 
     from ..analysis.separability import Separability, separability
     from ..data import load_dataset
+    from ..data.classes import aligned
+    from ..data.load import load_named
     from ..data.tensors import as_tensor
     from ..poisons import POISONS, get_poison, perturbation, poison
     from ..report import pictures
@@ -57,7 +59,12 @@ def command(
         name for name, plain in POISONS.items() if name != "file" and not plain.trains
     ]
     where = resolve_device(device)
-    clean = load_dataset(data, limit=limit, seed=seed, resize=resize, progress=output.bars)
+    if data is not None:
+        clean = load_dataset(data, limit=limit, seed=seed, resize=resize, progress=output.bars)
+    elif resize is not None:
+        raise InputError("--resize needs --data")
+    else:
+        clean = load_named("sample", limit=limit, seed=seed)
     labels, values = as_tensor(clean.labels), clean.images[0].size
     if len(clean) < 5 * values:
         output.remark(
@@ -70,8 +77,7 @@ def command(
     }
     if poisoned is not None:
         given = load_dataset(poisoned, limit=limit, seed=seed, resize=resize, progress=output.bars)
-        if (given.labels != clean.labels).any():
-            raise InputError(f"{poisoned} is not {data} poisoned: its labels differ")
+        given = aligned(clean, given, names=(f"the images of {clean.name}", f"those of {poisoned}"))
         label = given.manifest.get("method") or Path(poisoned).name
         results[label] = separability(perturbation(clean, given), labels, **options)  # type: ignore[arg-type]
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from .common import Output, Picture, verb
+from .common import Output, Picture, printable, verb
 
 
 @verb("show", device=False)
@@ -28,6 +28,8 @@ def command(output: Output, data: str | None, clean: str | None, per_class: int,
 
     from ..data import load_dataset
     from ..data.catalog import NAMES
+    from ..data.classes import aligned
+    from ..data.load import load_named
     from ..poisons.statistics import class_statistics
     from ..registry import resolve
     from ..report import pictures
@@ -38,15 +40,13 @@ def command(output: Output, data: str | None, clean: str | None, per_class: int,
     name = clean or (poisoned.manifest.get("source") or {}).get("name")
     if name is None or (clean is None and resolve(name, NAMES) is None):
         raise InputError(f"{data} does not say what it was made of: give the clean images with --clean")
-    before = load_dataset(name, progress=output.bars)
+    before = load_dataset(name, progress=output.bars) if clean else load_named(name)
     if len(before) > len(poisoned):  # made with --limit, of which only the images themselves tell
         before = before.balanced(len(poisoned), poisoned.manifest.get("seed") or 0)
     sha256 = (poisoned.manifest.get("source") or {}).get("sha256")
-    other = sha256 is not None and sha256 != before.checksum()
-    if other or before.images.shape != poisoned.images.shape or (before.labels != poisoned.labels).any():
-        raise InputError(
-            f"{name} {before.images.shape} is not what {data} {poisoned.images.shape} was made of: say --clean"
-        )
+    before = aligned(poisoned, before, names=(f"the images of {data}", f"those of {name}"))
+    if sha256 is not None and sha256 != before.checksum():
+        raise InputError(f"the pixels of {name} are not what {data} was made of: give the clean images with --clean")
     method = poisoned.manifest.get("method") or Path(data).name
     rows = class_statistics(before, poisoned)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def command(output: Output, data: str | None, clean: str | None, per_class: int,
             continue
         psnr, ssim = row["psnr_db"], row["ssim"]
         table.add_row(
-            label,
+            printable(label),
             f"{row['images']:,}",
             f"{row['l0_mean']:.0f}",
             f"{row['l2_mean']:.3f}",

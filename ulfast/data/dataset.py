@@ -13,6 +13,8 @@ from .lazy import LazyImages
 
 # Bytes hashed or scanned at a time, so that a memory-mapped set never comes into memory whole.
 CHUNK_BYTES = 64 << 20
+HASHED_BYTES = 4 << 30  # of images that a fingerprint takes whole
+PROBES = 64  # images of a set not decoded yet that its fingerprint looks at
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Dataset:
         name: what it is called in reports ("cifar10", a folder's name).
         split: "train" or "test".
         manifest: for a poisoned set the method, its parameters, the seed and the source; {} for raw data.
+        notes: what reading it left out or changed, counted by kind.
 
     Raises:
         InputError: arrays that do not fit together, or labels out of range.
@@ -37,6 +40,7 @@ class Dataset:
     name: str = ""
     split: str = "train"
     manifest: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"data set {self.name!r}" if self.name else "the data set"
@@ -96,6 +100,20 @@ class Dataset:
         if limit >= len(self):
             return self
         return self.subset(balanced_indices(self.labels, self.num_classes, limit, seed))
+
+    def fingerprint(self) -> str:
+        """Short, over shape, classes, labels and images; of images not decoded yet, and of very many, a sample."""
+        digest = hashlib.blake2b(repr((self.images.shape, self.classes)).encode("utf-8", "backslashreplace"))
+        digest.update(np.ascontiguousarray(self.labels).data)
+        lazy = isinstance(self.images, LazyImages)
+        if lazy or self.images.size > HASHED_BYTES:
+            count = min(len(self), PROBES if lazy else 64 * PROBES)
+            for row in np.unique(np.linspace(0, len(self) - 1, count).astype(int)):
+                digest.update(np.ascontiguousarray(self.images[int(row)]).data)
+        else:
+            for begin, stop in chunks(self.images):
+                digest.update(np.ascontiguousarray(self.images[begin:stop]).data)
+        return digest.hexdigest()[:16]
 
     def checksum(self) -> str:
         """SHA-256 over shape, images and labels."""

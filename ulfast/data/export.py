@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..ops.state import ordinary
-from ..runtime.files import atomic_file, atomic_folder
+from ..runtime.files import atomic_file, atomic_folder, check_free, write_json
+from ..runtime.made import EXPORT, MARKER, count_files, digest, expand, marker_of
 from ..runtime.progress import Progress
+from ..version import __version__
+from .classes import aligned, matched
 from .dataset import Dataset, chunks
 
 EXPORTS = {
@@ -22,6 +27,7 @@ EXPORTS = {
     "beton": "FFCV's format, raw, FILE.beton with FILE.test.beton beside it",
     "perturbation-pt": "a torch file of the perturbation, (n, C, H, W) float32 in [-1, 1]",
 }
+LONGEST = 80  # characters of a class folder's name
 
 
 @ordinary
@@ -35,19 +41,30 @@ def export_dataset(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write a data set in another layout, atomically.
+    """Write a data set in another layout, atomically. The names of its classes go with it: in the file, in
+    `ulfast.json` in the folder, or in `FILE.ulfast.json` beside it.
 
     Args:
         layout: one of `EXPORTS`.
-        test: for the layouts that hold test images.
+        test: for the layouts that hold test images; its classes are matched by name.
         base: the clean training images, which perturbation-pt needs.
 
     Raises:
-        InputError: unknown layout, nothing to subtract from, or an output that exists.
+        InputError: unknown layout, sets that do not fit together, nothing to subtract from, or an output that exists.
     """
     if layout not in EXPORTS:
         raise InputError(f"unknown layout {layout!r}: known are {', '.join(EXPORTS)}")
-    path = Path(out)
+    path = expand(out)
+    if test is not None:
+        test = matched(train, test, names=("training images", "test images"), part=True)
+    about: dict[str, Any] = {
+        "format": EXPORT,
+        "ulfast": __version__,
+        "layout": layout,
+        "classes": list(train.classes),
+        "image_shape": list(train.image_shape),
+        "images": len(train),
+    }
     if layout == "npz":
         _one_file(path, ".npz", overwrite)
         arrays = {"x_train": train.images, "y_train": train.labels, "classes": np.array(train.classes)}
@@ -55,6 +72,7 @@ def export_dataset(
             arrays |= {"x_test": test.images, "y_test": test.labels}
         with atomic_file(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+        write_json(marker_of(path), {**about, "sha256": digest(path)})
     elif layout == "beton":
         from .beton import write_beton
         from .readers.beton import test_file
@@ -66,29 +84,48 @@ def export_dataset(
     elif layout == "perturbation-pt":
         _one_file(path, ".pt", overwrite)
         _perturbation(train, base, path)
+        write_json(marker_of(path), {**about, "labels": train.labels.tolist(), "sha256": digest(path)})
     else:
         with atomic_folder(path, overwrite=overwrite) as folder:
             if layout == "png-index":
                 (folder / "data").mkdir()
                 _pngs(train, [folder / "data" / f"{i}.png" for i in range(len(train))], progress)
+                about |= {"entries": ["data"], "labels": train.labels.tolist()}
             else:
+                names = class_folders(train.classes)
+                about |= {"entries": ["train", "test"], "folders": names, "channels": train.image_shape[2]}
                 for split, dataset in (("train", train), ("test", test)):
                     if dataset is not None:
-                        _pngs(dataset, _class_paths(dataset, folder / split), progress)
+                        _pngs(dataset, _class_paths(dataset, names, folder / split), progress)
+            write_json(folder / MARKER, {**about, "files": count_files(folder)})
 
 
 def _one_file(path: Path, suffix: str, overwrite: bool) -> None:
     if path.suffix != suffix:
         raise InputError(f"--out {path} must end in {suffix} for this layout")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already: choose another --out, or say --overwrite to replace it")
+    if path.is_dir():
+        raise InputError(f"--out {path} is a folder: give a file name")
+    check_free(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _class_paths(dataset: Dataset, folder: Path) -> list[Path]:
-    names = [re.sub(r"[^\w.-]+", "_", name) or str(c) for c, name in enumerate(dataset.classes)]
-    if len(set(names)) < len(names):
-        names = [f"{c:04d}_{name}" for c, name in enumerate(names)]
+def class_folders(classes: Sequence[str]) -> list[str]:
+    """Names of folders that sort, as torchvision sorts them, in the order of the classes.
+
+    Numbers get zeros in front, and names that are in another order, or no names of folders, their number.
+    """
+    width = len(str(max(len(classes) - 1, 0)))
+    if all(name.isascii() and name.isdecimal() for name in classes):
+        names = [name.zfill(max(map(len, classes))) for name in classes]
+    else:
+        names = [re.sub(r"[^\w.-]+", "_", name)[:LONGEST] for name in classes]
+    plain = all(name and name[0] not in "._" for name in names)
+    if not plain or names != sorted(names) or len({name.casefold() for name in names}) < len(names):
+        names = [f"{c:0{width}d}_{name}" for c, name in enumerate(names)]
+    return names
+
+
+def _class_paths(dataset: Dataset, names: Sequence[str], folder: Path) -> list[Path]:
     for name in names:
         (folder / name).mkdir(parents=True)
     return [folder / names[label] / f"{i:06d}.png" for i, label in enumerate(dataset.labels)]
@@ -112,11 +149,7 @@ def _perturbation(train: Dataset, base: Dataset | None, path: Path) -> None:
 
     if base is None:
         raise InputError("perturbation-pt needs the clean images to subtract: give --base PATH|NAME")
-    if base.images.shape != train.images.shape or (base.labels != train.labels).any():
-        raise InputError(
-            f"the base has {base.images.shape}, the data {train.images.shape} or other labels: it is not"
-            " what was poisoned"
-        )
+    base = aligned(train, base, names=("the data", "the base"))
     n, height, width, channels = train.images.shape
     delta = torch.empty(n, channels, height, width)
     for begin, stop in chunks(train.images, 16 << 20):

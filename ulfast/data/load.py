@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, MissingSplit
 from ..registry import nearest
+from ..runtime.made import expand
 from ..runtime.progress import Progress
 from . import catalog
+from .classes import matched
 from .dataset import Dataset
 from .readers import READERS
 from .readers.request import Request
@@ -29,6 +31,8 @@ def load_dataset(
     test_data: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     stream: bool | None = None,
+    skip_damaged: bool = False,
+    label_field: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set from a folder, a file or a name.
@@ -45,6 +49,8 @@ def load_dataset(
         stream: decode images of image folders and .beton files when they are asked for, in bounded memory, instead of
             now (default: where they take more than 4 GiB).
         cache: folder for downloads (default: ULFAST_CACHE, or ~/.cache/ulfast).
+        skip_damaged: leave out images of image folders that cannot be read, counted in `notes`, instead of an error.
+        label_field: of a .beton file with several integer fields, the one that is the label.
         progress: called as ``progress(stage, done, total, ...)`` during long reads.
 
     Returns:
@@ -59,9 +65,11 @@ def load_dataset(
         raise InputError(f"--resize {resize} is too small: images need at least 8 pixels per side")
     apart = split == "test" and test_data is not None
     source = test_data if apart and test_data is not None else source
-    dataset = _read(source, split, format, resize, cache, progress, stream, sole=apart)
+    path = expand(source)
+    request = Request(path, split, apart, resize, stream, skip_damaged, label_field, progress)
+    dataset = _read(source, request, format, cache)
     if not len(dataset):
-        raise InputError(f"{source} has no {split} images: choose another data set")
+        raise MissingSplit(f"{source} has no {split} images: choose another data set")
     if resize is not None and dataset.image_shape[:2] != (resize, resize):
         images = np.stack([centre_square(image, resize) for image in dataset.images])
         dataset = replace(dataset, images=images)
@@ -80,33 +88,61 @@ def load_dataset(
     return dataset
 
 
-def _read(
+def load_splits(
     source: str | os.PathLike[str],
-    split: str,
-    format: str | None,
-    resize: int | None,
-    cache: str | os.PathLike[str] | None,
-    progress: Progress | None,
-    stream: bool | None,
     *,
-    sole: bool,
+    test_data: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Dataset, Dataset | None]:
+    """Training and test images of one data set, the classes of the test images matched by name; None without test
+    images.
+
+    Raises:
+        InputError: as `load_dataset`; test images of another shape or of other classes; no test images in `test_data`.
+    """
+    train = load_dataset(source, limit=limit, seed=seed, **options)
+    try:
+        test = load_dataset(source, split="test", test_data=test_data, **options)
+    except MissingSplit:
+        if test_data is not None:
+            raise
+        return train, None
+    return train, matched(train, test, names=("training images", "test images"), part=True)
+
+
+def load_named(name: str, *, split: str = "train", limit: int | None = None, seed: int = 0) -> Dataset:
+    """A data set of the catalog, whatever lies in the current folder under its name."""
+    dataset = catalog.read(name, split)
+    return dataset if limit is None or split != "train" else dataset.balanced(limit, seed)
+
+
+def _read(
+    source: str | os.PathLike[str], request: Request, format: str | None, cache: str | os.PathLike[str] | None
 ) -> Dataset:
     if format is not None and format not in READERS:
         raise InputError(f"unknown format {format!r}{nearest(format, READERS)}: known are {', '.join(READERS)}")
-    path = Path(source)
+    path = request.path
     if not path.exists():
         if catalog.canonical(str(source)):
-            return catalog.read(str(source), split, cache=cache, progress=progress)
+            return catalog.read(str(source), request.split, cache=cache, progress=request.progress)
         raise InputError(
             f"there is no file, folder or data set {str(source)!r}{nearest(str(source), catalog.NAMES)}:"
             f" the names are {', '.join(catalog.NAMES)}"
         )
-    if path.is_dir() and not any(path.iterdir()):
-        raise InputError(f"{path} is empty: point at a data set")
-    if format is None:
-        format = next((name for name, reader in READERS.items() if reader.detect(path)), None)
+    try:
+        if path.is_dir() and not any(path.iterdir()):
+            raise InputError(f"{path} is empty: point at a data set")
         if format is None:
-            raise InputError(
-                f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
-            )
-    return READERS[format].read(Request(path, split, sole, resize, stream, progress))
+            format = next((name for name, reader in READERS.items() if reader.detect(path)), None)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): make it readable") from None
+    if format is None:
+        raise InputError(
+            f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
+        )
+    try:
+        return READERS[format].read(request)
+    except OSError as error:
+        raise InputError(f"{error.filename or path} cannot be read ({error.strerror}): check it") from None

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..ops.state import ordinary
 from ..parameters import parameter
 from ..runtime.files import write_json
+from ..runtime.made import expand
 from .base import Perturb, Poison, Workplace
 
 BATCH = 512  # candidate windows tried at a time
@@ -285,9 +286,9 @@ def load_coefficients(path: str, classes: int, channels: int) -> Tensor:
     (channels, 3, 3) tensors).
 
     Raises:
-        InputError: the file cannot be read, or holds too few classes or other channels.
+        InputError: the file cannot be read, holds too few classes or other channels, or windows that are not finite.
     """
-    file = Path(path)
+    file = expand(path)
     try:
         if file.suffix == ".npy":
             windows = torch.from_numpy(np.load(file, allow_pickle=False)).float()
@@ -306,4 +307,10 @@ def load_coefficients(path: str, classes: int, channels: int) -> Tensor:
         )
     windows = windows[:classes].clone()
     windows[..., 2, 2] = 0
+    bad = ~torch.isfinite(windows).all(3).all(2).all(1)
+    if bad.any():
+        raise InputError(f"{file}: the window of class {int(bad.nonzero()[0])} is not finite: get the file again")
+    if not windows.flatten(1).any(1).all():
+        c = int((~windows.flatten(1).any(1)).nonzero()[0])
+        raise InputError(f"{file}: the window of class {c} is all zero: get the file again")
     return windows

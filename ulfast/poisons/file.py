@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from ..data.dataset import Dataset
-from ..data.readers.published import ROUNDINGS, apply_entries, detect_layout, read_entries
+from ..data.readers.published import ROUNDINGS, apply_entries, check_export, detect_layout, read_entries
 from ..errors import InputError
 from ..parameters import parameter
+from ..runtime.made import expand
 from .base import Perturb, Poison, Workplace
 
 
@@ -31,10 +31,11 @@ class FilePoison(Poison):
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         if not self.path:
             raise InputError("poison file needs a file: give --set path=FILE")
-        path = Path(self.path)
+        path = expand(self.path)
         layout = detect_layout(path)
         if layout in ("png-index", "ntga-npy", "images-pt"):
             raise InputError(f"{path} holds images, not a perturbation: take `ulfast data import`")
+        check_export(path, dataset)
         entries = read_entries(path, layout, dataset)
         if entries.kind != "perturbation":
             raise InputError(f"{path} holds images, not a perturbation: take `ulfast data import`")

@@ -16,6 +16,7 @@ from ..data.readers.published import (
     Entries,
     apply_entries,
     as_pixels,
+    check_export,
     check_order,
     detect_layout,
     read_entries,
@@ -64,6 +65,7 @@ def import_published(
     found = layout if layout != "auto" else detect_layout(path)
     if found not in LAYOUTS:
         raise InputError(f"unknown layout {found!r}: known are auto, {', '.join(LAYOUTS)}")
+    check_export(path, base)
     labels = base.labels
     if found == "png-index":
         entries = Entries(read_pngs(path, base, progress), "images", "image", np.arange(len(base)))

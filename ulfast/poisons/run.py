@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from .. import ops
+from ..data.classes import aligned
 from ..data.dataset import Dataset, chunks
 from ..data.writers.folder import SplitWriter
 from ..data.writers.resumable import RowWriter
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..parameters import with_parameters
+from ..runtime.devices import same_generators
 from ..runtime.progress import Progress
 from ..version import __version__
 from .base import Workplace
@@ -106,6 +108,7 @@ def rate_mask(dataset: Dataset, rate: float, seed: int) -> np.ndarray | None:
 
 
 @ordinary
+@same_generators()
 def poison(
     dataset: Dataset,
     method: str = "lsp",
@@ -155,8 +158,7 @@ def poison(
 @ordinary
 def perturbation(clean: Dataset, poisoned: Dataset) -> torch.Tensor:
     """What was added, (n, H, W, C) float32 in units of [0, 1], after rounding and clipping."""
-    if clean.images.shape != poisoned.images.shape:
-        raise InputError(f"the two data sets differ in shape: {clean.images.shape} and {poisoned.images.shape}")
+    poisoned = aligned(clean, poisoned, names=("clean images", "poisoned images"))
     difference = poisoned.images.astype(np.int16) - clean.images
     return torch.from_numpy(difference).float() / 255
 

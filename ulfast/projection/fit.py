@@ -111,7 +111,10 @@ def fit_basis(
         "images": n,
         "source": dataset.name,
     }
-    state = FitState(checkpoint, resume, {**metadata, "image_shape": list(dataset.image_shape), "rank": rank})
+    identity = {**metadata, "image_shape": list(dataset.image_shape), "rank": rank}
+    if checkpoint is not None:
+        identity["data"] = dataset.fingerprint()
+    state = FitState(checkpoint, resume, identity)
     bases = state.bases
     while not bases or (rank is not None and sum(b.rank for b in bases) < rank):
         taken = torch.cat([b.rows for b in bases]).to(target) if bases else None

@@ -19,6 +19,9 @@ class OrthogonalProjection(nn.Module):
         (n, C, H, W), any memory format (channels_last is quickest: it is the order of the basis), or (n, d) rows in
         NHWC order. uint8 is read as x / 255 and gives float32; floating dtypes are kept.
 
+    Raises:
+        ValueError: images of another shape than those that a `Basis` was fitted to, (n, H, W, C) among them.
+
     The basis is a buffer: it moves with `.to(device)` and is part of the `state_dict`.
 
     Example:
@@ -31,11 +34,16 @@ class OrthogonalProjection(nn.Module):
         rows = basis.rows if isinstance(basis, Basis) else basis
         if rows.dim() != 2:
             raise ValueError(f"the basis must be (k, d), got shape {tuple(rows.shape)}")
+        # Of a Basis: a batch in another order has as many values, and would lose other pixels.
+        self.image_shape = tuple(basis.image_shape) if isinstance(basis, Basis) else None
         self.basis: Tensor
         self.register_buffer("basis", rows.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 4:
+            if self.image_shape is not None and (*x.shape[2:], x.shape[1]) != self.image_shape:
+                height, width, channels = self.image_shape
+                raise ValueError(f"expected (n, {channels}, {height}, {width}), got {tuple(x.shape)}")
             return ops.project(x.permute(0, 2, 3, 1), self.basis).permute(0, 3, 1, 2)
         return ops.project(x, self.basis)
 

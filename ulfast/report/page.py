@@ -14,6 +14,7 @@ import numpy as np
 from ..attacks.snapshots import Examples
 from ..projection.basis import Basis
 from ..runtime.files import atomic_file
+from ..runtime.made import check_replace
 from ..version import __version__
 from .collect import CLEAN, NONE, Entry, Table, Value
 from .text import cell
@@ -41,7 +42,12 @@ def render(tables: list[Table], title: str = "Learning from unlearnable images")
 
 
 def write(tables: list[Table], path: Path, title: str = "Learning from unlearnable images") -> None:
-    """Renders to a file, atomically."""
+    """Renders to a file, atomically.
+
+    Raises:
+        InputError: a file is there that ulfast did not make.
+    """
+    check_replace(path)
     text = render(tables, title)
     with atomic_file(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..runtime.files import atomic_file
+from ..runtime.made import SIGNATURE, check_replace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +29,7 @@ MAX_COLUMNS = 10
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
+    "text.parse_math": False,  # names of classes may hold dollars
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
@@ -49,11 +52,19 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Any, path: Path, dpi: int = 150) -> None:
-    """Writes a PNG (or what the suffix says), atomically."""
+    """Writes a PNG (or what the suffix says), atomically, signed so that it may be replaced.
+
+    Raises:
+        InputError: a file is there that ulfast did not make.
+    """
     import matplotlib
 
-    with matplotlib.rc_context(STYLE), atomic_file(path) as part:
-        figure.savefig(part, dpi=dpi, format=path.suffix.lstrip(".") or "png")
+    check_replace(path)
+    kind = path.suffix.lstrip(".").lower() or "png"
+    signature = {"Software" if kind == "png" else "Creator": SIGNATURE}
+    with matplotlib.rc_context(STYLE), atomic_file(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(part, dpi=dpi, format=kind, metadata=signature)
 
 
 def _show(axis: Any, image: np.ndarray) -> None:

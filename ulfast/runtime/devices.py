@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from ..errors import InputError
@@ -44,3 +47,11 @@ def synchronize(device: torch.device) -> None:
     """Waits for a GPU's queue, so that a clock read next to it means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def same_generators() -> Iterator[None]:
+    """Leaves torch's global random generators, the CPU's and those of GPUs in use, as they were before the block."""
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=gpus):
+        yield

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .made import check_replace
 
 
 def _reason(error: OSError, path: Path) -> InputError:
@@ -34,8 +35,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises unless `path` can be made: it does not exist, or it may be replaced."""
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+    """Raises unless `path` can be made: it does not exist, or ulfast made it and it may be replaced."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if os.path.lexists(path) and overwrite:
+        check_replace(path)
+    elif os.path.lexists(path):
         raise InputError(f"{path} exists already: choose another --out, or say --overwrite to replace it")
 
 

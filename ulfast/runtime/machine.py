@@ -6,9 +6,24 @@ import os
 import sys
 
 
+def launched_size() -> int:
+    """How many processes a launcher started, by its variables: 1 unless all of them are there and fit together."""
+    names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+    values = [os.environ.get(name, "") for name in names]
+    if not all(values) or not (values[0].isdecimal() and values[1].isdecimal()):
+        return 1
+    return int(values[0]) if int(values[1]) < int(values[0]) else 1
+
+
+def _local_size() -> int:
+    """Processes on this machine, by a launcher's variable; 1 where it is no number."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(count)) if count.isdecimal() else 1
+
+
 def cores() -> int:
     """Processors that this process may use: its share where torchrun started several on this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, len(os.sched_getaffinity(0)) // _local_size())
 
 
 def keep_freed_memory() -> None:

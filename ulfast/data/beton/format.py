@@ -33,6 +33,8 @@ FORMAT = "ulfast-beton-1"
 VERSION = 2
 INT, RGB = 1, 2
 JPEG, RAW = 0, 1
+MAX_CLASSES = 1 << 20  # a label beyond is no number of a class
+LABEL_NAMES = {"label", "labels", "target", "targets", "class", "y"}
 MIN_PAGE, MAX_PAGE = 1 << 21, 1 << 31
 
 HEADER = np.dtype(
@@ -137,8 +139,12 @@ class Beton:
         return InputError(f"{self.path}: image {i} is damaged, {what}: write the file again")
 
 
-def open_beton(path: str | os.PathLike[str]) -> Beton:
+def open_beton(path: str | os.PathLike[str], *, label_field: str | None = None) -> Beton:
     """Open a .beton file and check everything in it but the images' bytes.
+
+    Args:
+        label_field: the field that is the label, where there are several of integers (default: the one that is called
+            so: label, labels, target, class or y).
 
     Raises:
         InputError: not a .beton file, one that is cut, damaged or half written, or one without an RGB image and an
@@ -187,7 +193,7 @@ def open_beton(path: str | os.PathLike[str]) -> Beton:
         if about.get("bytes") != total or about.get("tables_sha256") != tables_checksum(data, stop, table):
             raise wrong(f"{total} bytes or tables that {manifest_path(path).name} does not know")
         crc = data[end:stop].copy().view(np.uint32)  # not aligned in the file
-    image, label = kinds.index(RGB), kinds.index(INT)
+    image, label = kinds.index(RGB), _label(path, kinds, names, label_field)
     pictures = samples[f"f{image}"]
     order = np.argsort(allocated["ptr"], kind="stable")
     ptrs, sizes = allocated["ptr"][order], allocated["size"][order]
@@ -206,9 +212,28 @@ def open_beton(path: str | os.PathLike[str]) -> Beton:
     if (size[mode == RAW] != 3 * width[mode == RAW].astype(np.uint64) * height[mode == RAW]).any():
         raise wrong("a raw image of another length than its size says")
     labels = samples[f"f{label}"].astype(np.int64)
-    if labels.min() < 0 or labels.max() >= len(about.get("classes") or [0] * (1 << 24)):
-        raise wrong(f"labels from {labels.min()} to {labels.max()}")
+    if labels.min() < 0 or labels.max() >= (len(about.get("classes") or ()) or MAX_CLASSES):
+        raise InputError(
+            f"{path}: the field {names[label]} goes from {labels.min()} to {labels.max()}: these are no numbers of"
+            " classes from 0 on; name another field with --label-field, or write the file again"
+        )
     return Beton(path, mode, width, height, labels, ptr, size, crc, names[image], names[label], about, data)
+
+
+def _label(path: Path, kinds: list[int], names: list[str], wanted: str | None) -> int:
+    """Which field is the label."""
+    integers = [i for i, kind in enumerate(kinds) if kind == INT]
+    fields = ", ".join(names[i] for i in integers)
+    if wanted is not None:
+        if found := [i for i in integers if names[i] == wanted]:
+            return found[0]
+        raise InputError(f"{path} has no field of integers called {wanted!r}: it has {fields}")
+    called = [i for i in integers if names[i].lower() in LABEL_NAMES]
+    if len(integers) == 1:
+        return integers[0]
+    if len(called) == 1:
+        return called[0]
+    raise InputError(f"{path} has several fields of integers ({fields}): say which is the label with --label-field")
 
 
 def tables_checksum(data: np.ndarray, stop: int, table: int) -> str:

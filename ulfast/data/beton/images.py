@@ -23,16 +23,18 @@ def as_dataset(beton: Beton, *, split: str = "train", resize: int | None = None)
     Raises:
         InputError: images of several sizes and no `resize`; a damaged image, when it is decoded.
     """
-    shape = beton.image_shape if resize is None else (resize, resize, 3)
+    shape: tuple[int, int, int] | None = beton.image_shape if resize is None else (resize, resize, 3)
     if shape is None:
         raise InputError(f"{beton.path} has images of several sizes: say --resize S")
+    gray = list(beton.about.get("image_shape", ()))[2:] == [1]  # written with three equal channels
+    shape = (*shape[:2], 1) if gray else shape
     checked = Checked(beton)
 
     def decode(i: int, out: np.ndarray) -> None:
         if beton.crc is not None:  # without one, decoding is the check
             checked.need(np.array([i]))
         image = beton.decode(i)
-        out[:] = image if resize is None else centre_square(image, resize)
+        out[:] = (image if resize is None else centre_square(image, resize))[..., : out.shape[2]]
 
     images = cast(np.ndarray, LazyImages((len(beton), *shape), decode))
     classes = tuple(beton.about.get("classes") or map(str, range(int(beton.labels.max()) + 1)))

@@ -41,7 +41,7 @@ class BetonWriter:
     Args:
         path: FILE.beton.
         count: images that will come.
-        image_shape: (H, W, 3) of all of them.
+        image_shape: (H, W, 3) of all of them, or (H, W, 1).
         classes: their names.
         mode: "raw", "jpeg", or "mixed", where `share` of the images, drawn by `seed`, are JPEG.
         quality: of the JPEG, 1 to 100, with halved colour resolution as in FFCV.
@@ -50,7 +50,7 @@ class BetonWriter:
         threads: that encode; default: a thread per core.
 
     Raises:
-        InputError: no RGB images, an image larger than a page, a file that exists, a full disk.
+        InputError: an image larger than a page, a file that exists, a full disk.
     """
 
     def __init__(
@@ -78,11 +78,10 @@ class BetonWriter:
         if not 1 <= quality <= 100 or not 0 <= share <= 1:
             raise InputError(f"JPEG quality goes from 1 to 100 and the share from 0 to 1, got {quality} and {share}")
         height, width, channels = image_shape
-        if channels != 3:
-            raise InputError(f".beton holds RGB images, these have {channels} channel: convert them to RGB first")
         if max(height, width) > 65535 or height * width * 3 > fmt.MAX_PAGE // 2 or count < 1:
             raise InputError(f"{count} images of {width} x {height} do not fit a .beton file")
-        self._shape, self._quality = (height, width, 3), quality
+        # FFCV knows RGB alone: gray images are written with three equal channels, and the manifest says so.
+        self._shape, self._quality = (height, width, channels), quality
         self._page = max(PAGE, 1 << (2 * height * width * 3 - 1).bit_length())
         # The same images are JPEG whenever it is written, whatever the pieces.
         draws = np.random.Generator(np.random.Philox(seed)).random(count) if mode == "mixed" else np.zeros(count)
@@ -166,7 +165,7 @@ class BetonWriter:
         return True
 
     def append(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Adds (m, H, W, 3) uint8 images with their (m,) labels."""
+        """Adds (m, H, W, C) uint8 images with their (m,) labels."""
         if images.dtype != np.uint8 or images.shape[1:] != self._shape or len(images) != len(labels):
             raise ValueError(
                 f"append takes (m, {', '.join(map(str, self._shape))}) uint8 and m labels, got"
@@ -183,6 +182,8 @@ class BetonWriter:
                 self._checkpoint()
 
     def _encode(self, image: np.ndarray, jpeg: bool) -> tuple[bytes | memoryview, bool]:
+        if image.shape[2] == 1:
+            image = image.repeat(3, 2)
         if not jpeg:
             return np.ascontiguousarray(image).data.cast("B"), False
         import simplejpeg
@@ -306,13 +307,12 @@ def write_beton(
     """
     about = {"name": dataset.name, "split": dataset.split, "manifest": dataset.manifest}
     options: dict[str, Any] = {"mode": mode, "quality": quality, "share": share, "seed": seed, "about": about}
-    labels = zlib.crc32(np.ascontiguousarray(dataset.labels).data)
     writer = BetonWriter(
         path,
         len(dataset),
         dataset.image_shape,
         dataset.classes,
-        identity={"labels": labels},
+        identity={"data": dataset.fingerprint()},
         resume=resume,
         overwrite=overwrite,
         **options,

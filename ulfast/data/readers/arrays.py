@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, MissingSplit
+from ..classes import in_order
 from ..dataset import Dataset
 from .request import Request
 
+MAX_CLASSES = 1 << 20  # a label beyond is no number of a class
 IMAGE_KEYS, LABEL_KEYS = ("images", "x"), ("labels", "y")
 
 
@@ -25,27 +28,64 @@ def detect_svhn(path: Path) -> bool:
 def read_npz(request: Request) -> Dataset:
     """Arrays `images` (or `x`) and `labels` (or `y`), or `x_train`, `y_train`, `x_test`, `y_test`; `classes` optional.
 
-    Images are (n, H, W, C), (n, C, H, W) or (n, H, W), uint8 or floats in [0, 1]; labels (n,), (n, 1) or one-hot.
+    Images are (n, H, W, C), (n, C, H, W) or (n, H, W), uint8 or floats in [0, 1]; labels (n,), (n, 1) or one-hot, or
+    the names of the classes.
     """
     path, split, sole = request.path, request.split, request.sole
     try:
-        with np.load(path, allow_pickle=False) as file:
+        content = np.load(path, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} is one array, an .npy file, under another name: images and labels are needed")
+        with content as file:
             suffixes = [f"_{split}"] + ([""] if split == "train" or sole else []) + (["_train"] if sole else [])
             image_key = _pick(file.files, IMAGE_KEYS, suffixes)
             label_key = _pick(file.files, LABEL_KEYS, suffixes)
             if image_key is None or label_key is None:
                 want = f"`images` and `labels` (or `x` and `y`{'' if split == 'train' else ', with _test'})"
-                raise InputError(f"{path} has no {split} arrays {want}: it has {', '.join(file.files) or 'nothing'}")
+                raise MissingSplit(f"{path} has no {split} arrays {want}: it has {', '.join(file.files) or 'nothing'}")
             images, labels = file[image_key], file[label_key]
-            classes = tuple(str(name) for name in file["classes"]) if "classes" in file.files else ()
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+            classes = _names(file["classes"], f"{path}, classes") if "classes" in file.files else ()
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, MemoryError, NotImplementedError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read as arrays ({error}): save it with numpy.savez") from None
+    if labels.dtype.kind in "SU":
+        labels, classes = _text_labels(labels, classes, f"{path}, {label_key}")
     labels = class_numbers(labels, f"{path}, {label_key}")
     if not classes:
+        if labels.max(initial=0) >= MAX_CLASSES:
+            raise InputError(
+                f"{path}, {label_key} reaches {labels.max()}: numbers of classes begin at 0: renumber them"
+            )
         classes = tuple(str(c) for c in range(int(labels.max(initial=0)) + 1))
     return Dataset(pixels(images, f"{path}, {image_key}"), labels, classes, path.stem, split)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _names(values: np.ndarray, where: str) -> tuple[str, ...]:
+    """Names of classes from an array of text or numbers."""
+    if values.ndim != 1 or not len(values):
+        raise InputError(f"{where} has shape {values.shape}: give the name of each class, in their order")
+    return tuple(_text(value) for value in values.tolist())
+
+
+def _text_labels(labels: np.ndarray, classes: tuple[str, ...], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels that are names as numbers, and the names in their order."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise InputError(f"{where}: labels as text must be one per image, got shape {labels.shape}")
+    words = [_text(value) for value in labels.tolist()]
+    classes = classes or tuple(in_order(set(words)))
+    if other := sorted(set(words) - set(classes)):
+        raise InputError(
+            f"{where}: {other[0]!r} is not among the classes {', '.join(classes[:5])}: add it to `classes`"
+        )
+    place = {name: c for c, name in enumerate(classes)}
+    return np.array([place[word] for word in words], np.int64), classes
 
 
 def _pick(names: list[str], stems: tuple[str, ...], suffixes: list[str]) -> str | None:
@@ -85,6 +125,8 @@ def pixels(images: np.ndarray, where: str) -> np.ndarray:
 
 def class_numbers(labels: np.ndarray, where: str) -> np.ndarray:
     """(n,), (n, 1) or one-hot (n, c) as (n,) int64."""
+    if labels.dtype.kind not in "biuf":
+        raise InputError(f"{where}: {labels.dtype}, not the numbers of classes: give the number of each class")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     elif labels.ndim == 2:
@@ -106,9 +148,14 @@ def read_svhn(request: Request) -> Dataset:
         raise InputError(f"{file} is missing: get it with `ulfast data get svhn`")
     try:
         content = loadmat(file, variable_names=["X", "y"])
-        images, labels = content["X"], content["y"].ravel().astype(np.int64) % 10
+        images, labels = content["X"], class_numbers(content["y"], f"{file}, y")
+    except InputError:
+        raise
     except Exception as error:  # scipy raises many kinds for a damaged file
         raise InputError(f"{file} cannot be read ({error}): get it again") from None
+    if labels.min(initial=0) < 0 or labels.max(initial=0) > 10:
+        raise InputError(f"{file} has labels from {labels.min()} to {labels.max()}, not digits: get it again")
+    labels = labels % 10
     return Dataset(
         pixels(np.moveaxis(images, 3, 0), str(file)), labels, tuple(str(c) for c in range(10)), path.name, split
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import MissingSplit
 from ...runtime.progress import Progress
 from ..beton.format import open_beton
 from ..beton.images import as_dataset
@@ -35,12 +35,12 @@ def read(request: Request) -> Dataset:
         names = ("train",) if split == "train" else TEST_NAMES
         file = next((path / f"{name}.beton" for name in names if (path / f"{name}.beton").is_file()), None)
         if file is None:
-            raise InputError(f"{path} has no {split} images ({' or '.join(names)}.beton): give them with --test-data")
+            raise MissingSplit(f"{path} has no {split} images ({' or '.join(names)}.beton): give them with --test-data")
     else:
         file = path if split == "train" or request.sole else test_file(path)
         if not file.is_file():
-            raise InputError(f"{path} has no {split} images beside it ({file.name}): give them with --test-data")
-    dataset = as_dataset(open_beton(file), split=split, resize=resize)
+            raise MissingSplit(f"{path} has no {split} images beside it ({file.name}): give them with --test-data")
+    dataset = as_dataset(open_beton(file, label_field=request.label_field), split=split, resize=resize)
     if streams(len(dataset), dataset.image_shape, request.stream):
         return dataset
     return replace(dataset, images=decoded(dataset.images, request.progress))

@@ -59,8 +59,8 @@ def read_python(request: Request) -> Dataset:
     folder, (_, train, test, field) = found
     images, labels = [], []
     for name in train if split == "train" else test:
-        batch = load_pickle(folder / name)
-        data = batch.get(b"data") if isinstance(batch, dict) else None
+        batch = _bytes_keys(load_pickle(folder / name))
+        data = batch.get(b"data")
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != PIXELS:
             raise InputError(f"{folder / name} has no uint8 array `data` of {PIXELS} columns: get the file again")
         if field not in batch or len(batch[field]) != len(data):
@@ -70,10 +70,17 @@ def read_python(request: Request) -> Dataset:
     return Dataset(np.concatenate(images), np.concatenate(labels), _names(folder, field), path.name, split)
 
 
+def _bytes_keys(content: Any) -> dict[Any, Any]:
+    """The keys as the official files have them: saved again by Python 3 they are text."""
+    if not isinstance(content, dict):
+        return {}
+    return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+
+
 def _names(folder: Path, field: bytes) -> tuple[str, ...]:
     if field == b"labels":
         return CIFAR10_CLASSES
-    meta = load_pickle(folder / "meta") if (folder / "meta").is_file() else {}
+    meta = _bytes_keys(load_pickle(folder / "meta")) if (folder / "meta").is_file() else {}
     names = meta.get(b"fine_label_names", [str(i).encode() for i in range(100)])
     return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
 

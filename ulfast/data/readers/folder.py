@@ -7,14 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, MissingSplit
+from ...runtime.made import read_json
 from ..dataset import Dataset
 from ..writers.folder import FORMAT
 from .request import Request
 
 
 def detect(path: Path) -> bool:
-    return any((path / part / "manifest.json").is_file() for part in ("train", "test", "."))
+    return any(_ours(path / part / "manifest.json") for part in ("train", "test", "."))
+
+
+def _ours(manifest: Path) -> bool:
+    """Whether a manifest is one of ulfast, or too damaged to tell; other programs have files of that name too."""
+    if not manifest.is_file():
+        return False
+    about = read_json(manifest)
+    return not about or str(about.get("format", "")).startswith("ulfast") or manifest.with_name("images.npy").is_file()
 
 
 def read(request: Request) -> Dataset:
@@ -25,7 +34,9 @@ def read(request: Request) -> Dataset:
         others = [path] + ([path / "train"] if sole else [])
         folder = next((other for other in others if _holds(other, split, sole)), folder)
     if not (folder / "manifest.json").is_file():
-        raise InputError(f"{path} has no {split} images: give them with --test-data, or point --data at another folder")
+        raise MissingSplit(
+            f"{path} has no {split} images: give them with --test-data, or point --data at another folder"
+        )
     try:
         about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if about.get("format") != FORMAT:

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...runtime.made import EXPORT, marker_of, read_json
 from ...runtime.progress import Progress
 from ..dataset import Dataset
 from .arrays import class_numbers
+from .image import decode
 from .restricted import load_pickle
 
 LAYOUTS = {
@@ -31,6 +33,7 @@ LAYOUTS = {
 }
 ROUNDINGS = ("truncate", "nearest")
 
+NUMBERED = re.compile(r"\d+\.png", re.IGNORECASE)  # with zeros in front or without
 MAX_DEPTH = 8  # dictionaries of one entry within each other
 ALIKE = 0.8  # correlation with the base from which values are images on another scale
 FITTING = "give the base it was made for"
@@ -168,7 +171,7 @@ def _floats(array: np.ndarray, where: str) -> tuple[np.ndarray, str]:
     """float32 or float64 and their unit."""
     if array.dtype.kind not in "fi":
         raise InputError(f"{where} holds {array.dtype}: perturbations and images are numbers: save them so")
-    unit = "levels" if array.dtype == np.int8 else "shares"
+    unit = "levels" if array.dtype.kind == "i" else "shares"  # -1, 0 and 1 too
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float32)
     peak = float(max(array.max(initial=0), -array.min(initial=0)))
@@ -359,20 +362,23 @@ def read_ntga(path: Path, base: Dataset) -> tuple[Entries, np.ndarray]:
 
 def _png_folder(source: Path) -> Path | None:
     for folder in (source / "data", source):
-        if folder.is_dir() and any(re.fullmatch(r"\d+\.png", file.name) for file in folder.iterdir()):
+        if folder.is_dir() and any(NUMBERED.fullmatch(file.name) for file in folder.iterdir()):
             return folder
     return None
 
 
 def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndarray:
-    from PIL import Image
-
     folder = _png_folder(source) if source.is_dir() else None
     if folder is None:
         raise InputError(f"{source} has no files 0.png, 1.png, ...: check the path, or the layout")
-    numbers = {int(file.stem) for file in folder.iterdir() if re.fullmatch(r"\d+\.png", file.name)}
-    missing = sorted(set(range(len(base))) - numbers)
-    beyond = sorted(numbers - set(range(len(base))))
+    numbers: dict[int, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if NUMBERED.fullmatch(file.name):
+            other = numbers.setdefault(int(file.stem), file)
+            if other != file:
+                raise InputError(f"{folder} has {other.name} and {file.name} of one number: remove the wrong one")
+    missing = sorted(set(range(len(base))) - set(numbers))
+    beyond = sorted(set(numbers) - set(range(len(base))))
     if missing or beyond:
         what = f"lacks {missing[0]}.png" if missing else f"has {beyond[0]}.png"
         raise InputError(
@@ -383,18 +389,12 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
     out = np.empty(base.images.shape, np.uint8)
 
     def read(i: int) -> None:
-        if not (folder / f"{i}.png").is_file():
-            raise InputError(f"{folder / f'{i}.png'} is no file: get it again")
-        try:
-            with Image.open(folder / f"{i}.png") as image:
-                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-        except OSError as error:
-            raise InputError(f"{folder / f'{i}.png'} cannot be read ({error}): get it again") from None
+        file = numbers[i]
+        if not file.is_file():
+            raise InputError(f"{file} is no file: get it again")
+        pixels = decode(file, channels=channels)
         if pixels.shape[:2] != (height, width):
-            raise InputError(
-                f"{folder / f'{i}.png'} is {pixels.shape[1]} x {pixels.shape[0]}, the base {width} x {height}:"
-                f" {FITTING}"
-            )
+            raise InputError(f"{file} is {pixels.shape[1]} x {pixels.shape[0]}, the base {width} x {height}: {FITTING}")
         out[i] = pixels.reshape(height, width, channels)
 
     with ThreadPoolExecutor(4) as pool:
@@ -402,6 +402,30 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
             if progress and done % 1000 == 0:
                 progress("png", done, len(base))
     return out
+
+
+def check_export(path: Path, base: Dataset) -> None:
+    """Compares what `ulfast data export` wrote beside a file with the base: the class of each image, by name.
+
+    Raises:
+        InputError: another number of images, or an image of another class.
+    """
+    about = read_json(marker_of(path))
+    classes, labels = about.get("classes"), about.get("labels")
+    if about.get("format") != EXPORT or not isinstance(classes, list) or not isinstance(labels, list):
+        return
+    try:
+        names = [str(classes[label]) for label in labels]
+    except (TypeError, IndexError):
+        raise InputError(f"{marker_of(path)} is damaged: remove it to import without its classes") from None
+    mine = [base.classes[label] for label in base.labels]
+    if len(names) != len(mine):
+        raise InputError(f"{path} has {len(names):,} images, {base.name or 'the base'} {len(mine):,}: {FITTING}")
+    if other := [i for i, (name, own) in enumerate(zip(names, mine, strict=True)) if name != own]:
+        raise InputError(
+            f"{path} differs from the classes of {base.name or 'the base'} in {len(other):,} images: image {other[0]}"
+            f" is {names[other[0]]!r} there and {mine[other[0]]!r} here: {FITTING}"
+        )
 
 
 def check_order(entries: Entries, base: Dataset, path: Path) -> None:

@@ -18,6 +18,8 @@ class Request:
         sole: whether any split will do: the path was given for this split alone (--test-data).
         resize: side in pixels to which images of several sizes are brought, or None.
         stream: whether images are decoded on demand; None: by their size.
+        skip_damaged: leave out images that cannot be read, instead of an error.
+        label_field: of a .beton file with several integer fields, which is the label.
         progress: told how far it is.
     """
 
@@ -26,4 +28,6 @@ class Request:
     sole: bool = False
     resize: int | None = None
     stream: bool | None = None
+    skip_damaged: bool = False
+    label_field: str | None = None
     progress: Progress | None = None

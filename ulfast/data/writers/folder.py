@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
 from ...runtime.files import atomic_folder, check_free, write_json
+from ...runtime.made import expand
 from ...version import __version__
+from ..classes import matched
 from ..dataset import Dataset, chunks
 
 FORMAT = "ulfast-dataset-1"
@@ -124,7 +125,7 @@ class DatasetWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        self._path = Path(path)
+        self._path = expand(path)
         check_free(self._path, overwrite)
         self._overwrite = overwrite
         self._stack = contextlib.ExitStack()
@@ -169,8 +170,12 @@ class DatasetWriter:
 def write_dataset(
     path: str | os.PathLike[str], train: Dataset, test: Dataset | None = None, *, overwrite: bool = False
 ) -> None:
-    """Writes one or two splits to the folder `path`, atomically."""
-    same_shape(train, test)
+    """Writes one or two splits to the folder `path`, atomically; the classes of `test` are matched by name.
+
+    Raises:
+        InputError: splits that are not of one data set; otherwise as `DatasetWriter`.
+    """
+    test = None if test is None else matched(train, test, names=("training images", "test images"), part=True)
     with DatasetWriter(path, overwrite=overwrite) as writer:
         for name, dataset in (("train", train), ("test", test)):
             if dataset is None:
@@ -179,12 +184,3 @@ def write_dataset(
                 name, dataset.image_shape, dataset.classes, source=dataset.name, manifest=dataset.manifest
             )
             split.append_all(dataset)
-
-
-def same_shape(train: Dataset, test: Dataset | None) -> None:
-    """Raises InputError for two splits that are not of one data set."""
-    if test is not None and (test.image_shape != train.image_shape or test.classes != train.classes):
-        raise InputError(
-            f"training and test images differ: {train.image_shape} with {train.num_classes} classes,"
-            f" {test.image_shape} with {test.num_classes}"
-        )

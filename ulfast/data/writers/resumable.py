@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from ... import distributed
 from ...errors import InputError
 from ...runtime.files import check_free, publish, write_json, writing
 from ...runtime.progress import Progress
+from ..classes import matched, same_everywhere
 from ..dataset import Dataset, chunks
-from .folder import SplitWriter, array_header, complete_split, same_shape
+from .folder import SplitWriter, array_header, complete_split
 
 # Seconds of work that a kill may lose.
 COMMIT_SECONDS = 5.0
@@ -248,12 +248,13 @@ def write_resumable(
     Args:
         progress: called as ``progress("convert", done, total)``.
     """
-    same_shape(train, test)
+    test = None if test is None else matched(train, test, names=("training images", "test images"), part=True)
+    same_everywhere(train, test)
     identity = {
         "name": train.name,
         "images": len(train),
         "image_shape": list(train.image_shape),
-        "labels": zlib.crc32(np.ascontiguousarray(train.labels).data),
+        "data": train.fingerprint(),
         "manifest": train.manifest,
     }
     with RowWriter(path, train, identity, resume=True, overwrite=overwrite) as writer:

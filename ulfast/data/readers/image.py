@@ -1,0 +1,165 @@
+"""One image file as uint8 pixels, or a sentence that names it and says why not."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import threading
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from ..resize import centre_square
+
+_QUIET = threading.Lock()  # Python's filters of warnings belong to all threads
+MAX_PIXELS = 89_478_485  # Pillow's bound for an image that is no attack: 268 MB of RGB
+# libjpeg's warnings after which all pixels are there; whatever else it says, some are missing or made up. A few bytes
+# too many are padding, more of them mean that it lost its way.
+HARMLESS = re.compile(r"\b[1-4] extraneous bytes|Invalid SOS parameters|Unknown Adobe color transform")
+DEEP = 1 << 12  # below this the largest value of a 16-bit image leaves 16 grey levels or fewer
+
+
+def decode(
+    file: Path, resize: int | None = None, *, channels: int = 3, notes: Counter[str] | None = None
+) -> np.ndarray:
+    """One image as (H, W, channels) uint8; with `resize`, the shorter side brought to it and the centre square taken.
+
+    An alpha channel is dropped and the orientation of EXIF not applied, as torchvision does. 16-bit values are divided
+    by 256, floats in [0, 1] multiplied by 255. What of this happened is counted in `notes`.
+
+    Raises:
+        InputError: no image, a damaged one, one that is declared larger than `MAX_PIXELS`, or values of no known range.
+    """
+    notes = Counter() if notes is None else notes
+    try:
+        data = file.read_bytes()
+        image = _jpeg(file, data, channels) if data[:3] == b"\xff\xd8\xff" else None
+        if image is None:
+            image = _pillow(file, data, channels, notes)
+        elif _turned(data):
+            notes["images with an EXIF orientation, which is not applied"] += 1
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{file} cannot be read as an image (not enough memory): repair or remove it") from None
+    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, KeyError, OverflowError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise InputError(f"{file} cannot be read as an image ({said}): repair or remove it") from None
+    return image if resize is None else centre_square(image, resize)
+
+
+def _bound(file: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{file} declares {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller")
+
+
+def _jpeg(file: Path, data: bytes, channels: int) -> np.ndarray | None:
+    """None for the kinds that Pillow has to read."""
+    try:
+        import simplejpeg
+    except ImportError:  # Pillow reads the same pixels, in more time, and takes damaged ones for whole
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _bound(file, width, height)
+    if space in ("CMYK", "YCCK"):
+        return None
+    try:
+        image: np.ndarray = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "Gray")
+    except ValueError as error:
+        if HARMLESS.search(str(error)):
+            return None
+        raise InputError(f"{file} is a damaged JPEG ({error}): get it again, or say --skip-damaged") from None
+    return image
+
+
+def _pillow(file: Path, data: bytes, channels: int, notes: Counter[str]) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with _QUIET, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes that are refused below
+            picture = Image.open(io.BytesIO(data))
+        with picture:
+            _bound(file, *picture.size)
+            picture.load()
+            if _turned_by_exif(picture):
+                notes["images with an EXIF orientation, which is not applied"] += 1
+            if picture.mode.startswith("I") or picture.mode == "F":
+                return _deep(file, picture, channels, notes)
+            if "A" in picture.mode or "transparency" in picture.info:
+                notes["images with transparency, which is dropped"] += 1
+            deep = _bits(picture, data) > 8
+            image = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
+            if deep and 0 < image.max() < DEEP >> 8:
+                raise InputError(
+                    f"{file} has 16-bit pixels that reach {image.max()} of 255 once they are divided by 256: scale it"
+                    " to 8 bits, as they are meant, and save it again"
+                )
+            if deep:
+                notes["16-bit images, divided by 256"] += 1
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{file} is declared too large ({error}): make it smaller") from None
+    return image.reshape(*image.shape[:2], channels)
+
+
+def _bits(picture: Any, data: bytes) -> int:
+    """Bits of a value, of those files that Pillow reads as 8-bit colours whatever they hold."""
+    if picture.format == "PNG":
+        return data[24] if len(data) > 24 else 8
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(258, (8,)))
+    return 8
+
+
+def _deep(file: Path, picture: Any, channels: int, notes: Counter[str]) -> np.ndarray:
+    """16-bit and float images as 8 bits."""
+    values = np.asarray(picture)
+    wrong = ""
+    if picture.mode == "F":
+        if not np.isfinite(values).all():
+            wrong = "has NaN or infinite pixels"
+        elif values.min() < 0 or values.max() > 1:
+            wrong = f"has float pixels from {values.min():.4g} to {values.max():.4g}, not in [0, 1]"
+        else:
+            notes["float images, multiplied by 255"] += 1
+            values = np.rint(values * 255)
+    elif values.min() < 0 or values.max() > 65535:
+        wrong = f"has whole pixels from {values.min()} to {values.max()}, not of 16 bits"
+    elif 0 < values.max() < DEEP:
+        wrong = f"has 16-bit pixels that reach {values.max()} of 65,535 only"
+    else:
+        notes["16-bit images, divided by 256"] += 1
+        values = values.astype(np.int64) >> 8
+    if wrong:
+        raise InputError(f"{file} {wrong}: scale it to 8 bits, as they are meant, and save it again")
+    return np.ascontiguousarray(values.astype(np.uint8)[..., None].repeat(channels, 2))
+
+
+def _turned_by_exif(picture: Any) -> bool:
+    """Whether EXIF says that a picture is to be turned or mirrored; of a loaded one, as PNGs have it at the end."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged EXIF, which no pixel depends on
+        return picture.getexif().get(0x0112, 1) not in (0, 1)
+
+
+def _turned(data: bytes) -> bool:
+    """Whether a JPEG's EXIF says that it is to be turned or mirrored."""
+    at = data.find(b"Exif\0\0", 0, 1 << 16)
+    if at < 0:
+        return False
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(data[at : at + (1 << 16)])
+        return exif.get(0x0112, 1) not in (0, 1)
+    except Exception:  # of damaged EXIF, which no pixel depends on
+        return False

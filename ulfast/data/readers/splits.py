@@ -1,0 +1,174 @@
+"""Which folder holds the training images and which the test images, whatever they are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import InputError, MissingSplit
+from .mapping import label_files, labels_of
+from .walk import Walk
+
+NAME = re.compile(
+    r"(?:seg[ _-]?)?(train|training|test|testing|val|valid|validation|dev|development|eval|evaluation)"
+    r"(?:[ _-]?(?:set|data|dataset|images|imgs|folder))?"
+)
+KINDS = {"tra": "train", "tes": "test", "val": "val", "dev": "val", "eva": "val"}
+WORDS = {"train": "train, training, training_set, ...", "test": "test, val, valid, eval, dev, ..."}
+# A subfolder of such a name, alone, holds images of all classes and is no class.
+PLAIN = {"image", "images", "img", "imgs", "jpegimages", "pictures", "photos", "data", "all"}
+
+
+def kind_of(folder: Path) -> str | None:
+    """ "train", "test" or "val" by a folder's name, in any case; None for another name."""
+    found = NAME.fullmatch(folder.name.casefold())
+    return KINDS[found[1][:3]] if found else None
+
+
+@dataclass(frozen=True)
+class Split:
+    """A folder with a folder a class, or one of all images with the class of each."""
+
+    folder: Path
+    images: Sequence[Path] = ()
+    labels: Sequence[str] = ()
+
+
+def find_splits(root: Path, split: str, walk: Walk) -> dict[str, Split]:
+    """The folders of the splits below `root`, {} where it holds the class folders themselves.
+
+    Args:
+        split: which is asked for: about the other one nothing is refused.
+
+    Raises:
+        InputError: folders that may be the one or the other, or images without class folders and without labels.
+    """
+    entries, _ = walk.entries(root)
+    named = [(folder, kind) for folder in entries if (kind := kind_of(folder))]
+    looked = Walk(root)  # what it leaves out is counted when the split is read
+    inside = {folder: looked.entries(folder) for folder, _ in named}
+    with_classes = [(folder, kind) for folder, kind in named if inside[folder][0]]
+    flat = [folder for folder, _ in named if inside[folder][1] and not inside[folder][0]]
+    if not with_classes:
+        if not flat or len(flat) < len(entries):
+            walk.left.clear()  # it is read again, as the folder of the classes
+            return {}
+        labelled = _labelled([(folder, kind_of(folder) or "") for folder in flat], root, [])
+        if not labelled:
+            raise InputError(
+                f"{root} has {', '.join(folder.name for folder in flat)} with images and no class folders in them, nor"
+                " a table of their classes: sort them into CLASS folders"
+            )
+        return labelled
+    found: dict[str, Split] = {}
+    trains = [folder for folder, kind in with_classes if kind == "train"]
+    if len(trains) > 1:
+        raise InputError(
+            f"{root} has {trains[0].name} and {trains[1].name}: which holds the training images? Point --data at it,"
+            " and --test-data at the test images"
+        )
+    others = [folder for folder in entries if kind_of(folder) is None]
+    if trains:
+        found["train"] = Split(_unwrapped(trains[0], looked))
+        classes = [folder for folder in others if looked.entries(folder)[1]]
+        if len(named) == 1 and classes:
+            raise InputError(
+                f"{root} has the folder {trains[0].name} beside {classes[0].name}: is it a class or the training"
+                f" images? Point --data at {trains[0]}, or rename it"
+            )
+    known = [folder.name for folder in looked.entries(found["train"].folder)[0]] if trains else []
+    candidates = [(folder, kind) for kind in ("test", "val") for folder, k in named if k == kind]
+    usable: list[tuple[str, Split]] = []
+    for folder, kind in candidates:
+        folders = inside[folder][0]
+        if folders and not (len(folders) == 1 and folders[0].name.lower() in PLAIN and folders[0].name not in known):
+            usable.append((kind, Split(_unwrapped(folder, looked))))
+        else:
+            usable += [(kind, s) for s in _labelled([(folder, kind)], root, known).values()]
+    kinds = [kind for kind, _ in usable]
+    if usable:
+        if split == "test" and kinds.count(kinds[0]) > 1:
+            raise InputError(
+                f"{root} has {usable[0][1].folder.name} and {usable[1][1].folder.name}: which holds the test images?"
+                " Name it with --test-data"
+            )
+        found["test"] = usable[0][1]
+    elif candidates and split == "test":
+        raise MissingSplit(
+            f"{candidates[0][0]} has no class folders, nor is a table of its images' classes with it or in {root}: sort"
+            " them into CLASS folders, or give others with --test-data"
+        )
+    used = {one.folder for one in found.values()}
+    for folder in entries:
+        if not any(folder == one or folder in one.parents for one in used):
+            walk.left["folders beside the splits"] += 1
+    return found
+
+
+def check_classes(root: Path, folders: list[Path]) -> None:
+    """Raises InputError where what looks like class folders holds the splits or the real classes."""
+    walk = Walk(root)
+    inside = []
+    for folder in folders:
+        subfolders, images = walk.entries(folder)
+        kinds = {kind_of(sub) for sub in subfolders} - {None}
+        if len(kinds) > 1 and not images:
+            raise InputError(
+                f"{folder} holds {' and '.join(sub.name for sub in subfolders if kind_of(sub))}: splits within a class"
+                f" folder; sort them into train/{folder.name} and test/{folder.name}"
+            )
+        inside.append(set() if images else {sub.name for sub in subfolders})
+    if len(folders) > 1 and all(inside) and len(shared := sorted(set.intersection(*inside))) > 1:
+        raise InputError(
+            f"{', '.join(folder.name for folder in folders[:3])} in {root} all hold folders {', '.join(shared[:3])}:"
+            " which are the classes? Point --data at the training images and --test-data at the test images"
+        )
+
+
+def labelled_alone(root: Path, *, whole: bool) -> Split | None:
+    """A folder of images alone with a table of their classes, such as Tiny ImageNet's `val`; None for class folders.
+
+    Args:
+        whole: whether it is all of a data set, so that a folder of any name is a class.
+
+    Raises:
+        InputError: images without class folders and without a table.
+    """
+    folders, images = Walk(root).entries(root)
+    plain = len(folders) == 1 and folders[0].name.lower() in PLAIN and not whole
+    if folders and not plain:
+        return None
+    found = next(iter(_labelled([(root, "test")], root, []).values()), None)
+    if found is None and (images or plain):
+        raise InputError(
+            f"{root} has no class folders, nor a table of its images' classes: sort them into CLASS folders"
+        )
+    return found
+
+
+def _unwrapped(folder: Path, walk: Walk) -> Path:
+    """`seg_train/seg_train/CLASS`: archives unpacked into a folder of their own name."""
+    folders, images = walk.entries(folder)
+    if len(folders) == 1 and not images and kind_of(folders[0]) == kind_of(folder) and walk.entries(folders[0])[0]:
+        return folders[0]
+    return folder
+
+
+def _labelled(folders: list[tuple[Path, str]], root: Path, known: list[str]) -> dict[str, Split]:
+    """Flat folders whose images a table names with their classes."""
+    found: dict[str, Split] = {}
+    for folder, kind in folders:
+        walk = Walk(folder)
+        subfolders, images = walk.entries(folder)
+        where = folder
+        if not images and len(subfolders) == 1:
+            where, images = subfolders[0], walk.entries(subfolders[0])[1]
+        if not images:
+            continue
+        files = label_files([place for place in dict.fromkeys((where, folder, root)) if place.is_dir()])
+        got = labels_of(images, files, known)
+        if got is not None:
+            found.setdefault("train" if kind == "train" else "test", Split(where, images, got[0]))
+    return found

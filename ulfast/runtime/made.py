@@ -1,0 +1,147 @@
+"""What ulfast has made: nothing else is ever replaced, and nothing that a command reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+MARKER, EXPORT = "ulfast.json", "ulfast-export-1"  # in a folder made for other programs; beside a file FILE.ulfast.json
+DATASET = {"train", "test", "poison.png", "manifest.json", "images.npy", "labels.npy", MARKER}
+SPLIT = {"images.npy", "labels.npy", "manifest.json"}
+RUN = {"method", "model", "recipe", "data"}  # keys of a run's config.json
+SIGNATURE = "made with ulfast"  # what pictures and pages carry
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` and variables replaced, as a shell does; one that exists as it is written stays.
+
+    Raises:
+        InputError: a variable that is not set.
+    """
+    plain = Path(path)
+    text = os.fspath(path)
+    if not (text.startswith("~") or "$" in text) or os.path.lexists(plain):
+        return plain
+    found = os.path.expandvars(os.path.expanduser(text))
+    if found == text and "$" in text:
+        raise InputError(f"{text}: a variable in it is not set, or it is no path: check it")
+    return Path(found)
+
+
+def marker_of(path: Path) -> Path:
+    """Where a file or folder says that ulfast made it."""
+    return path / MARKER if path.is_dir() else path.with_name(path.name + "." + MARKER)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, {} where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stranger(path: Path) -> str:
+    """Why `path` must not be replaced: what in it ulfast has not made; "" where ulfast made all of it, or it is empty.
+
+    A folder counts by its manifest, and by having nothing beside what ulfast writes there.
+    """
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        return "it is no file"
+    if not path.stat().st_size:
+        return ""
+    suffix = path.suffix.lower()
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    if suffix == ".safetensors":
+        return "" if b"ulfast-basis-1" in head else "it is no basis of ulfast"
+    if suffix in (".png", ".svg", ".pdf", ".html", ".htm"):
+        return "" if _signed(path, head) else "it is no picture or page of ulfast"
+    if suffix == ".beton":
+        mine = read_json(path.with_name(path.name + ".json")).get("format") == "ulfast-beton-1"
+        return "" if mine else "it is no file of ulfast"
+    if suffix == ".json" and b"ulfast" in head:
+        return ""
+    about = read_json(marker_of(path))
+    if about.get("format") != EXPORT or about.get("sha256") != digest(path):
+        return "it is no file of ulfast, or was changed"
+    return ""
+
+
+def _signed(path: Path, head: bytes) -> bool:
+    with path.open("rb") as file:  # a PDF has it at the end
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        return SIGNATURE.encode() in (head + file.read()).lower()
+
+
+def _folder(path: Path) -> str:
+    entries = {entry.name for entry in path.iterdir()}
+    if not entries:
+        return ""
+    if any(
+        str(read_json(path / part / "manifest.json").get("format", "")).startswith("ulfast-")
+        for part in ("train", "test", ".")
+    ):
+        known = DATASET
+    elif read_json(path / MARKER).get("format") == EXPORT:
+        known = {*read_json(path / MARKER).get("entries", ()), MARKER}
+    elif set(read_json(path / "config.json")) >= RUN:
+        return ""
+    else:
+        return "it has no manifest of ulfast"
+    other = sorted(entries - known)
+    if known is DATASET:
+        for part in ("train", "test"):
+            if (path / part).is_dir():
+                other += sorted(f"{part}/{one.name}" for one in (path / part).iterdir() if one.name not in SPLIT)
+    if other:
+        return f"it holds {other[0]}, which ulfast did not write"
+    count = read_json(path / MARKER).get("files")
+    if isinstance(count, int) and count != count_files(path) - 1:
+        return f"it holds {count_files(path) - 1:,} files and ulfast wrote {count:,}"
+    return ""
+
+
+def count_files(path: Path) -> int:
+    """Files in a folder, at any depth."""
+    return sum(len(files) for _, _, files in os.walk(path))
+
+
+def check_replace(path: Path) -> None:
+    """Raises InputError where `path` is there and not ulfast's own."""
+    if os.path.lexists(path) and (why := stranger(path)):
+        raise InputError(f"{path}: {why}; --overwrite replaces only what ulfast made: choose another --out")
+
+
+def check_apart(path: Path, sources: Iterable[str | os.PathLike[str] | None]) -> None:
+    """Raises InputError where the output is a source of the command, in one, or around one."""
+    out = Path(os.path.realpath(expand(path)))
+    here = Path.cwd().resolve()
+    if out == here or out in here.parents:
+        raise InputError(f"--out {path} is the current folder or above it: give a folder of its own")
+    for source in sources:
+        if source is None or not os.path.exists(given := expand(source)):
+            continue
+        what = Path(os.path.realpath(given))
+        if out == what or out in what.parents or (what in out.parents and what.is_dir() and _reads(what, out)):
+            raise InputError(f"--out {path} is what the command reads ({source}): choose another --out")
+
+
+def _reads(source: Path, out: Path) -> bool:
+    """Whether a new file or folder inside of a source would be read as a part of it."""
+    return source not in Path.cwd().resolve().parents and source != Path.cwd().resolve() and out.parent != source
