@@ -5,13 +5,16 @@ Environment:
     ULFAST_CUDA_ARCHS      e.g. "80,90" (default 75,80,86,89,90 and PTX of the last)
     ULFAST_SANITIZE=1      AddressSanitizer and UndefinedBehaviorSanitizer, for the tests
     ULFAST_BASELINE        flags of the lowest level, for the tests (tools/emulate_avx512.sh)
-    CXX                    the C++ compiler (default g++)
+    CXX                    the C++ compiler: g++ 10 or newer (default), clang++ 14 or newer
+    CXXFLAGS, LDFLAGS      more flags, behind ours and before those of a CPU level
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,9 +27,12 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CUDA_ARCHITECTURES = "75,80,86,89,90"
-LEVELS = {"baseline": os.environ.get("ULFAST_BASELINE", "")}
-if platform.machine() in ("x86_64", "AMD64"):
-    LEVELS |= {"v3": "-march=x86-64-v3", "v4": "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-maybe-uninitialized"}
+OLDEST = {"g++": 10, "clang": 14}
+# The psABI's levels, by name and, for GCC 10, spelled out.
+LEVELS = {
+    "v3": ("x86-64-v3", "cx16 sahf popcnt sse3 ssse3 sse4.1 sse4.2 avx avx2 bmi bmi2 f16c fma lzcnt movbe"),
+    "v4": ("x86-64-v4", "avx512f avx512bw avx512cd avx512dq avx512vl"),
+}
 
 
 def ninja_program() -> str:
@@ -44,6 +50,58 @@ def compiler() -> str:
             return name
     raise SystemExit(
         "ulfast: no C++ compiler was found. Install one (Debian, Ubuntu: apt-get install g++) or set CXX, then repeat."
+    )
+
+
+@functools.cache
+def compiler_version() -> tuple[str, int]:
+    """ "g++" or "clang", and its major version, from what it defines itself; one that is too old is refused."""
+    command = [*shlex.split(compiler()), "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True)
+    defined = dict(re.findall(r"#define (__GNUC__|__clang_major__) (\d+)", done.stdout))
+    kind = "clang" if "__clang_major__" in defined else "g++"
+    found = int(defined.get("__clang_major__" if kind == "clang" else "__GNUC__", 0))
+    if found < OLDEST[kind]:
+        raise SystemExit(
+            f"ulfast: {compiler()} is {f'{kind} {found}' if found else 'neither g++ nor clang'}, and the kernels need "
+            "g++ 10 or clang 14, or newer. Install one and name it with CXX, then repeat."
+        )
+    return kind, found
+
+
+def levels() -> dict[str, str]:
+    """{CPU level: the flags that compile for it}."""
+    found = {"baseline": os.environ.get("ULFAST_BASELINE", "")}
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return found
+    gcc = compiler_version()[0] == "g++"
+    spelled = ""
+    for level, (name, features) in LEVELS.items():
+        spelled += "".join(f" -m{feature}" for feature in features.split())
+        found[level] = spelled.strip() if compiler_version() == ("g++", 10) else f"-march={name}"
+    found["v4"] += " -mprefer-vector-width=512" + (" -Wno-maybe-uninitialized" if gcc else "")
+    return found
+
+
+def openmp() -> tuple[str, str]:
+    """The flags of OpenMP for the compiler and for the linker.
+
+    On Linux g++'s objects are linked to no libgomp: a second one beside torch's would bring threads of its own. Torch's
+    is there by the time the kernels are loaded (ulfast/ops/_extension.py). Clang's code needs clang's library.
+    """
+    mac = sys.platform == "darwin"
+    if not mac and compiler_version()[0] == "g++":
+        return "-fopenmp", ""
+    compile_, link = ("-Xpreprocessor -fopenmp", "-lomp") if mac else ("-fopenmp", "-fopenmp")
+    command = f"{compiler()} {compile_} -shared -x c++ {os.devnull} {link} -o {os.devnull}"
+    if subprocess.run(shlex.split(command), capture_output=True).returncode == 0:
+        return compile_, link
+    if mac:  # Apple's clang comes without it
+        print("ulfast: without libomp the kernels use one thread (brew install libomp)", file=sys.stderr)
+        return "-Wno-unknown-pragmas", ""
+    raise SystemExit(
+        f"ulfast: {compiler()} finds no OpenMP library. Install it (Debian, Ubuntu: apt-get install libomp-dev), then "
+        "repeat."
     )
 
 
@@ -102,11 +160,19 @@ class NinjaBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         sanitize = os.environ.get("ULFAST_SANITIZE") == "1"
-        common = "-O3 -fPIC -std=c++17 -fopenmp -fvisibility=hidden -fno-math-errno -fno-trapping-math"
+        threads, link = openmp()
+        common = f"-O3 -fPIC -std=c++17 {threads} -fvisibility=hidden -fno-math-errno -fno-trapping-math"
         common += " -Wall -Wextra -Wno-psabi"
         if sanitize:
             common = common.replace("-O3", "-O1 -g -fsanitize=address,undefined -fno-omit-frame-pointer")
-        link = "-fopenmp" + (" -fsanitize=address,undefined" if sanitize else " -s")
+        if sys.platform == "darwin":
+            link += " -undefined dynamic_lookup"
+        elif sanitize:
+            link = "-fopenmp -fsanitize=address,undefined"
+        else:
+            link += " -s"
+        common = f"{common} {os.environ.get('CXXFLAGS', '')}".strip()
+        link = f"{link} {os.environ.get('LDFLAGS', '')}".strip()
         include = f"-isystem {sysconfig.get_paths()['include']} -isystem {pybind11.get_include()}"
         lines = [
             f"cxx = {compiler()}",
@@ -126,7 +192,7 @@ class NinjaBuild(build_ext):
         cuda = sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if want_cuda() else []
         compile_("bindings.cpp", "bindings.o", include + (" -DULFAST_CUDA" if cuda else ""))
         compile_("cpu/dispatch.cpp", "dispatch.o", "")
-        for level, march in LEVELS.items():
+        for level, march in levels().items():
             for kernel, flags in kernels().items():
                 compile_(f"cpu/{kernel}.cpp", f"{kernel}.{level}.o", f"-DULFAST_LEVEL={level} {march} {flags}".strip())
         if cuda:
@@ -151,4 +217,16 @@ def escape(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-setup(ext_modules=[Extension("ulfast._C", ["csrc/bindings.cpp"])], cmdclass={"build_ext": NinjaBuild})
+def long_description() -> str:
+    """README.md where its pictures and its links to other files of the repository lead nowhere: without them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[[^\]]*\]\((?!https?:)[^)]*\)\n\n?", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
+setup(
+    ext_modules=[Extension("ulfast._C", ["csrc/bindings.cpp"])],
+    cmdclass={"build_ext": NinjaBuild},
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+)

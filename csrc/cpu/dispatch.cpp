@@ -5,6 +5,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "table.h"
 
@@ -35,11 +38,34 @@ const Table* const kTables[] = {
 };
 constexpr int kTableCount = sizeof kTables / sizeof kTables[0];
 
+#if defined(__x86_64__)
+constexpr unsigned bits() { return 0; }
+template <class... Rest> constexpr unsigned bits(int first, Rest... rest) { return 1u << first | bits(rest...); }
+
+// The highest of the psABI's levels that the processor has and the system keeps the registers of; 1 is any processor.
+// __builtin_cpu_supports knows the levels only from GCC 12 and Clang 18 on, and Clang before that not each feature.
+int processor_level() {
+  constexpr unsigned first = bits(0, 9, 12, 13, 19, 20, 22, 23, 27, 28, 29);  // SSE3, SSSE3, FMA, CX16, SSE4.1, SSE4.2,
+                                                                              // MOVBE, POPCNT, OSXSAVE, AVX, F16C
+  constexpr unsigned seventh = bits(3, 5, 8);                                 // BMI1, AVX2, BMI2
+  constexpr unsigned extended = bits(0, 5);                                   // LAHF, LZCNT
+  constexpr unsigned avx512 = bits(16, 17, 28, 30, 31);                       // F, DQ, CD, BW, VL
+  constexpr unsigned ymm = bits(1, 2), zmm = bits(5, 6, 7);                   // registers, in XCR0
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & first) != first) return 1;
+  if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || (c & extended) != extended) return 1;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & seventh) != seventh) return 1;
+  unsigned kept, high;
+  __asm__ volatile("xgetbv" : "=a"(kept), "=d"(high) : "c"(0));
+  if ((kept & ymm) != ymm) return 1;
+  return (b & avx512) == avx512 && (kept & zmm) == zmm ? 4 : 3;
+}
+#endif
+
 bool supported(int i) {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (i == 1) return __builtin_cpu_supports("x86-64-v3");
-  if (i == 2) return __builtin_cpu_supports("x86-64-v4");
+  static const int level = processor_level();
+  if (i > 0) return level >= i + 2;  // v3, v4
 #endif
   return i == 0;
 }

@@ -126,8 +126,8 @@ template <int S> ULFAST_INLINE void exchange(vecf* v) {
   for (int i = 0; i < kN; ++i) {
     if (i & S) continue;
     const vecf low = v[i], high = v[i | S];
-    v[i] = __builtin_shufflevector(low, high, ULFAST_ALL(ULFAST_LOW, S));
-    v[i | S] = __builtin_shufflevector(low, high, ULFAST_ALL(ULFAST_HIGH, S));
+    v[i] = ULFAST_SHUFFLE(low, high, ULFAST_ALL(ULFAST_LOW, S));
+    v[i | S] = ULFAST_SHUFFLE(low, high, ULFAST_ALL(ULFAST_HIGH, S));
   }
 }
 ULFAST_INLINE void scatter(vecf* v, float* lines, int64_t apart) {

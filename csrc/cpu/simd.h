@@ -67,6 +67,9 @@ typedef float vf16 __attribute__((vector_size(64)));
 typedef double vd2 __attribute__((vector_size(16)));
 typedef double vd4 __attribute__((vector_size(32)));
 typedef double vd8 __attribute__((vector_size(64)));
+// GCC before 12 has no __builtin_shufflevector. What it has instead takes no vector of another width.
+#if __has_builtin(__builtin_shufflevector)
+#define ULFAST_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 ULFAST_INLINE float sum(vf4 v) {
   v += __builtin_shufflevector(v, v, 2, 3, 0, 1);
   return v[0] + v[1];
@@ -85,6 +88,21 @@ ULFAST_INLINE double sum(vd4 v) {
 ULFAST_INLINE double sum(vd8 v) {
   return sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
 }
+#else
+#define ULFAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, veci{__VA_ARGS__})
+template <class H, class V> ULFAST_INLINE H halves_added(V v) {
+  static_assert(sizeof(V) == 2 * sizeof(H), "two halves");
+  H half[2];
+  __builtin_memcpy(half, &v, sizeof v);
+  return half[0] + half[1];
+}
+ULFAST_INLINE float sum(vf4 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+ULFAST_INLINE float sum(vf8 v) { return sum(halves_added<vf4>(v)); }
+ULFAST_INLINE float sum(vf16 v) { return sum(halves_added<vf8>(v)); }
+ULFAST_INLINE double sum(vd2 v) { return v[0] + v[1]; }
+ULFAST_INLINE double sum(vd4 v) { return sum(halves_added<vd2>(v)); }
+ULFAST_INLINE double sum(vd8 v) { return sum(halves_added<vd4>(v)); }
+#endif
 
 ULFAST_INLINE float to_float(uint8_t v) { return (float)v; }
 ULFAST_INLINE float to_float(float v) { return v; }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ulfast.cli import common, completion
+from ulfast.cli.ls import KINDS, _entries
 from ulfast.cli.main import main
 from ulfast.data import load_dataset, write_dataset
+from ulfast.grids.grid import shipped_grids
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -38,6 +44,85 @@ def test_help_and_import_are_light():
     done = subprocess.run([sys.executable, "-m", "ulfast", "--help"], capture_output=True, text=True, check=True)
     for verb in ("poison", "fit", "attack", "data", "ls", "doctor"):
         assert verb in done.stdout
+
+
+def test_without_a_verb_it_prints_help_as_help(ulfast):
+    for command in ([], ["data"]):
+        code, out, err = ulfast(*command)
+        assert (code, err) == (0, "")
+        assert out.splitlines()[0].startswith("Usage: ulfast ")
+        assert len(out.splitlines()) > 8
+
+
+@pytest.mark.parametrize("command", ["ls --long", "ls --json", "--help", "poison --help"])
+def test_a_reader_that_goes_away_is_no_error(command):
+    for closed in ("head -1", "true"):
+        line = f"set -o pipefail; {sys.executable} -m ulfast {command} | {closed}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_color_is_heard(ulfast, monkeypatch):
+    import click
+
+    asked = []
+    monkeypatch.setattr(click.utils, "should_strip_ansi", lambda stream=None, color=None: asked.append(color) or True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    ulfast("ls"), ulfast("nothing")
+    assert set(asked) == {None}
+    asked.clear()
+    monkeypatch.setenv("NO_COLOR", "1")
+    ulfast("ls"), ulfast("nothing")
+    assert set(asked) == {False}
+
+
+def completed(line: str) -> list[str]:
+    """What bash is offered behind a line."""
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_ULFAST_COMPLETE": "bash_complete"}
+    program = (
+        "import sys; sys.argv = ['ulfast']; from ulfast.cli import main\n"
+        "try: main()\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **words}
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_values_are_completed():
+    assert completed("ulfast attack --method cut") == ["plain,cutout", "plain,cutmix"]
+    assert completed("ulfast attack --method orthogonal+cutm") == ["plain,orthogonal+cutmix"]
+    assert completed("ulfast poison -m one") == []
+    assert completed("ulfast poison --data ci") == ["plain,cifar10", "plain,cifar100"]
+    assert completed("ulfast poison --data ./p") == ["file,./p"]
+    assert completed("ulfast reproduce dem") == ["plain,demo"]
+    assert completed("ulfast attack --model resnet18-") == ["plain,resnet18-16"]
+
+
+def test_completion_knows_what_the_registries_hold():
+    listed = {kind: _entries(kind) for kind in KINDS}
+    for kind, entries in listed.items():
+        patterns = [name for name in entries if name != name.lower() and kind == "models"]
+        assert list(completion.NAMES[kind]) == [name for name in entries if name not in patterns]
+    assert set(completion.names("grids")) == set(shipped_grids())
+
+
+def test_time_left_is_said_with_what_it_rests_on(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    bars = common.Bars(quiet=False)
+    bars("clean", 4, 10)  # resumed: what was done before says nothing of the pace
+    now[0] += 1
+    bars("clean", 5, 10)
+    assert capsys.readouterr().err == ""
+    now[0] += 29
+    bars("clean", 6, 10, accuracy=0.5)
+    assert capsys.readouterr().err == "train on clean: 60 % accuracy 50.0 %, 1:00 left at the pace of the past 0:30\n"
+    now[0] += 60
+    bars("clean", 10, 10)
+    assert capsys.readouterr().err == "train on clean: 100 %\n"
+    assert [common._clock(s) for s in (0.4, 75, 3675)] == ["0:00", "1:15", "1:01:15"]
 
 
 def test_poison_fit_attack(ulfast, small):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import platform
+import re
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,10 +49,35 @@ def test_a_missing_extension_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "ulfast._C", None)
     _extension.load.cache_clear()
     try:
-        with pytest.raises(ExtensionError, match=r"looked for _C.*found .*Build them with"):
+        with pytest.raises(ExtensionError, match=r"looked for _C.*found .*Repair it with: pip install --no-build"):
             _extension.load()
     finally:
         _extension.load.cache_clear()
+
+
+def test_from_a_wheel_it_names_what_works_without_a_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(_extension, "ROOT", tmp_path)
+    assert "-e ." not in _extension.reinstall()
+    assert "--no-binary ulfast ulfast==" in _extension.reinstall()
+    assert "--no-binary" not in _extension.reinstall(from_source=False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ELF")
+def test_the_kernels_bring_no_openmp_library_of_their_own():
+    """The process has torch's alone. Clang's code needs clang's."""
+    module = _extension.load()
+    if "clang" in module.compiler.lower() or "ULFAST_SANITIZED" in os.environ:
+        pytest.skip("linked to one")
+    assert b"libgomp.so" not in Path(module.__file__).read_bytes()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86-64")
+def test_levels_are_those_that_the_processor_has():
+    """As the system counts its features."""
+    flags = set(re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    v3 = {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"} <= flags
+    v4 = v3 and {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags
+    assert _extension.describe()["cpu_levels"] == {"baseline": True, "v3": v3, "v4": v4}
 
 
 @pytest.mark.parametrize("problem", [None, "CUDA driver version is insufficient for CUDA runtime version"])

@@ -9,12 +9,14 @@ import click
 
 from ..errors import InputError
 from .common import Output, data_options, free_folder, settings, tell_notes, verb
+from .completion import Known
 
 
 @verb("attack", processes=True)
 @click.option(
     "--method",
     "-m",
+    type=Known("attacks"),
     default="orthogonal",
     show_default=True,
     help="An attack, or several joined with + (see `ulfast ls`).",
@@ -22,10 +24,12 @@ from .common import Output, data_options, free_folder, settings, tell_notes, ver
 @data_options
 @click.option(
     "--model",
+    type=Known("models"),
     help="cnn, resnet18, resnet18-WIDTH or timm:NAME (default: cnn; resnet18 with a recipe of the paper).",
 )
 @click.option(
     "--recipe",
+    type=Known("recipes"),
     default="quick",
     show_default=True,
     help="quick, quick-noflip, fast (GPU), paper, paper-plain, paper-dfr, imagenet (see `ulfast ls recipes`).",
@@ -36,7 +40,10 @@ from .common import Output, data_options, free_folder, settings, tell_notes, ver
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @click.option("--compare", is_flag=True, help="Also train without an attack.")
 @click.option(
-    "--clean", metavar="PATH|NAME", help="Clean training images: to compare with, or for the methods that need some."
+    "--clean",
+    type=Known("data"),
+    metavar="PATH|NAME",
+    help="Clean training images: to compare with, or for the methods that need some.",
 )
 @click.option("--init", type=click.Choice(["zero", "torch"]), help="Start of the linear fit; torch is the paper's.")
 @click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000; see --recipe).")

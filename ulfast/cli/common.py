@@ -20,6 +20,7 @@ import click
 from ..errors import InputError
 from ..runtime.machine import launched_size
 from ..runtime.made import check_replace, expand
+from .completion import Known
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -116,7 +117,11 @@ def share(text: str, name: str) -> float:
 
 
 class Bars:
-    """Draws progress on stderr with rate and time left; a library's `progress` callable."""
+    """Draws progress on stderr with rate and time left; a library's `progress` callable.
+
+    The time left is said with what it rests on: the pace of this process since the stage began, which what was there
+    before (a run resumed, a part of a download) does not count for.
+    """
 
     TITLES: ClassVar[dict[str, str]] = {
         "clean": "train on clean",
@@ -133,6 +138,7 @@ class Bars:
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
         self._last: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, float]] = {}  # stage: when, and with how much done
 
     def __enter__(self) -> Bars:
         return self
@@ -144,32 +150,46 @@ class Bars:
     def __call__(self, stage: str, done: float, total: float, **info: Any) -> None:
         if self._quiet:
             return
+        left = self._left(stage, done, total)
         if not sys.stderr.isatty():
-            self._line(stage, done, total, info)
+            self._line(stage, done, total, info, left)
             return
         if self._progress is None:
             self._start()
         if stage not in self._tasks:
             title = self.TITLES.get(stage, stage)
-            self._tasks[stage] = self._progress.add_task(title, total=total or None, rate="")
-        self._progress.update(self._tasks[stage], completed=done, total=total or None, rate=_rate(info, done, self))
+            self._tasks[stage] = self._progress.add_task(title, total=total or None, rate="", left="")
+        self._progress.update(
+            self._tasks[stage], completed=done, total=total or None, rate=_rate(info, done, self), left=left
+        )
 
     def _start(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._progress = Progress(
             TextColumn("{task.description:<22}"),
             BarColumn(28),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", style="cyan"),
             TextColumn("{task.fields[rate]}", style="dim"),
             console=Console(stderr=True),
         )
         self._progress.start()
 
-    def _line(self, stage: str, done: float, total: float, info: dict[str, Any]) -> None:
+    def _left(self, stage: str, done: float, total: float) -> str:
+        """Nothing before there are two seconds to judge by."""
+        now = time.monotonic()
+        if done < self._begun.setdefault(stage, (now, done))[1]:  # it begins anew
+            self._begun[stage] = now, done
+        begun, before = self._begun[stage]
+        spent = now - begun
+        if spent < 2 or not before < done < total:
+            return ""
+        return f"{_clock(spent * (total - done) / (done - before))} left at the pace of the past {_clock(spent)}"
+
+    def _line(self, stage: str, done: float, total: float, info: dict[str, Any], left: str) -> None:
         """Without a terminal: one line at the end of a stage, and every 15 seconds."""
         now = time.monotonic()
         begun = self._last.setdefault(stage, now)
@@ -177,7 +197,15 @@ class Bars:
             return
         self._last[stage] = now
         share = f"{100 * done / total:.0f} %" if total else ""
-        click.echo(f"{self.TITLES.get(stage, stage)}: {share} {_rate(info, done, self)}".rstrip(), err=True)
+        numbers = ", ".join(part for part in (_rate(info, done, self), left) if part)
+        click.echo(f"{self.TITLES.get(stage, stage)}: {share} {numbers}".rstrip(), err=True)
+
+
+def _clock(seconds: float) -> str:
+    """75 as 1:15, 3675 as 1:01:15."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _rate(info: dict[str, Any], done: float, bars: Bars) -> str:
@@ -283,7 +311,14 @@ def verb(
             )
         if device:
             command.params.append(
-                click.Option(["--device"], default="auto", show_default=True, metavar="auto|cpu|cuda", help=where)
+                click.Option(
+                    ["--device"],
+                    type=Known("devices"),
+                    default="auto",
+                    show_default=True,
+                    metavar="auto|cpu|cuda",
+                    help=where,
+                )
             )
         if processes:
             command.params += [
@@ -336,12 +371,21 @@ def data_options(function: F) -> F:
     for option in reversed(
         [
             click.option(
-                "--data", metavar="PATH|NAME", help="Folder, .npz, .beton, or sample, cifar10, cifar100, svhn."
+                "--data",
+                type=Known("data"),
+                metavar="PATH|NAME",
+                help="Folder, .npz, .beton, or sample, cifar10, cifar100, svhn.",
             ),
             click.option(
                 "--test-data", metavar="PATH", help="Where the clean test images are, if not beside the others."
             ),
-            click.option("--format", "format_", metavar="KIND", help="Read --data as this kind (see `ulfast ls`)."),
+            click.option(
+                "--format",
+                "format_",
+                type=Known("formats"),
+                metavar="KIND",
+                help="Read --data as this kind (see `ulfast ls`).",
+            ),
             click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images."),
         ]
     ):

@@ -9,6 +9,7 @@ import click
 
 from ..errors import InputError
 from .common import Output, noted, reading_options, tell_notes, verb
+from .completion import Known
 
 
 @click.group("data")
@@ -17,7 +18,7 @@ def command() -> None:
 
 
 @verb("get", seed=False, device=False)
-@click.argument("name")
+@click.argument("name", type=Known("data"))
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder (default: ULFAST_CACHE or ~/.cache/ulfast).")
 def get(output: Output, name: str, cache: Path | None) -> None:
     """Download a data set ahead of time: cifar10, cifar100 or svhn.
@@ -35,8 +36,10 @@ def get(output: Output, name: str, cache: Path | None) -> None:
 
 
 @verb("info", device=False)
-@click.argument("data", metavar="PATH|NAME")
-@click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
+@click.argument("data", type=Known("data"), metavar="PATH|NAME")
+@click.option(
+    "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
+)
 @reading_options
 @click.option("--quick", is_flag=True, help="Do not look for poison.")
 def info(output: Output, data: str, format_: str | None, quick: bool, seed: int, reading: dict[str, Any]) -> None:
@@ -83,7 +86,13 @@ def info(output: Output, data: str, format_: str | None, quick: bool, seed: int,
 
 @verb("import", seed=False, device=False)
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--base", required=True, metavar="PATH|NAME", help="The clean images it was made for: order and labels.")
+@click.option(
+    "--base",
+    type=Known("data"),
+    required=True,
+    metavar="PATH|NAME",
+    help="The clean images it was made for: order and labels.",
+)
 @click.option(
     "--layout",
     default="auto",
@@ -145,11 +154,11 @@ def import_(
 
 
 @verb("export", seed=False, device=False)
-@click.argument("data", metavar="PATH|NAME")
+@click.argument("data", type=Known("data"), metavar="PATH|NAME")
 @click.option(
     "--layout", default="png-index", show_default=True, help="png-index, imagefolder, npz, beton, perturbation-pt."
 )
-@click.option("--base", metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
+@click.option("--base", type=Known("data"), metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to make.")
 @click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
 @reading_options
@@ -194,7 +203,7 @@ def export(
 
 
 @verb("convert", device=False, processes=True)
-@click.argument("data", metavar="PATH|NAME")
+@click.argument("data", type=Known("data"), metavar="PATH|NAME")
 @click.option(
     "--to",
     type=click.Choice(["beton", "ulfast"]),
@@ -202,7 +211,9 @@ def export(
     show_default=True,
     help="FFCV's .beton, or ulfast's folder of memory-mapped arrays.",
 )
-@click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
+@click.option(
+    "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
+)
 @reading_options
 @click.option(
     "--mode",

@@ -8,12 +8,14 @@ import click
 
 from ..errors import InputError
 from .common import Output, Picture, verb
+from .completion import Known
 
 
 @verb("dfr")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--clean",
+    type=Known("data"),
     metavar="PATH|NAME",
     help="Clean images: the last layer is refitted to training images, the test images are classified.",
 )

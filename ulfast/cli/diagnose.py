@@ -8,11 +8,14 @@ import click
 
 from ..errors import InputError
 from .common import Output, Picture, verb
+from .completion import Known
 
 
 @verb("diagnose", device=False)
-@click.argument("data", required=False, metavar="PATH|NAME")
-@click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
+@click.argument("data", type=Known("data"), required=False, metavar="PATH|NAME")
+@click.option(
+    "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images.")
 @click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
 @click.option("--out", "-o", type=Picture(), help="PNG of what looks suspicious.")

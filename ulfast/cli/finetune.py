@@ -8,11 +8,14 @@ import click
 
 from ..errors import InputError
 from .common import Output, verb
+from .completion import Known
 
 
 @verb("finetune")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--clean", metavar="PATH|NAME", help="Clean images (default: the sample in the package).")
+@click.option(
+    "--clean", type=Known("data"), metavar="PATH|NAME", help="Clean images (default: the sample in the package)."
+)
 @click.option(
     "--clean-images",
     type=click.IntRange(1),

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -33,10 +34,24 @@ VERBS = {
     "doctor": ("doctor", "Check the installation, with a real run of every kernel."),
 }
 DONE, OUR_FAULT, INPUT_WRONG, INTERRUPTED = 0, 1, 2, 130
+# What click 8.2 and later raise where a group is called without a verb; before, it printed the help by itself.
+HELP_WANTED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
+class ReaderGone(Exception):
+    """A BrokenPipeError, which click would make exit code 1."""
 
 
 class Verbs(click.Group):
     """Loads a verb's module when it is asked for."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _named():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _named():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -63,6 +78,14 @@ class Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -98,8 +121,12 @@ def run(arguments: list[str] | None = None) -> int:
     # libgomp's threads otherwise spin between two kernels and take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        code = group.main(arguments, prog_name="ulfast", standalone_mode=False)
+        code = group.main(arguments, prog_name="ulfast", standalone_mode=False, color=colors())
+        sys.stdout.flush()  # here, where it may fail
         return code if isinstance(code, int) else DONE
+    except HELP_WANTED as asked:
+        click.echo(asked.ctx.get_help())
+        return DONE
     except (InputError, click.ClickException) as error:
         if debug:
             raise
@@ -121,8 +148,8 @@ def run(arguments: list[str] | None = None) -> int:
             else "interrupted; nothing was written"
         )
         return INTERRUPTED
-    except BrokenPipeError:
-        # `ulfast ls | head`: the reader is gone, which is no fault of anybody's.
+    except (ReaderGone, BrokenPipeError):
+        # `ulfast ls | head`: nobody reads on, which is no fault of anybody's.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
@@ -133,6 +160,11 @@ def run(arguments: list[str] | None = None) -> int:
             f"internal error, {type(error).__name__}: {text[:300]}; run again with --debug for the traceback", error
         )
         return OUR_FAULT
+
+
+def colors() -> bool | None:
+    """False where NO_COLOR is set to anything (no-color.org), None to decide by the terminal. Rich looks by itself."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def complain(text: str, error: BaseException | None = None) -> None:
@@ -146,4 +178,4 @@ def complain(text: str, error: BaseException | None = None) -> None:
         if distributed.tell_launcher(text, error):
             return
         text = f"process {os.environ.get('RANK', '?')}: {text}"
-    click.echo(f"{click.style('ulfast:', fg='red', bold=True)} {text}", err=True)
+    click.echo(f"{click.style('ulfast:', fg='red', bold=True)} {text}", err=True, color=colors())

@@ -13,6 +13,7 @@ import click
 
 from ..errors import InputError
 from .common import Output, Share, data_options, existing, settings, tell_notes, verb
+from .completion import Known
 
 
 @verb(
@@ -20,7 +21,9 @@ from .common import Output, Share, data_options, existing, settings, tell_notes,
     processes=True,
     where="Where to compute. With auto a network is trained on a GPU, and methods without one work on the CPU.",
 )
-@click.option("--method", "-m", default="lsp", show_default=True, help="A poison (see `ulfast ls`).")
+@click.option(
+    "--method", "-m", type=Known("poisons"), default="lsp", show_default=True, help="A poison (see `ulfast ls`)."
+)
 @data_options
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")

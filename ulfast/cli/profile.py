@@ -9,6 +9,7 @@ import click
 
 from ..errors import InputError
 from .common import Output, Picture, verb
+from .completion import Known
 
 
 @verb("profile", seed=False)
@@ -25,7 +26,13 @@ from .common import Output, Picture, verb
 @click.option("--repeats", type=click.IntRange(1), help="Rounds (default 15).")
 @click.option("--plot", type=Picture(), help="PNG of the roofline.")
 @click.option("--trace", type=click.Path(path_type=Path), help="JSON for Chrome's or Perfetto's trace viewer.")
-@click.option("--step", "model", metavar="MODEL", help="The projection's share of a training step of this model.")
+@click.option(
+    "--step",
+    "model",
+    type=Known("models"),
+    metavar="MODEL",
+    help="The projection's share of a training step of this model.",
+)
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images of --step.")
 @click.option("--size", type=click.IntRange(8), default=32, show_default=True, help="Side of the images of --step.")
 @click.option("--list", "list_", is_flag=True, help="The operators and what they take.")

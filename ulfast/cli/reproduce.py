@@ -8,10 +8,11 @@ import click
 
 from ..errors import InputError
 from .common import Output, verb
+from .completion import Known
 
 
 @verb("reproduce", seed=False)
-@click.argument("grid", required=False)
+@click.argument("grid", type=Known("grids"), required=False)
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the grid (default: runs/NAME).")
 @click.option(
     "--jobs",

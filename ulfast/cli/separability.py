@@ -8,12 +8,25 @@ import click
 
 from ..errors import InputError
 from .common import Output, Picture, verb
+from .completion import Known
 
 
 @verb("separability")
-@click.option("--data", metavar="PATH|NAME", help="Clean training images (default: the sample in the package).")
+@click.option(
+    "--data",
+    type=Known("data"),
+    metavar="PATH|NAME",
+    help="Clean training images (default: the sample in the package).",
+)
 @click.option("--poisoned", metavar="PATH", help="The same images poisoned; their difference is what is classified.")
-@click.option("--method", "-m", "methods", multiple=True, help="A poison to make and test, any number (default: all).")
+@click.option(
+    "--method",
+    "-m",
+    "methods",
+    type=Known("poisons"),
+    multiple=True,
+    help="A poison to make and test, any number (default: all).",
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images.")
 @click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -11,9 +12,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import ExtensionError, InputError
+import torch  # noqa: F401  whose OpenMP library the kernels use
 
-REBUILD = "pip install --no-build-isolation -e . (in a checkout), or pip install --force-reinstall --no-deps ulfast"
+from ..errors import ExtensionError, InputError
+from ..version import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def reinstall(*, from_source: bool = True) -> str:
+    """The command that builds the kernels of this installation anew; of a wheel it may also fetch another."""
+    if (ROOT / "csrc").is_dir():
+        return f"pip install --no-build-isolation -e . (in {ROOT})"
+    source = " --no-binary ulfast" if from_source else ""
+    compiles = " (compiles: needs g++ 10 or clang 14, or newer)" if from_source else ""
+    return f"pip install --force-reinstall --no-deps{source} ulfast=={__version__}{compiles}"
 
 
 @functools.cache
@@ -24,19 +37,33 @@ def load() -> ModuleType:
         ExtensionError: it is missing or cannot be loaded; names what was looked for, what was found, and the remedy.
     """
     try:
-        module = importlib.import_module("ulfast._C")
+        module = _imported()
     except ImportError as error:
         folder = Path(__file__).resolve().parent.parent
         expected = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
         found = ", ".join(sorted(p.name for p in folder.glob("_C.*"))) or "none"
         raise ExtensionError(
             f"the compiled kernels of ulfast could not be loaded ({error}); looked for {expected} in {folder},"
-            f" found {found}. Build them with: {REBUILD}"
+            f" found {found}. Repair it with: {reinstall(from_source=False)}"
         ) from error
     wanted = os.environ.get("ULFAST_CPU_LEVEL")
     if wanted:
         set_cpu_level(wanted, module)
     return module
+
+
+def _imported() -> ModuleType:
+    try:
+        return importlib.import_module("ulfast._C")
+    except ImportError as error:
+        if "GOMP" not in str(error):
+            raise
+    # A torch that keeps its OpenMP library to itself, or has another: the compiler's is put in reach.
+    try:
+        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ImportError(f"{error}; Debian, Ubuntu: apt-get install libgomp1") from error
+    return importlib.import_module("ulfast._C")
 
 
 def set_cpu_level(name: str, module: ModuleType | None = None) -> None:
@@ -58,7 +85,7 @@ def cuda_problem() -> str | None:
     problem = kernels.device_problem() if kernels is not None else None
     if problem is None:
         return None
-    return f"{problem}. Update the NVIDIA driver, or build with the CUDA version that nvidia-smi shows: {REBUILD}"
+    return f"{problem}. Update the NVIDIA driver, or build with the CUDA version that nvidia-smi shows: {reinstall()}"
 
 
 def describe() -> dict[str, Any]:

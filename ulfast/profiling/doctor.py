@@ -31,6 +31,7 @@ REQUIRED = (
     "scipy",
     "jinja2",
 )
+# Extra of the same name: what it is for.
 OPTIONAL = {"kornia": "attack ueraser", "timm": "models timm:NAME"}
 
 
@@ -52,7 +53,7 @@ def examine() -> dict[str, Any]:
     add(
         "packages",
         not missing,
-        f"missing: {', '.join(missing)}; pip install ulfast" if missing else ", ".join(versions),
+        f"missing: {', '.join(missing)}; pip install {' '.join(missing)}" if missing else ", ".join(versions),
     )
     if "torch" in missing:
         return {"ok": False, "checks": checks}
@@ -74,7 +75,7 @@ def examine() -> dict[str, Any]:
             importlib.import_module(name)
             add(name, True, f"for {use}")
         except ImportError as error:
-            add(name, None, f"not usable ({error}); {use}")
+            add(name, None, f"not usable ({error}); for {use}: pip install {name}")
     _ffcv(add)
     return {"ok": all(check["ok"] is not False for check in checks), "checks": checks}
 
@@ -124,10 +125,12 @@ def _cuda_kernels(built: bool) -> tuple[bool | None, str]:
     """Which CUDA kernels are on, since when or why not. On a GPU that has not been met yet this verifies them."""
     import torch
 
-    from ..ops import verification
+    from ..ops import _extension, verification
 
     if not built:
-        return None, "not built"
+        if not torch.cuda.is_available():
+            return None, "not built"
+        return None, f"not built; PyTorch computes in their place. With nvcc on the PATH: {_extension.reinstall()}"
     if not torch.cuda.is_available():
         return None, "built; no GPU that torch can use"
     try:

@@ -23,7 +23,9 @@ def _local_size() -> int:
 
 def cores() -> int:
     """Processors that this process may use: its share where torchrun started several on this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // _local_size())
+    # macOS has no such call.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // _local_size())
 
 
 def keep_freed_memory() -> None:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
 
-INSTALL = "tools/ffcv.sh (or make setup) installs it"
+CHECKOUT = Path(__file__).resolve().parents[3]
+# FFCV's own package asks for all of OpenCV and its headers; the script does with a part of them.
+INSTALL = (
+    "tools/ffcv.sh (or make setup) installs it"
+    if (CHECKOUT / "tools" / "ffcv.sh").exists()
+    else "pip install ffcv 'ulfast[ffcv]' installs it where OpenCV's and libturbojpeg's headers and pkg-config are; "
+    "ulfast reads and writes .beton files without it"
+)
 _lock = threading.Lock()
 
 

@@ -1,0 +1,60 @@
+"""The values that the shell completes: names that options and arguments know.
+
+The registries that hold them import torch, for which nobody waits after a tab, so the names stand here once more; a
+test compares the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+NAMES = {
+    "poisons": (
+        *("lsp", "ops", "ar", "regions-4", "regions-16", "cwrandom", "swrandom", "cuda", "em", "em-classwise", "tap"),
+        *("tap-untargeted", "rem", "hypo", "sep", "pil", "file"),
+    ),
+    "attacks": (
+        *(
+            "none",
+            "orthogonal",
+            "orthogonal-classwise",
+            "orthogonal-patch",
+            "orthogonal-full",
+            "mean-noise",
+            "iss-gray",
+        ),
+        *("iss-jpeg", "iss-bdr", "gaussian", "cutout", "mixup", "cutmix", "adversarial", "ueraser", "early-stop"),
+        *("finetune", "linear-probe", "dfr", "auto"),
+    ),
+    "models": ("cnn", "resnet18", "resnet18-16"),
+    "recipes": ("quick", "quick-noflip", "fast", "paper", "paper-plain", "paper-dfr", "imagenet"),
+    "data": ("sample", "cifar10", "cifar100", "svhn"),
+    "formats": ("ulfast", "cifar-python", "cifar-binary", "svhn", "npz", "beton", "imagefolder"),
+    "devices": ("auto", "cpu", "cuda"),
+}
+FILES = ("data", "grids")  # kinds that a path may be, too
+JOINED = ("attacks",)  # kinds of which several are joined with +
+
+
+class Known(click.types.StringParamType):
+    """Any text; of one of the kinds above, or of shipped "grids", for the completion."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        before, plus, last = incomplete.rpartition("+") if self.kind in JOINED else ("", "", incomplete)
+        found = [CompletionItem(f"{before}{plus}{name}") for name in names(self.kind) if name.startswith(last)]
+        if self.kind in FILES and not found:  # the shell's own completion of paths takes no names beside it
+            return [CompletionItem(incomplete, type="file")]
+        return found
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Of a kind."""
+    if kind == "grids":
+        return tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "grids").glob("*.yaml")))
+    return NAMES[kind]
