@@ -93,9 +93,8 @@ __device__ __forceinline__ void in_two_tf32(float v, uint32_t* big, uint32_t* sm
 #ifdef ULFAST_EMULATE
   *big = bits_of_f32(v) + 0x1000u;
 #else
-  asm volatile("add.u32 %0, %1, 0x1000;"
-               : "=r"(*big)
-               : "r"(bits_of_f32(v)));  // where it stands: both parts kept are registers lost
+  // Volatile, as parts kept from before a loop are registers lost.
+  asm volatile("add.u32 %0, %1, 0x1000;" : "=r"(*big) : "r"(bits_of_f32(v)));
 #endif
   *big &= ~0x1FFFu;
   *small = bits_of_f32(v - f32_of_bits(*big));

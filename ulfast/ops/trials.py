@@ -284,13 +284,13 @@ def _project() -> Iterator[Trial]:
     small = ((1, 1, 1), (1, 3072, 10), (5, 15, 3), (9, 16, 10), (17, 1030, 16), (7, 3073, 32), (3, 12288, 3))
     filling = ((ENOUGH, 784, 1), (ENOUGH, 3072, 10), (ENOUGH // 2, 6148, 16), (ENOUGH // 2, 3072, 32))
     # On tensor cores in one launch and in three.
-    filling += ((4 * ENOUGH, 512, 10), (4 * ENOUGH, 512, 24), (ENOUGH, 3072, 50), (ENOUGH, 3080, 100))
+    tensor_cores = ((4 * ENOUGH, 512, 10), (4 * ENOUGH, 512, 24), (ENOUGH, 3072, 50), (ENOUGH, 3080, 100))
     for dtype in ROWS:
-        for n, d, k in small if dtype == F64 else small + filling:
+        for n, d, k in small if dtype == F64 else small + filling + tensor_cores:
             x, basis = draw.rows(n, d, dtype), draw.basis(k, d, dtype)
             about, close = f"{n} x {d}, k {k}, {_short(dtype)}", ROWS[dtype]
             yield Trial("project", about, (x, basis), close, strided=True)
-            if (n, k) in ((9, 10), (17, 16), (ENOUGH, 10)):
+            if (n, k) in ((9, 10), (17, 16), (ENOUGH, 10), (ENOUGH, 50)):
                 out = torch.zeros(n, d, dtype=reference.projected_dtype(dtype), device=CPU)
                 yield Trial("project_out", about, (x, basis, out), close)
                 if dtype != U8:
