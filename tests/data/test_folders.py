@@ -238,5 +238,9 @@ def test_splits_and_classes_within_class_folders_are_refused(tmp_path):
         load_dataset(tmp_path / "a")
     with pytest.raises(InputError, match=r"part_cats, part_dogs in .* all hold folders ant, bee"):
         load_dataset(tmp_path / "b")
+    folders(tmp_path / "w/unpacked/train", ["x", "y"])
+    folders(tmp_path / "w/unpacked/test", ["x", "y"])
+    with pytest.raises(InputError, match=r"point --data at .*/w/unpacked"):
+        load_dataset(tmp_path / "w")
     for name in "ce":
         assert load_dataset(tmp_path / name).classes == ("cats", "dogs")

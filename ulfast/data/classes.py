@@ -57,10 +57,6 @@ def matched(reference: Dataset | Outline, other: Dataset, *, names: tuple[str, s
         )
     if reference.classes == other.classes:
         return other
-    for dataset, what in ((reference, first), (other, second)):
-        if len(set(dataset.classes)) < len(dataset.classes):
-            twice = next(name for name in dataset.classes if dataset.classes.count(name) > 1)
-            raise InputError(f"the {what} have two classes called {twice!r}: rename one")
     if _numbers(reference.classes) and _numbers(other.classes):  # "01" is the class "1"
         known = {int(name): name for name in reference.classes}
         if len(known) == reference.num_classes:

@@ -31,7 +31,7 @@ class Dataset:
         notes: what reading it left out or changed, counted by kind.
 
     Raises:
-        InputError: arrays that do not fit together, or labels out of range.
+        InputError: arrays that do not fit together, labels out of range, or two classes of one name.
     """
 
     images: np.ndarray
@@ -50,6 +50,9 @@ class Dataset:
             raise InputError(f"{where}: images must have 1 or 3 channels, got {self.images.shape[3]}")
         if self.labels.shape != (len(self.images),):
             raise InputError(f"{where}: {len(self.images)} images but labels of shape {self.labels.shape}")
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise InputError(f"{where} has two classes called {twice!r}: rename one")
         if self.labels.dtype != np.int64:
             object.__setattr__(self, "labels", self.labels.astype(np.int64))
         if len(self.labels):

@@ -36,6 +36,7 @@ def decode(
         InputError: no image, a damaged one, one that is declared larger than `MAX_PIXELS`, or values of no known range.
     """
     notes = Counter() if notes is None else notes
+    data = b"?"
     try:
         data = file.read_bytes()
         image = _jpeg(file, data, channels) if data[:3] == b"\xff\xd8\xff" else None
@@ -48,7 +49,7 @@ def decode(
     except MemoryError:
         raise InputError(f"{file} cannot be read as an image (not enough memory): repair or remove it") from None
     except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, KeyError, OverflowError) as error:
-        said = " ".join(str(error).split())[:120]
+        said = " ".join(str(error).split("<_io.")[0].split())[:120] if data else "it is empty"
         raise InputError(f"{file} cannot be read as an image ({said}): repair or remove it") from None
     return image if resize is None else centre_square(image, resize)
 

@@ -114,6 +114,8 @@ def check_classes(root: Path, folders: list[Path]) -> None:
     for folder in folders:
         subfolders, images = walk.entries(folder)
         kinds = {kind_of(sub) for sub in subfolders} - {None}
+        if len(kinds) > 1 and not images and len(folders) == 1:
+            raise InputError(f"{root} holds nothing but {folder.name}, which has the splits: point --data at {folder}")
         if len(kinds) > 1 and not images:
             raise InputError(
                 f"{folder} holds {' and '.join(sub.name for sub in subfolders if kind_of(sub))}: splits within a class"
