@@ -29,13 +29,6 @@ constexpr bool kAhead = true;  // the next images are asked for at once
 #endif
 constexpr int kRank = 16;  // basis rows, at most
 
-struct Frame {
-  const float *mean, *std;
-  const int32_t* shift;
-  const uint8_t* flip;
-  int h, w;
-};
-
 struct Move {
   int dy, dx;
   int state;  // 1: flipped, 2: its index is out of range, 4: there is no such image
@@ -105,7 +98,7 @@ using Held = Words[kHeldUnits][kBlocks][2];
 
 // NT: eights of basis rows. Wide: image rows of several units.
 template <class O, int NT, Part part, bool Wide> __global__ void __launch_bounds__(kBlock, 1)
-    mma_ingest_kernel(Rows a, Frame f, Task task, O* result) {
+    mma_ingest_kernel(Rows a, Augment f, Task task, O* result) {
   const int pitch = pitch_of(task.slices.features / kUnit), splits = task.slices.splits, k = (int)a.k;
   const int split = blockIdx.x % splits, lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int64_t from = (int64_t)split * task.slices.features;
@@ -384,7 +377,7 @@ template <class O, int NT, bool Wide> const char* run(const Ingest& a, cudaStrea
   const int64_t d = a.h * a.w * a.c;
   const Slices s = slices_of<O>(a);
   const Rows rows{a.images, a.basis, a.index, nullptr, nullptr, d, d, a.k, 0, a.images_n};
-  const Frame frame{a.mean, a.std, a.shift, a.flip, (int)a.h, (int)a.w};
+  const Augment frame{a.mean, a.std, a.shift, a.flip, (int)a.h, (int)a.w};
   O* out = static_cast<O*>(a.out);
   const int64_t grid = (int64_t)s.splits * s.blocks;
   const size_t shared = (size_t)s.shared;

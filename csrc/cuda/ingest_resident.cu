@@ -13,20 +13,13 @@ namespace cuda {
 
 namespace {
 
-struct Frame {
-  const float *mean, *std;
-  const int32_t* shift;
-  const uint8_t* flip;
-  int h, w;
-};
-
 // The shift and the flip of an image; the shift no further than makes the image black.
 struct Move {
   int dy, dx;
   bool flip;
 };
 __device__ __forceinline__ int within(int v, int most) { return v < -most ? -most : v > most ? most : v; }
-__device__ __forceinline__ Move move_of(const Frame& f, int64_t image) {
+__device__ __forceinline__ Move move_of(const Augment& f, int64_t image) {
   Move m{0, 0, false};
   if (f.shift) m.dy = within(f.shift[2 * image], f.h), m.dx = within(f.shift[2 * image + 1], f.w);
   m.flip = f.flip && f.flip[image];
@@ -34,7 +27,7 @@ __device__ __forceinline__ Move move_of(const Frame& f, int64_t image) {
 }
 
 template <class O, int R, int CH, Part part, bool Own, bool Whole, bool Ahead>
-__global__ void __launch_bounds__(kBlock, 1) resident_ingest_kernel(Rows a, Frame f, Task task, O* result) {
+__global__ void __launch_bounds__(kBlock, 1) resident_ingest_kernel(Rows a, Augment f, Task task, O* result) {
   const int t = threadIdx.x % kTeam, w = f.w, wc = w * CH;
   const int quad = t * 4 / w, x0 = t * 4 - quad * w;  // the image row of the thread's pixels, and the first of them
   float scale[CH], bias[CH];
@@ -139,7 +132,7 @@ template <class O, int CH> const char* run(const Ingest& a, cudaStream_t stream)
   const int group = rows_of(a);
   const Slices s = slices_of(a, group);
   const Rows rows{a.images, a.basis, a.index, a.labels, nullptr, d, d, a.k, a.classes, a.images_n};
-  const Frame frame{a.mean, a.std, a.shift, a.flip, (int)a.h, (int)a.w};
+  const Augment frame{a.mean, a.std, a.shift, a.flip, (int)a.h, (int)a.w};
   O* out = static_cast<O*>(a.out);
   const int64_t grid = (int64_t)s.splits * s.blocks;
   const size_t shared = (size_t)s.shared;

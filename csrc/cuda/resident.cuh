@@ -307,6 +307,14 @@ __device__ __forceinline__ void for_each_group(const Rows& a, const Task& task, 
 #endif
 }
 
+// How images become a batch, for the kernels of ingest.
+struct Augment {
+  const float *mean, *std;
+  const int32_t* shift;
+  const uint8_t* flip;
+  int h, w;
+};
+
 // (splits, rows, k) to (rows, k), always in the same order.
 __global__ void add_slices(const float* parts, float* out, int64_t count, int splits);
 
