@@ -33,7 +33,7 @@ def with_parameters(method: T, name: str, given: dict[str, Any]) -> T:
         value = given[key] = _typed(name, key, value, str(fields[key].type))
         least, choices = fields[key].metadata.get("at_least"), fields[key].metadata.get("choices")
         norm = next((given.get(f, getattr(method, f)) for f in fields if f.endswith("norm")), "linf")
-        bound = key.endswith("eps") and norm == "linf" and _of_pixels(fields, key)
+        bound = (key == "eps" or key.endswith("_eps")) and norm == "linf" and _of_pixels(fields, key)
         if bound and isinstance(value, (int, float)) and value > 1:
             raise InputError(
                 f"{name}: {key} {value:g} is more than all of [0, 1]: for {value:g} levels of 255 give {value:g}/255"

@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="holds no result"):
         Run.open(tmp_path, test)
     gray = ulfast.Dataset(test.images[..., :1].copy(), test.labels, test.classes)
-    with pytest.raises(InputError, match="do not fit the run"):
+    with pytest.raises(InputError, match="the run's images and test images differ"):
         Run.open(folder, gray)
     other = tmp_path / "run"
     ulfast.attack(ulfast.poison(clean, "lsp"), test=test, method="none", epochs=1, out=other, limit=200)

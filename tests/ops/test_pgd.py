@@ -112,3 +112,13 @@ def test_errors(change, error, message):
     given_ = {"x": torch.zeros(3, 4), "grad": torch.zeros(3, 4), "start": torch.zeros(3, 4), "alpha": 0.1, "eps": 0.1}
     with pytest.raises(error, match=message):
         ops.pgd_step(**(given_ | change))
+
+
+def test_autograd_knows_that_x_changes():
+    x, other = torch.rand(4, 12), torch.ones(4, 12)
+    ops.pgd_step(x, other, other, alpha=0.1, eps=0.1)
+    assert x._version == 1
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        ops.pgd_step(x.requires_grad_(), other, other, alpha=0.1, eps=0.1)
+    with pytest.raises(ValueError, match="one argument is on the meta device, the others are on cpu"):
+        ops.pgd_step(x.detach(), other.to("meta"), other, alpha=0.1, eps=0.1)

@@ -118,11 +118,29 @@ def _check_bases(op: str, bases: Tensor, labels: Tensor | None, n: int, d: int) 
     _check_index(op, "labels", labels, n)
 
 
-def _check_out(op: str, x: Tensor, out: Tensor) -> None:
+def _check_out(op: str, x: Tensor, basis: Tensor, out: Tensor) -> None:
     """Raises for an `out` that cannot take the projection of x."""
     dtype = projected_dtype(x.dtype)
     if out.shape != x.shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(f"{op}: out must be a contiguous {tuple(x.shape)} {dtype} tensor, got {_got(out)}")
+    if out.data_ptr() != x.data_ptr() or out.stride() != x.stride():  # x itself is fine: that is in place
+        _apart(op, x=x, out=out)
+    _apart(op, basis=basis, out=out)
+
+
+def _apart(op: str, **two: Tensor) -> None:
+    """Raises if what is written shares memory with what is read, as torch's own operators do."""
+    (read, a), (written, b) = two.items()
+    if a.numel() and b.numel():
+        (first, last), (begin, end) = _span(a), _span(b)
+        if first < end and begin < last:
+            raise ValueError(f"{op}: {written} shares memory with {read}; give a tensor of its own")
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte of a tensor and of the one behind its last."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 def check_project(x: Tensor, basis: Tensor, op: str = "project") -> int:
@@ -144,8 +162,8 @@ def check_project(x: Tensor, basis: Tensor, op: str = "project") -> int:
 def check_project_out(x: Tensor, basis: Tensor, out: Tensor) -> int:
     """Returns d."""
     d = check_project(x, basis)
-    _check_out("project", x, out)
     _together("project", x=x, out=out)
+    _check_out("project", x, basis, out)
     return d
 
 
@@ -154,6 +172,7 @@ def check_project_(x: Tensor, basis: Tensor) -> int:
     d = check_project(x, basis, "project_")
     if not x.is_floating_point() or not x.is_contiguous():
         raise ValueError(f"project_: x must be a contiguous floating tensor, got {x.dtype} with strides {x.stride()}")
+    _apart("project_", basis=basis, x=x)
     return d
 
 
@@ -169,7 +188,7 @@ def check_project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> int:
 def check_project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> int:
     """Returns d."""
     d = check_project_classwise(x, bases, labels)
-    _check_out("project_classwise", x, out)
+    _check_out("project_classwise", x, bases, out)
     _together("project_classwise", x=x, out=out)
     return d
 

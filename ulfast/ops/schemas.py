@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 LIBRARY = Library("ulfast", "DEF")
+DEFINED: list[str] = []  # the names, once this file has been read
 F = TypeVar("F", bound=Callable[..., Any])
 _ops = torch.ops.ulfast
 
@@ -47,6 +48,7 @@ _ops = torch.ops.ulfast
 def define(schema: str, twin: bool = True) -> None:
     """Adds an operator. Its checked twin serves every device for which `kernel` registers nothing better."""
     name = schema.partition("(")[0]
+    DEFINED.append(name)
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     if twin:
         LIBRARY.impl(name, checked_twin(name), "CompositeExplicitAutograd")
@@ -80,8 +82,22 @@ def kernel(device: str) -> Callable[[F], F]:
 
 
 def shape_rule(name: str) -> Callable[[F], F]:
-    """Registers the fake of an operator."""
-    return torch.library.register_fake(f"ulfast::{name}", lib=LIBRARY)
+    """Registers the fake of an operator. One argument on the meta device is enough to come here, where nothing is
+    computed; so the others must be there, too."""
+
+    def register(function: F) -> F:
+        @functools.wraps(function)
+        def rule(*args: Any, **options: Any) -> Any:
+            devices = {value.device.type for value in (*args, *options.values()) if isinstance(value, Tensor)}
+            if "meta" in devices and len(devices) > 1:
+                others = ", ".join(sorted(devices - {"meta"}))
+                raise ValueError(f"{name}: one argument is on the meta device, the others are on {others}")
+            return function(*args, **options)
+
+        torch.library.register_fake(f"ulfast::{name}", rule, lib=LIBRARY)
+        return function
+
+    return register
 
 
 def project(x: Tensor, basis: Tensor, *, out: Tensor | None = None) -> Tensor:
