@@ -114,19 +114,8 @@ const char* project(const Project& a, void* stream) {
   if (resident_fits(a) && aligned(a.x, quad) && aligned(a.out, a.dtype == DType::u8 ? 16 : quad) &&
       aligned(a.basis, 16))
     return resident_project(a, s);
-  switch (a.dtype) {
-    case DType::u8:
-      return run<uint8_t, float>(a, s);
-    case DType::f16:
-      return run<f16, f16>(a, s);
-    case DType::bf16:
-      return run<bf16, bf16>(a, s);
-    case DType::f32:
-      return run<float, float>(a, s);
-    case DType::f64:
-      return run<double, double, 2>(a, s);
-  }
-  return "unknown dtype";
+  if (a.dtype == DType::f64) return run<double, double, 2>(a, s);
+  return by_dtype(a.dtype, [&](auto x, auto result) { return run<decltype(x), decltype(result)>(a, s); });
 }
 
 }  // namespace cuda

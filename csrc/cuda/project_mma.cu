@@ -675,18 +675,7 @@ int64_t mma_scratch(const Project& a) {
 }
 
 const char* mma_project(const Project& a, cudaStream_t stream) {
-  switch (a.dtype) {
-    case DType::u8:
-      return run<uint8_t, float>(a, stream);
-    case DType::f16:
-      return run<f16, f16>(a, stream);
-    case DType::bf16:
-      return run<bf16, bf16>(a, stream);
-    case DType::f32:
-      return run<float, float>(a, stream);
-    default:
-      return "unknown dtype";
-  }
+  return by_dtype(a.dtype, [&](auto x, auto result) { return run<decltype(x), decltype(result)>(a, stream); });
 }
 
 }  // namespace cuda

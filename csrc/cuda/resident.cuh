@@ -338,6 +338,22 @@ int64_t mma_scratch(const Ingest& a);
 const char* mma_project(const Project& a, cudaStream_t stream);
 const char* mma_ingest(const Ingest& a, cudaStream_t stream);
 
+// run(x, result) with a value of the type of the rows and one of the result's, of all types but float64.
+template <class Run> const char* by_dtype(DType dtype, const Run& run) {
+  switch (dtype) {
+    case DType::u8:
+      return run(uint8_t{}, float{});
+    case DType::f16:
+      return run(f16{}, f16{});
+    case DType::bf16:
+      return run(bf16{}, bf16{});
+    case DType::f32:
+      return run(float{}, float{});
+    default:
+      return "unknown dtype";
+  }
+}
+
 // Bytes of the next groups of a block, for values of `size` bytes.
 inline int64_t ahead_bytes(int R, int64_t size) { return (int64_t)kBlock * R * kChunks * 4 * size; }
 
