@@ -129,18 +129,19 @@ def _check_out(op: str, x: Tensor, basis: Tensor, out: Tensor) -> None:
 
 
 def _apart(op: str, **two: Tensor) -> None:
-    """Raises if what is written shares memory with what is read, as torch's own operators do."""
+    """Raises if the second, which is written and contiguous, shares memory with the first, which is read; torch's own
+    operators do so, too."""
     (read, a), (written, b) = two.items()
-    if a.numel() and b.numel():
-        (first, last), (begin, end) = _span(a), _span(b)
-        if first < end and begin < last:
-            raise ValueError(f"{op}: {written} shares memory with {read}; give a tensor of its own")
+    first, begin = a.data_ptr(), b.data_ptr()
+    if first < begin + b.nbytes and begin < first + (a.nbytes if a.is_contiguous() else _span(a)):
+        raise ValueError(f"{op}: {written} shares memory with {read}; give a tensor of its own")
 
 
-def _span(x: Tensor) -> tuple[int, int]:
-    """Addresses of the first byte of a tensor and of the one behind its last."""
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+def _span(x: Tensor) -> int:
+    """Bytes from the first value of a tensor to behind its last."""
+    if not x.numel():
+        return 0
+    return (1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))) * x.element_size()
 
 
 def check_project(x: Tensor, basis: Tensor, op: str = "project") -> int:

@@ -177,9 +177,8 @@ def ingest(
         or h * w * c >= 2**31
         or w * c > kernels.ingest_width
         or c > kernels.ingest_channels
+        or (basis is not None and not crossover.fused("cuda", "ingest", images.dtype, k))
     ):
-        return _ingest_products(images, basis, mean, std, dtype, index, shift, flip, labels)
-    if basis is not None and not crossover.fused("cuda", "ingest", images.dtype, k):
         return _ingest_products(images, basis, mean, std, dtype, index, shift, flip, labels)
     images, device = images.contiguous(), images.device
     mean, std = mean.float().contiguous(), std.float().contiguous()

@@ -1,13 +1,11 @@
-"""Derivatives and vmap of the projections, and what autograd must know of operators that change a tensor."""
+"""Derivatives and vmap of the projections. The other operators have none."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .schemas import DEFINED, LIBRARY
+from .schemas import LIBRARY
 from .state import exact
 
 
@@ -81,34 +79,3 @@ def _classwise_vmap(info, in_dims, x: Tensor, bases: Tensor, labels: Tensor):
 
 
 torch.library.register_vmap("ulfast::project_classwise", _classwise_vmap, lib=LIBRARY)
-
-
-def _changes(name: str, position: int) -> None:
-    """An operator without a derivative that changes its argument at `position`: refused where that would be wrong, and
-    counted in the tensor's version, so that a backward pass which had saved its old values notices."""
-    operator = getattr(torch.ops.ulfast, name).default
-    argument = operator._schema.arguments[position].name
-
-    def run(*args: Any, **options: Any) -> Any:
-        changed = args[position] if position < len(args) else options[argument]
-        if torch.is_grad_enabled():
-            if changed.requires_grad and changed.is_leaf:
-                raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-            if any(isinstance(value, Tensor) and value.requires_grad for value in (*args, *options.values())):
-                raise RuntimeError(
-                    f"{name} has no derivative, but one of its arguments requires grad: detach it, take the form that"
-                    " returns a new tensor, or torch.no_grad()"
-                )
-        with torch._C._AutoDispatchBelowAutograd():
-            got = operator(*args, **options)
-        if not changed.is_inference():
-            torch.autograd.graph.increment_version(changed)
-        return got
-
-    LIBRARY.impl(name, run, "Autograd")
-
-
-for _name in DEFINED:
-    for _position, _argument in enumerate(getattr(torch.ops.ulfast, _name).default._schema.arguments):
-        if _argument.is_write:
-            _changes(_name, _position)

@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 LIBRARY = Library("ulfast", "DEF")
-DEFINED: list[str] = []  # the names, once this file has been read
 F = TypeVar("F", bound=Callable[..., Any])
 _ops = torch.ops.ulfast
 
@@ -48,7 +47,6 @@ _ops = torch.ops.ulfast
 def define(schema: str, twin: bool = True) -> None:
     """Adds an operator. Its checked twin serves every device for which `kernel` registers nothing better."""
     name = schema.partition("(")[0]
-    DEFINED.append(name)
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     if twin:
         LIBRARY.impl(name, checked_twin(name), "CompositeExplicitAutograd")
@@ -63,7 +61,42 @@ def checked_twin(name: str) -> Callable[..., Any]:
         check(*args, **options)
         return twin(*args, **options)
 
-    return exact(function)
+    return counted(exact(function), name)
+
+
+def counted(function: F, name: str) -> F:
+    """An implementation of an operator that, if the operator changes a tensor, counts that in the tensor's version, so
+    that a backward pass which had saved its old values notices, and refuses where a gradient would be lost.
+
+    Here and not in a kernel for autograd, which adds 5 us to a small call (`pgd_step`: 7.4) where this adds 1.3.
+    """
+    arguments_ = getattr(_ops, name).default._schema.arguments
+    written = [i for i, argument in enumerate(arguments_) if argument.is_write]
+    if not written:
+        return function
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        changed = args[written[0]]
+        if torch.is_grad_enabled():
+            for value in args:
+                if isinstance(value, Tensor) and value.requires_grad:
+                    raise RuntimeError(_refusal(name, changed))
+        got = function(*args, **options)
+        if not changed.is_inference():
+            torch.autograd.graph.increment_version(changed)
+        return got
+
+    return run  # type: ignore[return-value]
+
+
+def _refusal(name: str, changed: Tensor) -> str:
+    if changed.requires_grad and changed.is_leaf:
+        return "a leaf Variable that requires grad is being used in an in-place operation."
+    return (
+        f"{name} has no derivative, but one of its arguments requires grad: detach it, take the form that returns a new"
+        " tensor, or torch.no_grad()"
+    )
 
 
 def kernel(device: str) -> Callable[[F], F]:
@@ -74,7 +107,7 @@ def kernel(device: str) -> Callable[[F], F]:
     """
 
     def register(function: F) -> F:
-        function = exact(function)
+        function = counted(exact(function), function.__name__)
         LIBRARY.impl(function.__name__, function, device)
         return function
 

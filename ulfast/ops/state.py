@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ def _precision() -> str:
         return ""
 
 
-class _Precision:
+class _Precision(ABC):
     """Float32 products computed in float32, while there are users.
 
     A setting of the process: the first user saves and sets it, the last puts it back, so that a thread that ends does
@@ -52,9 +53,9 @@ class _Precision:
             if not self.users:
                 self._restore()
 
+    @abstractmethod
     def _set(self) -> Callable[[], None]:
         """Returns what puts it back."""
-        raise NotImplementedError
 
 
 class _FullPrecision(_Precision):
