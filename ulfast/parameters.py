@@ -18,6 +18,15 @@ def parameter(default: T, help: str, *, at_least: float | None = None, choices: 
     return field(default=default, metadata={"help": help, "at_least": at_least, "choices": choices})
 
 
+def fraction(text: str) -> float:
+    """A number written as 0.03 or 8/255; ValueError for anything else."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / (float(below) if slash else 1)
+    except ZeroDivisionError:
+        raise ValueError(f"{text} divides by zero") from None
+
+
 def with_parameters(method: T, name: str, given: dict[str, Any]) -> T:
     """A poison or attack with some parameters replaced.
 
@@ -62,10 +71,9 @@ def _typed(name: str, key: str, value: Any, kind: str) -> Any:
     if value is None or not kinds & {"int", "float", "bool", "str"}:
         return value
     if isinstance(value, str) and "float" in kinds and "str" not in kinds:
-        above, slash, below = value.partition("/")
         try:
-            value = float(above) / (float(below) if slash else 1)
-        except (ValueError, ZeroDivisionError):
+            value = fraction(value)
+        except ValueError:
             raise InputError(f"{name}: {key} must be a number, got {value!r}") from None
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isfinite(value):
         raise InputError(f"{name}: {key} must be finite, got {value}")

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import click
 
 from ..errors import InputError
+from ..parameters import fraction
 from ..runtime.machine import launched_size
 from ..runtime.made import check_replace, expand
 from .completion import Known
@@ -106,10 +107,9 @@ def share(text: str, name: str) -> float:
     Raises:
         InputError: anything else, or not finite.
     """
-    above, slash, below = text.partition("/")
     try:
-        found = float(above) / (float(below) if slash else 1)
-    except (ValueError, ZeroDivisionError):
+        found = fraction(text)
+    except ValueError:
         found = math.nan
     if not math.isfinite(found):
         raise InputError(f"{name} {text} is no number: give 0.03, or 8/255")
