@@ -156,12 +156,16 @@ def import_(
 @verb("export", seed=False, device=False)
 @click.argument("data", type=Known("data"), metavar="PATH|NAME")
 @click.option(
-    "--layout", default="png-index", show_default=True, help="png-index, imagefolder, npz, beton, perturbation-pt."
+    "--layout",
+    default="png-index",
+    show_default=True,
+    help="png-index, imagefolder, npz, wds, parquet, beton, perturbation-pt.",
 )
 @click.option("--base", type=Known("data"), metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to make.")
 @click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
 @reading_options
+@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Of wds and parquet: images a file.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def export(
     output: Output,
@@ -170,6 +174,7 @@ def export(
     base: str | None,
     out: Path | None,
     format_: str | None,
+    shard_size: int | None,
     overwrite: bool,
     reading: dict[str, Any],
 ) -> None:
@@ -180,7 +185,7 @@ def export(
     ulfast data export poisoned/ --layout perturbation-pt --base cifar10 --out perturbation.pt
     """
     from ..data import load_dataset
-    from ..data.export import export_dataset
+    from ..data.export import FOLDERS, WITH_TEST, export_dataset
     from ..data.load import load_splits
     from ..runtime.files import check_free
     from ..runtime.made import check_apart
@@ -188,16 +193,25 @@ def export(
     if out is None:
         raise InputError("where to? Give --out")
     check_apart(out, (data, base))
-    if layout in ("imagefolder", "png-index"):
+    if layout in FOLDERS:
         check_free(out, overwrite)  # before the work
     options: dict[str, Any] = {"format": format_, "progress": output.bars, **reading}
-    if layout in ("imagefolder", "npz", "beton"):
+    if layout in WITH_TEST:
         train, test = load_splits(data, **options)
     else:
         train, test = load_dataset(data, **options), None
     clean = load_dataset(base, progress=output.bars) if base is not None else None
     tell_notes(output, train, test)
-    export_dataset(train, out, layout, test=test, base=clean, overwrite=overwrite, progress=output.bars)
+    export_dataset(
+        train,
+        out,
+        layout,
+        test=test,
+        base=clean,
+        shard_size=shard_size,
+        overwrite=overwrite,
+        progress=output.bars,
+    )
     output.result({"out": str(out), "layout": layout, "images": len(train), "test_images": len(test) if test else 0})
     output.say(f"{len(train):,} images as {layout}: {out}")
 
@@ -206,10 +220,10 @@ def export(
 @click.argument("data", type=Known("data"), metavar="PATH|NAME")
 @click.option(
     "--to",
-    type=click.Choice(["beton", "ulfast"]),
+    type=click.Choice(["beton", "ulfast", "wds", "parquet"]),
     default="beton",
     show_default=True,
-    help="FFCV's .beton, or ulfast's folder of memory-mapped arrays.",
+    help="FFCV's .beton, ulfast's folder of memory-mapped arrays, WebDataset shards or Parquet files of PNG images.",
 )
 @click.option(
     "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
@@ -230,6 +244,7 @@ def export(
     show_default=True,
     help="Of the images that --mode mixed makes JPEG.",
 )
+@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Of wds and parquet: images a file.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="FILE.beton, or the folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def convert(
@@ -240,6 +255,7 @@ def convert(
     mode: str,
     quality: int,
     share: float,
+    shard_size: int | None,
     out: Path | None,
     overwrite: bool,
     seed: int,
@@ -255,6 +271,7 @@ def convert(
     """
     from .. import distributed
     from ..data.beton import write_beton
+    from ..data.export import SHARDED, splits_of
     from ..data.load import load_splits
     from ..data.readers.beton import test_file
     from ..data.writers.resumable import write_resumable
@@ -262,14 +279,17 @@ def convert(
 
     if out is None:
         raise InputError("where to? Give --out")
-    if to == "beton" and distributed.size() > 1:
-        raise InputError("a .beton file is written in order, by one process with a thread per core: leave --nproc out")
+    if to != "ulfast" and distributed.size() > 1:
+        raise InputError(f"--to {to} is written in order, by one process with a thread per core: leave --nproc out")
     check_apart(out, (data,))
     with distributed.main_first():  # which downloads it
         train, test = load_splits(data, format=format_, progress=output.bars, **reading)
     tell_notes(output, train, test)
     if to == "ulfast":
         write_resumable(out, train, test, overwrite=overwrite, progress=output.bars)
+    elif to in SHARDED:
+        splits = splits_of(train, test)
+        SHARDED[to](out, splits, size=shard_size, resume=True, overwrite=overwrite, progress=output.bars)
     else:
         for file, dataset in ((out, train), (test_file(out), test)):
             if dataset is not None:

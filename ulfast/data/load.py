@@ -17,6 +17,7 @@ from .classes import matched
 from .dataset import Dataset
 from .readers import READERS
 from .readers.request import Request
+from .readers.wds import is_braces
 from .resize import centre_square
 
 
@@ -33,6 +34,8 @@ def load_dataset(
     stream: bool | None = None,
     skip_damaged: bool = False,
     label_field: str | None = None,
+    input_key: str | None = None,
+    target_key: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set from a folder, a file or a name.
@@ -51,6 +54,9 @@ def load_dataset(
         cache: folder for downloads (default: ULFAST_CACHE, or ~/.cache/ulfast).
         skip_damaged: leave out images of image folders that cannot be read, counted in `notes`, instead of an error.
         label_field: of a .beton file with several integer fields, the one that is the label.
+        input_key: what holds the images, where a file has several things that might: a column of a .parquet file, an
+            array of an .npz file, the suffix of an image in a WebDataset shard ("jpg;png" for either).
+        target_key: the same for the labels; of a shard also a field of its `.json`.
         progress: called as ``progress(stage, done, total, ...)`` during long reads.
 
     Returns:
@@ -66,7 +72,7 @@ def load_dataset(
     apart = split == "test" and test_data is not None
     source = test_data if apart and test_data is not None else source
     path = expand(source)
-    request = Request(path, split, apart, resize, stream, skip_damaged, label_field, progress)
+    request = Request(path, split, apart, resize, stream, skip_damaged, label_field, input_key, target_key, progress)
     dataset = _read(source, request, format, cache)
     if not len(dataset):
         raise MissingSplit(f"{source} has no {split} images: choose another data set")
@@ -124,7 +130,7 @@ def _read(
     if format is not None and format not in READERS:
         raise InputError(f"unknown format {format!r}{nearest(format, READERS)}: known are {', '.join(READERS)}")
     path = request.path
-    if not path.exists():
+    if not path.exists() and not is_braces(path):
         if catalog.canonical(str(source)):
             return catalog.read(str(source), request.split, cache=cache, progress=request.progress)
         raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..dataset import Dataset
-from . import arrays, beton, cifar, folder, imagefolder
+from . import arrays, beton, cifar, folder, imagefolder, parquet, wds
 from .request import Request
 
 
@@ -28,5 +28,7 @@ READERS: dict[str, Reader] = {
     "svhn": Reader(arrays.detect_svhn, arrays.read_svhn, "SVHN cropped digits (.mat)"),
     "npz": Reader(arrays.detect_npz, arrays.read_npz, "numpy archive with images and labels"),
     "beton": Reader(beton.detect, beton.read, "FFCV's .beton, x.test.beton beside x.beton"),
+    "parquet": Reader(parquet.detect, parquet.read, "Hugging Face's .parquet files, or a folder of them"),
+    "wds": Reader(wds.detect, wds.read, "WebDataset shards: .tar files, a folder of them, or name-{000..012}.tar"),
     "imagefolder": Reader(imagefolder.detect, imagefolder.read, "train/CLASS/*.jpg, test/ or val/ beside it"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,7 @@ def read_npz(request: Request) -> Dataset:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read as arrays ({error}): save it with numpy.savez") from None
-    if labels.dtype.kind in "SU":
-        labels, classes = _text_labels(labels, classes, f"{path}, {label_key}")
-    labels = class_numbers(labels, f"{path}, {label_key}")
-    if not classes:
-        if labels.max(initial=0) >= MAX_CLASSES:
-            raise InputError(
-                f"{path}, {label_key} reaches {labels.max()}: numbers of classes begin at 0: renumber them"
-            )
-        classes = tuple(str(c) for c in range(int(labels.max(initial=0)) + 1))
+    labels, classes = named_labels(labels, classes, f"{path}, {label_key}")
     return Dataset(pixels(images, f"{path}, {image_key}"), labels, classes, path.stem, split)
 
 
@@ -70,6 +63,28 @@ def _names(values: np.ndarray, where: str) -> tuple[str, ...]:
     if values.ndim != 1 or not len(values):
         raise InputError(f"{where} has shape {values.shape}: give the name of each class, in their order")
     return tuple(_text(value) for value in values.tolist())
+
+
+def named_labels(
+    labels: np.ndarray | Sequence[Any], classes: tuple[str, ...], where: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(n,) int64 labels and the names of the classes, of numbers, one-hot rows or names.
+
+    Args:
+        classes: where they are known, else (): then they are the names in the labels, sorted, or numbers.
+
+    Raises:
+        InputError: neither numbers of classes nor names, or not among the classes.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind in "SU":
+        labels, classes = _text_labels(labels, classes, where)
+    labels = class_numbers(labels, where)
+    if not classes:
+        if labels.max(initial=0) >= MAX_CLASSES:
+            raise InputError(f"{where} reaches {labels.max()}: numbers of classes begin at 0: renumber them")
+        classes = tuple(str(c) for c in range(int(labels.max(initial=0)) + 1))
+    return labels, classes
 
 
 def _text_labels(labels: np.ndarray, classes: tuple[str, ...], where: str) -> tuple[np.ndarray, tuple[str, ...]]:

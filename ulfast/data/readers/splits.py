@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,52 @@ def kind_of(folder: Path) -> str | None:
     """ "train", "test" or "val" by a folder's name, in any case; None for another name."""
     found = NAME.fullmatch(folder.name.casefold())
     return KINDS[found[1][:3]] if found else None
+
+
+def kind_of_file(name: str) -> str | None:
+    """ "train", "test" or "val" by a word in a file's name (`train-000000.tar`, `cifar10-validation-00.tar`)."""
+    words = [word for word in re.split(r"[^a-z]+", name.casefold()) if word]
+    found = [KINDS[match[1][:3]] for word in words if (match := NAME.fullmatch(word))]
+    return found[-1] if found else None
+
+
+def file_splits(root: Path, suffix: str) -> dict[str, list[Path]]:
+    """The files of each split of a set kept in numbered files: "train", "test", "val", and "" for those of no name.
+
+    A file's own name says its split, or else the folder that it lies in, at most two below `root`; hidden ones are
+    left out.
+    """
+    found: dict[str, list[Path]] = {}
+    for file in sorted([*root.glob(f"*{suffix}"), *root.glob(f"*/*{suffix}"), *root.glob(f"*/*/*{suffix}")]):
+        inside = file.relative_to(root)
+        if not file.is_file() or any(part.startswith(".") for part in inside.parts):
+            continue
+        kind = kind_of_file(file.name.removesuffix(suffix))
+        for parent in inside.parents[:-1]:
+            kind = kind or kind_of(parent)
+        found.setdefault(kind or "", []).append(file)
+    return found
+
+
+def files_of(root: Path, splits: dict[str, list[Path]], split: str, sole: bool, left: Counter[str]) -> list[Path]:
+    """Of `file_splits` those of one split; all of them where no name tells.
+
+    Raises:
+        MissingSplit: none.
+    """
+    named = {kind: files for kind, files in splits.items() if kind}
+    if not named:
+        if split == "train" or sole:
+            return splits.get("", [])
+        raise MissingSplit(f"{root} has no file named as {WORDS['test']}: give the test images with --test-data")
+    kinds = ("train",) if split == "train" else ("test", "val")
+    kinds = (*kinds, "train", "test", "val") if sole else kinds
+    mine = next((kind for kind in kinds if kind in named), None)
+    if mine is None:
+        raise MissingSplit(f"{root} has no file named as {WORDS[split]}: give the {split} images with --test-data")
+    if beside := splits.get(""):
+        left["files of no split"] += len(beside)
+    return named[mine]
 
 
 @dataclass(frozen=True)
