@@ -32,7 +32,10 @@ NAMES = {
     "models": ("cnn", "resnet18", "resnet18-16"),
     "recipes": ("quick", "quick-noflip", "fast", "paper", "paper-plain", "paper-dfr", "imagenet"),
     "data": ("sample", "cifar10", "cifar100", "svhn"),
-    "formats": ("ulfast", "cifar-python", "cifar-binary", "svhn", "npz", "beton", "parquet", "wds", "imagefolder"),
+    "formats": (
+        *("ulfast", "cifar-python", "cifar-binary", "svhn", "idx", "stl10", "npz", "npy-pair", "pickle", "beton"),
+        *("parquet", "wds", "imagefolder"),
+    ),
     "devices": ("auto", "cpu", "cuda"),
 }
 FILES = ("data", "grids")  # kinds that a path may be, too

@@ -89,15 +89,14 @@ def info(output: Output, data: str, format_: str | None, quick: bool, seed: int,
 @click.option(
     "--base",
     type=Known("data"),
-    required=True,
     metavar="PATH|NAME",
-    help="The clean images it was made for: order and labels.",
+    help="The clean images it was made for: order and labels. Files with labels of their own need none.",
 )
 @click.option(
     "--layout",
     default="auto",
     show_default=True,
-    help="png-index, perturbation-pt, images-pt, int8-pickle, lsp-npy, ntga-npy or npy.",
+    help="png-index, perturbation-pt, images-pt, int8-pickle, lsp-npy, ntga-npy, pairs-pickle, images-npz or npy.",
 )
 @click.option(
     "--rounding",
@@ -106,40 +105,57 @@ def info(output: Output, data: str, format_: str | None, quick: bool, seed: int,
     show_default=True,
     help="Of floats to pixels; the published loaders truncate.",
 )
+@click.option("--scale", metavar="S", help="Of perturbations in [-1, 1]: their bound, such as 8/255.")
 @click.option("--name", help="Of the poison, for tables (default: the file's).")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def import_(
     output: Output,
     source: Path,
-    base: str,
+    base: str | None,
     layout: str,
     rounding: str,
+    scale: str | None,
     name: str | None,
     out: Path | None,
     overwrite: bool,
 ) -> None:
     """Make a data set of a published poison: its files follow a clean data set, which supplies the labels.
 
-    Nothing in the files is run. Count, order, range and size are checked against the base. NTGA's images may have an
-    order and labels of their own: then the base gives the names of the classes alone.
+    Nothing in the files is run. Count, order, range and size are checked against the base. The images of NTGA, ECLIPSE,
+    COIN, DUNE and AVATAR come with labels, and may have an order of their own: they need no base, and one gives the
+    names of the classes alone.
 
     \b
     ulfast data import TAP/ --base cifar10 --out tap/
     ulfast data import perturbation.pt --base cifar10 --name em --out em/
+    ulfast data import cp.pth --base cifar10 --scale 8/255 --out cp/
     """
     from ..data import write_dataset
     from ..data.load import load_splits
+    from ..parameters import fraction
     from ..poisons.imported import import_published
     from ..runtime.files import check_free
     from ..runtime.made import check_apart
 
     if out is None:
         raise InputError("where to? Give --out FOLDER")
+    try:
+        factor = None if scale is None else fraction(scale)
+    except ValueError:
+        raise InputError(f"--scale {scale} is no number: say it as 0.03 or 8/255") from None
     check_apart(out, (source, base))
     check_free(out, overwrite)
-    clean, test = load_splits(base, progress=output.bars)
-    poisoned = import_published(source, clean, layout=layout, rounding=rounding, name=name, progress=output.bars)
+    clean, test = load_splits(base, progress=output.bars) if base is not None else (None, None)
+    poisoned = import_published(
+        source,
+        clean,
+        layout=layout,
+        rounding=rounding,
+        scale=factor,
+        name=name,
+        progress=output.bars,
+    )
     write_dataset(out, poisoned, test, overwrite=overwrite)
     made = poisoned.manifest
     output.result({"out": str(out), **made})
