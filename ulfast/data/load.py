@@ -15,6 +15,7 @@ from ..runtime.progress import Progress
 from . import catalog
 from .classes import matched
 from .dataset import Dataset
+from .objects import has_splits, read_object
 from .readers import READERS
 from .readers.request import Request
 from .readers.wds import is_braces
@@ -22,14 +23,14 @@ from .resize import centre_square
 
 
 def load_dataset(
-    source: str | os.PathLike[str],
+    source: Any,
     *,
     split: str = "train",
     format: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     resize: int | None = None,
-    test_data: str | os.PathLike[str] | None = None,
+    test_data: Any = None,
     cache: str | os.PathLike[str] | None = None,
     stream: bool | None = None,
     skip_damaged: bool = False,
@@ -38,12 +39,13 @@ def load_dataset(
     target_key: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read a data set from a folder, a file or a name.
+    """Read a data set from a folder, a file, a name or an object.
 
     Args:
-        source: a folder that ulfast wrote, an image folder, a CIFAR folder (python or binary), SVHN's .mat files,
-            an .npz file, FFCV's .beton, or a name (`sample`, `cifar10`, `cifar100`, `svhn`). A path that exists is
-            taken as a path.
+        source: a folder that ulfast wrote, an image folder, a file or folder of one of the formats of `ulfast ls`, or a
+            name (`sample`, `cifar10`, `cifar100`, `svhn`); a path that exists is taken as a path. What is no path is
+            read item by item: a map-style dataset of torch, a dataset of Hugging Face, a list of (image, label) or of
+            dictionaries (see `ulfast.data.objects.read_object`).
         split: "train" or "test".
         format: forces a reader (see `ulfast ls`) instead of detecting it.
         limit: a class-balanced subset of that many training images, drawn by `seed`.
@@ -71,9 +73,27 @@ def load_dataset(
         raise InputError(f"--resize {resize} is too small: images need at least 8 pixels per side")
     apart = split == "test" and test_data is not None
     source = test_data if apart and test_data is not None else source
+    if not isinstance(source, (str, os.PathLike)):
+        dataset = read_object(
+            source,
+            split=split,
+            input_key=input_key,
+            target_key=target_key,
+            resize=resize,
+            skip_damaged=skip_damaged,
+            progress=progress,
+        )
+        source = dataset.name or "the data set"
+        return _checked(dataset, source, split, limit, seed, resize)
     path = expand(source)
     request = Request(path, split, apart, resize, stream, skip_damaged, label_field, input_key, target_key, progress)
-    dataset = _read(source, request, format, cache)
+    return _checked(_read(source, request, format, cache), source, split, limit, seed, resize)
+
+
+def _checked(
+    dataset: Dataset, source: str | os.PathLike[str], split: str, limit: int | None, seed: int, resize: int | None
+) -> Dataset:
+    """What holds of every data set, whatever it was read from."""
     if not len(dataset):
         raise MissingSplit(f"{source} has no {split} images: choose another data set")
     if resize is not None and dataset.image_shape[:2] != (resize, resize):
@@ -95,9 +115,9 @@ def load_dataset(
 
 
 def load_splits(
-    source: str | os.PathLike[str],
+    source: Any,
     *,
-    test_data: str | os.PathLike[str] | None = None,
+    test_data: Any = None,
     limit: int | None = None,
     seed: int = 0,
     **options: Any,
@@ -109,6 +129,8 @@ def load_splits(
         InputError: as `load_dataset`; test images of another shape or of other classes; no test images in `test_data`.
     """
     train = load_dataset(source, limit=limit, seed=seed, **options)
+    if test_data is None and not isinstance(source, (str, os.PathLike)) and not has_splits(source):
+        return train, None  # it is one split
     try:
         test = load_dataset(source, split="test", test_data=test_data, **options)
     except MissingSplit:
