@@ -407,7 +407,7 @@ def reading_options(function: F) -> F:
             click.option(
                 "--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and say how many."
             ),
-            click.option("--label-field", metavar="NAME", help="Of a .beton file: the field that is the label."),
+            click.option("--label-field", metavar="NAME", help="Of a .beton file or a shard's .json: the label."),
             click.option("--input-key", metavar="NAME", help="Of .parquet, .npz, shards: what holds the images."),
             click.option("--target-key", metavar="NAME", help="Of .parquet, .npz, shards: what holds the labels."),
         ]

@@ -36,6 +36,11 @@ NAMES = {
         *("ulfast", "cifar-python", "cifar-binary", "svhn", "idx", "stl10", "npz", "npy-pair", "pickle", "beton"),
         *("parquet", "wds", "imagefolder"),
     ),
+    "layouts": ("png-index", "imagefolder", "npz", "wds", "parquet", "beton", "perturbation-pt"),
+    "imports": (
+        *("png-index", "perturbation-pt", "images-pt", "int8-pickle", "lsp-npy", "ntga-npy", "pairs-pickle"),
+        *("images-npz", "npy"),
+    ),
     "devices": ("auto", "cpu", "cuda"),
 }
 FILES = ("data", "grids")  # kinds that a path may be, too

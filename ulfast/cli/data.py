@@ -9,7 +9,7 @@ import click
 
 from ..errors import InputError
 from .common import Output, noted, reading_options, tell_notes, verb
-from .completion import Known
+from .completion import NAMES, Known
 
 
 @click.group("data")
@@ -94,9 +94,11 @@ def info(output: Output, data: str, format_: str | None, quick: bool, seed: int,
 )
 @click.option(
     "--layout",
+    type=Known("imports"),
     default="auto",
     show_default=True,
-    help="png-index, perturbation-pt, images-pt, int8-pickle, lsp-npy, ntga-npy, pairs-pickle, images-npz or npy.",
+    metavar="KIND",
+    help=f"{', '.join(NAMES['imports'])}.",
 )
 @click.option(
     "--rounding",
@@ -173,13 +175,17 @@ def import_(
 @click.argument("data", type=Known("data"), metavar="PATH|NAME")
 @click.option(
     "--layout",
+    type=Known("layouts"),
     default="png-index",
     show_default=True,
-    help="png-index, imagefolder, npz, wds, parquet, beton, perturbation-pt.",
+    metavar="KIND",
+    help=f"{', '.join(NAMES['layouts'])}.",
 )
 @click.option("--base", type=Known("data"), metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to make.")
-@click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
+@click.option(
+    "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
+)
 @reading_options
 @click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Of wds and parquet: images a file.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")

@@ -51,11 +51,13 @@ def load_dataset(
         limit: a class-balanced subset of that many training images, drawn by `seed`.
         resize: side in pixels: the shorter side is scaled to it and the centre square taken.
         test_data: where the test split comes from, if not from `source`.
-        stream: decode images of image folders and .beton files when they are asked for, in bounded memory, instead of
-            now (default: where they take more than 4 GiB).
+        stream: decode images of image folders, shards, .parquet and .beton files when they are asked for, in bounded
+            memory, instead of now (default: where they take more than 4 GiB).
         cache: folder for downloads (default: ULFAST_CACHE, or ~/.cache/ulfast).
-        skip_damaged: leave out images of image folders that cannot be read, counted in `notes`, instead of an error.
-        label_field: of a .beton file with several integer fields, the one that is the label.
+        skip_damaged: leave out images of image folders, shards and .parquet files that cannot be read, counted in
+            `notes`, instead of an error.
+        label_field: of a .beton file with several integer fields, the one that is the label; of a WebDataset shard's
+            `.json` the field (default: "label").
         input_key: what holds the images, where a file has several things that might: a column of a .parquet file, an
             array of an .npz file, the suffix of an image in a WebDataset shard ("jpg;png" for either).
         target_key: the same for the labels; of a shard also a field of its `.json`.

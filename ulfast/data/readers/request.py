@@ -19,7 +19,7 @@ class Request:
         resize: side in pixels to which images of several sizes are brought, or None.
         stream: whether images are decoded on demand; None: by their size.
         skip_damaged: leave out images that cannot be read, instead of an error.
-        label_field: of a .beton file with several integer fields, which is the label.
+        label_field: of a .beton file with several integer fields, or of a shard's .json, which is the label.
         input_key, target_key: what holds the images and the labels, where a file has several things that might: a
             column of a table, an array of an archive, the suffix of a member of a shard.
         progress: told how far it is.
