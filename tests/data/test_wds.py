@@ -144,7 +144,7 @@ def test_several_images_of_a_sample_are_asked_about(tmp_path, make_dataset):
     assert np.array_equal(first.images[3], data.images[0])
 
 
-@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar"])
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar.zst", "x.tar"])
 def test_compressed_archives_are_refused(tmp_path, make_dataset, name):
     write_tar(tmp_path / "plain.tar", samples(make_dataset(4, 16)))
     (tmp_path / "c").mkdir()

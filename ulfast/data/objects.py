@@ -48,8 +48,11 @@ def from_hf(
     if isinstance(dataset, Mapping):
         dataset = _split(dataset, split)
     features, columns = getattr(dataset, "features", None), list(getattr(dataset, "column_names", None) or ())
-    if not isinstance(features, Mapping) or not columns:
-        raise InputError(f"from_hf takes a dataset of Hugging Face, with features and columns, got {_kind(dataset)}")
+    if not isinstance(features, Mapping) or not columns or not hasattr(dataset, "__len__"):
+        raise InputError(
+            f"from_hf takes a dataset of Hugging Face, with features, columns and a length, got {_kind(dataset)}: one"
+            " that is streamed must be loaded without streaming=True"
+        )
     image = input_key or _column(features, "Image", INPUTS, "images", "input_key")
     label = target_key or _column(features, "ClassLabel", TARGETS, "labels", "target_key")
     for key in (image, label):

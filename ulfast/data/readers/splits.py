@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from ...errors import InputError, MissingSplit
 from .mapping import label_files, labels_of
-from .walk import Walk
+from .walk import SUFFIXES, Walk
 
 NAME = re.compile(
     r"(?:seg[ _-]?)?(train|training|test|testing|val|valid|validation|dev|development|eval|evaluation)"
@@ -38,19 +39,44 @@ def kind_of_file(name: str) -> str | None:
 def file_splits(root: Path, suffix: str) -> dict[str, list[Path]]:
     """The files of each split of a set kept in numbered files: "train", "test", "val", and "" for those of no name.
 
-    A file's own name says its split, or else the folder that it lies in, at most two below `root`; hidden ones are
-    left out.
+    They lie in `root`, in a folder in it, or in the folder of a split within that. A file's own name says its split, or
+    else its folders'. Hidden files are left out, and so are folders of images.
     """
+    files = [file for file in sorted(root.glob(f"*{suffix}")) if file.is_file()]
+    for folder in _folders(root):
+        files += _numbered(folder, suffix)
+        for inner in _folders(folder) if _no_images(folder) else []:
+            files += _numbered(inner, suffix) if kind_of(inner) else []
     found: dict[str, list[Path]] = {}
-    for file in sorted([*root.glob(f"*{suffix}"), *root.glob(f"*/*{suffix}"), *root.glob(f"*/*/*{suffix}")]):
-        inside = file.relative_to(root)
-        if not file.is_file() or any(part.startswith(".") for part in inside.parts):
+    for file in files:
+        if file.name.startswith("."):
             continue
         kind = kind_of_file(file.name.removesuffix(suffix))
-        for parent in inside.parents[:-1]:
+        for parent in file.relative_to(root).parents[:-1]:
             kind = kind or kind_of(parent)
         found.setdefault(kind or "", []).append(file)
     return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [folder / name for name in names]
+
+
+def _numbered(folder: Path, suffix: str) -> list[Path]:
+    """The files of a suffix, none where there are images: a folder of a million of these is not looked through."""
+    return sorted(file for file in folder.glob(f"*{suffix}") if file.is_file()) if _no_images(folder) else []
+
+
+def _no_images(folder: Path) -> bool:
+    """Whether the first file of a folder is no image; a folder that may not be read counts as one of images."""
+    try:
+        with os.scandir(folder) as entries:
+            first = next((entry.name for entry in entries if "." in entry.name[1:] and not entry.is_dir()), "")
+    except OSError:
+        return False
+    return Path(first).suffix.lower() not in SUFFIXES
 
 
 def files_of(root: Path, splits: dict[str, list[Path]], split: str, sole: bool, left: Counter[str]) -> list[Path]:
