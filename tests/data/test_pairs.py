@@ -149,6 +149,20 @@ def test_avatars_archive_is_a_set_with_labels(tmp_path, make_dataset):
         import_published(tmp_path / "noise.npz")
 
 
+def test_classes_that_an_archive_names_are_matched_with_the_bases(tmp_path, make_dataset):
+    base = make_dataset(30, 16)
+    turned = {"data": base.images, "targets": 2 - base.labels, "classes": np.array(base.classes[::-1])}
+    np.savez(tmp_path / "x.npz", **turned)
+    got = import_published(tmp_path / "x.npz", base)
+    assert np.array_equal(got.labels, base.labels)
+    assert got.classes == base.classes
+    np.savez(tmp_path / "x.npz", **{**turned, "targets": np.array(base.classes)[base.labels]})
+    assert np.array_equal(import_published(tmp_path / "x.npz", base).labels, base.labels)
+    np.savez(tmp_path / "x.npz", **{**turned, "classes": np.array(["class2", "class1", "bee"])})
+    with pytest.raises(InputError, match="'bee', which tiny has not"):
+        import_published(tmp_path / "x.npz", base)
+
+
 def test_a_perturbation_inside_a_checkpoint_with_its_bound_apart(tmp_path, make_dataset):
     """Contrastive poisoning keeps perturbations in [-1, 1] and the 8/255 in its programs."""
     base = make_dataset(30, 16)

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import InputError, MissingSplit
 from ..runtime.progress import Progress
 from .dataset import Dataset
+from .mapped import room
 from .readers.arrays import named_labels, pixels
 from .resize import centre_square
 
@@ -181,7 +182,7 @@ def _collect(
         if resize is not None:
             image = centre_square(image, resize)
         if images is None:
-            images = np.empty((count, *image.shape), np.uint8)
+            images = room((count, *image.shape))
         if image.shape[2] < images.shape[3]:  # a gray one among colours
             image = image.repeat(3, 2)
         elif image.shape[2] > images.shape[3]:  # the first colours among gray ones

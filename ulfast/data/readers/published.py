@@ -18,6 +18,7 @@ import numpy as np
 from ...errors import InputError, MissingSplit
 from ...runtime.made import EXPORT, marker_of, read_json
 from ...runtime.progress import Progress
+from ..classes import unnamed
 from ..dataset import Dataset
 from .arrays import class_numbers, named_labels, nhwc, npz_arrays, npz_keys
 from .image import decode
@@ -402,7 +403,11 @@ def read_own(path: Path, layout: str, base: Dataset | None) -> tuple[Entries, np
         array, numbers = list_arrays(content, path)
         where = str(path)
     array = _nhwc(array, base, where) if base is not None else np.ascontiguousarray(nhwc(array, where))
-    labels, classes = named_labels(numbers, base.classes if base is not None else names, f"{where}, its labels")
+    labels, classes = named_labels(numbers, names, f"{where}, its labels")
+    if base is not None:
+        if not unnamed(classes):
+            labels = _by_name(labels, classes, base, where)
+        classes = base.classes
     if len(labels) != len(array):
         raise InputError(f"{where} has {len(labels):,} labels for {len(array):,} images: get both again")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
@@ -418,6 +423,14 @@ def read_own(path: Path, layout: str, base: Dataset | None) -> tuple[Entries, np
                 f"{where} has pixels below 0: with labels of its own it must hold images in [0, 1]: undo its scaling"
             )
     return Entries(array, "images", "image", np.arange(len(array)), unit), labels, classes
+
+
+def _by_name(labels: np.ndarray, classes: tuple[str, ...], base: Dataset, where: str) -> np.ndarray:
+    """Labels of a file that names its classes, as the base numbers these."""
+    place = {name: c for c, name in enumerate(base.classes)}
+    if other := [name for name in classes if name not in place]:
+        raise InputError(f"{where} has the class {other[0]!r}, which {base.name or 'the base'} has not: {FITTING}")
+    return np.array([place[name] for name in classes], np.int64)[labels]
 
 
 def _ntga(path: Path, base: Dataset | None) -> tuple[np.ndarray, np.ndarray, str]:
