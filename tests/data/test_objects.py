@@ -93,6 +93,18 @@ def test_an_object_is_one_split(make_dataset):
     train, test = load_splits({"train": Map(data), "validation": Map(other)})
     assert (train, test) == (data, other)
     assert load_dataset(Map(other), split="test") == other
+    with pytest.raises(InputError, match="is the train split: give the test images with test_data"):
+        load_dataset(data, split="test")
+    assert load_dataset(data, split="test", test_data=data) is data
+
+
+def test_an_attack_does_not_take_the_training_images_for_the_test(make_dataset):
+    data, other = make_dataset(30, 12), make_dataset(12, 12, seed=1, split="test")
+    with pytest.raises(InputError, match="give the clean test images"):
+        ulfast.attack(Map(data), method="none", epochs=1)
+    same = {"method": "none", "epochs": 1, "seed": 3}
+    result = ulfast.attack(Map(data), test=other, **same)
+    assert result.test_accuracy == ulfast.attack(data, test=other, **same).test_accuracy
 
 
 @pytest.mark.parametrize(

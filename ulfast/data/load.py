@@ -76,6 +76,8 @@ def load_dataset(
     apart = split == "test" and test_data is not None
     source = test_data if apart and test_data is not None else source
     if not isinstance(source, (str, os.PathLike)):
+        if isinstance(source, Dataset) and source.split != split and not apart:
+            raise MissingSplit(f"{source!r} is the {source.split} split: give the {split} images with test_data")
         dataset = read_object(
             source,
             split=split,

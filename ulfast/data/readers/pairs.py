@@ -141,7 +141,7 @@ def list_arrays(content: Sequence[Any], path: Path) -> tuple[np.ndarray, np.ndar
     if stack.ndim == 2:
         stack = _square(stack, path)
     elif stack.ndim == 4 and stack.shape[1] in (1, 3) and stack.shape[3] in (1, 3):
-        raise InputError(f"{path}: images of shape {stack.shape[1:]} have their colours first or last: say which")
+        raise InputError(f"{path}: images of shape {stack.shape[1:]} have colours first and last: save them as bytes")
     return nhwc(stack, str(path)), np.asarray(labels)
 
 
