@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+import struct
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
-from ulfast.data import load_dataset, write_dataset
+from ulfast.data import READERS, load_dataset, write_dataset
 from ulfast.data.export import export_dataset
 
 
@@ -85,3 +88,55 @@ def test_import_without_a_base_and_with_a_scale(run, tmp_path, make_dataset):
     run(*command, "--base", tmp_path / "clean", "--scale", "8/255", "--rounding", "nearest")
     want = (data.images.astype(int) + 8 * delta.astype(int)).clip(0, 255)
     assert np.array_equal(load_dataset(tmp_path / "d").images, want)
+
+
+def written(kind, path, data):
+    """A data set of ten classes as the format `kind` has it; what `--data` is then."""
+    images, labels = data.images, data.labels
+    planes, numbers = images.transpose(0, 3, 1, 2).reshape(len(images), -1), labels.astype(np.uint8)
+    path.mkdir()
+    if kind == "ulfast":
+        write_dataset(path / "x", data)
+        return path / "x"
+    if kind in ("npz", "beton", "wds", "parquet", "imagefolder"):
+        out = path / {"npz": "x.npz", "beton": "x.beton"}.get(kind, "x")
+        export_dataset(data, out, kind)
+        return out
+    if kind == "cifar-python":
+        for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+            (path / name).write_bytes(pickle.dumps({b"data": planes, b"labels": labels.tolist()}))
+    elif kind == "cifar-binary":
+        for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
+            (path / name).write_bytes(np.concatenate([numbers[:, None], planes], 1).tobytes())
+    elif kind == "svhn":
+        savemat(path / "train_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None]})
+    elif kind == "idx":
+        for name, array in (("images-idx3", images[..., 0]), ("labels-idx1", numbers)):
+            head = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+            (path / f"train-{name}-ubyte").write_bytes(head + array.tobytes())
+    elif kind == "stl10":
+        images.transpose(0, 3, 2, 1).tofile(path / "train_X.bin")
+        (numbers + 1).tofile(path / "train_y.bin")
+    elif kind == "npy-pair":
+        np.save(path / "x_train.npy", images)
+        np.save(path / "y_train.npy", labels)
+    else:
+        assert kind == "pickle"
+        (path / "x.pkl").write_bytes(pickle.dumps(list(zip(images, labels.tolist(), strict=True))))
+        return path / "x.pkl"
+    return path
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_info_tells_of_every_format(run, tmp_path, make_dataset, kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    data = make_dataset(20, 96 if kind == "stl10" else 32, channels=1 if kind == "idx" else 3, classes=10)
+    where = written(kind, tmp_path / "in", data)
+    assert next(name for name, reader in READERS.items() if reader.detect(where)) == kind
+    told = json.loads(run("data", "info", where, "--quick", "--json").stdout)["splits"]["train"]
+    assert told["image_shape"] == list(data.image_shape)
+    assert list(told["classes"].values()) == [10 if kind.startswith("cifar") else 2] * 10
+    if not kind.startswith("cifar"):  # whose batches hold the same images here
+        ordered = data.subset(np.argsort(data.labels, kind="stable")) if kind == "imagefolder" else data
+        assert told["sha256"] == ordered.checksum()

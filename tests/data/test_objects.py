@@ -99,9 +99,13 @@ def test_an_object_is_one_split(make_dataset):
 
 
 def test_an_attack_does_not_take_the_training_images_for_the_test(make_dataset):
-    data, other = make_dataset(30, 12), make_dataset(12, 12, seed=1, split="test")
     with pytest.raises(InputError, match="give the clean test images"):
-        ulfast.attack(Map(data), method="none", epochs=1)
+        ulfast.attack(Map(make_dataset(30, 12)), method="none", epochs=1)
+
+
+@pytest.mark.slow
+def test_an_attack_on_an_object_is_the_attack_on_its_images(make_dataset):
+    data, other = make_dataset(30, 12), make_dataset(12, 12, seed=1, split="test")
     same = {"method": "none", "epochs": 1, "seed": 3}
     result = ulfast.attack(Map(data), test=other, **same)
     assert result.test_accuracy == ulfast.attack(data, test=other, **same).test_accuracy

@@ -92,12 +92,13 @@ def test_names_of_any_length_and_folders_in_the_archive(tmp_path, make_dataset):
 
 def test_splits_by_the_names_of_shards_by_folders_by_info_and_by_braces(tmp_path, make_dataset):
     train, test = make_dataset(6, 16), make_dataset(3, 16, seed=1)
-    for place in ("names/x-train-{}.tar", "folders/train/{}.tar"):
+    for place in ("names/x-train-{}.tar", "folders/train/{}.tar", "hub/data/train-{}.tar"):
         write_tar(tmp_path / place.format("000"), samples(train.subset(np.arange(3))))
         write_tar(tmp_path / place.format("001"), samples(train.subset(np.arange(3, 6))))
     write_tar(tmp_path / "names" / "x-validation-000.tar", samples(test))
     write_tar(tmp_path / "folders" / "val" / "0.tar", samples(test))
-    for folder in ("names", "folders"):
+    write_tar(tmp_path / "hub" / "data" / "validation-000.tar", samples(test))
+    for folder in ("names", "folders", "hub"):
         assert np.array_equal(load_dataset(tmp_path / folder).images, train.images)
         assert np.array_equal(load_dataset(tmp_path / folder, split="test").images, test.images)
     braces = tmp_path / "names" / "x-train-{000..001}.tar"
@@ -207,6 +208,11 @@ def test_an_archive_beside_class_folders_is_not_the_data_set(tmp_path, make_data
     write_tar(tmp_path / "images.tar", samples(data))
     assert load_dataset(tmp_path).classes == ("c0", "c1", "c2")
     assert not READERS["wds"].detect(tmp_path)
+    (tmp_path / "images.tar").unlink()
+    with pytest.raises(InputError, match=r"no \.tar in it"):
+        load_dataset(tmp_path, format="wds")
+    write_tar(tmp_path / "data" / "images.tar", samples(data))
+    assert load_dataset(tmp_path).classes == ("c0", "c1", "c2")
 
 
 @pytest.mark.parametrize("layout", ["wds", "parquet"])

@@ -24,6 +24,7 @@ from .walk import Walk, suffixes
 INFO = ("info.json", "_info.json")  # timm reads both
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SHARDS = 1 << 20
+PLAIN = ("data", "shards", "wds")  # folders of shards whose own names say the splits
 LABEL, TABLE = "cls", "json"  # the usual keys of a label, and of an object with one
 LABEL_BYTES = 1 << 20  # of a file with a label
 
@@ -42,7 +43,9 @@ def detect(path: Path) -> bool:
         return True
     if _archives(path):
         return not Walk(path).entries(path)[0]  # beside class folders they are what these were unpacked from
-    return any(kind_of(folder) and _archives(folder) for folder in path.iterdir() if folder.is_dir())
+    inside = [folder for folder in path.iterdir() if folder.is_dir()]
+    named = [folder for folder in inside if kind_of(folder)] or [one for one in inside if one.name.lower() in PLAIN]
+    return any(_archives(folder) for folder in named)
 
 
 def _archives(folder: Path) -> bool:
@@ -112,7 +115,8 @@ def _shards(request: Request, left: Counter[str]) -> tuple[list[Path], dict[str,
     else:
         found = file_splits(path, ".tar")
     if not found:
-        raise _compressed(next(file for file in sorted(path.rglob("*")) if file.name.lower().endswith(SUFFIXES)))
+        packed = [file for file in sorted(path.rglob("*")) if file.name.lower().endswith(SUFFIXES)]
+        raise _compressed(packed[0]) if packed else InputError(f"{path} has no .tar in it: point at a folder of shards")
     shards = files_of(path, found, split, sole, left)
     for shard in shards:
         if not shard.is_file():
