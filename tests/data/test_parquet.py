@@ -152,6 +152,15 @@ def test_damage_is_named(tmp_path, make_dataset):
         load_dataset(tmp_path / "none.parquet")
 
 
+def test_more_rows_than_bytes_take_no_memory(tmp_path):
+    rows = 200_000
+    table = pa.table({"image": pa.nulls(rows, IMAGE), "label": np.zeros(rows, np.int64)})
+    pq.write_table(table, tmp_path / "x.parquet", compression="zstd", row_group_size=rows)
+    assert (tmp_path / "x.parquet").stat().st_size < rows
+    with pytest.raises(InputError, match="200,000 rows, more than bytes"):
+        load_dataset(tmp_path / "x.parquet")
+
+
 def test_without_pyarrow_the_extra_is_named(tmp_path, make_dataset, monkeypatch):
     write(tmp_path / "x.parquet", make_dataset(9, 16))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)

@@ -88,6 +88,10 @@ class _Table:
                 file = module.ParquetFile(path, memory_map=True)
             except Exception as error:  # pyarrow raises many kinds for a damaged file
                 raise _unreadable(path, error) from None
+            if file.metadata.num_rows > path.stat().st_size:  # a run of equal labels takes no room, an image does
+                raise InputError(
+                    f"{path} says that it has {file.metadata.num_rows:,} rows, more than bytes: get it again"
+                )
             if number and not file.schema_arrow.equals(self._files[0].schema_arrow):
                 raise InputError(f"{files[0]} and {path} differ in their columns: they are not of one data set")
             self._files.append(file)
