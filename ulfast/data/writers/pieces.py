@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ...runtime.files import check_free, publish, write_json, writing
+from ...runtime.files import check_free, publish, sync, write_json, writing
 from ...runtime.made import EXPORT, MARKER, count_files
 from ...runtime.progress import Progress
 from ...version import __version__
@@ -101,6 +101,7 @@ def write_pieces(
                 file.parent.mkdir(exist_ok=True)
                 fresh = file.with_name(f".{file.name}")
                 write(fresh, piece)
+                sync(fresh)  # a file under its own name is whole, whatever happens
                 os.replace(fresh, file)
             done += piece.stop - piece.begin
             if progress:
