@@ -374,7 +374,7 @@ def data_options(function: F) -> F:
                 "--data",
                 type=Known("data"),
                 metavar="PATH|NAME",
-                help="Folder, .npz, .beton, or sample, cifar10, cifar100, svhn.",
+                help="Folder, .npz, .beton, .tar, .parquet, or sample, cifar10, cifar100, svhn.",
             ),
             click.option(
                 "--test-data", metavar="PATH", help="Where the clean test images are, if not beside the others."
@@ -395,7 +395,7 @@ def data_options(function: F) -> F:
 
 def reading_options(function: F) -> F:
     """How images are read; they come to the function as one dictionary `reading`, ready for `load_dataset`."""
-    names = ("resize", "skip_damaged", "label_field")
+    names = ("resize", "skip_damaged", "label_field", "input_key", "target_key")
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:
@@ -407,7 +407,9 @@ def reading_options(function: F) -> F:
             click.option(
                 "--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and say how many."
             ),
-            click.option("--label-field", metavar="NAME", help="Of a .beton file: the field that is the label."),
+            click.option("--label-field", metavar="NAME", help="Of a .beton file or a shard's .json: the label."),
+            click.option("--input-key", metavar="NAME", help="Of .parquet, .npz, shards: what holds the images."),
+            click.option("--target-key", metavar="NAME", help="Of .parquet, .npz, shards: what holds the labels."),
         ]
     ):
         run = option(run)

@@ -38,7 +38,15 @@ NAMES = {
     "models": ("cnn", "resnet18", "resnet18-16"),
     "recipes": ("quick", "quick-noflip", "fast", "paper", "paper-plain", "paper-dfr", "imagenet"),
     "data": ("sample", "cifar10", "cifar100", "svhn"),
-    "formats": ("ulfast", "cifar-python", "cifar-binary", "svhn", "npz", "beton", "imagefolder"),
+    "formats": (
+        *("ulfast", "cifar-python", "cifar-binary", "svhn", "idx", "stl10", "npz", "npy-pair", "pickle", "beton"),
+        *("parquet", "wds", "imagefolder"),
+    ),
+    "layouts": ("png-index", "imagefolder", "npz", "wds", "parquet", "beton", "perturbation-pt"),
+    "imports": (
+        *("png-index", "perturbation-pt", "images-pt", "int8-pickle", "lsp-npy", "ntga-npy", "pairs-pickle"),
+        *("images-npz", "npy"),
+    ),
     "devices": ("auto", "cpu", "cuda"),
 }
 FILES = ("data", "grids")  # kinds that a path may be, too
