@@ -1,4 +1,4 @@
-"""`orthogonal-full`: both projections and the noise, each only where the data shows what it is for."""
+"""`orthogonal-full`: a convolution undone, both projections and the noise, each where the data shows what it is for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..parameters import parameter
 from ..projection.mean_noise import noise_scale
 from ..projection.patches import PATCH
 from .base import Context, Plan
+from .deconvolve import undo_convolution
 from .noise import ClassMeanNoise
 from .orthogonal import OrthogonalProjection
 from .patch import OrthogonalPatch
@@ -18,17 +19,18 @@ from .patch import OrthogonalPatch
 
 @dataclass(frozen=True)
 class OrthogonalFull(OrthogonalProjection):
-    """For any poison that a linear map removes: `orthogonal+mean-noise`, in part, unless the fine detail of the images
-    says no more of their classes than that of photographs does, then `orthogonal-patch`. The scale of the noise follows
-    what stays (`ulfast.noise_scale`); a poison that is each image's own gets none. On clean data nothing changes, where
-    `orthogonal` alone takes what the classes really differ by. All are fitted to the images as they are.
+    """For any poison that a linear map removes. If borders are dark, `deconvolve`. Then `orthogonal+mean-noise`, in
+    part, unless the fine detail of the images says no more of their classes than that of photographs does, then
+    `orthogonal-patch`. The scale of the noise follows what stays (`ulfast.noise_scale`); a poison that is each image's
+    own gets none. On clean data nothing changes, where `orthogonal` alone takes what the classes really differ by. All
+    are fitted to the images as they then are.
     """
 
-    summary = "both projections and mean-noise, each only where the data shows what it is for"
+    summary = "deconvolve, both projections and mean-noise, each only where the data shows what it is for"
     source = "ulfast, docs/orthogonal-patch.md"
     aliases: ClassVar[tuple[str, ...]] = ("full",)
     excludes: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("orthogonal", "orthogonal-classwise", "orthogonal-patch", "mean-noise"),
+        ("deconvolve", "orthogonal", "orthogonal-classwise", "orthogonal-patch", "mean-noise"),
         "do the same: orthogonal-full is enough",
     )
 
@@ -40,6 +42,8 @@ class OrthogonalFull(OrthogonalProjection):
     partial: bool = parameter(True, "remove a direction only as far as the classes' means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
+        if undo_convolution(plan, context):
+            plan.diagnosis = None  # it was of the images before
         found = plan.diagnosis
         with plan.timed("diagnose"):
             linear = found.linear if found else linear_model(plan.train, context.seed, context.progress)

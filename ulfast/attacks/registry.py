@@ -7,6 +7,7 @@ from ..registry import nearest, resolve
 from .adversarial import AdversarialTraining, UEraser
 from .auto import Auto
 from .base import IMAGES, Attack
+from .deconvolve import Deconvolve
 from .filters import (
     Corrupting,
     Dilate,
@@ -33,6 +34,7 @@ ATTACKS: dict[str, Attack] = {
     "orthogonal-patch": OrthogonalPatch(),
     "orthogonal-full": OrthogonalFull(),
     "mean-noise": ClassMeanNoise(),
+    "deconvolve": Deconvolve(),
     "rsk": Sharpening(),
     "ssk": FixedSharpening(),
     "lowpass": LowPassFilter(),

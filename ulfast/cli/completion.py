@@ -17,8 +17,8 @@ NAMES = {
         *("tap-untargeted", "rem", "hypo", "sep", "pil", "file"),
     ),
     "attacks": (
-        *("none", "orthogonal", "orthogonal-classwise", "orthogonal-patch", "orthogonal-full", "mean-noise", "rsk"),
-        *("ssk", "lowpass", "coin", "spectral-noise", "iss-gray"),
+        *("none", "orthogonal", "orthogonal-classwise", "orthogonal-patch", "orthogonal-full", "mean-noise"),
+        *("deconvolve", "rsk", "ssk", "lowpass", "coin", "spectral-noise", "iss-gray"),
         *(
             "iss-jpeg",
             "iss-bdr",
