@@ -57,6 +57,7 @@ class GridResult:
         missing: folders of the cells without one.
         failed: folder -> message of the cells that could not be run.
         folder: where everything lies.
+        environments: what the cells were made with, each once: versions, commit, processor, threads.
     """
 
     grid: Grid
@@ -64,6 +65,7 @@ class GridResult:
     missing: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     folder: Path = field(default_factory=Path)
+    environments: list[dict[str, Any]] = field(default_factory=list)
 
     def row(self, poison: str, attack: str, model: str | None = None) -> Average | None:
         """The row of a poison and an attack, of the first model unless one is named."""
@@ -78,6 +80,7 @@ class GridResult:
             "missing": self.missing,
             "failed": self.failed,
             "out": str(self.folder),
+            "environments": self.environments,
         }
 
     @classmethod
@@ -304,8 +307,11 @@ def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
             found.setdefault((cell.poison.label, cell.attack.label, cell.model), []).append((cell, result))
         else:
             missing.append(cell.path)
-    rows = []
+    rows, environments = [], []
     for (poison_, attack_, model), cells in found.items():
+        for _, result in cells:
+            if result.environment not in environments:
+                environments.append(result.environment)
         accuracies = [result.test_accuracy for _, result in cells]
         rows.append(
             Average(
@@ -319,4 +325,4 @@ def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
                 statistics.fmean(math.fsum(result.seconds.values()) for _, result in cells),
             )
         )
-    return GridResult(grid, rows, missing, failed, folder)
+    return GridResult(grid, rows, missing, failed, folder, environments)
