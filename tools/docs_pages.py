@@ -105,9 +105,8 @@ def operators() -> str:
     lines = [
         "# Operators",
         "",
-        "All are in `ulfast.ops` and, by the same names, in `torch.ops.ulfast`. [The kernels](../guide/kernels.md) says "
-        "what they have in common; the PyTorch twins are in `ulfast/ops/reference.py`, the schemas in "
-        "`ulfast/ops/schemas.py`.",
+        "All are in `ulfast.ops` and, by the same names, in `torch.ops.ulfast`. [The kernels](../guide/kernels.md) "
+        "tells what they have in common. The twins in PyTorch are in `ulfast/ops/reference.py`.",
         "",
         "| operator | CPU | CUDA |",
         "|---|---|---|",

@@ -42,11 +42,10 @@ def rendered(text: str, results: Path = RESULTS) -> str:
     return BLOCK.sub(table, text)
 
 
-def rows(head: Iterable[str], body: Iterable[Iterable[str]]) -> list[str]:
+def rows(head: list[str], body: Iterable[list[str]]) -> list[str]:
     """A table in Markdown."""
-    head = list(head)
-    lines = [head, ["---"] * len(head), *body]
-    return [f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines]
+    lines = [f"| {' | '.join(line)} |" for line in (head, *body)]
+    return [lines[0], f"|{'---|' * len(head)}", *lines[1:]]
 
 
 def machine(about: dict[str, Any]) -> str:
@@ -116,24 +115,25 @@ def attack(result: dict[str, Any], short: Any = None) -> list[str]:
 
 
 def speed(result: dict[str, Any], cases: Any = None) -> list[str]:
-    """What benchmarks/run.py --json wrote: all cases with how they were measured, or some without."""
+    """What benchmarks/run.py --json wrote: all cases with how they were measured, or the main columns of some."""
     body = []
     for row in result["rows"]:
-        if cases and row["key"] not in cases:
-            continue
-        ours, peer = (1e3 * row["seconds"][row[key]] for key in ("ours", "best_peer"))
-        roof = f"{row['x_roof']:.2f}" if row["x_roof"] is not None else ""
-        numbers = [f"{ours:.2f}", f"{peer:.2f} ({row['best_peer']})", f"{row['x_best']:.1f}", f"{row['x_plain']:.1f}"]
-        body.append([row["case"], *numbers, *([] if cases else [roof])])
-    lines = rows(["", "ours, ms", "best peer, ms", "× best", "× plain", *([] if cases else ["of roof"])], body)
-    top = result["roof"]
-    if cases is None:
-        lines += [
-            "",
-            f"`python benchmarks/run.py --compile`: {machine(result['environment'])}; copy "
-            f"{top['copy_bytes_per_s'] / 1e9:.0f} GB/s, sgemm {top['sgemm_flops_per_s'] / 1e9:.0f} GFLOP/s.",
-        ]
-    return lines
+        ours, peer = (f"{1e3 * row['seconds'][row[key]]:.1f}" for key in ("ours", "best_peer"))
+        if cases is None:
+            roof = f"{row['x_roof']:.2f}" if row["x_roof"] is not None else ""
+            peer = f"{peer} ({row['best_peer']})"
+            body.append([row["case"], ours, peer, f"{row['x_best']:.1f}", f"{row['x_plain']:.1f}", roof])
+        elif row["key"] in cases:
+            body.append([row["case"], ours, peer, f"{row['x_best']:.1f}"])
+    about, top = result["environment"], result["roof"]
+    if cases is not None:
+        return rows([f"{about['threads']} threads, {about['cpu_level']}", "ours, ms", "best peer, ms", "×"], body)
+    measured = f"copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s, sgemm {top['sgemm_flops_per_s'] / 1e9:.0f} GFLOP/s"
+    return [
+        *rows(["", "ours, ms", "best peer, ms", "× best", "× plain", "of roof"], body),
+        "",
+        f"`python benchmarks/run.py --compile`: {machine(about)}; {measured}.",
+    ]
 
 
 def gpu(result: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from ..runtime.progress import Progress
 from .detail import Detail
 
 # Below the first value evidence counts as clean, from the second on as poisoned. The measurements behind them stand in
-# docs/diagnose.md.
+# docs/research/diagnosis.md.
 LINEAR = 0.42
 DETAIL = (0.35, 0.48)
 MARKED = (0.005, 0.01)

@@ -14,7 +14,7 @@ class Auto(Attack):
     """Looks for traces of poison and applies the suggested attack; `notes` of the result say which, and why."""
 
     summary = "diagnose, then the suggested attack"
-    source = "ulfast, docs/diagnose.md"
+    source = "ulfast, docs/guide/diagnose.md"
     alone: ClassVar[bool] = True
 
     def apply(self, plan: Plan, context: Context) -> str:

@@ -25,7 +25,7 @@ class OrthogonalFull(OrthogonalProjection):
     """
 
     summary = "both projections and mean-noise, each only where the data shows what it is for"
-    source = "ulfast, docs/orthogonal-patch.md"
+    source = "ulfast, docs/research/orthogonal-patch.md"
     aliases: ClassVar[tuple[str, ...]] = ("full",)
     excludes: ClassVar[dict[str, str]] = dict.fromkeys(
         ("orthogonal", "orthogonal-classwise", "orthogonal-patch", "mean-noise"),

@@ -16,7 +16,7 @@ class ClassMeanNoise(Attack):
     """
 
     summary = "random mixtures of the class means added, anew in every pass"
-    source = "ulfast, docs/attacks.md"
+    source = "ulfast, docs/research/noise.md"
 
     noise_scale: float = parameter(SCALE, "deviation of the noise over that of the class means", at_least=0)
 

@@ -105,7 +105,7 @@ class OrthogonalProjection(LinearFit):
 @dataclass(frozen=True)
 class ClassWiseProjection(LinearFit):
     """Project every training image off its own class's weight vector alone. The label chooses the vector, so the
-    result can carry a new mark of the label; docs/attacks.md measures it.
+    result can carry a new mark of the label; docs/research/directions.md measures it.
     """
 
     summary = "projection off the own class's weight vector (uses the label)"

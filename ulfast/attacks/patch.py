@@ -18,7 +18,7 @@ class OrthogonalPatch(Attack):
     """
 
     summary = "projection in patch space, for noise drawn anew for each image (ar)"
-    source = "ulfast, docs/orthogonal-patch.md"
+    source = "ulfast, docs/research/orthogonal-patch.md"
     aliases = ("patch",)
 
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)

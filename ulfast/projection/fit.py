@@ -55,7 +55,7 @@ def fit_basis(
     The default starts at zero, which keeps the weights in the span of the data, and counts steps, so that small data
     sets converge too. ``init="torch", epochs=20`` is the paper's way: a start at PyTorch's random default, whose
     random part stays in the basis and turns it away from the perturbations; on small sets 20 epochs are too few steps
-    from either start (docs/fit.md).
+    from either start (docs/research/fit.md).
 
     Args:
         dataset: uint8 images (n, H, W, C) with int64 labels. They may be memory-mapped or decoded on demand

@@ -64,7 +64,7 @@ def noise_scale(rows: Tensor) -> float:
     more of one stays.
 
     What a whole projection leaves of a pattern is little, and noise costs more than it hides there; what stays in part
-    is a pattern that the linear model has seen. docs/orthogonal-patch.md measures both.
+    is a pattern that the linear model has seen. docs/research/orthogonal-patch.md measures both.
 
     Args:
         rows: (k, d), orthogonal, of norms up to 1: of a `Basis` or from `partial_rows`.

@@ -159,8 +159,8 @@ def partial_rows(basis: Basis, dataset: Dataset, *, device: str | torch.device =
     min(1, ratio^2) of `fisher_ratios`.
 
     Photographs vary most in a few directions, and there a perturbation is small beside what one class shows already.
-    Taking them away costs more than it gains where the noise of `fit_mean_noise` hides what stays. docs/attacks.md
-    measures it.
+    Removing them costs more than it gains where the noise of `fit_mean_noise` hides what remains.
+    docs/research/directions.md measures it.
 
     Args:
         basis: fitted to `dataset`.
