@@ -64,7 +64,7 @@ format: $(VENV)/.dev
 
 # The site of docs/ in build/site; a broken link or anchor is an error.
 docs: $(VENV)/.docs
-	$(PYTHON_IN) -m mkdocs build --strict --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_IN) -m mkdocs build --strict --quiet --clean
 
 # The tables of README.md and docs/ anew from the files in benchmarks/results.
 results: $(READY)

@@ -4,6 +4,7 @@ operators, the parameters of poisons and attacks, and the files of the repositor
 from __future__ import annotations
 
 import dataclasses
+import html
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -25,8 +26,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def cell(text: object) -> str:
-    """Text for a cell of a table."""
-    return str(text).replace("|", "\\|").replace("<", "&lt;")
+    """Text for a cell of a table. Its code is HTML's: there a bar may stand as an entity."""
+    escaped = html.escape(str(text), quote=False).replace("|", "&#124;")
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escaped)
 
 
 def command_line() -> str:
@@ -59,7 +61,7 @@ def verb(context: click.Context, level: int) -> Iterator[str]:
     records = [record for record in options if record is not None]
     if records:
         yield from ("| option | |", "|---|---|")
-        yield from (f"| `{cell(names)}` | {cell(about)} |" for names, about in records)
+        yield from (f"| {cell(f'`{names}`')} | {cell(about)} |" for names, about in records)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             below = command.get_command(context, name)
@@ -90,8 +92,9 @@ def python_api() -> str:
     for home, title in TITLES.items():
         lines += [f"## {title}", ""]
         for name in names[home]:
-            module = [home] if name == home else []
-            lines += [f"::: ulfast.{name}", "    options:", f"      show_root_full_path: {bool(module)}".lower(), ""]
+            lines += [f"::: ulfast.{name}", ""]
+            if name == "ops":
+                lines[-1:] = ["    options: {members: false}", "", "[All operators](operators.md).", ""]
     lines += ["## Errors", ""]
     for name in ("InputError", "ExtensionError", "WorkerError"):
         lines += [f"::: ulfast.{name}", ""]
@@ -145,7 +148,8 @@ def methods(title: str, registry: dict[str, Any], guide: str) -> str:
             shown = (
                 f"{value:g}" if isinstance(value, float) else str(value).lower() if value in (True, False) else value
             )
-            lines.append(f"| `{field.name}` | `{cell(shown)}` | {cell(field.metadata['help'])} |")
+            default = cell(f"`{shown}`") if shown != "" else ""
+            lines.append(f"| `{field.name}` | {default} | {cell(field.metadata['help'])} |")
     return "\n".join(lines) + "\n"
 
 
