@@ -139,7 +139,10 @@ def methods(title: str, registry: dict[str, Any], guide: str) -> str:
     """The parameters of every poison or attack, which `--set` and Python take."""
     lines = [f"# {title}", "", f"`--set NAME=VALUE` sets a parameter. [The guide]({guide}) says how to use them."]
     for name, method in registry.items():
-        lines += ["", f"## {name}", "", f"{method.summary[0].upper()}{method.summary[1:]}. Source: {method.source}."]
+        about = f"{method.summary[0].upper()}{method.summary[1:]}."
+        if method.source:
+            about += f" Source: {method.source}."
+        lines += ["", f"## {name}", "", about]
         fields = dataclasses.fields(method)
         if fields:
             lines += ["", "| parameter | default | |", "|---|---|---|"]
