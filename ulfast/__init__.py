@@ -61,13 +61,17 @@ if TYPE_CHECKING:
 __all__ = sorted([*_HOME, "ExtensionError", "InputError", "WorkerError", "__version__"])
 
 
-def __getattr__(name: str) -> Any:
+def _public(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ulfast' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOME[name]}", __name__)
     value = module if _HOME[name] == name else getattr(module, name)
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for public
+    __getattr__ = _public
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -133,7 +133,29 @@ def shape_rule(name: str) -> Callable[[F], F]:
     return register
 
 
-def project(x: Tensor, basis: Tensor, *, out: Tensor | None = None) -> Tensor:
+class Directions(Protocol):
+    """What `ulfast.Basis` is to an operator: rows, and the shape of the images that they belong to."""
+
+    @property
+    def rows(self) -> Tensor: ...
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+
+def rows_of(basis: Tensor | Directions, shape: Sequence[int]) -> Tensor:
+    """The rows of a basis for images of a shape, without the first dimension of the batch.
+
+    Raises:
+        ValueError: a `Basis` of images of another shape, such as NHWC rows and an NCHW batch.
+    """
+    if isinstance(basis, Tensor):
+        return basis
+    if len(shape) == 3 and tuple(shape) != tuple(basis.image_shape):
+        raise ValueError(f"the basis is of images {tuple(basis.image_shape)} (H, W, C), the batch of {tuple(shape)}")
+    return basis.rows
+
+
+def project(x: Tensor, basis: Tensor | Directions, *, out: Tensor | None = None) -> Tensor:
     """Remove from every row of `x` its component in the span of `basis`.
 
     Equivalent to ``x - (x.flatten(1) @ basis.T @ basis).view_as(x)`` for orthonormal rows.
@@ -141,7 +163,8 @@ def project(x: Tensor, basis: Tensor, *, out: Tensor | None = None) -> Tensor:
     Args:
         x: (n, ...) uint8 (read as x / 255), float16, bfloat16, float32 or float64; trailing dimensions are
             flattened in their logical order, so images must be given as (n, H, W, C) if the basis is NHWC.
-        basis: (k, d) float with orthonormal rows; d is the product of the trailing dimensions of `x`.
+        basis: (k, d) float with orthonormal rows, or a `ulfast.Basis`; d is the product of the trailing dimensions of
+            `x`. The rows are not checked at each call: `OrthogonalProjection` does so once.
         out: contiguous tensor to write to, of the shape and dtype of the result. Saves the page faults of a large
             fresh result, which take longer than the kernel; not differentiable.
 
@@ -154,9 +177,10 @@ def project(x: Tensor, basis: Tensor, *, out: Tensor | None = None) -> Tensor:
 
     Source: Sandoval-Segura et al., "What Can We Learn from Unlearnable Datasets?", NeurIPS 2023, section 4.4.
     """
+    rows = rows_of(basis, x.shape[1:])
     if out is None:
-        return _ops.project(x, basis)
-    _ops.project_out(x, basis, out)
+        return _ops.project(x, rows)
+    _ops.project_out(x, rows, out)
     return out
 
 
@@ -175,9 +199,9 @@ def _(x: Tensor, basis: Tensor, out: Tensor) -> None:
     torch._check(out.shape == x.shape, lambda: f"project: out must be {tuple(x.shape)}, got {tuple(out.shape)}")
 
 
-def project_(x: Tensor, basis: Tensor) -> Tensor:
+def project_(x: Tensor, basis: Tensor | Directions) -> Tensor:
     """`project` in place, for a floating x with contiguous rows; returns x. Not differentiable."""
-    _ops.project_(x, basis)
+    _ops.project_(x, rows_of(basis, x.shape[1:]))
     return x
 
 
@@ -232,7 +256,7 @@ def _(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
 
 def ingest(
     images: Tensor,
-    basis: Tensor | None,
+    basis: Tensor | Directions | None,
     mean: Tensor | Sequence[float],
     std: Tensor | Sequence[float],
     *,
@@ -248,7 +272,8 @@ def ingest(
 
     Args:
         images: (N, H, W, C) uint8, or float16, bfloat16, float32 or float64 in units of [0, 1]; computed in float32.
-        basis: (k, H*W*C) float32 with orthonormal rows, or None for no projection; (c, r, H*W*C) with labels.
+        basis: (k, H*W*C) float32 with orthonormal rows, a `ulfast.Basis`, or None for no projection; (c, r, H*W*C)
+            with labels.
         mean, std: C values in units of [0, 1]; numbers are kept on the device from their first use on.
         dtype: of the result: float32, bfloat16 or float16.
         index: (n,) int64 rows of `images` that make the batch; None takes all, in order.
@@ -261,7 +286,8 @@ def ingest(
         (n, C, H, W) tensor in channels_last memory format.
     """
     mean, std = _values(mean, images.device), _values(std, images.device)
-    return _ops.ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
+    rows = None if basis is None else rows_of(basis, images.shape[1:])
+    return _ops.ingest(images, rows, mean, std, dtype, index, shift, flip, labels)
 
 
 def _values(values: Tensor | Sequence[float], device: torch.device) -> Tensor:

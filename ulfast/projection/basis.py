@@ -26,9 +26,12 @@ RANK_TOLERANCE = 1e-5
 LARGE = 1 << 26
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Basis:
     """Orthonormal rows that span what a linear model has learned.
+
+    Two are equal if they remove the same, to the bit, and show the same: rows, image shape and weights. How they were
+    fitted (`metadata`) and where they lie (the device) make no difference.
 
     Attributes:
         rows: (k, d) float32 tensor with ``rows @ rows.T = I``; d = H * W * C, pixels in NHWC order.
@@ -49,6 +52,27 @@ class Basis:
                 f"basis rows must be (k, {int(np.prod(self.image_shape))}) for images of shape"
                 f" {tuple(self.image_shape)}, got {tuple(self.rows.shape)}"
             )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Basis):
+            return NotImplemented
+        if (self.weights is None) != (other.weights is None) or self.image_shape != other.image_shape:
+            return False
+        pairs = [(self.rows, other.rows)]
+        if self.weights is not None and other.weights is not None:
+            pairs.append((self.weights, other.weights))
+        return all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash((self.image_shape, tuple(self.rows.shape), tuple(self.rows[:1, :16].flatten().tolist())))
+
+    def __repr__(self) -> str:
+        height, width, channels = self.image_shape
+        fitted = self.metadata.get("method") or self.metadata.get("fit")
+        return (
+            f"Basis({self.rank} directions of {height} x {width} x {channels} images"
+            f"{f', {fitted}' if fitted else ''}, {self.rows.dtype}, {self.rows.device})"
+        )
 
     @property
     def rank(self) -> int:

@@ -9,9 +9,10 @@ two classes differ by no more than a fraction of what the noise makes them vary 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import distributed, ops
 from ..data.class_moments import class_moments
@@ -20,6 +21,7 @@ from ..errors import InputError
 from ..ops.state import ordinary
 from ..runtime.progress import Progress
 from .basis import Basis
+from .pixel_layer import PixelLayer
 
 SCALE = 2.0
 EMPTY = 1e-8  # share of the largest variance below which a direction is rounding
@@ -73,13 +75,14 @@ def noise_scale(rows: Tensor) -> float:
     return SCALE / 2 * (1 + float(stays.max().clamp(0, 1)) if len(rows) else 1)
 
 
-class MeanNoise(nn.Module):
+class MeanNoise(PixelLayer):
     """Adds a random mixture of some rows to every image of a batch, in training mode; in evaluation it does nothing.
 
     Args:
         rows: (k, H * W * C) float, from `fit_mean_noise`.
         basis: a `Basis`, or its (k, H * W * C) rows, that was projected out of the images before: the noise then has
             nothing of it either.
+        mean, std: of the normalisation that the batches have been through; None for batches in [0, 1].
 
     Shape:
         (n, C, H, W) float in [0, 1], before crop and flip; the same, not clipped.
@@ -92,8 +95,14 @@ class MeanNoise(nn.Module):
         >>> loss = criterion(model(noise(projection(images))), labels)
     """
 
-    def __init__(self, rows: Tensor, basis: Basis | Tensor | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        rows: Tensor,
+        basis: Basis | Tensor | None = None,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+    ) -> None:
+        super().__init__(mean, std)
         if rows.dim() != 2:
             raise ValueError(f"the rows must be (k, d), got shape {tuple(rows.shape)}")
         self.rows: Tensor
@@ -103,8 +112,11 @@ class MeanNoise(nn.Module):
         self.register_buffer("rows", kept)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
+        return super().forward(x) if self.training else x
+
+    def pixels(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise ValueError(f"expected (n, C, H, W), got {tuple(x.shape)}")
         n, c, h, w = x.shape
         if c * h * w != self.rows.shape[1]:
             raise ValueError(f"the noise has {self.rows.shape[1]} values per image, the images are {tuple(x.shape)}")

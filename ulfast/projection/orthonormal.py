@@ -25,6 +25,26 @@ def gram(matrix: Tensor) -> Tensor:
     return out
 
 
+def check_orthogonal(rows: Tensor) -> None:
+    """Refuses rows (k, d) that are no projection's: they must be orthogonal, and of norms up to 1.
+
+    Raises:
+        ValueError: they are not, or are not finite.
+    """
+    if rows.is_meta or not rows.numel():
+        return
+    products = gram(rows.detach())
+    norms = products.diagonal()
+    # Rounding of the rows: a norm in bfloat16 is off by 2^-9 at most, and a product of two by as much.
+    allowed = max(1e-3, 4 * torch.finfo(rows.dtype).eps) if rows.is_floating_point() else 0.0
+    off = max(float((products - products.diag().diag()).abs().max()), float((norms - 1).max()))
+    if not off <= allowed:
+        raise ValueError(
+            f"the rows of a basis must be orthonormal, and |B B^T - I| reaches {off:.3g}: orthonormalise them first,"
+            " as ulfast.Basis.from_weights does, or torch.linalg.qr(rows.T).Q.T"
+        )
+
+
 def _times(left: Tensor, matrix: Tensor) -> Tensor:
     """``left @ matrix`` as float32, computed in float64; left is (r, k) float64."""
     out = torch.empty(left.shape[0], matrix.shape[1], dtype=torch.float32, device=matrix.device)

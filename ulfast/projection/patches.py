@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..data.tensors import as_tensor
 from ..errors import InputError
 from ..ops.state import FULL_CONVOLUTIONS, ordinary
 from ..runtime.progress import Progress
+from .pixel_layer import PixelLayer
 
 PATCH = 7
 PER_CLASS = 600  # images per class that the covariances are taken from
@@ -261,12 +263,16 @@ def fit_patches(
     )
 
 
-class PatchProjection(torch.nn.Module):
+class PatchProjection(PixelLayer):
     """Removes a `PatchBasis` from a batch of images, borders exactly: every pixel is the mean over the patches that
     cover it.
 
     One convolution with (2K - 1) x (2K - 1) filters that change towards the border (`ops.patch_filter`) on a CPU and
     without a gradient; else, and on smaller images, two convolutions with r filters of K x K, which give the same.
+
+    Args:
+        basis: from `fit_patches`.
+        mean, std: of the normalisation that the batches have been through; None for batches in [0, 1].
 
     Shape:
         (n, C, H, W) float in [0, 1], any size from K on; not clipped.
@@ -275,15 +281,20 @@ class PatchProjection(torch.nn.Module):
         >>> clean_enough = ulfast.PatchProjection(ulfast.fit_patches(dataset))(images)
     """
 
-    def __init__(self, basis: PatchBasis) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        basis: PatchBasis,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+    ) -> None:
+        super().__init__(mean, std)
         self.analysis: Tensor
         self.synthesis: Tensor
         self.register_buffer("analysis", basis.analysis.contiguous(memory_format=torch.channels_last))
         self.register_buffer("synthesis", basis.synthesis.contiguous(memory_format=torch.channels_last))
         self._kept: tuple[tuple[int, ...], Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pixels(self, x: Tensor) -> Tensor:
         if not len(self.analysis):
             return x
         side = self.analysis.shape[-1]

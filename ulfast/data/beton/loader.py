@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ... import ops
 from ...errors import InputError
+from ...ops.schemas import Directions, rows_of
 from ...ops.state import ordinary
 from ...runtime.machine import cores
 from ..loaders.augment import Augment, resized_crop
@@ -59,7 +60,7 @@ class FFCVLoader(EpochLoader):
         path: str | os.PathLike[str],
         batch_size: int,
         *,
-        basis: Tensor | None = None,
+        basis: Tensor | Directions | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         dtype: torch.dtype = torch.float32,
@@ -87,7 +88,7 @@ class FFCVLoader(EpochLoader):
             mean, std = channel_statistics(as_dataset(beton, resize=size))
         self.image_shape, self.device = shape, torch.device(device)
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device="cpu") for v in (mean, std))
-        self.basis = None if basis is None else basis.cpu().float()
+        self.basis = None if basis is None else rows_of(basis, shape).cpu().float()
         self._rows, self._checked = rows, Checked(beton)
         self._labels = torch.from_numpy(beton.labels[rows])
         pieces = _pieces()
@@ -259,7 +260,7 @@ def _pieces() -> _Pieces:
     class Project(PerBatch):
         """See `ffcv_project`."""
 
-        def __init__(self, basis: Tensor) -> None:
+        def __init__(self, basis: Tensor | Directions) -> None:
             super().__init__(lambda images, rows: ops.project(images, basis), torch.float32)
 
     return _Pieces(
@@ -273,14 +274,14 @@ def _pieces() -> _Pieces:
     )
 
 
-def ffcv_project(basis: Tensor) -> Any:
+def ffcv_project(basis: Tensor | Directions) -> Any:
     """The projection as an operation for other people's FFCV pipelines, to stand right after `ToTensor`.
 
     Takes the decoded (b, H, W, C) uint8 images and gives ``x - (x B^T) B`` as a fresh (b, H, W, C) float32 tensor in
     units of [0, 1], not clipped. It must come before any crop or flip: the basis knows unshifted pixels.
 
     Args:
-        basis: (k, H*W*C) orthonormal rows, float32, on the CPU.
+        basis: a `Basis` or its (k, H*W*C) orthonormal rows, float32, on the CPU.
 
     Raises:
         InputError: FFCV is missing.

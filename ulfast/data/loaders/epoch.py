@@ -52,6 +52,12 @@ class EpochLoader:
         self.part = part
         self.epoch = 0
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self._n:,} images, batch_size={self.batch_size}, batches={len(self)},"
+            f" shuffle={self.shuffle}, drop_last={self.drop_last}, augment={self.augment}, seed={self.seed})"
+        )
+
     @property
     def images_per_epoch(self) -> int:
         return self._n - self._n % self.batch_size if self.drop_last else self._n

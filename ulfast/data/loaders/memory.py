@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import distributed, ops
+from ...ops.schemas import Directions, rows_of
 from ...ops.state import exact, ordinary
 from ..dataset import Dataset
 from ..lazy import LazyImages, prefetch
@@ -34,8 +35,8 @@ class MemoryLoader(EpochLoader):
         dataset: its images may be memory-mapped, or decoded on demand: then threads decode the next batches while one
             is used, and end with the pass.
         batch_size: images per batch.
-        basis: (k, H*W*C) orthonormal rows to project away before the augmentation, (c, r, H*W*C) rows for each class,
-            or None.
+        basis: a `Basis` or its (k, H*W*C) orthonormal rows to project away before the augmentation, (c, r, H*W*C) rows
+            for each class, or None.
         mean, std: C values in units of [0, 1]; None: statistics of the data set.
         dtype: torch.float32, bfloat16 or float16.
         augment: None for none.
@@ -64,7 +65,7 @@ class MemoryLoader(EpochLoader):
         dataset: Dataset,
         batch_size: int,
         *,
-        basis: Tensor | None = None,
+        basis: Tensor | Directions | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         dtype: torch.dtype = torch.float32,
@@ -87,7 +88,8 @@ class MemoryLoader(EpochLoader):
         self.mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device)
         self.std = torch.as_tensor(std, dtype=torch.float32, device=self.device)
         if removal is None:
-            removal = Removal(rows=basis, noise=noise)
+            rows = None if basis is None else rows_of(basis, dataset.image_shape)
+            removal = Removal(rows=rows, noise=noise)
         elif basis is not None or noise is not None:
             raise ValueError("give a removal, or basis and noise, not both")
         self.removal = removal.to(self.device)
