@@ -179,7 +179,7 @@ def test_a_cell_that_cannot_run_does_not_stop_the_others(tmp_path, monkeypatch):
         ({"data": "nowhere"}, "no data set 'nowhere'"),
         ({"sedes": [1]}, "did you mean 'seeds'"),
         ({"poisons": []}, "`poisons` is missing"),
-        ({"poisons": ["lsp", {"method": "lsp", "eps": 2.0}]}, "'lsp' is there twice"),
+        ({"poisons": ["lsp", {"method": "lsp", "eps": 2.0}]}, "'lsp' is given twice"),
         ({"poisons": [{"name": "../x", "method": "lsp"}]}, "cannot name a folder"),
         ({"poisons": [{"method": "clean", "eps": 1.0}]}, "clean data takes no parameters"),
         ({"published": "us"}, "no published table"),

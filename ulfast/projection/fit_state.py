@@ -50,7 +50,7 @@ class FitState:
             step, weight = content["step"], content["weight"]
         except Exception as error:  # whatever torch.load and a wrong layout raise
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(f"{path} is no interrupted fit ({reason}): leave --resume out") from None
+            raise InputError(f"{path} is not an interrupted fit ({reason}): leave --resume out") from None
         if other:
             raise InputError(
                 f"{path} belongs to a fit with another {', '.join(other)}: give the same settings, or"

@@ -180,7 +180,7 @@ def collect(paths: Sequence[str | os.PathLike[str]]) -> list[Table]:
                 if label not in labels:
                     labels.append(label)
     if not tables:
-        raise InputError(f"nothing is finished in {', '.join(map(str, paths))}: run it again, it resumes")
+        raise InputError(f"nothing is finished in {', '.join(map(str, paths))}: run the command again, it resumes")
     for key, table in tables.items():
         _fill(table, entries[key])
     return list(tables.values())
@@ -200,7 +200,7 @@ def _fill(table: Table, entries: list[Entry]) -> None:
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         group = groups.setdefault((entry.poison, entry.attack), [])
-        # The same baseline comes with every run: once is enough.
+        # Every run brings the same baseline: keep it once.
         if not any((e.seed, e.accuracy) == (entry.seed, entry.accuracy) for e in group):
             group.append(entry)
     for key, group in groups.items():
