@@ -29,10 +29,10 @@ FUSED_RANK = {
     },
 }
 
-# The same of `project` for rows that the tensor cores do not take: few, unaligned, of a width that is odd.
+# The same of `project` for rows that the tensor cores do not take: few, unaligned, or of an odd width.
 CUDA_CORES_RANK = 32
 
 
 def fused(device: str, op: str, dtype: torch.dtype, rank: int) -> bool:
-    """Whether `op` takes its fused kernel for images of `dtype` and a basis of `rank` rows (a class)."""
+    """Whether `op` takes its fused kernel for images of `dtype` and a basis of `rank` rows (per class)."""
     return rank <= FUSED_RANK[device][op][dtype]

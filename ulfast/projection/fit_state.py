@@ -1,4 +1,4 @@
-"""What a linear fit keeps on the disk while it runs, so that a killed one resumes to the same bytes."""
+"""What a linear fit keeps on disk while it runs, so that a killed one resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class FitState:
         self.bases, self.step, self.weight = bases, step, weight
 
     def keep(self, step: int, weight: Tensor) -> None:
-        """Saves them if the last time is long enough ago."""
+        """Saves them if the last time was long enough ago."""
         if self._path is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return
         if distributed.is_main():
