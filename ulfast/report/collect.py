@@ -107,8 +107,8 @@ class Verdict:
             best = max(self.attacks, key=self.attacks.__getitem__, default=None)
             more = f"; {best} brings it to {_percent(self.attacks[best])}" if best else ""
             return (
-                f"{_percent(self.none)} without an attack{more}. How much of the loss that is cannot be said"
-                " without a training on clean images."
+                f"{_percent(self.none)} without an attack{more}. Without a training on clean images it"
+                " is not known how much of the loss that is."
             )
         if self.clean - self.none < HARMLESS:
             return (
@@ -126,7 +126,7 @@ class Verdict:
             f" {_outcome(shares[first], first)}."
         ]
         if best != first and shares[best] > shares[first] + 0.02:
-            parts.append(f"Best of those tried: {best}, {_share(shares[best])} ({_percent(self.attacks[best])}).")
+            parts.append(f"The best of those tried is {best}: {_share(shares[best])} ({_percent(self.attacks[best])}).")
         return " ".join([start, *parts])
 
 
