@@ -31,7 +31,7 @@ class Removal:
             part), (c, r, H*W*C) rows for each class, or None.
         transform: any map of the float images, or None.
         patches: a linear map of the float images (`PatchProjection`), or None.
-        noise: (m, H*W*C) rows; every image gets a random mixture of them, drawn anew in every pass. None for none.
+        noise: (m, H*W*C) rows; every image gets a random mixture of them, redrawn every epoch. None for none.
     """
 
     rows: Tensor | None = None
