@@ -276,6 +276,47 @@ static inline Share share_of(const CountChanges& a) {
   return s;
 }
 
+#define ULFAST_FIELDS_FILTER_IMAGES(F)                                                                                  \
+  F(const void*, x)         /* (n, h, w, c) u8, read as x / 255, or f32 */                                              \
+  F(const float*, kernels)  /* (n, side, side) */                                                                       \
+  F(float*, scratch)        /* a thread's share each: an image with its border */                                       \
+  F(float*, out)            /* (n, h, w, c) */                                                                          \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, h)                                                                                                         \
+  F(int64_t, w)                                                                                                         \
+  F(int64_t, c)                                                                                                         \
+  F(int64_t, side)          /* odd */                                                                                   \
+  F(DType, dtype)           /* of x */                                                                                  \
+  F(bool, clamp)            /* keep the result in [0, 1] */
+ULFAST_STRUCT(FilterImages, ULFAST_FIELDS_FILTER_IMAGES);
+static inline Share share_of(const FilterImages& a) {
+  Share s;
+  s.rows = a.n, s.work = a.h * a.w * a.c * a.side * a.side;
+  s.scratch = (a.h + a.side - 1) * (a.w + a.side - 1) * a.c;
+  return s;
+}
+
+#define ULFAST_FIELDS_SHIFT_PIXELS(F)                                                                                   \
+  F(const void*, x)         /* (n, h, w, c) u8, read as x / 255, or f32 */                                              \
+  F(float*, scratch)        /* a thread's share each: an image, and its random numbers */                               \
+  F(float*, out)            /* (n, h, w, c) */                                                                          \
+  F(int64_t, seed)                                                                                                      \
+  F(int64_t, stream)                                                                                                    \
+  F(int64_t, first)                                                                                                     \
+  F(int64_t, n)                                                                                                         \
+  F(int64_t, h)                                                                                                         \
+  F(int64_t, w)                                                                                                         \
+  F(int64_t, c)                                                                                                         \
+  F(float, reach)           /* pixels, at most the shorter side */                                                      \
+  F(DType, dtype)           /* of x */
+ULFAST_STRUCT(ShiftPixels, ULFAST_FIELDS_SHIFT_PIXELS);
+static inline Share share_of(const ShiftPixels& a) {
+  Share s;
+  s.rows = a.n, s.work = a.h * a.w * (8 * a.c + 24);
+  s.scratch = a.h * a.w * (2 + (a.c == 3 ? 4 : a.c));
+  return s;
+}
+
 #define ULFAST_FIELDS_PERTURB_LINEAR(F)                                                                                 \
   F(const uint8_t*, images) /* (n, d) */                                                                                \
   F(const int64_t*, labels) /* (n) */                                                                                   \
@@ -311,6 +352,8 @@ static inline Share share_of(const PerturbLinear& a) {
   F(perturb_convolution, PerturbConvolution) \
   F(perturb_linear, PerturbLinear)           \
   F(patch_filter, PatchFilter)               \
+  F(filter_images, FilterImages)             \
+  F(shift_pixels, ShiftPixels)               \
   F(count_changes, CountChanges)
 
 // Those with a function of their own in dispatch.cpp, and kernels of their own in table.h.

@@ -18,7 +18,7 @@ _HOME = {
         "ops": ("ops", "ingest", "project", "project_", "project_classwise"),
         "distributed": ("distributed",),
         "transforms": ("transforms",),
-        "data": ("Augment", "Dataset", "MemoryLoader", "load_dataset", "write_dataset"),
+        "data": ("Augment", "Dataset", "MemoryLoader", "from_hf", "load_dataset", "write_dataset"),
         "projection": (
             *("Basis", "MeanNoise", "OrthogonalProjection", "PatchBasis", "PatchProjection"),
             *("fit_basis", "fit_mean_noise", "fit_patches", "noise_scale", "partial_rows"),
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Augment as Augment,
         Dataset as Dataset,
         MemoryLoader as MemoryLoader,
+        from_hf as from_hf,
         load_dataset as load_dataset,
         write_dataset as write_dataset,
     )

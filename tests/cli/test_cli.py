@@ -13,6 +13,8 @@ from ulfast.cli import common, completion
 from ulfast.cli.ls import KINDS, _entries
 from ulfast.cli.main import main
 from ulfast.data import load_dataset
+from ulfast.data.export import EXPORTS
+from ulfast.data.readers.published import LAYOUTS
 from ulfast.grids.grid import shipped_grids
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +88,8 @@ def test_completion_knows_what_the_registries_hold():
         patterns = [name for name in entries if name != name.lower() and kind == "models"]
         assert list(completion.NAMES[kind]) == [name for name in entries if name not in patterns]
     assert set(completion.names("grids")) == set(shipped_grids())
+    assert set(completion.NAMES["layouts"]) == set(EXPORTS)
+    assert set(completion.NAMES["imports"]) == set(LAYOUTS)
 
 
 def test_time_left_is_said_with_what_it_rests_on(capsys, monkeypatch):

@@ -112,8 +112,10 @@ def twelve(make_dataset, **options):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("names", ["numbers", "unsorted", "odd"])
-@pytest.mark.parametrize("layout", ["imagefolder", "npz", "beton"])
+@pytest.mark.parametrize("layout", ["imagefolder", "npz", "beton", "wds", "parquet"])
 def test_what_is_exported_reads_back_the_same(tmp_path, make_dataset, layout, names, channels):
+    if layout == "parquet":
+        pytest.importorskip("pyarrow")
     data = make_dataset(48, 16, classes=12, channels=channels)
     data = replace(data, images=np.ascontiguousarray(data.images[:, :, :10]))  # not square
     classes = {
@@ -122,7 +124,7 @@ def test_what_is_exported_reads_back_the_same(tmp_path, make_dataset, layout, na
         "odd": ["a/b", "a_b", "A_B", ".hidden", "train", "", "é", "[x]", "..", "__MACOSX", "con ", "z" * 300],
     }[names]
     data = replace(data, classes=tuple(classes))
-    out = tmp_path / {"imagefolder": "f", "npz": "f.npz", "beton": "f.beton"}[layout]
+    out = tmp_path / {"npz": "f.npz", "beton": "f.beton"}.get(layout, "f")
     export_dataset(data, out, layout, test=data.subset(np.arange(5)))
     back, held = load_splits(out)
     assert back.classes == held.classes == data.classes

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, strategies as st
 
 from ulfast import InputError
 from ulfast.data import Dataset, load_dataset
 from ulfast.data.dataset import balanced_indices, chunks
+from ulfast.data.lazy import LazyImages
 
 
 def test_the_sample_is_what_its_readme_says():
@@ -96,3 +98,70 @@ def test_a_fingerprint_is_of_pixels_labels_and_classes(make_dataset, monkeypatch
     assert len({data.fingerprint(), *(one.fingerprint() for one in others)}) == 4
     monkeypatch.setattr("ulfast.data.dataset.HASHED_BYTES", 10)
     assert len({data.fingerprint(), *(one.fingerprint() for one in others)}) == 4
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_data_set_is_a_map_style_dataset_of_torch(make_dataset, lazy):
+    data = make_dataset(10, 12)
+    if lazy:
+        images = data.images
+        data = replace(data, images=LazyImages(images.shape, lambda i, out: np.copyto(out, images[i])))
+    whole = data.images[:]
+    image, label = data[3]
+    assert image.dtype == np.uint8
+    assert isinstance(label, int)
+    assert np.array_equal(image, whole[3])
+    assert label == data.labels[3]
+    assert np.array_equal(data[-1][0], whole[9])
+    assert np.array_equal(data[torch.tensor(4)][0], whole[4])
+    for wrong in (10, -11):
+        with pytest.raises(IndexError, match=f"image {wrong} of 10"):
+            data[wrong]
+    assert [label for _, label in data] == data.labels.tolist()
+    assert np.array_equal(np.stack([image for image, _ in data]), whole)
+    batches = list(torch.utils.data.DataLoader(data, batch_size=4))
+    assert [tuple(images.shape) for images, _ in batches] == [(4, 12, 12, 3), (4, 12, 12, 3), (2, 12, 12, 3)]
+    assert batches[0][0].dtype == torch.uint8
+    assert batches[0][1].dtype == torch.int64
+    assert np.array_equal(torch.cat([images for images, _ in batches]), whole)
+
+
+def test_slices_indices_and_masks_give_data_sets(make_dataset):
+    data = make_dataset(10, 12)
+    for key, rows in (
+        (slice(2, 9, 3), [2, 5, 8]),
+        (slice(None, None, -1), list(range(9, -1, -1))),
+        ([4, 4, -1], [4, 4, 9]),
+        (np.array([7, 0]), [7, 0]),
+        (torch.tensor([1, 2]), [1, 2]),
+        (data.labels == 1, np.flatnonzero(data.labels == 1).tolist()),
+        ([], []),
+    ):
+        got = data[key]
+        assert isinstance(got, Dataset)
+        assert np.array_equal(got.images, data.images[rows])
+        assert got.labels.tolist() == data.labels[rows].tolist()
+        assert got.classes == data.classes
+    for wrong in (1.5, "a", np.zeros((2, 2), int), [1.0]):
+        with pytest.raises(TypeError, match="indexed by"):
+            data[wrong]
+    with pytest.raises(IndexError):
+        data[[10]]
+
+
+def test_sets_are_equal_by_what_they_hold_and_hash_alike(make_dataset):
+    data = make_dataset(10, 12)
+    same = replace(data, images=data.images.copy(), name="other", split="test", manifest={"method": "x"})
+    assert data == same
+    assert hash(data) == hash(same)
+    assert len({data, same}) == 1
+    changed = data.images.copy()
+    changed[9, 0, 0, 0] ^= 1
+    for other in (
+        replace(data, images=changed),
+        replace(data, labels=(data.labels + 1) % 3),
+        replace(data, classes=("a", "b", "c")),
+        data[:9],
+    ):
+        assert data != other
+    assert data != "data"

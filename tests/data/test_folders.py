@@ -244,3 +244,31 @@ def test_splits_and_classes_within_class_folders_are_refused(tmp_path):
         load_dataset(tmp_path / "w")
     for name in "ce":
         assert load_dataset(tmp_path / name).classes == ("cats", "dogs")
+
+
+def test_flat_splits_need_a_table(tmp_path):
+    for split in ("train", "test"):
+        for i in range(4):
+            save(tmp_path / split / f"{split}{i}.png", i % 2, i)
+    with pytest.raises(InputError, match="images and no class folders in them, nor a table"):
+        load_dataset(tmp_path)
+    rows = [f"{split}{i}.png,{('cat', 'dog')[i % 2]}\n" for split in ("train", "test") for i in range(4)]
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(rows))
+    for split in ("train", "test"):
+        got = load_dataset(tmp_path, split=split)
+        assert (got.classes, got.labels.tolist()) == (("cat", "dog"), [0, 1, 0, 1])
+
+
+def test_every_suffix_of_the_page_is_read(tmp_path):
+    page = next((Path(__file__).parents[2] / "docs").rglob("data.md")).read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| `.jpg` `.jpeg`"))
+    suffixes = [word.strip("`") for word in row.partition(", in any case")[0].split()[1:]]
+    assert len(suffixes) == 14
+    kinds = {".jpe": "JPEG", ".jfif": "JPEG", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM"}
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        for suffix in suffixes:
+            image = Image.fromarray(picture(0))
+            image = image.convert({".pgm": "L", ".pbm": "1"}.get(suffix, "RGB"))
+            image.save(tmp_path / name / f"{suffix[1:]}{suffix}", kinds.get(suffix))
+    assert len(load_dataset(tmp_path)) == 2 * len(suffixes)

@@ -140,3 +140,20 @@ def test_colours_of_16_bits(tmp_path):
     write(tmp_path / "x.png", values >> 4)
     with pytest.raises(InputError, match=r"reach 15 of 255"):
         decode(tmp_path / "x.png")
+
+
+def test_transparency_is_dropped_and_counted(tmp_path):
+    for c, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        picture = np.dstack([smooth(), np.full((32, 32), 100 * c, np.uint8)])
+        Image.fromarray(picture).save(tmp_path / name / "0.png")
+    got = load_dataset(tmp_path)
+    assert np.array_equal(got.images[1], smooth())
+    assert got.notes == {"images with transparency, which is dropped": 2}
+
+
+def test_whole_numbers_beyond_16_bits_are_refused(tmp_path):
+    for values in (np.full((32, 32), 70_000), np.full((32, 32), -1)):
+        Image.fromarray(values.astype(np.int32)).save(tmp_path / "x.tif")
+        with pytest.raises(InputError, match=r"x\.tif has whole pixels .* not of 16 bits"):
+            decode(tmp_path / "x.tif")

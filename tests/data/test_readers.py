@@ -132,6 +132,17 @@ def test_cifar_python(tmp_path, protocol, inner):
     assert len(load_dataset(tmp_path, split="test")) == 10
 
 
+def test_cifar_saved_again_by_python_3(tmp_path):
+    """Its keys are text then, and its labels may be an array."""
+    flat = write_cifar10(tmp_path / "c", 4)
+    for file in (tmp_path / "c").iterdir():
+        content = {key.decode(): value for key, value in pickle.loads(file.read_bytes()).items()}
+        file.write_bytes(pickle.dumps({**content, "labels": np.array(content["labels"])}))
+    got = load_dataset(tmp_path / "c")
+    assert np.array_equal(got.images, flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    assert got.labels.tolist() == list(range(10)) * 5
+
+
 def test_cifar100_python_takes_the_fine_labels(tmp_path):
     for name in ("train", "test"):
         data, labels = cifar_batch(200, 1, 100)

@@ -68,6 +68,8 @@ def test_every_wrong_argument_is_refused_alike(name):
     given = SAMPLES[name]
     for i, value in enumerate(given):
         for change, instead in wrong(value).items():
+            if change == "elsewhere" and sum(isinstance(other, torch.Tensor) for other in given) == 1:
+                continue  # its only tensor says where an operator runs
             said = {
                 where: outcome(run, (*given[:i], instead, *given[i + 1 :]))
                 for where, run in implementations(name).items()

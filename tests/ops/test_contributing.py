@@ -58,4 +58,6 @@ def test_a_kernel_file_is_called_like_its_operator(folder):
     # An operator's kernels for some shapes may have a file of their own, which says by what they work.
     assert {re.sub(r"_(resident|mma)$", "", name) for name in files} - {"device", "dispatch", "level"} <= operators
     kernels = {name for name in operators if not name.startswith("project_")}  # project.cpp has those
-    assert kernels - files == (set() if folder == "cpu" else {"patch_filter", "count_changes"})
+    assert kernels - files == (
+        set() if folder == "cpu" else {"patch_filter", "count_changes", "filter_images", "shift_pixels"}
+    )

@@ -246,3 +246,15 @@ def test_ar_search_finds_keeps_and_judges(tmp_path):
     assert not wild["accepted"]
     with pytest.raises(InputError, match="give --out"):
         said("poison", "ar-search")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "not finite"), (float("inf"), "not finite"), (0.0, "zero")]
+)
+def test_ar_coefficients_that_make_no_noise_are_refused(tmp_path, make_dataset, value, message):
+    """A published set for CIFAR-100 has such a window, whose class is black."""
+    windows = ar.find_coefficients(3, 5)
+    windows[1] = value
+    torch.save(list(windows), tmp_path / "a.pt")
+    with pytest.raises(InputError, match=rf"window of class 1 is .*{message}"):
+        poison(make_dataset(), "ar", coefficients=str(tmp_path / "a.pt"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ..data.dataset import Dataset
-from ..data.loaders.removal import Removal
+from ..data.loaders.removal import Drawn, Removal
 from ..projection.basis import Basis
 from ..runtime.progress import Progress
 from ..training.mixing import BatchHook
@@ -65,6 +65,10 @@ class Plan:
     def remove(self, **parts: Any) -> None:
         """Replaces parts of `removal`."""
         self.removal = replace(self.removal, **parts)
+
+    def draw(self, step: Drawn) -> None:
+        """Adds a filter that is drawn anew in every pass, after those that are there."""
+        self.remove(drawn=(*self.removal.drawn, step))
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:

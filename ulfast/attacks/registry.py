@@ -7,6 +7,16 @@ from ..registry import nearest, resolve
 from .adversarial import AdversarialTraining, UEraser
 from .auto import Auto
 from .base import IMAGES, Attack
+from .filters import (
+    Corrupting,
+    Dilate,
+    Erode,
+    FixedSharpening,
+    LowPassFilter,
+    Median,
+    Sharpening,
+    SpectrumNoise,
+)
 from .full import OrthogonalFull
 from .mix import CutMix, Cutout, MixUp
 from .noise import ClassMeanNoise
@@ -23,10 +33,18 @@ ATTACKS: dict[str, Attack] = {
     "orthogonal-patch": OrthogonalPatch(),
     "orthogonal-full": OrthogonalFull(),
     "mean-noise": ClassMeanNoise(),
+    "rsk": Sharpening(),
+    "ssk": FixedSharpening(),
+    "lowpass": LowPassFilter(),
+    "coin": Corrupting(),
+    "spectral-noise": SpectrumNoise(),
     "iss-gray": Gray(),
     "iss-jpeg": JPEG(),
     "iss-bdr": BitDepth(),
     "gaussian": GaussianBlur(),
+    "median": Median(),
+    "dilate": Dilate(),
+    "erode": Erode(),
     "cutout": Cutout(),
     "mixup": MixUp(),
     "cutmix": CutMix(),

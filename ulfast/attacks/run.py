@@ -16,6 +16,7 @@ from ..data.classes import matched, same_everywhere
 from ..data.dataset import Dataset
 from ..data.load import load_dataset, load_named
 from ..data.loaders.removal import Removal
+from ..data.objects import has_splits
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..parameters import with_parameters
@@ -42,7 +43,7 @@ DATA_KEYS = ("images", "image_shape", "class_names", "training_fingerprint", "te
 @ordinary
 @same_generators()
 def attack(
-    data: Dataset | str | os.PathLike[str] | None = None,
+    data: Any = None,
     *,
     test: Dataset | None = None,
     method: str = "orthogonal",
@@ -259,7 +260,7 @@ def _fit_of(recipe: Recipe, step: Attack, given: dict[str, Any]) -> Attack:
 
 
 def _load(
-    data: Dataset | str | os.PathLike[str] | None,
+    data: Any,
     test: Dataset | None,
     compare: Dataset | bool,
     limit: int | None,
@@ -271,12 +272,13 @@ def _load(
         clean = load_named(DEFAULT_DATA, limit=limit, seed=seed)
         return poison(clean, DEFAULT_POISON, seed=seed), test or load_named(DEFAULT_DATA, split="test"), clean
     if isinstance(data, Dataset):
-        if test is None:
-            raise InputError("give the clean test images: attack(data, test=...)")
         train_set = data if limit is None else data.balanced(limit, seed)
     else:
         train_set = load_dataset(data, limit=limit, seed=seed, progress=progress)
-        test = test or load_dataset(data, split="test", progress=progress)
+        if isinstance(data, (str, os.PathLike)) or has_splits(data):
+            test = test or load_dataset(data, split="test", progress=progress)
+    if test is None:
+        raise InputError("give the clean test images: attack(data, test=...)")
     clean_set = compare if isinstance(compare, Dataset) else None
     if clean_set is not None and limit is not None:
         clean_set = clean_set.balanced(limit, seed)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import ops
 from ..data.dataset import Dataset
 from ..data.tensors import as_tensor
 from ..errors import InputError
@@ -73,9 +72,7 @@ def examples(given: Dataset, clean: Dataset | None, plan: Plan) -> Examples:
     same = clean is not None and clean.images.shape == given.images.shape and np.array_equal(clean.labels, given.labels)
     labels = as_tensor(plan.train.labels[rows])
     removal = plan.removal.to(torch.device("cpu"))
-    noise = removal.noise
-    weights = None if noise is None else ops.philox_normal(0, ops.philox.STREAM_NOISE, 0, len(rows), len(noise))
-    x = removal.apply(as_tensor(plan.train.images[rows]), labels, weights)
+    x = removal.apply(as_tensor(plan.train.images[rows]), labels, seed=0)
     learned = (x.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Examples(
         np.ascontiguousarray(given.images[rows]),

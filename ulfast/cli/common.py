@@ -374,7 +374,7 @@ def data_options(function: F) -> F:
                 "--data",
                 type=Known("data"),
                 metavar="PATH|NAME",
-                help="Folder, .npz, .beton, or sample, cifar10, cifar100, svhn.",
+                help="Folder, .npz, .beton, .tar, .parquet, or sample, cifar10, cifar100, svhn.",
             ),
             click.option(
                 "--test-data",
@@ -397,7 +397,7 @@ def data_options(function: F) -> F:
 
 def reading_options(function: F) -> F:
     """How images are read; they come to the function as one dictionary `reading`, ready for `load_dataset`."""
-    names = ("resize", "skip_damaged", "label_field")
+    names = ("resize", "skip_damaged", "label_field", "input_key", "target_key")
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:
@@ -414,7 +414,11 @@ def reading_options(function: F) -> F:
             click.option(
                 "--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and report how many."
             ),
-            click.option("--label-field", metavar="NAME", help="The field of a .beton file that holds the label."),
+            click.option(
+                "--label-field", metavar="NAME", help="The field of a .beton file or a shard's .json with the label."
+            ),
+            click.option("--input-key", metavar="NAME", help="What holds the images in a .parquet, .npz or shard."),
+            click.option("--target-key", metavar="NAME", help="What holds the labels in a .parquet, .npz or shard."),
         ]
     ):
         run = option(run)

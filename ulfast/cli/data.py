@@ -9,7 +9,7 @@ import click
 
 from ..errors import InputError
 from .common import Output, noted, reading_options, tell_notes, verb
-from .completion import Known
+from .completion import NAMES, Known
 
 
 @click.group("data")
@@ -89,15 +89,16 @@ def info(output: Output, data: str, format_: str | None, quick: bool, seed: int,
 @click.option(
     "--base",
     type=Known("data"),
-    required=True,
     metavar="PATH|NAME",
-    help="The clean images that it was made for; they give order and labels.",
+    help="The clean images that it was made for; they give order and labels (not needed where files have labels).",
 )
 @click.option(
     "--layout",
+    type=Known("imports"),
     default="auto",
     show_default=True,
-    help="png-index, perturbation-pt, images-pt, int8-pickle, lsp-npy, ntga-npy or npy.",
+    metavar="KIND",
+    help=f"{', '.join(NAMES['imports'])}.",
 )
 @click.option(
     "--rounding",
@@ -106,40 +107,57 @@ def info(output: Output, data: str, format_: str | None, quick: bool, seed: int,
     show_default=True,
     help="How floats become pixels; the published loaders truncate.",
 )
+@click.option("--scale", metavar="S", help="Bound of perturbations that are stored in [-1, 1], such as 8/255.")
 @click.option("--name", help="Name of the poison in tables (default: the file's).")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def import_(
     output: Output,
     source: Path,
-    base: str,
+    base: str | None,
     layout: str,
     rounding: str,
+    scale: str | None,
     name: str | None,
     out: Path | None,
     overwrite: bool,
 ) -> None:
     """Make a data set of a published poison: its files follow a clean data set, which supplies the labels.
 
-    Nothing in the files is run. Count, order, range and size are checked against the base. NTGA's images may have an
-    order and labels of their own: then the base gives the names of the classes alone.
+    Nothing in the files is run. Count, order, range and size are checked against the base. The images of NTGA, ECLIPSE,
+    COIN, DUNE and AVATAR come with labels, and may have an order of their own: they need no base, and one gives the
+    names of the classes alone.
 
     \b
     ulfast data import TAP/ --base cifar10 --out tap/
     ulfast data import perturbation.pt --base cifar10 --name em --out em/
+    ulfast data import cp.pth --base cifar10 --scale 8/255 --out cp/
     """
     from ..data import write_dataset
     from ..data.load import load_splits
+    from ..parameters import fraction
     from ..poisons.imported import import_published
     from ..runtime.files import check_free
     from ..runtime.made import check_apart
 
     if out is None:
         raise InputError("where to? Give --out FOLDER")
+    try:
+        factor = None if scale is None else fraction(scale)
+    except ValueError:
+        raise InputError(f"--scale {scale} is no number: say it as 0.03 or 8/255") from None
     check_apart(out, (source, base))
     check_free(out, overwrite)
-    clean, test = load_splits(base, progress=output.bars)
-    poisoned = import_published(source, clean, layout=layout, rounding=rounding, name=name, progress=output.bars)
+    clean, test = load_splits(base, progress=output.bars) if base is not None else (None, None)
+    poisoned = import_published(
+        source,
+        clean,
+        layout=layout,
+        rounding=rounding,
+        scale=factor,
+        name=name,
+        progress=output.bars,
+    )
     write_dataset(out, poisoned, test, overwrite=overwrite)
     made = poisoned.manifest
     output.result({"out": str(out), **made})
@@ -156,12 +174,20 @@ def import_(
 @verb("export", seed=False, device=False)
 @click.argument("data", type=Known("data"), metavar="PATH|NAME")
 @click.option(
-    "--layout", default="png-index", show_default=True, help="png-index, imagefolder, npz, beton, perturbation-pt."
+    "--layout",
+    type=Known("layouts"),
+    default="png-index",
+    show_default=True,
+    metavar="KIND",
+    help=f"{', '.join(NAMES['layouts'])}.",
 )
 @click.option("--base", type=Known("data"), metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to write.")
-@click.option("--format", "format_", metavar="KIND", help="Read the data as this kind (see `ulfast ls`).")
+@click.option(
+    "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
+)
 @reading_options
+@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Of wds and parquet: images a file.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def export(
     output: Output,
@@ -170,6 +196,7 @@ def export(
     base: str | None,
     out: Path | None,
     format_: str | None,
+    shard_size: int | None,
     overwrite: bool,
     reading: dict[str, Any],
 ) -> None:
@@ -180,7 +207,7 @@ def export(
     ulfast data export poisoned/ --layout perturbation-pt --base cifar10 --out perturbation.pt
     """
     from ..data import load_dataset
-    from ..data.export import export_dataset
+    from ..data.export import FOLDERS, WITH_TEST, export_dataset
     from ..data.load import load_splits
     from ..runtime.files import check_free
     from ..runtime.made import check_apart
@@ -188,16 +215,25 @@ def export(
     if out is None:
         raise InputError("where to? Give --out")
     check_apart(out, (data, base))
-    if layout in ("imagefolder", "png-index"):
+    if layout in FOLDERS:
         check_free(out, overwrite)  # before the work
     options: dict[str, Any] = {"format": format_, "progress": output.bars, **reading}
-    if layout in ("imagefolder", "npz", "beton"):
+    if layout in WITH_TEST:
         train, test = load_splits(data, **options)
     else:
         train, test = load_dataset(data, **options), None
     clean = load_dataset(base, progress=output.bars) if base is not None else None
     tell_notes(output, train, test)
-    export_dataset(train, out, layout, test=test, base=clean, overwrite=overwrite, progress=output.bars)
+    export_dataset(
+        train,
+        out,
+        layout,
+        test=test,
+        base=clean,
+        shard_size=shard_size,
+        overwrite=overwrite,
+        progress=output.bars,
+    )
     output.result({"out": str(out), "layout": layout, "images": len(train), "test_images": len(test) if test else 0})
     output.say(f"{len(train):,} images as {layout}: {out}")
 
@@ -206,10 +242,10 @@ def export(
 @click.argument("data", type=Known("data"), metavar="PATH|NAME")
 @click.option(
     "--to",
-    type=click.Choice(["beton", "ulfast"]),
+    type=click.Choice(["beton", "ulfast", "wds", "parquet"]),
     default="beton",
     show_default=True,
-    help="FFCV's .beton, or ulfast's folder of memory-mapped arrays.",
+    help="FFCV's .beton, ulfast's folder of memory-mapped arrays, WebDataset shards or Parquet files of PNG images.",
 )
 @click.option(
     "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
@@ -230,6 +266,7 @@ def export(
     show_default=True,
     help="Share of the images that --mode mixed stores as JPEG.",
 )
+@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Images per file of wds and parquet.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="FILE.beton, or the folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def convert(
@@ -240,6 +277,7 @@ def convert(
     mode: str,
     quality: int,
     share: float,
+    shard_size: int | None,
     out: Path | None,
     overwrite: bool,
     seed: int,
@@ -255,6 +293,7 @@ def convert(
     """
     from .. import distributed
     from ..data.beton import write_beton
+    from ..data.export import SHARDED, splits_of
     from ..data.load import load_splits
     from ..data.readers.beton import test_file
     from ..data.writers.resumable import write_resumable
@@ -262,14 +301,17 @@ def convert(
 
     if out is None:
         raise InputError("where to? Give --out")
-    if to == "beton" and distributed.size() > 1:
-        raise InputError("a .beton file is written in order, by one process with a thread per core: leave --nproc out")
+    if to != "ulfast" and distributed.size() > 1:
+        raise InputError(f"--to {to} is written in order, by one process with a thread per core: leave --nproc out")
     check_apart(out, (data,))
     with distributed.main_first():  # which downloads it
         train, test = load_splits(data, format=format_, progress=output.bars, **reading)
     tell_notes(output, train, test)
     if to == "ulfast":
         write_resumable(out, train, test, overwrite=overwrite, progress=output.bars)
+    elif to in SHARDED:
+        splits = splits_of(train, test)
+        SHARDED[to](out, splits, size=shard_size, resume=True, overwrite=overwrite, progress=output.bars)
     else:
         for file, dataset in ((out, train), (test_file(out), test)):
             if dataset is not None:

@@ -5,6 +5,7 @@ from .dataset import Dataset
 from .load import load_dataset
 from .loaders.augment import Augment
 from .loaders.memory import MemoryLoader
+from .objects import from_hf
 from .readers import READERS
 from .tensors import channel_statistics
 from .writers.folder import DatasetWriter, write_dataset
@@ -18,6 +19,7 @@ __all__ = [
     "MemoryLoader",
     "channel_statistics",
     "fetch",
+    "from_hf",
     "load_dataset",
     "write_dataset",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -13,13 +14,18 @@ from .lazy import LazyImages
 
 # Bytes hashed or scanned at a time, so that a memory-mapped set never comes into memory whole.
 CHUNK_BYTES = 64 << 20
+ITERATED_BYTES = 4 << 20  # of images decoded at a time while a set is walked through
 HASHED_BYTES = 4 << 30  # of images that a fingerprint takes whole
 PROBES = 64  # images of a set not decoded yet that its fingerprint looks at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Images with labels, in memory, memory-mapped, or decoded on demand (`ulfast.data.lazy.LazyImages`).
+
+    It is a map-style dataset, as `torch.utils.data.DataLoader` takes it: ``dataset[i]`` is an image, (H, W, C) uint8,
+    and its label, an int. Slices, arrays of indices and masks give a `Dataset`. Two sets are equal if their images,
+    labels and classes are, whatever they are called.
 
     Attributes:
         images: (n, H, W, C) uint8, C-contiguous.
@@ -79,6 +85,57 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @overload
+    def __getitem__(self, key: int | np.integer[Any]) -> tuple[np.ndarray, int]: ...
+
+    @overload
+    def __getitem__(self, key: slice | Sequence[int] | np.ndarray) -> Dataset: ...
+
+    def __getitem__(self, key: Any) -> tuple[np.ndarray, int] | Dataset:
+        """Image i, (H, W, C) uint8, and its label; of a slice, indices or a mask (n,) bool a `Dataset`.
+
+        Raises:
+            IndexError: beyond the last image.
+        """
+        if isinstance(key, (int, np.integer)) or (getattr(key, "ndim", None) == 0 and hasattr(key, "__index__")):
+            i = int(key)
+            if not -len(self) <= i < len(self):
+                raise IndexError(f"image {i} of {len(self)}")
+            i %= len(self)
+            return self.images[i], int(self.labels[i])
+        if isinstance(key, slice):
+            return self.subset(np.arange(len(self))[key])
+        index = np.asarray(key)
+        if index.dtype != bool and index.size == 0:
+            index = index.astype(np.int64)
+        if index.ndim != 1 or index.dtype.kind not in "iub":
+            raise TypeError(f"a data set is indexed by a number, a slice, numbers or a mask, not by {key!r}")
+        return self.subset(np.arange(len(self))[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+        """What a DataLoader asks for: several images with their labels, decoded together."""
+        rows = np.asarray(indices, np.int64)
+        return list(zip(self.images[rows], self.labels[rows].tolist(), strict=True))
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Each image with its label, decoded a piece at a time."""
+        for begin, stop in chunks(self.images, ITERATED_BYTES):
+            yield from zip(self.images[begin:stop], self.labels[begin:stop].tolist(), strict=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Dataset):
+            return NotImplemented
+        if self is other:
+            return True
+        if self.classes != other.classes or self.images.shape != other.images.shape:
+            return False
+        return np.array_equal(self.labels, other.labels) and all(
+            np.array_equal(self.images[begin:stop], other.images[begin:stop]) for begin, stop in chunks(self.images)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.images.shape, self.classes, np.ascontiguousarray(self.labels).tobytes()))
+
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
         poison = f", poisoned by {self.manifest['method']}" if self.manifest.get("method") else ""
@@ -103,6 +160,23 @@ class Dataset:
         if limit >= len(self):
             return self
         return self.subset(balanced_indices(self.labels, self.num_classes, limit, seed))
+
+    def to_hf(self) -> Any:
+        """A `datasets.Dataset` of Hugging Face, with columns `image`, PNG files, and `label`, which names the classes.
+
+        Raises:
+            InputError: `datasets` is not installed.
+        """
+        try:
+            import datasets
+        except ImportError:
+            raise InputError("to_hf makes a Hugging Face dataset: pip install datasets") from None
+        from .png import pngs
+
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(self.classes)))
+        blocks = (self.images[begin:stop] for begin, stop in chunks(self.images, ITERATED_BYTES))
+        images = [{"bytes": one, "path": None} for one in pngs(blocks)]
+        return datasets.Dataset.from_dict({"image": images, "label": self.labels.tolist()}, features=features)
 
     def fingerprint(self) -> str:
         """Short, over shape, classes, labels and images; of images not decoded yet, and of very many, a sample."""

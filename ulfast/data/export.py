@@ -19,14 +19,22 @@ from ..runtime.progress import Progress
 from ..version import __version__
 from .classes import aligned, matched
 from .dataset import Dataset, chunks
+from .png import save_png
+from .writers.parquet import write_parquet
+from .writers.wds import write_wds
 
 EXPORTS = {
     "png-index": "data/{index}.png of the training images, in order",
     "imagefolder": "train/CLASS/NNNNN.png and test/CLASS/NNNNN.png",
     "npz": "x_train, y_train, x_test, y_test, classes in one .npz file",
+    "wds": "WebDataset shards, train-000000.tar, ... of PNG images, with the info.json of timm",
+    "parquet": "data/train-00000-of-00003.parquet, ... of PNG images, as Hugging Face's datasets reads them",
     "beton": "FFCV's format, raw, FILE.beton with FILE.test.beton beside it",
     "perturbation-pt": "a torch file of the perturbation, (n, C, H, W) float32 in [-1, 1]",
 }
+WITH_TEST = ("imagefolder", "npz", "wds", "parquet", "beton")  # layouts that hold test images too
+FOLDERS = ("png-index", "imagefolder", "wds", "parquet")
+SHARDED = {"wds": write_wds, "parquet": write_parquet}
 LONGEST = 80  # characters of a class folder's name
 
 
@@ -38,6 +46,7 @@ def export_dataset(
     *,
     test: Dataset | None = None,
     base: Dataset | None = None,
+    shard_size: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -48,6 +57,7 @@ def export_dataset(
         layout: one of `EXPORTS`.
         test: for the layouts that hold test images; its classes are matched by name.
         base: the clean training images, which perturbation-pt needs.
+        shard_size: images a file of the layouts that have several (default: 1,000 of wds, 10,000 of parquet).
 
     Raises:
         InputError: unknown layout, sets that do not fit together, nothing to subtract from, or an output that exists.
@@ -73,6 +83,8 @@ def export_dataset(
         with atomic_file(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         write_json(marker_of(path), {**about, "sha256": digest(path)})
+    elif layout in SHARDED:
+        SHARDED[layout](path, splits_of(train, test), size=shard_size, overwrite=overwrite, progress=progress)
     elif layout == "beton":
         from .beton import write_beton
         from .readers.beton import test_file
@@ -98,6 +110,11 @@ def export_dataset(
                     if dataset is not None:
                         _pngs(dataset, _class_paths(dataset, names, folder / split), progress)
             write_json(folder / MARKER, {**about, "files": count_files(folder)})
+
+
+def splits_of(train: Dataset, test: Dataset | None) -> dict[str, Dataset]:
+    """By name."""
+    return {"train": train} | ({"test": test} if test is not None else {})
 
 
 def _one_file(path: Path, suffix: str, overwrite: bool) -> None:
@@ -132,11 +149,8 @@ def _class_paths(dataset: Dataset, names: Sequence[str], folder: Path) -> list[P
 
 
 def _pngs(dataset: Dataset, paths: list[Path], progress: Progress | None) -> None:
-    from PIL import Image
-
     def write(i: int) -> None:
-        image = dataset.images[i]
-        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(paths[i], compress_level=1)
+        save_png(dataset.images[i], paths[i])
 
     with ThreadPoolExecutor(4) as pool:
         for done, _ in enumerate(pool.map(write, range(len(paths)), chunksize=64), 1):

@@ -15,42 +15,52 @@ from ..runtime.progress import Progress
 from . import catalog
 from .classes import matched
 from .dataset import Dataset
+from .objects import has_splits, read_object
 from .readers import READERS
 from .readers.request import Request
+from .readers.wds import is_braces
 from .resize import centre_square
 
 
 def load_dataset(
-    source: str | os.PathLike[str],
+    source: Any,
     *,
     split: str = "train",
     format: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     resize: int | None = None,
-    test_data: str | os.PathLike[str] | None = None,
+    test_data: Any = None,
     cache: str | os.PathLike[str] | None = None,
     stream: bool | None = None,
     skip_damaged: bool = False,
     label_field: str | None = None,
+    input_key: str | None = None,
+    target_key: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read a data set from a folder, a file or a name.
+    """Read a data set from a folder, a file, a name or an object.
 
     Args:
-        source: a folder that ulfast wrote, an image folder, a CIFAR folder (python or binary), SVHN's .mat files,
-            an .npz file, FFCV's .beton, or a name (`sample`, `cifar10`, `cifar100`, `svhn`). A path that exists is
-            taken as a path.
+        source: a folder that ulfast wrote, an image folder, a file or folder of one of the formats of `ulfast ls`, or a
+            name (`sample`, `cifar10`, `cifar100`, `svhn`); a path that exists is taken as a path. What is no path is
+            read item by item: a map-style dataset of torch, a dataset of Hugging Face, a list of (image, label) or of
+            dictionaries (see `ulfast.data.objects.read_object`).
         split: "train" or "test".
         format: forces a reader (see `ulfast ls`) instead of detecting it.
         limit: a class-balanced subset of that many training images, drawn by `seed`.
         resize: side in pixels: the shorter side is scaled to it and the centre square taken.
         test_data: where the test split comes from, if not from `source`.
-        stream: decode images of image folders and .beton files when they are asked for, in bounded memory, instead of
-            now (default: where they take more than 4 GiB).
+        stream: decode images of image folders, shards, .parquet and .beton files when they are asked for, in bounded
+            memory, instead of now (default: where they take more than 4 GiB).
         cache: folder for downloads (default: ULFAST_CACHE, or ~/.cache/ulfast).
-        skip_damaged: leave out images of image folders that cannot be read, counted in `notes`, instead of an error.
-        label_field: of a .beton file with several integer fields, the one that is the label.
+        skip_damaged: leave out images of image folders, shards and .parquet files that cannot be read, counted in
+            `notes`, instead of an error.
+        label_field: of a .beton file with several integer fields, the one that is the label; of a WebDataset shard's
+            `.json` the field (default: "label").
+        input_key: what holds the images, where a file has several things that might: a column of a .parquet file, an
+            array of an .npz file, the suffix of an image in a WebDataset shard ("jpg;png" for either).
+        target_key: the same for the labels; of a shard also a field of its `.json`.
         progress: called as ``progress(stage, done, total, ...)`` during long reads.
 
     Returns:
@@ -65,9 +75,29 @@ def load_dataset(
         raise InputError(f"--resize {resize} is too small: images need at least 8 pixels per side")
     apart = split == "test" and test_data is not None
     source = test_data if apart and test_data is not None else source
+    if not isinstance(source, (str, os.PathLike)):
+        if isinstance(source, Dataset) and source.split != split and not apart:
+            raise MissingSplit(f"{source!r} is the {source.split} split: give the {split} images with test_data")
+        dataset = read_object(
+            source,
+            split=split,
+            input_key=input_key,
+            target_key=target_key,
+            resize=resize,
+            skip_damaged=skip_damaged,
+            progress=progress,
+        )
+        source = dataset.name or "the data set"
+        return _checked(dataset, source, split, limit, seed, resize)
     path = expand(source)
-    request = Request(path, split, apart, resize, stream, skip_damaged, label_field, progress)
-    dataset = _read(source, request, format, cache)
+    request = Request(path, split, apart, resize, stream, skip_damaged, label_field, input_key, target_key, progress)
+    return _checked(_read(source, request, format, cache), source, split, limit, seed, resize)
+
+
+def _checked(
+    dataset: Dataset, source: str | os.PathLike[str], split: str, limit: int | None, seed: int, resize: int | None
+) -> Dataset:
+    """What holds of every data set, whatever it was read from."""
     if not len(dataset):
         raise MissingSplit(f"{source} has no {split} images: choose another data set")
     if resize is not None and dataset.image_shape[:2] != (resize, resize):
@@ -89,9 +119,9 @@ def load_dataset(
 
 
 def load_splits(
-    source: str | os.PathLike[str],
+    source: Any,
     *,
-    test_data: str | os.PathLike[str] | None = None,
+    test_data: Any = None,
     limit: int | None = None,
     seed: int = 0,
     **options: Any,
@@ -103,6 +133,8 @@ def load_splits(
         InputError: as `load_dataset`; test images of another shape or of other classes; no test images in `test_data`.
     """
     train = load_dataset(source, limit=limit, seed=seed, **options)
+    if test_data is None and not isinstance(source, (str, os.PathLike)) and not has_splits(source):
+        return train, None  # it is one split
     try:
         test = load_dataset(source, split="test", test_data=test_data, **options)
     except MissingSplit:
@@ -124,7 +156,7 @@ def _read(
     if format is not None and format not in READERS:
         raise InputError(f"unknown format {format!r}{nearest(format, READERS)}: known are {', '.join(READERS)}")
     path = request.path
-    if not path.exists():
+    if not path.exists() and not is_braces(path):
         if catalog.canonical(str(source)):
             return catalog.read(str(source), request.split, cache=cache, progress=request.progress)
         raise InputError(

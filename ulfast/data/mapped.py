@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -20,6 +21,14 @@ MEMORY_BYTES, CHUNK_BYTES = 4 << 30, 1 << 20
 ImageMap = Callable[[np.ndarray], np.ndarray]
 
 
+def room(shape: Sequence[int]) -> np.ndarray:
+    """An array (n, H, W, C) uint8 to be filled: in memory, or, where it is large, in an unnamed temporary file."""
+    if math.prod(shape) <= MEMORY_BYTES:
+        return np.empty(tuple(shape), np.uint8)
+    with tempfile.TemporaryFile() as file:  # the mapping keeps the file until it goes itself
+        return np.memmap(file, np.uint8, "w+", shape=tuple(shape))
+
+
 def map_images(dataset: Dataset, function: ImageMap, progress: Progress | None = None) -> Dataset:
     """A copy of a data set whose images went through `function`, in torch's number of threads.
 
@@ -27,12 +36,7 @@ def map_images(dataset: Dataset, function: ImageMap, progress: Progress | None =
         function: (b, H, W, C) uint8 -> the same shape, uint8, each image by itself. Called from several threads.
         progress: called as ``progress("images", done, total)``.
     """
-    shape = dataset.images.shape
-    if dataset.images.size > MEMORY_BYTES:
-        with tempfile.TemporaryFile() as file:  # the mapping keeps the file until it goes itself
-            out: np.ndarray = np.memmap(file, np.uint8, "w+", shape=shape)
-    else:
-        out = np.empty(shape, np.uint8)
+    out = room(dataset.images.shape)
     pieces = chunks(dataset.images, CHUNK_BYTES)
 
     def work(piece: tuple[int, int]) -> int:

@@ -416,3 +416,30 @@ def check_patch_filter(x: Tensor, filters: Tensor) -> None:
         raise ValueError(f"{op}: filters must be (T, T, T, T, {channels}, {channels}), T odd, got {got}")
     if min(x.shape[1:3]) < taps:
         raise ValueError(f"{op}: images need sides of {taps} or more, got {tuple(x.shape)}")
+
+
+def _check_pixels(op: str, x: Tensor) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"{op}: x must be (n, H, W, C), got {_got(x)}")
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise TypeError(f"{op}: x must be uint8 or floating point, got {x.dtype}")
+
+
+def check_filter_images(x: Tensor, kernels: Tensor, clamp: bool = False) -> None:
+    """Raises for arguments that `filter_images` cannot take."""
+    op = "filter_images"
+    _together(op, x=x, kernels=kernels)
+    _check_pixels(op, x)
+    side = kernels.shape[-1] if kernels.dim() else 0
+    if tuple(kernels.shape) != (len(x), side, side) or side % 2 == 0:
+        raise ValueError(f"{op}: kernels must be ({len(x)}, K, K), K odd, got {tuple(kernels.shape)}")
+    if not kernels.is_floating_point():
+        raise TypeError(f"{op}: kernels must be floating point, got {kernels.dtype}")
+
+
+def check_shift_pixels(x: Tensor, seed: int, stream: int, first: int, reach: float) -> None:
+    """Raises for arguments that `shift_pixels` cannot take."""
+    op = "shift_pixels"
+    _check_pixels(op, x)
+    if not 0 <= reach <= min(x.shape[1:3]):
+        raise ValueError(f"{op}: reach must lie between 0 and the shorter side, {min(x.shape[1:3])}, got {reach}")

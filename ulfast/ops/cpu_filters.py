@@ -1,4 +1,4 @@
-"""`patch_filter` and `count_changes` on the CPU: the weights of the first's kernel, made as vectors, and the calls.
+"""The filters and `count_changes` on the CPU: the weights of `patch_filter`, made as vectors, and the calls.
 
 The operator to copy: an implementation checks its arguments, leaves to the twin what the kernel does not take, makes
 its tensors contiguous and hands their addresses over by the names of the struct's fields (csrc/ulfast.h).
@@ -12,11 +12,20 @@ import torch
 from torch import Tensor
 
 from . import _extension, reference
-from .arguments import address, check_count_changes, check_patch_filter
+from .arguments import (
+    DTYPES,
+    address,
+    check_count_changes,
+    check_filter_images,
+    check_patch_filter,
+    check_shift_pixels,
+    signed,
+)
 from .buffers import CPU, result, scratch
 from .schemas import kernel
 
 CHANNELS = (1, 2, 3, 4)  # of which a block of the kernel is a multiple
+PIXELS = (torch.uint8, torch.float32)  # what the kernels of whole images read
 
 
 @kernel("CPU")
@@ -38,6 +47,48 @@ def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
         table=table.data_ptr(),
         starts=starts.data_ptr(),
         ids=ids.data_ptr(),
+        scratch=address(room),
+        out=out.data_ptr(),
+        **sizes,
+        threads=threads,
+    )
+    return out
+
+
+@kernel("CPU")
+def filter_images(x: Tensor, kernels: Tensor, clamp: bool = False) -> Tensor:
+    check_filter_images(x, kernels, clamp)
+    if x.dtype not in PIXELS or not x.numel():
+        return reference.filter_images(x, kernels, clamp)
+    n, h, w, c = x.shape
+    library, threads = _extension.load(), torch.get_num_threads()
+    x, kernels = x.contiguous(), kernels.float().contiguous()
+    sizes = {"n": n, "h": h, "w": w, "c": c, "side": kernels.shape[1], "dtype": DTYPES[x.dtype], "clamp": clamp}
+    room, out = scratch(threads, library.filter_images_scratch(**sizes)), result(x.shape, torch.float32)
+    library.filter_images(
+        x=x.data_ptr(),
+        kernels=kernels.data_ptr(),
+        scratch=address(room),
+        out=out.data_ptr(),
+        **sizes,
+        threads=threads,
+    )
+    return out
+
+
+@kernel("CPU")
+def shift_pixels(x: Tensor, seed: int, stream: int, first: int, reach: float) -> Tensor:
+    check_shift_pixels(x, seed, stream, first, reach)
+    if x.dtype not in PIXELS or not x.numel():
+        return reference.shift_pixels(x, seed, stream, first, reach)
+    n, h, w, c = x.shape
+    library, threads = _extension.load(), torch.get_num_threads()
+    x = x.contiguous()
+    draws = {"seed": signed(seed), "stream": stream, "first": first, "reach": reach}
+    sizes = {"n": n, "h": h, "w": w, "c": c, "dtype": DTYPES[x.dtype], **draws}
+    room, out = scratch(threads, library.shift_pixels_scratch(**sizes)), result(x.shape, torch.float32)
+    library.shift_pixels(
+        x=x.data_ptr(),
         scratch=address(room),
         out=out.data_ptr(),
         **sizes,

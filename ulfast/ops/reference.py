@@ -352,6 +352,52 @@ def patch_filter(
     return out
 
 
+def filter_images(
+    x: Tensor,  # (n, H, W, C) uint8, read as x / 255, or float
+    kernels: Tensor,  # (n, side, side), side odd
+    clamp: bool = False,
+) -> Tensor:  # (n, H, W, C) float
+    """Every image through a filter of its own, the same for all channels; the border is repeated outwards."""
+    _, h, w, _ = x.shape
+    side = kernels.shape[1]
+    wide = unit(x, x.dtype if x.is_floating_point() else torch.float32).permute(0, 3, 1, 2)
+    if not x.numel():
+        return torch.zeros(x.shape, dtype=wide.dtype, device=x.device)
+    padded = torch.nn.functional.pad(wide, (side // 2,) * 4, mode="replicate")
+    out = torch.zeros_like(wide)
+    for dy in range(side):
+        for dx in range(side):
+            out += kernels.to(wide.dtype)[:, dy, dx].view(-1, 1, 1, 1) * padded[:, :, dy : dy + h, dx : dx + w]
+    return (out.clamp(0, 1) if clamp else out).permute(0, 2, 3, 1).contiguous()
+
+
+def shift_pixels(
+    x: Tensor,  # (n, H, W, C) uint8, read as x / 255, or float
+    seed: int,
+    stream: int,
+    first: int,
+    reach: float,
+) -> Tensor:  # (n, H, W, C) float
+    """Every pixel read (bilinear, borders wrapped around) at a place up to `reach` pixels away along each axis."""
+    n, h, w, _ = x.shape
+    wide = unit(x, x.dtype if x.is_floating_point() else torch.float32)
+    if not x.numel():
+        return torch.zeros(x.shape, dtype=wide.dtype, device=x.device)
+    steps = (philox_uniform(seed, stream, first, n, 2 * h * w, device=x.device).view(n, h, w, 2) * 2 - 1) * reach
+
+    def places(at: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:  # the lower one, the one after it, its share
+        low = at.floor()
+        return low.long() % side, (low.long() + 1) % side, (at - low)[..., None].to(wide.dtype)
+
+    columns, rows = (torch.arange(side, dtype=torch.float32, device=x.device) for side in (w, h))
+    left, right, across = places(columns + steps[..., 0], w)
+    top, bottom, down = places(rows[:, None] + steps[..., 1], h)
+    image = torch.arange(n, device=x.device).view(n, 1, 1)
+    upper = torch.lerp(wide[image, top, left], wide[image, top, right], across)
+    lower = torch.lerp(wide[image, bottom, left], wide[image, bottom, right], across)
+    return torch.lerp(upper, lower, down)
+
+
 def perturb_convolution(
     images: Tensor,  # (n, H, W, C) uint8
     labels: Tensor,  # (n,) int64

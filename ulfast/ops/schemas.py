@@ -24,6 +24,7 @@ __all__ = [
     "apply_perturbation",
     "class_moments",
     "count_changes",
+    "filter_images",
     "ingest",
     "patch_filter",
     "perturb_ar",
@@ -36,6 +37,7 @@ __all__ = [
     "project",
     "project_",
     "project_classwise",
+    "shift_pixels",
     "softmax_regression_step",
 ]
 
@@ -343,6 +345,64 @@ define("patch_filter(Tensor x, Tensor filters) -> Tensor")
 @shape_rule("patch_filter")
 def _(x, filters):
     return x.new_empty(x.shape)
+
+
+def filter_images(x: Tensor, kernels: Tensor, *, clamp: bool = False) -> Tensor:
+    """Filters every image with a kernel of its own, the same for all its channels.
+
+    Equivalent to a `conv2d` of each image, padded by repeating its border, with ``kernels[i]`` for each channel.
+
+    Args:
+        x: (n, H, W, C) uint8 (read as x / 255) or float; the CPU kernel takes uint8 and float32.
+        kernels: (n, K, K) float, K odd; correlated, not flipped, as `conv2d` does.
+        clamp: keep the result in [0, 1].
+
+    Returns:
+        (n, H, W, C) in the dtype of `x`, float32 for uint8; new.
+
+    Raises:
+        ValueError: shapes that do not fit, or tensors on different devices.
+        TypeError: a dtype that is not listed above.
+    """
+    return _ops.filter_images(x, kernels, clamp)
+
+
+define("filter_images(Tensor x, Tensor kernels, bool clamp=False) -> Tensor")
+
+
+@shape_rule("filter_images")
+def _(x, kernels, clamp=False):
+    return torch.empty(x.shape, dtype=projected_dtype(x.dtype), device=x.device)
+
+
+def shift_pixels(x: Tensor, *, seed: int, stream: int, first: int, reach: float) -> Tensor:
+    """Reads every pixel at a place of its own, up to `reach` pixels away along each axis, between the four there.
+
+    Args:
+        x: (n, H, W, C) uint8 (read as x / 255) or float; the CPU kernel takes uint8 and float32.
+        seed, stream, first: image i draws from (seed, stream, first + i) alone, as `philox_uniform` does: a uniform
+            step across and one down for each pixel, the same for all channels.
+        reach: the largest step in pixels, at most the shorter side. Borders wrap around.
+
+    Returns:
+        (n, H, W, C) in the dtype of `x`, float32 for uint8; new.
+
+    Raises:
+        ValueError: x is no batch of images, or a reach that is negative or too large.
+        TypeError: a dtype that is not listed above.
+
+    Source: Wang et al., "Corrupting Convolution-based Unlearnable Datasets with Pixel-based Image Transformations"
+        (COIN), AAAI 2025.
+    """
+    return _ops.shift_pixels(x, seed, stream, first, reach)
+
+
+define("shift_pixels(Tensor x, int seed, int stream, int first, float reach) -> Tensor")
+
+
+@shape_rule("shift_pixels")
+def _(x, seed, stream, first, reach):
+    return torch.empty(x.shape, dtype=projected_dtype(x.dtype), device=x.device)
 
 
 def count_changes(clean: Tensor, poisoned: Tensor) -> Tensor:

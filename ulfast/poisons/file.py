@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..data.dataset import Dataset
-from ..data.readers.published import ROUNDINGS, apply_entries, check_export, detect_layout, read_entries
+from ..data.readers.published import OWN, ROUNDINGS, apply_entries, check_export, detect_layout, read_entries
 from ..errors import InputError
 from ..parameters import parameter
 from ..runtime.made import expand
@@ -33,7 +33,7 @@ class FilePoison(Poison):
             raise InputError("poison file needs a file: give --set path=FILE")
         path = expand(self.path)
         layout = detect_layout(path)
-        if layout in ("png-index", "ntga-npy", "images-pt"):
+        if layout in ("png-index", "images-pt", *OWN):
             raise InputError(f"{path} holds images, not a perturbation: take `ulfast data import`")
         check_export(path, dataset)
         entries = read_entries(path, layout, dataset)

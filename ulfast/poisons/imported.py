@@ -1,4 +1,4 @@
-"""Poisons that other people published, as data sets: seven layouts of files, read without running anything in them."""
+"""Poisons that other people published, as data sets: nine layouts of files, read without running anything in them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import numpy as np
 from ..data.dataset import Dataset, chunks
 from ..data.readers.published import (
     LAYOUTS,
+    OWN,
     ROUNDINGS,
     Entries,
     apply_entries,
     as_pixels,
     check_export,
     check_order,
+    check_size,
     detect_layout,
     read_entries,
-    read_ntga,
+    read_own,
     read_pngs,
 )
 from ..errors import InputError
@@ -34,24 +36,27 @@ CHUNK_BYTES = 4 << 20  # of pixels; the sum in float64 takes eight times as much
 @ordinary
 def import_published(
     source: str | os.PathLike[str],
-    base: Dataset,
+    base: Dataset | None = None,
     *,
     layout: str = "auto",
     rounding: str = "truncate",
+    scale: float | None = None,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """A published poison as a Dataset: the base's labels, the poisoned pixels, byte for byte those of the programs that
     read such files.
 
-    NTGA's images come in an order of their own, with labels that differ from the base's: then these are the labels, and
-    the base gives the names of the classes alone.
+    Files of the layouts in `OWN` bring labels: where these differ from the base's, or there is no base, they are a set
+    in an order of their own, and a base gives the names of the classes alone.
 
     Args:
         source: file or folder.
-        base: the clean training images it was made for, in their official order.
+        base: the clean training images it was made for, in their official order; the layouts in `OWN` need none.
         layout: one of `LAYOUTS`, or "auto".
         rounding: of floats to pixels: "truncate", as those programs do, or "nearest".
+        scale: what a perturbation in [-1, 1] is multiplied by, where it is kept apart from its bound, such as 8 / 255;
+            beyond [-1, 1] it is clipped first.
         name: of the poison, for the manifest (default: the file's).
         progress: called as ``progress("import", done, total)``.
 
@@ -65,27 +70,34 @@ def import_published(
     found = layout if layout != "auto" else detect_layout(path)
     if found not in LAYOUTS:
         raise InputError(f"unknown layout {found!r}: known are auto, {', '.join(LAYOUTS)}")
-    check_export(path, base)
-    labels = base.labels
-    if found == "png-index":
+    if scale is not None and (found in (*OWN, "png-index", "images-pt", "int8-pickle") or not 0 < scale <= 1):
+        raise InputError(f"--scale {scale:g} is for perturbations in [-1, 1], and lies in (0, 1]: leave it out")
+    parameters: dict[str, Any] = {"layout": found, "rounding": rounding} | ({"scale": scale} if scale else {})
+    manifest: dict[str, Any] = {"method": name or path.stem, "parameters": parameters, "seed": None, "rate": 1.0}
+    labels, classes = (base.labels, base.classes) if base is not None else (None, ())
+    if found in OWN:
+        if base is not None:
+            check_export(path, base)
+        entries, labels, classes = read_own(path, found, base)
+    elif base is None:
+        raise InputError(f"{path} has no labels, and follows the order of a clean data set: give it with --base")
+    elif found == "png-index":
+        check_export(path, base)
         entries = Entries(read_pngs(path, base, progress), "images", "image", np.arange(len(base)))
-    elif found == "ntga-npy":
-        entries, labels = read_ntga(path, base)
     else:
-        entries = read_entries(path, found, base)
-    manifest: dict[str, Any] = {
-        "method": name or path.stem,
-        "parameters": {"layout": found, "kind": entries.kind, "per": entries.per, "rounding": rounding},
-        "seed": None,
-        "rate": 1.0,
-    }
-    images = np.empty((len(labels), *base.image_shape), np.uint8)
-    if not np.array_equal(labels, base.labels):
+        check_export(path, base)
+        entries = read_entries(path, found, base, scale)
+        check_size(entries, str(path))
+    parameters |= {"kind": entries.kind, "per": entries.per}
+    assert labels is not None
+    images = np.empty((len(labels), *entries.values.shape[1:]), np.uint8)
+    if base is None or not np.array_equal(labels, base.labels):
         for begin, stop in chunks(images, CHUNK_BYTES):
             images[begin:stop] = as_pixels(entries.values[begin:stop], entries.unit, rounding)
-        manifest["parameters"]["kind"] = "images in their own order"
+        parameters["kind"] = "images in their own order"
         manifest |= {"statistics": {"images": 0}, "source": {"name": path.name, "images": len(labels)}}
-        return replace(base, images=images, labels=labels, manifest=manifest)
+        title = base.name if base is not None else path.stem
+        return Dataset(images, labels, classes, title, "train", manifest)
     if entries.kind == "images":
         check_order(entries, base, path)
     statistics = PerturbationStatistics()

@@ -144,6 +144,57 @@ def patch_filter(shape: Shape, dtype: torch.dtype, device: torch.device, compile
     )
 
 
+def filter_images(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    """A k x k filter for each image, and the grouped convolution that PyTorch users write."""
+    n, side, k = shape.n, shape.side, shape.k
+    x = pixels(n, shape.d, dtype, device).view(n, side, side, 3)
+    kernels = torch.randn(n, k, k, device=device) / k
+
+    def grouped(x: Tensor, kernels: Tensor) -> Tensor:
+        wide = reference.unit(x, kernels.dtype).permute(0, 3, 1, 2)
+        wide = torch.nn.functional.pad(wide, (k // 2,) * 4, mode="replicate").reshape(1, 3 * n, side + k - 1, -1)
+        weights = kernels.repeat_interleave(3, 0)[:, None]
+        return torch.nn.functional.conv2d(wide, weights, groups=3 * n).view(n, 3, side, side).clamp_(0, 1)
+
+    few = reference.filter_images(x[:2] if dtype == U8 else x[:2].double(), kernels[:2].double(), True)
+    return Case(
+        f"filter_images {n} x {side} px, k = {k}",
+        {"kernel": lambda: ops.filter_images(x, kernels, clamp=True)},
+        {"grouped convolution": lambda: grouped(x, kernels)},
+        n * shape.d * (x.element_size() + 4.0),
+        2.0 * n * shape.d * k * k,
+        (_deviation(ops.filter_images(x[:2], kernels[:2], clamp=True), few), 0.0),
+        goals={"best": 2},
+    )
+
+
+def shift_pixels(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
+    """Every pixel read up to k pixels away, and the same by `grid_sample` of the image wrapped around."""
+    n, side, k = shape.n, shape.side, shape.k
+    x = pixels(n, shape.d, dtype, device).view(n, side, side, 3)
+    at = torch.arange(side, dtype=torch.float32, device=device) + k
+
+    def sampled() -> Tensor:
+        wide = reference.unit(x).permute(0, 3, 1, 2)
+        wide = torch.nn.functional.pad(wide, (k, k + 1) * 2, mode="circular")
+        steps = (torch.rand(n, side, side, 2, device=device) * 2 - 1) * k
+        steps[..., 0] += at
+        steps[..., 1] += at[:, None]
+        grid = steps * (2 / (side + 2 * k)) - 1
+        return torch.nn.functional.grid_sample(wide, grid, align_corners=True)
+
+    few = reference.shift_pixels(x[:2], 0, 1, 0, float(k))
+    return Case(
+        f"shift_pixels {n} x {side} px, up to {k}",
+        {"kernel": lambda: ops.shift_pixels(x, seed=0, stream=1, first=0, reach=float(k))},
+        {"grid_sample": sampled},
+        n * shape.d * (x.element_size() + 4.0),
+        n * shape.d / 3 * 60.0,
+        (_deviation(ops.shift_pixels(x[:2], seed=0, stream=1, first=0, reach=float(k)), few), 0.0),
+        goals={"best": 2},
+    )
+
+
 def count_changes(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
     """The statistics of a perturbation, and the same by NumPy."""
     n, side = shape.n, shape.side
@@ -198,6 +249,14 @@ def _small_patch_filter(small: Small) -> dict[str, tuple[Any, ...]]:
     return {"patch_filter": (small.x, small.normals(3, 3, 3, 3, 3, 3) / 3)}
 
 
+def _small_filter_images(small: Small) -> dict[str, tuple[Any, ...]]:
+    return {"filter_images": (small.images, small.normals(33, 3, 3) / 3, True)}
+
+
+def _small_shift(small: Small) -> dict[str, tuple[Any, ...]]:
+    return {"shift_pixels": (small.images, 5, 1, 2, 2.0)}
+
+
 def _small_changes(small: Small) -> dict[str, tuple[Any, ...]]:
     return {"count_changes": (small.images, small.images.flip(0))}
 
@@ -210,6 +269,10 @@ GENERATORS: dict[str, Operator] = {
         perturb_convolution, _small_convolution, "side of the filter", (U8,), Shape(2048, 3072, 3)
     ),
     "perturb_linear": Operator(perturb_linear, _small_linear, "steps", (U8,), Shape(512, 3072, 10)),
+    "filter_images": Operator(
+        filter_images, _small_filter_images, "side of the filter", (U8, F32), Shape(512, 3072, 3)
+    ),
+    "shift_pixels": Operator(shift_pixels, _small_shift, "pixels", (U8, F32), Shape(512, 3072, 2)),
     "count_changes": Operator(count_changes, _small_changes, "-", (U8,)),
     "patch_filter": Operator(patch_filter, _small_patch_filter, "side of the patch", (F32,), Shape(64, 3072, 7)),
 }

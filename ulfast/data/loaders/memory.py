@@ -129,9 +129,12 @@ class MemoryLoader(EpochLoader):
 
     def _batch(self, batch: Batch, block: Tensor | None) -> Tensor:
         """(b, C, H, W) of the images of a batch, which are `block` where they have been decoded ahead."""
-        if self.removal.noise is not None:
-            x = self.removal.add_noise(self._lasting(batch.index, batch.there, block), self._weights(batch.number))
-            return self._augmented(batch, x)
+        if self.removal.draws:
+            # A filter reads stored pixels itself.
+            plain = bool(self.removal.drawn) and not self.removal.lasts and self._kept is None
+            at = (batch.index, batch.there, block)
+            x = self._pixels(*at) if plain else self._lasting(*at)
+            return self._augmented(batch, self.removal.draw(x, self.seed, self._place(batch.number)))
         if self._kept is not None:
             return self._augmented(batch, self._kept, stored=True)
         if self.removal.filters:
@@ -168,19 +171,19 @@ class MemoryLoader(EpochLoader):
         noise."""
         if self._kept is not None:
             return self._kept[index].to(self.device, torch.float32)
+        labels = self._labels[there if self._labels.device == there.device else index]
+        return self.removal.lasting(self._pixels(index, there, block), labels)
+
+    def _pixels(self, index: Tensor, there: Tensor, block: Tensor | None) -> Tensor:
+        """(b, H, W, C) uint8 of the images at `index`, on the device."""
         if block is None:
             block = self._images[there if self._images.device == there.device else index]
-        labels = self._labels[there if self._labels.device == there.device else index]
-        return self.removal.lasting(block.to(self.device), labels)
+        return block.to(self.device)
 
-    def _weights(self, number: int) -> Tensor:
-        """(b, m) float32: of the mixtures of noise in our part of a batch."""
-        assert self.removal.noise is not None
-        begin, stop = distributed.share(self.batch_images(number), *self.part)
-        place = (self.epoch << EPOCH_BITS) + number * self.batch_size + begin
-        return ops.philox_normal(
-            self.seed, ops.philox.STREAM_NOISE, place, stop - begin, len(self.removal.noise), device=self.device
-        )
+    def _place(self, number: int) -> int:
+        """Where the draws of our part of a batch begin."""
+        begin, _ = distributed.share(self.batch_images(number), *self.part)
+        return (self.epoch << EPOCH_BITS) + number * self.batch_size + begin
 
     def _labels_at(self, batch: Batch) -> Tensor:
         return self._labels[batch.there]

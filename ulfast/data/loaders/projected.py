@@ -154,10 +154,11 @@ class Shards:
 
 class ProjectedLoader(MemoryLoader):
     """`MemoryLoader` over a folder that `write_projected` made; `dataset` supplies labels and shape, and a `removal`
-    among the options its noise, all the rest being done."""
+    among the options what is drawn anew in every pass, all the rest being done."""
 
     def __init__(
         self, path: Path, dataset: Dataset, batch_size: int, *, removal: Removal | None = None, **options: Any
     ) -> None:
-        super().__init__(dataset, batch_size, removal=Removal(noise=removal.noise) if removal else None, **options)
+        drawn = Removal(drawn=removal.drawn, noise=removal.noise) if removal else None
+        super().__init__(dataset, batch_size, removal=drawn, **options)
         self._kept = Shards(path)

@@ -19,6 +19,8 @@ from ...ops.state import exact
 
 # (b, C, H, W) float32 pixels -> the same shape.
 Filter = Callable[[Tensor], Tensor]
+# (b, H, W, C) uint8 or float32 pixels, a seed, and the place in the pass of the first of them -> (b, H, W, C) float32.
+Drawn = Callable[[Tensor, int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,28 @@ class Removal:
             part), (c, r, H*W*C) rows for each class, or None.
         transform: any map of the float images, or None.
         patches: a linear map of the float images (`PatchProjection`), or None.
+        drawn: filters of single images that are redrawn every epoch (`ulfast.projection.filters`), in order.
         noise: (m, H*W*C) rows; every image gets a random mixture of them, redrawn every epoch. None for none.
     """
 
     rows: Tensor | None = None
     transform: Filter | None = None
     patches: Filter | None = None
+    drawn: tuple[Drawn, ...] = ()
     noise: Tensor | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.lasts or self.noise is not None)
+        return self.lasts or self.draws
 
     @property
     def lasts(self) -> bool:
         """Whether images are changed in a way that is the same in every pass."""
         return self.rows is not None or bool(self.filters)
+
+    @property
+    def draws(self) -> bool:
+        """Whether images are changed in a way that is new in every pass."""
+        return bool(self.drawn) or self.noise is not None
 
     @property
     def filters(self) -> tuple[Filter, ...]:
@@ -59,6 +68,7 @@ class Removal:
             rows=None if self.rows is None else self.rows.to(device, torch.float32),
             transform=self.transform,
             patches=copy.deepcopy(patches).to(device) if isinstance(patches, nn.Module) else patches,
+            drawn=self.drawn,
             noise=None if self.noise is None else self.noise.to(device, torch.float32),
         )
 
@@ -96,25 +106,39 @@ class Removal:
         return _filtered(x, self.filters).contiguous() if self.filters else x
 
     @exact
-    def add_noise(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Adds the mixtures of `noise` with the weights (b, m) float32 to x (b, H, W, C) float32, in place."""
-        assert self.noise is not None
+    def draw(self, x: Tensor, seed: int, first: int) -> Tensor:
+        """What is new in every pass: the filters that are drawn, then the mixtures of `noise`.
+
+        Args:
+            x: (b, H, W, C) float32 in units of [0, 1], which may be changed, or uint8.
+            seed, first: of the draws, and the place in the pass of the first image.
+
+        Returns:
+            (b, H, W, C) float32 in units of [0, 1], not clipped.
+        """
+        for step in self.drawn:
+            x = step(x, seed, first)
+        if self.noise is None:
+            return x
+        weights = ops.philox_normal(
+            seed, ops.philox.STREAM_NOISE, first, len(x), len(self.noise), device=self.noise.device
+        )
         x.view(len(x), self.noise.shape[1]).addmm_(weights, self.noise)
         return x
 
-    def apply(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """All of it: `lasting`, then the noise where there is some.
+    def apply(self, images: Tensor, labels: Tensor, seed: int | None = None, first: int = 0) -> Tensor:
+        """All of it: `lasting`, then `draw` where a seed is given.
 
         Args:
             images: (b, H, W, C) uint8, or floats in units of [0, 1].
             labels: (b,) int64.
-            weights: (b, m) float32, standard normal: of the mixtures of `noise`. None leaves the noise out.
+            seed, first: as for `draw`. None leaves out what is drawn.
 
         Returns:
             (b, H, W, C) float32 in units of [0, 1], not clipped.
         """
         x = self.lasting(images, labels)
-        return x if self.noise is None or weights is None else self.add_noise(x, weights)
+        return x if seed is None else self.draw(x, seed, first)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
-"""`.npz` files and SVHN's `.mat` files."""
+"""`.npz` files and SVHN's `.mat` files; what arrays mean as images and labels."""
 
 from __future__ import annotations
 
-import zipfile
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from ..dataset import Dataset
 from .request import Request
 
 MAX_CLASSES = 1 << 20  # a label beyond is no number of a class
-IMAGE_KEYS, LABEL_KEYS = ("images", "x"), ("labels", "y")
+# Names of arrays, whatever their case: torchvision's and AVATAR's `data` and `targets`, MedMNIST's `train_images`, ...
+IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data"), ("labels", "y", "targets")
+INFLATION = 1032  # what deflate makes of a byte, at most
 
 
 def detect_npz(path: Path) -> bool:
@@ -26,39 +29,94 @@ def detect_svhn(path: Path) -> bool:
 
 
 def read_npz(request: Request) -> Dataset:
-    """Arrays `images` (or `x`) and `labels` (or `y`), or `x_train`, `y_train`, `x_test`, `y_test`; `classes` optional.
+    """Arrays `images` and `labels` (or `x` and `y`, `data` and `targets`), or these with `_train` and `_test` behind or
+    `train_` and `test_` before; `val` where there is no `test`; or `arr_0` and `arr_1`. `classes` is optional.
 
     Images are (n, H, W, C), (n, C, H, W) or (n, H, W), uint8 or floats in [0, 1]; labels (n,), (n, 1) or one-hot, or
     the names of the classes.
     """
-    path, split, sole = request.path, request.split, request.sole
+    path = request.path
+    images, labels, classes, (image_key, label_key) = npz_arrays(request)
+    labels, classes = named_labels(labels, classes, f"{path}, {label_key}")
+    return Dataset(pixels(images, f"{path}, {image_key}"), labels, classes, path.stem, request.split)
+
+
+def npz_arrays(request: Request) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[str, str]]:
+    """Images and labels as they are in the file, the names of the classes, and the names of the two arrays.
+
+    Raises:
+        InputError: no such arrays, several that might be them, a damaged file, or one of objects.
+    """
+    path = request.path
     try:
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise InputError(f"{path} is one array, an .npy file, under another name: images and labels are needed")
         with content as file:
-            suffixes = [f"_{split}"] + ([""] if split == "train" or sole else []) + (["_train"] if sole else [])
-            image_key = _pick(file.files, IMAGE_KEYS, suffixes)
-            label_key = _pick(file.files, LABEL_KEYS, suffixes)
-            if image_key is None or label_key is None:
-                want = f"`images` and `labels` (or `x` and `y`{'' if split == 'train' else ', with _test'})"
-                raise MissingSplit(f"{path} has no {split} arrays {want}: it has {', '.join(file.files) or 'nothing'}")
-            images, labels = file[image_key], file[label_key]
+            keys = npz_keys(file.files, request)
+            for key in (*keys, *(["classes"] if "classes" in file.files else [])):
+                _check_size(file, key)
+            images, labels = file[keys[0]], file[keys[1]]
+            if keys == ("arr_0", "arr_1") and images.ndim < 3 <= labels.ndim:
+                images, labels, keys = labels, images, ("arr_1", "arr_0")
             classes = _names(file["classes"], f"{path}, classes") if "classes" in file.files else ()
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, MemoryError, NotImplementedError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as arrays ({error}): save it with numpy.savez") from None
-    if labels.dtype.kind in "SU":
-        labels, classes = _text_labels(labels, classes, f"{path}, {label_key}")
-    labels = class_numbers(labels, f"{path}, {label_key}")
-    if not classes:
-        if labels.max(initial=0) >= MAX_CLASSES:
-            raise InputError(
-                f"{path}, {label_key} reaches {labels.max()}: numbers of classes begin at 0: renumber them"
-            )
-        classes = tuple(str(c) for c in range(int(labels.max(initial=0)) + 1))
-    return Dataset(pixels(images, f"{path}, {image_key}"), labels, classes, path.stem, split)
+    except InputError:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        said = " ".join(str(error).split())[:120]
+        raise InputError(f"{path} cannot be read as arrays ({said}): save it with numpy.savez") from None
+    return images, labels, classes, keys
+
+
+def npz_keys(files: list[str], request: Request) -> tuple[str, str]:
+    """The arrays of the images and of the labels of a split.
+
+    Raises:
+        MissingSplit: there are none.
+        InputError: there are several.
+    """
+    path, split, sole = request.path, request.split, request.sole
+    levels = [split] + (["val", "valid"] if split == "test" else []) + ([""] if split == "train" or sole else [])
+    levels += ["train"] if sole and split != "train" else []
+    names = {name.casefold(): name for name in files}
+    for level in levels:
+        found = []
+        for option, own, stems in (
+            ("--input-key", request.input_key, IMAGE_KEYS),
+            ("--target-key", request.target_key, LABEL_KEYS),
+        ):
+            wanted = (own.casefold(),) if own else stems
+            marked = [f"{stem}_{level}" for stem in wanted] + [f"{level}_{stem}" for stem in wanted]
+            mine = [names[name] for name in (marked if level else wanted) if name in names]
+            if len(mine) > 1:
+                raise InputError(f"{path} has {' and '.join(mine)}: say which is meant with {option}")
+            found += mine
+        if len(found) == 2:
+            return found[0], found[1]
+    if {"arr_0", "arr_1"} == set(files) - {"classes"} and (split == "train" or sole):
+        return "arr_0", "arr_1"
+    if "arr_2" in files:
+        raise InputError(f"{path} has {len(files)} arrays without names (arr_0, ...): save them as numpy.savez(x=, y=)")
+    want = f"`images` and `labels` (or `x` and `y`{'' if split == 'train' else ', with _test'})"
+    raise MissingSplit(
+        f"{path} has no {split} arrays {want}: it has {', '.join(files) or 'nothing'}; name them with --input-key and"
+        " --target-key"
+    )
+
+
+def _check_size(file: Any, key: str) -> None:
+    """Raises ValueError where an array's header says more than the file can hold, before memory is asked for."""
+    name = key if key in file.zip.namelist() else f"{key}.npy"
+    about = file.zip.getinfo(name)
+    with file.zip.open(about) as member:
+        version = np.lib.format.read_magic(member)
+        if version not in ((1, 0), (2, 0)):  # numpy itself says what is wrong
+            return
+        head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = head(member)
+    need = math.prod(shape) * dtype.itemsize
+    if need > about.file_size or about.file_size > INFLATION * about.compress_size + 1024:
+        raise ValueError(f"{key} of shape {shape} is larger than the file says")
 
 
 def _text(value: Any) -> str:
@@ -70,6 +128,28 @@ def _names(values: np.ndarray, where: str) -> tuple[str, ...]:
     if values.ndim != 1 or not len(values):
         raise InputError(f"{where} has shape {values.shape}: give the name of each class, in their order")
     return tuple(_text(value) for value in values.tolist())
+
+
+def named_labels(
+    labels: np.ndarray | Sequence[Any], classes: tuple[str, ...], where: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(n,) int64 labels and the names of the classes, of numbers, one-hot rows or names.
+
+    Args:
+        classes: where they are known, else (): then they are the names in the labels, sorted, or numbers.
+
+    Raises:
+        InputError: neither numbers of classes nor names, or not among the classes.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind in "SU":
+        labels, classes = _text_labels(labels, classes, where)
+    labels = class_numbers(labels, where)
+    if not classes:
+        if labels.max(initial=0) >= MAX_CLASSES:
+            raise InputError(f"{where} reaches {labels.max()}: numbers of classes begin at 0: renumber them")
+        classes = tuple(str(c) for c in range(int(labels.max(initial=0)) + 1))
+    return labels, classes
 
 
 def _text_labels(labels: np.ndarray, classes: tuple[str, ...], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -88,8 +168,19 @@ def _text_labels(labels: np.ndarray, classes: tuple[str, ...], where: str) -> tu
     return np.array([place[word] for word in words], np.int64), classes
 
 
-def _pick(names: list[str], stems: tuple[str, ...], suffixes: list[str]) -> str | None:
-    return next((stem + suffix for suffix in suffixes for stem in stems if stem + suffix in names), None)
+def nhwc(images: np.ndarray, where: str) -> np.ndarray:
+    """Images of any accepted layout as (n, H, W, C), of their own type.
+
+    Raises:
+        InputError: not of three or four dimensions.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4:
+        raise InputError(f"{where}: images must have 3 or 4 dimensions, got shape {images.shape}")
+    if images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    return images
 
 
 def pixels(images: np.ndarray, where: str) -> np.ndarray:
@@ -98,12 +189,7 @@ def pixels(images: np.ndarray, where: str) -> np.ndarray:
     Raises:
         InputError: not images, not finite, or floats outside [0, 1].
     """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4:
-        raise InputError(f"{where}: images must have 3 or 4 dimensions, got shape {images.shape}")
-    if images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
-        images = images.transpose(0, 2, 3, 1)
+    images = nhwc(images, where)
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     if not np.issubdtype(images.dtype, np.floating):

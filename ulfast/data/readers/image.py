@@ -8,6 +8,7 @@ import struct
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,16 @@ DEEP = 1 << 12  # below this the largest value of a 16-bit image leaves 16 grey 
 
 
 def decode(
-    file: Path, resize: int | None = None, *, channels: int = 3, notes: Counter[str] | None = None
+    file: Path | str,
+    resize: int | None = None,
+    *,
+    channels: int = 3,
+    notes: Counter[str] | None = None,
+    read: Callable[[], bytes] | None = None,
 ) -> np.ndarray:
     """One image as (H, W, channels) uint8; with `resize`, the shorter side brought to it and the centre square taken.
+
+    `read` returns the encoded bytes where `file` is only their name, such as a member of an archive.
 
     An alpha channel is dropped and the orientation of EXIF not applied, as torchvision does. 16-bit values are divided
     by 256, floats in [0, 1] multiplied by 255. What of this happened is counted in `notes`.
@@ -38,7 +46,7 @@ def decode(
     notes = Counter() if notes is None else notes
     data = b"?"
     try:
-        data = file.read_bytes()
+        data = read() if read is not None else Path(file).read_bytes()
         image = _jpeg(file, data, channels) if data[:3] == b"\xff\xd8\xff" else None
         if image is None:
             image = _pillow(file, data, channels, notes)
@@ -54,12 +62,12 @@ def decode(
     return image if resize is None else centre_square(image, resize)
 
 
-def _bound(file: Path, width: int, height: int) -> None:
+def _bound(file: Path | str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise InputError(f"{file} declares {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller")
 
 
-def _jpeg(file: Path, data: bytes, channels: int) -> np.ndarray | None:
+def _jpeg(file: Path | str, data: bytes, channels: int) -> np.ndarray | None:
     """None for the kinds that Pillow has to read."""
     try:
         import simplejpeg
@@ -81,7 +89,7 @@ def _jpeg(file: Path, data: bytes, channels: int) -> np.ndarray | None:
     return image
 
 
-def _pillow(file: Path, data: bytes, channels: int, notes: Counter[str]) -> np.ndarray:
+def _pillow(file: Path | str, data: bytes, channels: int, notes: Counter[str]) -> np.ndarray:
     from PIL import Image
 
     try:
@@ -120,7 +128,7 @@ def _bits(picture: Any, data: bytes) -> int:
     return 8
 
 
-def _deep(file: Path, picture: Any, channels: int, notes: Counter[str]) -> np.ndarray:
+def _deep(file: Path | str, picture: Any, channels: int, notes: Counter[str]) -> np.ndarray:
     """16-bit and float images as 8 bits."""
     values = np.asarray(picture)
     wrong = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, MissingSplit
-from ...runtime.machine import cores
 from ...runtime.made import EXPORT, MARKER, read_json
-from ...runtime.progress import Progress
 from ..classes import in_order
 from ..dataset import Dataset
-from ..lazy import LazyImages, streams
-from .image import decode
+from .encoded import Encoded, read_images
 from .request import Request
 from .splits import WORDS, Split, check_classes, find_splits, labelled_alone
 from .walk import Walk
-
-BLOCK = 256  # images decoded between two reports of progress
 
 
 def detect(path: Path) -> bool:
@@ -46,25 +40,14 @@ def read(request: Request) -> Dataset:
     Classes are the folder names: sorted, by number where all are numbers, or in the order that `ulfast.json` says,
     which an export has. A test split whose classes are some of the training split's has that one's order.
     """
-    path, split, resize = request.path, request.split, request.resize
+    path, split = request.path, request.split
     walk = Walk(path)
     found = _list(path, split, request.sole, walk)
     notes: Counter[str] = Counter()
-    files, labels = found.files, found.labels
-    if request.skip_damaged:
-        good = _readable(files, found.channels, request.progress)
-        if not good.all():
-            notes["damaged images, left out"] = int((~good).sum())
-            files, labels = [file for file, ok in zip(files, good, strict=True) if ok], labels[good]
-        if not files:
-            raise InputError(f"{path} has no {split} image that can be read: get it again")
-    shape = decode(files[0], resize, channels=found.channels).shape
-    images: np.ndarray | LazyImages
-    if streams(len(files), shape, request.stream):
-        images = LazyImages((len(files), *shape), lambda i, out: _decode_into(files, i, resize, out))
-    else:
-        images = decode_all(files, resize, request.progress, channels=found.channels, notes=notes)
-    return Dataset(images, labels, found.classes, path.name, split, notes=dict(walk.left + notes))  # type: ignore[arg-type]
+    files = found.files
+    encoded = Encoded(len(files), files.__getitem__, lambda i: files[i].read_bytes(), found.channels)
+    images, labels = read_images(encoded, found.labels, request, notes)
+    return Dataset(images, labels, found.classes, path.name, split, notes=dict(walk.left + notes))
 
 
 def _list(path: Path, split: str, sole: bool, walk: Walk) -> _Listing:
@@ -151,68 +134,3 @@ def _text(name: str) -> str:
     except UnicodeEncodeError:
         return os.fsencode(name).decode("latin-1")
     return name
-
-
-def _decode_into(
-    files: list[Path], i: int, resize: int | None, out: np.ndarray, notes: Counter[str] | None = None
-) -> None:
-    image = decode(files[i], resize, channels=out.shape[2], notes=notes)
-    if image.shape != out.shape:
-        sizes = f"{out.shape[1]} x {out.shape[0]} and {image.shape[1]} x {image.shape[0]}"
-        raise InputError(f"images differ in size: {sizes} ({files[0]}, {files[i]}): say --resize S")
-    out[:] = image
-
-
-def _readable(files: list[Path], channels: int, progress: Progress | None) -> np.ndarray:
-    """(n,) bool: which of the files can be decoded."""
-
-    def good(i: int) -> bool:
-        try:
-            decode(files[i], channels=channels)
-        except InputError:
-            return False
-        return True
-
-    out = np.zeros(len(files), bool)
-    with ThreadPoolExecutor(cores()) as pool:
-        for i, ok in enumerate(pool.map(good, range(len(files)))):
-            out[i] = ok
-            if progress and ((i + 1) % BLOCK == 0 or i + 1 == len(files)):
-                progress("check", i + 1, len(files))
-    return out
-
-
-def decode_all(
-    files: list[Path],
-    resize: int | None,
-    progress: Progress | None,
-    *,
-    channels: int = 3,
-    notes: Counter[str] | None = None,
-) -> np.ndarray:
-    """All files as one (n, H, W, channels) uint8 array, on a pool of threads; the decoders release the GIL.
-
-    Raises:
-        InputError: an unreadable image, or images of different sizes and no `resize`.
-    """
-    first = decode(files[0], resize, channels=channels)
-    out = np.empty((len(files), *first.shape), np.uint8)
-
-    def work(i: int) -> Counter[str]:
-        own: Counter[str] = Counter()
-        _decode_into(files, i, resize, out[i], own)
-        return own
-
-    with ThreadPoolExecutor(cores()) as pool:
-        try:
-            for begin in range(0, len(files), BLOCK):
-                stop = min(begin + BLOCK, len(files))
-                for own in pool.map(work, range(begin, stop)):
-                    if notes is not None:
-                        notes += own
-                if progress:
-                    progress("read", stop, len(files))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return out

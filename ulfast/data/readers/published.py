@@ -1,6 +1,7 @@
-"""Published poisons, as files: seven layouts, read without running anything in them.
+"""Published poisons, as files: nine layouts, read without running anything in them.
 
-The files hold pixels or perturbations and, but for one, follow the order of a base data set, which supplies the labels.
+The files hold pixels or perturbations and follow the order of a base data set, which supplies the labels; those of
+`OWN` bring labels of their own.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, MissingSplit
 from ...runtime.made import EXPORT, marker_of, read_json
 from ...runtime.progress import Progress
+from ..classes import unnamed
 from ..dataset import Dataset
-from .arrays import class_numbers
+from .arrays import class_numbers, named_labels, nhwc, npz_arrays, npz_keys
 from .image import decode
+from .pairs import is_list, list_arrays
+from .request import Request
 from .restricted import load_pickle
 
 LAYOUTS = {
@@ -28,13 +32,17 @@ LAYOUTS = {
     "images-pt": "a torch file of images and labels, {'data', 'labels'}: pil",
     "int8-pickle": "a pickle of int8 perturbations in units of 1/255: rem",
     "lsp-npy": "simple_data.npy perturbations, simple_label.npy the class of each: lsp",
-    "ntga-npy": "x_train_*.npy images with one-hot y_train_*.npy, in the base's order or one of their own: ntga",
+    "ntga-npy": "x_train*.npy images with one-hot y_train*.npy, in the base's order or one of their own: ntga",
+    "pairs-pickle": "a pickle of a list of (image, label), in any order: eclipse, coin, dune",
+    "images-npz": "an .npz of images and labels, {'data', 'targets'} or other usual names: avatar",
     "npy": ".npy or .npz of images or perturbations, one per image or one per class: ops",
 }
+OWN = ("ntga-npy", "pairs-pickle", "images-npz")  # layouts with labels, which need no base
 ROUNDINGS = ("truncate", "nearest")
 
 NUMBERED = re.compile(r"\d+\.png", re.IGNORECASE)  # with zeros in front or without
 MAX_DEPTH = 8  # dictionaries of one entry within each other
+WHOLE = 0.25  # of white: a mean change of pixels beyond which a perturbation stands in units of its own bound
 ALIKE = 0.8  # correlation with the base from which values are images on another scale
 FITTING = "give the base it was made for"
 SAMPLED = 200  # images that are compared to find out what the numbers are and whether the order fits
@@ -72,10 +80,10 @@ def detect_layout(source: Path) -> str:
             return "png-index"
         if (source / "simple_data.npy").is_file():
             return "lsp-npy"
-        if list(source.glob("x_train_*.npy")):
+        if list(source.glob("x_train*.npy")):
             return "ntga-npy"
         raise InputError(
-            f"{source} has neither numbered .png files nor simple_data.npy nor x_train_*.npy: say --layout, or name the"
+            f"{source} has neither numbered .png files nor simple_data.npy nor x_train*.npy: say --layout, or name the"
             " file"
         )
     suffixes = {
@@ -89,12 +97,28 @@ def detect_layout(source: Path) -> str:
     }
     if source.name == "simple_data.npy":
         return "lsp-npy"
-    if source.name.startswith("x_train_") and source.suffix == ".npy":
+    if source.name.startswith("x_train") and source.suffix == ".npy":
         return "ntga-npy"
     if source.suffix.lower() not in suffixes:
         raise InputError(f"{source} is of no known layout: say --layout {', '.join(LAYOUTS)}")
     layout = suffixes[source.suffix.lower()]
-    return "images-pt" if layout == "perturbation-pt" and _images_and_labels(_load_torch(source)) else layout
+    if layout == "perturbation-pt" and _images_and_labels(_load_torch(source)):
+        return "images-pt"
+    if layout == "int8-pickle" and is_list(load_pickle(source)):
+        return "pairs-pickle"
+    return "images-npz" if source.suffix.lower() == ".npz" and _has_labels(source) else layout
+
+
+def _has_labels(source: Path) -> bool:
+    """Whether an archive has images and labels."""
+    try:
+        with np.load(source, allow_pickle=False) as content:
+            npz_keys(content.files, Request(source, "train"))
+    except InputError as error:
+        return not isinstance(error, MissingSplit)  # several: it is said which when they are read
+    except Exception:  # it is said when it is read
+        return False
+    return True
 
 
 def apply_entries(entries: Entries, clean: np.ndarray, first: int, rounding: str = "truncate") -> np.ndarray:
@@ -119,8 +143,10 @@ def as_pixels(values: np.ndarray, unit: str, rounding: str) -> np.ndarray:
     return (np.rint(levels) if rounding == "nearest" else levels).astype(np.uint8)
 
 
-def read_entries(path: Path, layout: str, base: Dataset) -> Entries:
+def read_entries(path: Path, layout: str, base: Dataset, scale: float | None = None) -> Entries:
     """The arrays of a file, their orientation, unit and meaning found out with the help of the base.
+
+    With `scale` they are perturbations, which are clipped to [-1, 1] and multiplied by it.
 
     Raises:
         InputError: as for `import_published`.
@@ -130,7 +156,12 @@ def read_entries(path: Path, layout: str, base: Dataset) -> Entries:
     if layout == "images-pt":
         return _read_images_pt(path, base)
     # What torch files hold is multiplied by 255 first and then added; .npy perturbations are added to shares.
-    return interpret(_load(path, layout), base, str(path), "shares" if layout == "npy" else "levels")
+    array, unit = _load(path, layout, base), "shares" if layout == "npy" else "levels"
+    if scale is not None:
+        if array.dtype.kind != "f":
+            raise InputError(f"{path} holds {array.dtype}, and --scale is for floats in [-1, 1]: leave it out")
+        array = array.astype(np.float32, copy=False).clip(-1, 1) * np.float32(scale)
+    return interpret(array, base, str(path), unit)
 
 
 def interpret(array: np.ndarray, base: Dataset, where: str, unit: str) -> Entries:
@@ -167,6 +198,16 @@ def interpret(array: np.ndarray, base: Dataset, where: str, unit: str) -> Entrie
     return Entries(array, "perturbation", per, rows, found)
 
 
+def check_size(entries: Entries, where: str) -> None:
+    """Raises InputError for a perturbation that is far too large for one: it stands in units of its own bound."""
+    change = float(np.abs(entries.values[:SAMPLED]).mean()) / (255 if entries.unit == "levels" else 1)
+    if entries.kind == "perturbation" and change > WHOLE:
+        raise InputError(
+            f"{where} changes pixels by {change:.2f} of white on average, which is no perturbation: if its bound is"
+            " kept apart, say it with --scale 8/255, else undo its scaling"
+        )
+
+
 def _floats(array: np.ndarray, where: str) -> tuple[np.ndarray, str]:
     """float32 or float64 and their unit."""
     if array.dtype.kind not in "fi":
@@ -201,7 +242,7 @@ def _nhwc(array: np.ndarray, base: Dataset, where: str) -> np.ndarray:
     )
 
 
-def _load(path: Path, layout: str) -> np.ndarray:
+def _load(path: Path, layout: str, base: Dataset | None = None) -> np.ndarray:
     if path.is_dir():
         raise InputError(f"{path} is a folder: layout {layout} is a file")
     if layout == "int8-pickle":
@@ -213,7 +254,7 @@ def _load(path: Path, layout: str) -> np.ndarray:
         except Exception as error:  # numpy raises many kinds for a damaged file
             raise InputError(f"{path} cannot be read as an array ({_said(error)}): get it again") from None
         return _only_array(content, path)
-    return _only_array(_load_torch(path), path)
+    return _only_array(_fitting(_load_torch(path), base, path), path)
 
 
 def _load_torch(path: Path) -> Any:
@@ -234,6 +275,26 @@ def _load_torch(path: Path) -> Any:
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({_said(error)}): get it again") from None
+
+
+def _fitting(content: Any, base: Dataset | None, path: Path) -> Any:
+    """Of a checkpoint with several entries the one tensor whose images have the size of the base's."""
+    if base is None or not isinstance(content, dict) or len(content) < 2:
+        return content
+    height, width, channels = base.image_shape
+    shapes, counts = ((height, width, channels), (channels, height, width)), (len(base), base.num_classes)
+    inside = {str(key): value for key, value in content.items()}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            inside |= {f"{key}.{name}": one for name, one in value.items()}
+    found = {
+        key: value
+        for key, value in inside.items()
+        if getattr(value, "ndim", 0) == 4 and tuple(value.shape[1:]) in shapes and len(value) in counts
+    }
+    if len(found) > 1:
+        raise InputError(f"{path} holds {', '.join(found)}, not one array of that size: save the perturbation alone")
+    return next(iter(found.values())) if found else content
 
 
 def _said(error: Exception) -> str:
@@ -318,38 +379,42 @@ def _read_lsp(path: Path, base: Dataset) -> Entries:
     return Entries(array, "perturbation", "image", rows, unit)
 
 
-def read_ntga(path: Path, base: Dataset) -> tuple[Entries, np.ndarray]:
-    """The images of `x_train_*.npy` and the labels (m,) int64 of the `y_train_*.npy` beside it.
+def read_own(path: Path, layout: str, base: Dataset | None) -> tuple[Entries, np.ndarray, tuple[str, ...]]:
+    """The images, labels (m,) int64 and names of the classes of a layout of `OWN`.
 
-    Without labels, and with labels equal to the base's, the images are the base's; else they are a set of their own.
+    With labels equal to the base's, and without any, the images are the base's; else they are a set of their own, to
+    which a base gives the names of the classes alone.
 
     Raises:
         InputError: as for `import_published`.
     """
-    folder = path if path.is_dir() else path.parent
-    files = sorted(folder.glob("x_train_*.npy")) if path.is_dir() else [path]
-    if len(files) != 1:
-        raise InputError(f"{folder} has {len(files)} files x_train_*.npy: name the one to import")
-    where = str(files[0])
-    array = _nhwc(_load(files[0], "npy"), base, where)
-    named = files[0].with_name("y" + files[0].name[1:])
-    beside = [named] if named.is_file() else sorted(folder.glob("y_train_*.npy"))
-    if len(beside) > 1:
-        raise InputError(
-            f"{folder} has {len(beside)} files y_train_*.npy: name the one of {files[0].name} {named.name}"
-        )
-    if not beside and len(array) != len(base):
-        raise InputError(f"{where} has {len(array):,} images and no y_train_*.npy beside it: put their labels there")
-    labels = _labels(_load(beside[0], "npy"), str(beside[0])) if beside else base.labels
-    if np.array_equal(labels, base.labels):
-        return interpret(array, base, where, "shares"), labels
+    names: tuple[str, ...] = ()
+    if layout == "ntga-npy":
+        array, numbers, where = _ntga(path, base)
+    elif layout == "images-npz":
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: layout {layout} is a file")
+        array, numbers, names, keys = npz_arrays(Request(path, "train"))
+        where = f"{path}, {keys[0]}"
+    else:
+        content = load_pickle(path)
+        if not is_list(content):
+            raise InputError(f"{path} holds no list of (image, label): leave --layout out")
+        array, numbers = list_arrays(content, path)
+        where = str(path)
+    array = _nhwc(array, base, where) if base is not None else np.ascontiguousarray(nhwc(array, where))
+    labels, classes = named_labels(numbers, names, f"{where}, its labels")
+    if base is not None:
+        if not unnamed(classes):
+            labels = _by_name(labels, classes, base, where)
+        classes = base.classes
     if len(labels) != len(array):
-        raise InputError(f"{beside[0]} has {len(labels):,} labels for {len(array):,} images: get both again")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < base.num_classes:
-        raise InputError(
-            f"{beside[0]} has labels up to {labels.max()}, {base.name or 'the base'} has {base.num_classes} classes:"
-            f" {FITTING}"
-        )
+        raise InputError(f"{where} has {len(labels):,} labels for {len(array):,} images: get both again")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        whose = f"{base.name or 'the base'} has" if base is not None else "there are"
+        raise InputError(f"{where} has labels up to {labels.max()}, {whose} {len(classes)} classes: {FITTING}")
+    if base is not None and np.array_equal(labels, base.labels):
+        return interpret(array, base, where, "shares"), labels, classes
     unit = "levels"
     if array.dtype != np.uint8:
         array, unit = _floats(array, where)
@@ -357,7 +422,33 @@ def read_ntga(path: Path, base: Dataset) -> tuple[Entries, np.ndarray]:
             raise InputError(
                 f"{where} has pixels below 0: with labels of its own it must hold images in [0, 1]: undo its scaling"
             )
-    return Entries(array, "images", "image", np.arange(len(array)), unit), labels
+    return Entries(array, "images", "image", np.arange(len(array)), unit), labels, classes
+
+
+def _by_name(labels: np.ndarray, classes: tuple[str, ...], base: Dataset, where: str) -> np.ndarray:
+    """Labels of a file that names its classes, as the base numbers these."""
+    place = {name: c for c, name in enumerate(base.classes)}
+    if other := [name for name in classes if name not in place]:
+        raise InputError(f"{where} has the class {other[0]!r}, which {base.name or 'the base'} has not: {FITTING}")
+    return np.array([place[name] for name in classes], np.int64)[labels]
+
+
+def _ntga(path: Path, base: Dataset | None) -> tuple[np.ndarray, np.ndarray, str]:
+    """The images of `x_train*.npy`, the labels of the `y_train*.npy` beside it, and the former's name."""
+    folder = path if path.is_dir() else path.parent
+    files = sorted(folder.glob("x_train*.npy")) if path.is_dir() else [path]
+    if len(files) != 1:
+        raise InputError(f"{folder} has {len(files)} files x_train*.npy: name the one to import")
+    array = _load(files[0], "npy")
+    named = files[0].with_name("y" + files[0].name[1:])
+    beside = [named] if named.is_file() else sorted(folder.glob("y_train*.npy"))
+    if len(beside) > 1:
+        raise InputError(f"{folder} has {len(beside)} files y_train*.npy: name the one of {files[0].name} {named.name}")
+    if beside:
+        return array, _labels(_load(beside[0], "npy"), str(beside[0])), str(files[0])
+    if base is None or len(array) != len(base):
+        raise InputError(f"{files[0]} has {len(array):,} images and no {named.name} beside it: put their labels there")
+    return array, base.labels, str(files[0])
 
 
 def _png_folder(source: Path) -> Path | None:

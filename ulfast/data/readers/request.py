@@ -19,7 +19,9 @@ class Request:
         resize: side in pixels to which images of several sizes are brought, or None.
         stream: whether images are decoded on demand; None: by their size.
         skip_damaged: leave out images that cannot be read, instead of an error.
-        label_field: of a .beton file with several integer fields, which is the label.
+        label_field: of a .beton file with several integer fields, or of a shard's .json, which is the label.
+        input_key, target_key: what holds the images and the labels, where a file has several things that might: a
+            column of a table, an array of an archive, the suffix of a member of a shard.
         progress: told how far it is.
     """
 
@@ -30,4 +32,6 @@ class Request:
     stream: bool | None = None
     skip_damaged: bool = False
     label_field: str | None = None
+    input_key: str | None = None
+    target_key: str | None = None
     progress: Progress | None = None

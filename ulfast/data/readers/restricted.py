@@ -123,7 +123,7 @@ def load_pickle(path: Path) -> Any:
             f"{path} holds {error}, not only arrays and builtin containers, and is not read: get the file from its"
             " official source"
         ) from None
-    except (EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): get it again") from None
 
 

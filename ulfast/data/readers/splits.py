@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError, MissingSplit
 from .mapping import label_files, labels_of
-from .walk import Walk
+from .walk import SUFFIXES, Walk
 
 NAME = re.compile(
     r"(?:seg[ _-]?)?(train|training|test|testing|val|valid|validation|dev|development|eval|evaluation)"
@@ -25,6 +27,77 @@ def kind_of(folder: Path) -> str | None:
     """ "train", "test" or "val" by a folder's name, in any case; None for another name."""
     found = NAME.fullmatch(folder.name.casefold())
     return KINDS[found[1][:3]] if found else None
+
+
+def kind_of_file(name: str) -> str | None:
+    """ "train", "test" or "val" by a word in a file's name (`train-000000.tar`, `cifar10-validation-00.tar`)."""
+    words = [word for word in re.split(r"[^a-z]+", name.casefold()) if word]
+    found = [KINDS[match[1][:3]] for word in words if (match := NAME.fullmatch(word))]
+    return found[-1] if found else None
+
+
+def file_splits(root: Path, suffix: str) -> dict[str, list[Path]]:
+    """The files of each split of a set kept in numbered files: "train", "test", "val", and "" for those of no name.
+
+    They lie in `root`, in a folder in it, or in the folder of a split within that. A file's own name says its split, or
+    else its folders'. Hidden files are left out, and so are folders of images.
+    """
+    files = [file for file in sorted(root.glob(f"*{suffix}")) if file.is_file()]
+    for folder in _folders(root):
+        files += _numbered(folder, suffix)
+        for inner in _folders(folder) if _no_images(folder) else []:
+            files += _numbered(inner, suffix) if kind_of(inner) else []
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        if file.name.startswith("."):
+            continue
+        kind = kind_of_file(file.name.removesuffix(suffix))
+        for parent in file.relative_to(root).parents[:-1]:
+            kind = kind or kind_of(parent)
+        found.setdefault(kind or "", []).append(file)
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [folder / name for name in names]
+
+
+def _numbered(folder: Path, suffix: str) -> list[Path]:
+    """The files of a suffix, none where there are images: a folder of a million of these is not looked through."""
+    return sorted(file for file in folder.glob(f"*{suffix}") if file.is_file()) if _no_images(folder) else []
+
+
+def _no_images(folder: Path) -> bool:
+    """Whether the first file of a folder is no image; a folder that may not be read counts as one of images."""
+    try:
+        with os.scandir(folder) as entries:
+            first = next((entry.name for entry in entries if "." in entry.name[1:] and not entry.is_dir()), "")
+    except OSError:
+        return False
+    return Path(first).suffix.lower() not in SUFFIXES
+
+
+def files_of(root: Path, splits: dict[str, list[Path]], split: str, sole: bool, left: Counter[str]) -> list[Path]:
+    """Of `file_splits` those of one split; all of them where no name tells.
+
+    Raises:
+        MissingSplit: none.
+    """
+    named = {kind: files for kind, files in splits.items() if kind}
+    if not named:
+        if split == "train" or sole:
+            return splits.get("", [])
+        raise MissingSplit(f"{root} has no file named as {WORDS['test']}: give the test images with --test-data")
+    kinds = ("train",) if split == "train" else ("test", "val")
+    kinds = (*kinds, "train", "test", "val") if sole else kinds
+    mine = next((kind for kind in kinds if kind in named), None)
+    if mine is None:
+        raise MissingSplit(f"{root} has no file named as {WORDS[split]}: give the {split} images with --test-data")
+    if beside := splits.get(""):
+        left["files of no split"] += len(beside)
+    return named[mine]
 
 
 @dataclass(frozen=True)

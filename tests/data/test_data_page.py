@@ -1,0 +1,272 @@
+"""Every row of the tables of `data.md` has a test."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+PAGE = next((TESTS.parent / "docs").rglob("data.md"))
+
+# The first cell of a row, as it stands there, and the functions that test what the row says.
+ROWS: dict[str, tuple[str, ...]] = {
+    # Two sets that meet
+    "the same names in another order": ("data/test_classes.py::test_classes_are_matched_by_name",),
+    "test images of some of the classes": (
+        "data/test_classes.py::test_classes_are_matched_by_name",
+        "data/test_folders.py::test_test_images_of_some_classes_have_the_numbers_of_the_training_images",
+    ),
+    "a name that the other set does not have": ("data/test_classes.py::test_what_differs_is_named",),
+    "numbers (`0`, `1`, ...) against names": ("data/test_classes.py::test_what_differs_is_named",),
+    "two classes of one name": ("data/test_classes.py::test_what_differs_is_named",),
+    "another image shape": ("data/test_classes.py::test_what_differs_is_named",),
+    "clean images, a base or perturbations with another number of images or other labels": (
+        "data/test_classes.py::test_image_by_image_the_count_and_the_labels_count_too",
+        "poisons/test_published.py::test_images_with_labels_must_fit_the_base",
+    ),
+    "`--resume` with other pixels, labels or classes": (
+        "data/test_classes.py::test_a_run_is_resumed_with_the_same_images_alone",
+        "cli/test_files.py::test_a_set_poisoned_again_is_not_resumed",
+    ),
+    # Folders
+    "`train`, `Train`, `Training`, `training_set`, `seg_train`, `train_data`; the same once more within": (
+        "data/test_folders.py::test_splits_by_the_names_that_people_use",
+    ),
+    "`test`, `Testing`, `test_set`, `seg_test`; else `val`, `valid`, `validation`, `dev`, `eval`": (
+        "data/test_folders.py::test_splits_by_the_names_that_people_use",
+        "data/test_folders.py::test_test_goes_before_val_and_two_of_a_kind_are_asked_about",
+    ),
+    "`train` and `Training` beside each other; two of `test`": (
+        "data/test_folders.py::test_test_goes_before_val_and_two_of_a_kind_are_asked_about",
+    ),
+    "`train/` beside class folders, and no `test/`": ("data/test_folders.py::test_classes_called_train_and_test",),
+    "class folders that each hold `train/` and `test/`, or all hold the same folders": (
+        "data/test_folders.py::test_splits_and_classes_within_class_folders_are_refused",
+    ),
+    "classes called `train`, `test`, `val` within `train/`": (
+        "data/test_folders.py::test_classes_called_train_and_test",
+    ),
+    "`train/` and `test/` with images and no class folders": ("data/test_folders.py::test_flat_splits_need_a_table",),
+    "`val/images` with `val_annotations.txt` (Tiny ImageNet)": (
+        "data/test_folders.py::test_tiny_imagenet_takes_its_annotations",
+    ),
+    "a flat `val/` with `LOC_val_solution.csv`, `val.txt` or another table of names and classes, in it or beside it": (
+        "data/test_folders.py::test_imagenets_flat_val_takes_a_table",
+    ),
+    "a table whose classes are no class folders, such as bare numbers": (
+        "data/test_folders.py::test_imagenets_flat_val_takes_a_table",
+    ),
+    "`sample_submission.csv`": ("data/test_folders.py::test_an_example_of_an_answer_is_no_table_of_labels",),
+    "folders whose names are all numbers": (
+        "data/test_folders.py::test_numbers_sort_as_numbers_and_other_names_as_text",
+    ),
+    "hidden files and folders, `@eaDir`, `__MACOSX`, `#recycle`, ... at any depth": (
+        "data/test_folders.py::test_what_is_left_out_is_counted_by_kind",
+    ),
+    "a link to a folder above, or to one of the same set": (
+        "data/test_folders.py::test_what_is_left_out_is_counted_by_kind",
+    ),
+    "a link to a file, or to a folder elsewhere": (
+        "data/test_folders.py::test_links_to_files_and_folders_elsewhere_are_followed",
+    ),
+    "pipes, sockets, devices, broken links, other suffixes": (
+        "data/test_folders.py::test_what_is_left_out_is_counted_by_kind",
+    ),
+    "images beside the class folders, folders beside the splits": (
+        "data/test_folders.py::test_what_is_left_out_is_counted_by_kind",
+        "data/test_folders.py::test_test_goes_before_val_and_two_of_a_kind_are_asked_about",
+    ),
+    "`.jpg` `.jpeg` `.jpe` `.jfif` `.png` `.webp` `.bmp` `.gif` `.ppm` `.pgm` `.pbm` `.pnm` `.tif` `.tiff`, in any"
+    " case; `.avif` where Pillow has it": (
+        "data/test_folders.py::test_every_suffix_of_the_page_is_read",
+        "data/test_folders.py::test_suffixes_in_any_case",
+    ),
+    "a class folder without an image": ("data/test_readers.py::test_a_class_without_image_is_named",),
+    "a folder's name that is no UTF-8": ("data/test_folders.py::test_a_name_that_is_no_utf8_is_read",),
+    # Pixels
+    "EXIF orientation": ("data/test_pixels.py::test_exif_turns_nothing_and_that_is_said",),
+    "transparency": ("data/test_pixels.py::test_transparency_is_dropped_and_counted",),
+    "16-bit images": (
+        "data/test_pixels.py::test_16_bits_are_divided_by_256_and_that_is_said",
+        "data/test_pixels.py::test_colours_of_16_bits",
+    ),
+    "16-bit images that reach 4,095 at most": ("data/test_pixels.py::test_12_bits_in_16_are_refused",),
+    "float images in [0, 1]": ("data/test_pixels.py::test_floats_are_shares_of_white_or_refused",),
+    "other floats, NaN, 32-bit integers": (
+        "data/test_pixels.py::test_floats_are_shares_of_white_or_refused",
+        "data/test_pixels.py::test_whole_numbers_beyond_16_bits_are_refused",
+    ),
+    "a damaged JPEG, also one that Pillow would fill with gray": (
+        "data/test_pixels.py::test_a_damaged_jpeg_is_named_or_left_out",
+        "cli/test_files.py::test_damaged_images_are_left_out_on_demand",
+    ),
+    "an image that declares more than 89,478,485 pixels": (
+        "data/test_pixels.py::test_an_image_declared_too_large_is_refused",
+    ),
+    "images of several sizes": ("data/test_readers.py::test_mixed_sizes_ask_for_resize",),
+    "one channel, or not square": (
+        "data/test_classes.py::test_what_is_exported_reads_back_the_same",
+        "data/test_readers.py::test_jpeg_equals_its_decoder_and_gray_becomes_colour",
+    ),
+    # Files
+    "`.npz` with `images` and `labels`, `x` and `y`, `data` and `targets`, alone, with `_train` or `_test` behind or"
+    " `train_` or `test_` before; `arr_0` and `arr_1`": (
+        "data/test_npz.py::test_arrays_are_found_by_the_names_that_people_use",
+        "data/test_npz.py::test_medmnist_has_three_splits_and_test_goes_before_val",
+    ),
+    "`.npz` with two arrays that may be the images, or the labels; `arr_0` to `arr_3`": (
+        "data/test_npz.py::test_arrays_that_may_be_meant_in_two_ways_are_asked_about",
+    ),
+    "`.npz` labels as text": ("data/test_classes.py::test_labels_may_be_names",),
+    "`.npz` labels that are no whole numbers from 0, or beyond a million": (
+        "data/test_classes.py::test_labels_that_are_none_are_one_line",
+    ),
+    "`classes` that are no list of names; an `.npy` under the name `.npz`": (
+        "data/test_classes.py::test_labels_that_are_none_are_one_line",
+        "data/test_classes.py::test_an_array_under_the_name_of_an_archive",
+    ),
+    "an array whose header says more than its file holds": (
+        "data/test_npz.py::test_a_header_that_says_more_than_the_file_holds_takes_no_memory",
+        "data/test_pairs.py::test_an_array_shorter_than_its_header_takes_no_memory",
+    ),
+    "`x_train*.npy` with `y_train*.npy` (NTGA), `x_test*.npy` beside them": (
+        "data/test_pairs.py::test_ntgas_arrays_are_a_set_of_their_own",
+    ),
+    "a pickle of a list of (bytes or array, label) (ECLIPSE, COIN, DUNE)": (
+        "data/test_pairs.py::test_pickled_pairs",
+        "data/test_pairs.py::test_bytes_in_an_order_that_cannot_be_told_are_refused",
+    ),
+    "a pickle that holds code": (
+        "data/test_readers.py::test_a_pickle_with_code_is_refused_and_does_not_run",
+        "data/test_pairs.py::test_pickles_that_are_no_pairs_are_one_line",
+    ),
+    "CIFAR's batches, also saved again by Python 3": (
+        "data/test_readers.py::test_cifar_python",
+        "data/test_readers.py::test_cifar_saved_again_by_python_3",
+    ),
+    "MNIST's idx files, also `.gz`, also in `raw/`": (
+        "data/test_binaries.py::test_mnist",
+        "data/test_binaries.py::test_fashion_mnist_has_names",
+    ),
+    "EMNIST, which keeps its images by columns": (
+        "data/test_binaries.py::test_emnist_is_turned_upright_and_its_letters_are_named",
+    ),
+    "two sets of EMNIST in a folder": (
+        "data/test_binaries.py::test_emnist_is_turned_upright_and_its_letters_are_named",
+    ),
+    "STL-10's `train_X.bin`, by columns, labels from 1": (
+        "data/test_binaries.py::test_stl10_is_by_columns_and_its_labels_begin_at_one",
+    ),
+    "`.beton` with several fields of integers": (
+        "data/test_classes.py::test_of_several_integers_the_label_is_asked_for",
+    ),
+    "`.beton` of gray images": ("data/test_beton.py::test_one_channel_is_written_as_three_and_read_as_one",),
+    "`00000.png`, `0.PNG`, `0.png` of a published poison": (
+        "data/test_classes.py::test_numbered_pngs_with_zeros_in_front",
+    ),
+    "a perturbation in whole numbers": ("data/test_classes.py::test_perturbations_in_whole_levels",),
+    "a perturbation in [-1, 1] whose bound is kept apart (contrastive poisoning), alone or in a checkpoint": (
+        "data/test_pairs.py::test_a_perturbation_inside_a_checkpoint_with_its_bound_apart",
+        "cli/test_formats.py::test_import_without_a_base_and_with_a_scale",
+    ),
+    "poisoned images in [-1, 1] or normalised, given as a perturbation": (
+        "data/test_classes.py::test_images_on_another_scale_are_no_perturbation",
+    ),
+    "coefficients of `ar` that are not finite, or zero": (
+        "poisons/test_generators.py::test_ar_coefficients_that_make_no_noise_are_refused",
+    ),
+    # WebDataset and Parquet
+    "shards: a `.tar`, a folder of them, `name-{000000..000012}.tar`": (
+        "data/test_wds.py::test_shards_are_read_back_with_their_classes_and_read_by_index",
+        "data/test_wds.py::test_names_of_any_length_and_folders_in_the_archive",
+        "data/test_wds.py::test_splits_by_the_names_of_shards_by_folders_by_info_and_by_braces",
+    ),
+    "`train-*.tar`, `x-validation-*.tar`, `train/*.tar`, or `splits` in `info.json` or `_info.json`": (
+        "data/test_wds.py::test_splits_by_the_names_of_shards_by_folders_by_info_and_by_braces",
+    ),
+    "`.jpg`, `.png`, `.webp`, ... of a sample; several of them": (
+        "data/test_wds.py::test_several_images_of_a_sample_are_asked_about",
+    ),
+    "`.cls`": (
+        "data/test_wds.py::test_splits_by_the_names_of_shards_by_folders_by_info_and_by_braces",
+        "data/test_wds.py::test_names_of_any_length_and_folders_in_the_archive",
+        "data/test_wds.py::test_damaged_images_and_labels",
+    ),
+    "`.json` without a `.cls`": ("data/test_wds.py::test_labels_in_json_by_number_and_by_name",),
+    "long names of pax and GNU": (
+        "data/test_wds.py::test_members_are_those_of_tarfile",
+        "data/test_wds.py::test_names_of_any_length_and_folders_in_the_archive",
+    ),
+    "`.tar.gz`, `.tgz`, `.tar.zst`, or another name on compressed bytes": (
+        "data/test_wds.py::test_compressed_archives_are_refused",
+    ),
+    "a shard that is cut short, a damaged header": (
+        "data/test_wds.py::test_damaged_archives_are_named",
+        "data/test_wds.py::test_a_size_beyond_the_file_takes_no_memory",
+    ),
+    "a `.tar` beside class folders": ("data/test_wds.py::test_an_archive_beside_class_folders_is_not_the_data_set",),
+    "`data/train-00000-of-00003.parquet`, `CONFIG/train-*`, `default/train/0000.parquet`, one file": (
+        "data/test_parquet.py::test_files_are_found_as_the_hub_names_them",
+    ),
+    "several configurations beside each other": ("data/test_parquet.py::test_two_configurations_are_asked_about",),
+    "the one column of image structs, the one `ClassLabel` with its names": (
+        "data/test_parquet.py::test_files_are_found_as_the_hub_names_them",
+        "data/test_parquet.py::test_of_several_columns_one_is_asked_for",
+    ),
+    "several of either, as in CIFAR-100": ("data/test_parquet.py::test_of_several_columns_one_is_asked_for",),
+    "rows that hold the path of an image and not its bytes": ("data/test_parquet.py::test_damage_is_named",),
+    "`.parquet` without pyarrow": ("data/test_parquet.py::test_without_pyarrow_the_extra_is_named",),
+    "a damaged image in a shard or a table": (
+        "data/test_wds.py::test_damaged_images_and_labels",
+        "data/test_parquet.py::test_damage_is_named",
+    ),
+    # Objects
+    "a map-style dataset of torch or torchvision, a list of (image, label)": (
+        "data/test_objects.py::test_a_map_style_dataset_of_torch",
+        "data/test_objects.py::test_lists_of_pairs_and_of_dictionaries",
+    ),
+    "a list of dictionaries": ("data/test_objects.py::test_lists_of_pairs_and_of_dictionaries",),
+    "a `datasets.Dataset`, or a `DatasetDict`": ("data/test_objects.py::test_a_dataset_of_hugging_face_by_its_types",),
+    "pictures of Pillow, arrays, tensors; uint8 or floats in [0, 1], channels first or last": (
+        "data/test_objects.py::test_a_map_style_dataset_of_torch",
+        "data/test_objects.py::test_gray_pictures_stay_gray_and_become_colour_among_others",
+    ),
+    "normalised tensors": ("data/test_objects.py::test_what_is_no_data_set_is_one_line",),
+    "one object for training and test images": ("data/test_objects.py::test_an_object_is_one_split",),
+}
+# Rows whose test is still to be written.
+MISSING = {"processes that read different files"}
+
+
+def rows(page: str) -> list[str]:
+    """The first cells of all tables, without those of their heads."""
+    lines = page.splitlines()
+    return [
+        line.split("|")[1].strip()
+        for line, after in zip(lines, [*lines[1:], ""], strict=True)
+        if line.startswith("| ") and not after.startswith("|---")
+    ]
+
+
+def functions(file: Path) -> set[str]:
+    return {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_row_of_the_page_names_its_tests():
+    found = rows(PAGE.read_text())
+    assert len(found) > 80
+    assert len(set(found)) == len(found)
+    assert set(found) == set(ROWS) | MISSING
+    assert not set(ROWS) & MISSING
+
+
+def test_the_tests_that_are_named_are_there():
+    known = {
+        file: functions(TESTS / file) for file in {test.split("::")[0] for tests in ROWS.values() for test in tests}
+    }
+    for row, tests in ROWS.items():
+        assert tests, row
+        for test in tests:
+            file, _, name = test.partition("::")
+            assert name.startswith("test_"), test
+            assert name in known[file], test

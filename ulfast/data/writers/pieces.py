@@ -1,0 +1,153 @@
+"""A data set as a folder of numbered files, each of some thousand images: WebDataset shards, Parquet files.
+
+A file at a time is in the making, so a set that is decoded on demand is written in bounded memory; the files that are
+whole are kept when a run is killed, and the next one resumes after them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from ...runtime.files import check_free, publish, sync, write_json, writing
+from ...runtime.made import EXPORT, MARKER, count_files
+from ...runtime.progress import Progress
+from ...version import __version__
+from ..dataset import Dataset
+from ..png import pngs
+from .resumable import part_folder
+
+SETTINGS = ".settings.json"
+BLOCK_BYTES = 16 << 20  # of pixels encoded at a time
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Images [begin, stop) of a split, for one file."""
+
+    split: str
+    dataset: Dataset
+    name: str
+    begin: int
+    stop: int
+
+    def encoded(self) -> Iterator[tuple[int, bytes, int]]:
+        """(number, PNG, label) of each image."""
+        shape = self.dataset.image_shape
+        rows = max(1, BLOCK_BYTES // int(np.prod(shape)))
+        blocks = (
+            self.dataset.images[begin : min(begin + rows, self.stop)] for begin in range(self.begin, self.stop, rows)
+        )
+        for number, image in enumerate(pngs(blocks), self.begin):
+            yield number, image, int(self.dataset.labels[number])
+
+
+def pieces_of(split: str, dataset: Dataset, size: int, name: Callable[[int, int], str]) -> list[Piece]:
+    """Files of `size` images; `name` is given the number of a file and how many there are."""
+    count = -(-len(dataset) // size)
+    return [Piece(split, dataset, name(i, count), i * size, min((i + 1) * size, len(dataset))) for i in range(count)]
+
+
+def write_pieces(
+    path: Path,
+    pieces: Sequence[Piece],
+    write: Callable[[Path, Piece], None],
+    finish: Callable[[Path], None],
+    *,
+    layout: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Writes the folder `path`, all or nothing.
+
+    Args:
+        write: makes the file of a piece.
+        finish: writes what describes them all to the folder, once they are there.
+        layout: its name, for `ulfast.json`.
+        resume: keeps what is whole when it is interrupted, and begins after what an interrupted run of the same
+            settings has left.
+        progress: called as ``progress("export", done, total)``.
+
+    Raises:
+        InputError: `path` exists, another process is writing it, a full disk.
+    """
+    check_free(path, overwrite)
+    train = pieces[0].dataset
+    identity = {
+        "ulfast": __version__,
+        "layout": layout,
+        "files": [[piece.name, piece.begin, piece.stop] for piece in pieces],
+        "data": {
+            piece.split: piece.dataset.fingerprint() for piece in {piece.split: piece for piece in pieces}.values()
+        },
+        "manifest": train.manifest,
+    }
+    total, done = sum(piece.stop - piece.begin for piece in pieces), 0
+    with writing(path), _part(path, identity, resume) as part:
+        for piece in pieces:
+            file = part / piece.name
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                fresh = file.with_name(f".{file.name}")
+                write(fresh, piece)
+                sync(fresh)  # a file under its own name is whole, whatever happens
+                os.replace(fresh, file)
+            done += piece.stop - piece.begin
+            if progress:
+                progress("export", done, total)
+        finish(part)
+        about = {
+            "format": EXPORT,
+            "ulfast": __version__,
+            "layout": layout,
+            "classes": list(train.classes),
+            "image_shape": list(train.image_shape),
+            "images": len(train),
+            "entries": sorted(entry.name for entry in part.iterdir() if entry.name != SETTINGS),
+            "files": count_files(part) - 1,  # without the settings
+        }
+        write_json(part / MARKER, about)
+        (part / SETTINGS).unlink()
+        publish(part, path)
+
+
+@contextlib.contextmanager
+def _part(path: Path, identity: dict[str, Any], resume: bool) -> Iterator[Path]:
+    """The folder beside `path` in which it is made, with what may be kept of it."""
+    part = part_folder(path)
+    part.mkdir(parents=True, exist_ok=True)
+    lock = os.open(part, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is writing {path}: wait for it, or give another --out") from None
+        settings = part / SETTINGS
+        identity = json.loads(json.dumps(identity))
+        try:
+            same = resume and json.loads(settings.read_text(encoding="utf-8")) == identity
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            for entry in part.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            write_json(settings, identity)
+        try:
+            yield part
+        except BaseException:
+            if not resume:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
