@@ -107,7 +107,7 @@ def test_hidden_layers_separate_more(many):
 
 
 def test_separability_refuses_nothing(many):
-    with pytest.raises(InputError, match="all the same"):
+    with pytest.raises(InputError, match="are the same"):
         separability(torch.zeros(10, 4), torch.arange(10))
     with pytest.raises(InputError, match="as many labels"):
         separability(torch.rand(10, 4), torch.arange(9))

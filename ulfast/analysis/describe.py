@@ -14,7 +14,7 @@ from ..data.tensors import channel_statistics
 from ..errors import InputError, MissingSplit
 from ..runtime.progress import Progress
 
-LOOKED_AT = 10_000  # images that are searched for poison
+LOOKED_AT = 10_000  # images searched for poison
 
 
 def describe(
@@ -27,7 +27,7 @@ def describe(
     progress: Progress | None = None,
     **reading: Any,
 ) -> dict[str, Any]:
-    """Counts a class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
+    """Images per class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
 
     Returns:
         `splits` (by name: images, image_shape, dtype, classes with their counts, mean, std, sha256, manifest,

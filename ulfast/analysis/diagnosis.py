@@ -26,7 +26,7 @@ from .evidence import Evidence, LinearModel, has_pattern, is_its_own, linear_mod
 # As in evidence.py: below the first value clean, from the second on poisoned.
 PATCHES = (12.0, PRESENT)
 CONSTANT = (0.20, 0.35)
-FEWEST = 2  # images of a class, below which nothing is told apart
+FEWEST = 2  # fewest images of a class
 # Images per class in which constant pixels are looked for.
 CONSTANT_IMAGES = 500
 
@@ -39,8 +39,8 @@ class Diagnosis:
         verdict: "poisoned", "clean" or "unknown".
         suggested_attack: name of an attack.
         evidence: the measurements.
-        seconds: that it took.
-        detail: with the indices of the images that stand out.
+        seconds: how long it took.
+        detail: fine detail, with the indices of the images that stand out.
         border: with the indices of the images that have a dark border.
         linear, patches: what was fitted on the way, for pictures and for the attack that follows.
     """
@@ -77,7 +77,7 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = Non
 
     Args:
         dataset: training images with labels.
-        seed: draws the images looked at.
+        seed: draws the images to look at.
         progress: called with the stages "fit" and "patches".
 
     Returns:
@@ -86,7 +86,7 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = Non
         that a linear model can classify by what they show (digits, for example) are called unknown, poisoned or not.
 
     Raises:
-        InputError: images of one class, which leaves nothing to compare; one image of a class.
+        InputError: images of only one class, or too few images of a class.
 
     Example:
         >>> ulfast.diagnose(ulfast.load_dataset("poisoned/")).verdict
@@ -94,7 +94,7 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = Non
     """
     start = time.perf_counter()
     if len(np.unique(dataset.labels)) < 2:
-        raise InputError(f"{dataset.name} holds images of one class: diagnose tells classes apart and needs two")
+        raise InputError(f"{dataset.name} holds images of one class: diagnose compares classes and needs at least two")
     counts = np.bincount(dataset.labels)
     if counts[counts > 0].min() < FEWEST:
         raise InputError(

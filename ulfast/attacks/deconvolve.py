@@ -21,7 +21,7 @@ class Deconvolve(Attack):
 
     stage: ClassVar[int] = IMAGES
     summary = "class-wise convolution (cuda) undone, its filters read off the images' borders"
-    source = "ulfast, docs/attacks.md"
+    source = "ulfast, docs/research/deconvolution.md"
 
     border: int | None = parameter(None, "width of the dark border in pixels (default: from the data)", at_least=1)
 

@@ -19,14 +19,14 @@ class AttackResult:
 
     Attributes:
         method, poison, model, recipe, seed: what was run; poison is "" where the data does not say.
-        train_accuracy: of the last epoch's batches as they came (augmented, projected).
+        train_accuracy: on the last epoch's batches as they were trained on (augmented, projected).
         test_accuracy: of the network trained by the attack.
         baselines: test accuracy of the same network trained on the `clean` and the `poisoned` images, where run.
-        history: a row per epoch; `baseline_history` the same for the baselines.
+        history: one row per epoch; `baseline_history` holds the same for the baselines.
         seconds: `fit`, `project`, `train`, `evaluate`.
         images_per_second: of the training.
-        notes: what the attack found out (rank of the basis, accuracy of the linear fit).
-        basis: what was projected away, or None.
+        notes: what the attack found (rank of the basis, accuracy of the linear fit).
+        basis: what was projected out, or None.
     """
 
     method: str

@@ -36,7 +36,7 @@ from .snapshots import examples
 from .trainings import Runner
 
 DEFAULT_DATA, DEFAULT_POISON = "sample", "lsp"
-# Of a run's data: what a resumed one must have the same.
+# What a resumed run's data must have in common with the first run's.
 DATA_KEYS = ("images", "image_shape", "class_names", "training_fingerprint", "test_fingerprint", "clean_fingerprint")
 
 
@@ -71,7 +71,7 @@ def attack(
         data: a poisoned Dataset, or what `load_dataset` takes. None: the embedded sample, poisoned with `lsp` by
             `seed`; then both baselines are run.
         test: clean test images (default: the test split of `data`, when that is a path or a name).
-        method: name of an attack, or several joined with "+".
+        method: name of an attack, or several combined with "+".
         model: see `build_model` (default: "cnn", or "resnet18" with a recipe of the paper).
         recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "fast" (for a GPU; on a CPU it is
             "quick"), "paper", "paper-plain", "paper-dfr" or "imagenet".
@@ -83,22 +83,22 @@ def attack(
         clean: clean training images for the methods that need some (default: those of `compare`).
         basis: a basis fitted before, instead of fitting one.
         materialize: write the projected training set (float16, in shards) to `out/projected` and train from there.
-        epochs: instead of the recipe's.
+        epochs: number of epochs (default: the recipe's).
         limit: class-balanced subset of the training images.
         keep_checkpoints: keep every epoch's network in `out`, not only the last.
-        evaluate_every: epochs between two looks at the test images (default: the recipe's, mostly 1); the last epoch
-            always has one.
+        evaluate_every: epochs between two evaluations on the test images (default: the recipe's, mostly 1); the last
+            epoch always has one.
         progress: called as ``progress(stage, done, total, **numbers)``.
-        parameters: of the method, for example ``init="torch", fit_epochs=20, project_test=True``.
+        parameters: parameters of the method, for example ``init="torch", fit_epochs=20, project_test=True``.
 
-    In the processes of `distributed.joined` every batch is cut into a part for each, of the fit as of the trainings;
-    the first process writes `out`, and all get the result.
+    In the processes of `distributed.joined` every batch of the fit and of the trainings is split between them; the
+    first process writes `out`, and all get the result.
 
     Returns:
         AttackResult.
 
     Raises:
-        InputError: whatever of this cannot be used.
+        InputError: an argument that cannot be used.
 
     Example:
         >>> ulfast.attack(ulfast.poison(train, "lsp"), test=test, method="orthogonal").test_accuracy
@@ -218,7 +218,7 @@ def _carried_out(steps: Sequence[Attack], plan: Plan, context: Context) -> Plan:
 
 
 def _apply(steps: Sequence[Attack], plan: Plan, context: Context) -> None:
-    """The attacks in turn, each followed by the one that it names."""
+    """The attacks one after the other, each followed by the one that it names."""
     for step in steps:
         named = step.apply(plan, context)
         if named is not None:
@@ -226,7 +226,7 @@ def _apply(steps: Sequence[Attack], plan: Plan, context: Context) -> None:
 
 
 def _same(removal: Removal) -> Removal:
-    """With the first process's rows, in all of them."""
+    """A removal with the first process's rows, in all processes."""
     return removal if removal.rows is None else replace(removal, rows=distributed.same(removal.rows))
 
 
@@ -250,7 +250,7 @@ def configure(name: str, steps: Sequence[Attack], parameters: dict[str, Any]) ->
 
 
 def _fit_of(recipe: Recipe, step: Attack, given: dict[str, Any]) -> Attack:
-    """`orthogonal` with the recipe's fit, where the user says nothing of its start or its length."""
+    """`orthogonal` with the recipe's fit, where the user chooses neither its start nor its length."""
     if type(step) is not OrthogonalProjection or recipe.fit_init is None:
         return step
     own: dict[str, Any] = {"init": recipe.fit_init}
@@ -288,8 +288,8 @@ def _load(
 def _check(
     name: str, steps: Sequence[Attack], train: Dataset, test: Dataset, clean: Dataset | None
 ) -> tuple[Dataset, Dataset | None]:
-    """Test and clean images with the training images' class numbers; meets what does not fit before anything is
-    written.
+    """Test and clean images with the training images' class numbers. Images that do not fit are refused before anything
+    is written.
     """
     if clean is None and any(step.needs_clean for step in steps):
         raise InputError(f"{name} needs some clean training images: give --clean PATH|NAME")
@@ -309,7 +309,7 @@ def _fingerprints(folder: Path | None, train: Dataset, test: Dataset, clean: Dat
 
 
 def _rehearse(model: str, data: Dataset) -> None:
-    """Meets a wrong model name before anything is written; on the meta device it costs nothing."""
+    """Refuses a wrong model name before anything is written; on the meta device this costs nothing."""
     with torch.device("meta"):
         build_model(model, num_classes=data.num_classes, image_shape=data.image_shape)
 

@@ -1,4 +1,4 @@
-"""Options and habits that all verbs share: --json, --quiet, --config, progress on stderr, results on stdout."""
+"""Options and behaviour that all verbs share: --json, --quiet, --config, progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Config(click.Option):
             expose_value=False,
             callback=_read_config,
             metavar="FILE.yaml",
-            help="Defaults for these options; flags win.",
+            help="Defaults for these options; options given on the command line win.",
         )
 
 
@@ -76,7 +76,7 @@ def _read_config(context: click.Context, option: click.Parameter, path: Path | N
 
 
 class Picture(click.Path):
-    """A picture to be made; the suffix chooses its format."""
+    """A picture to write; the suffix chooses its format."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -112,14 +112,14 @@ def share(text: str, name: str) -> float:
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise InputError(f"{name} {text} is no number: give 0.03, or 8/255")
+        raise InputError(f"{name} {text} is not a finite number: give 0.03, or 8/255")
     return found
 
 
 class Bars:
     """Draws progress on stderr with rate and time left; a library's `progress` callable.
 
-    The time left is said with what it rests on: the pace of this process since the stage began, which what was there
+    The time left is shown with its basis: the pace of this process since the stage began, which what was there
     before (a run resumed, a part of a download) does not count for.
     """
 
@@ -181,7 +181,7 @@ class Bars:
     def _left(self, stage: str, done: float, total: float) -> str:
         """Nothing before there are two seconds to judge by."""
         now = time.monotonic()
-        if done < self._begun.setdefault(stage, (now, done))[1]:  # it begins anew
+        if done < self._begun.setdefault(stage, (now, done))[1]:  # it starts again
             self._begun[stage] = now, done
         begun, before = self._begun[stage]
         spent = now - begun
@@ -222,7 +222,7 @@ def _rate(info: dict[str, Any], done: float, bars: Bars) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without what would steer a terminal: names of files and classes are other people's."""
+    """Text without control characters, as names of files and classes come from other people."""
     text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -307,7 +307,7 @@ def verb(
         command = click.command(name, **attributes)(run)
         if seed:
             command.params.append(
-                click.Option(["--seed"], type=int, default=0, show_default=True, help="Of everything random.")
+                click.Option(["--seed"], type=int, default=0, show_default=True, help="Seed of everything random.")
             )
         if device:
             command.params.append(
@@ -326,21 +326,21 @@ def verb(
                     ["--nproc"],
                     type=click.IntRange(1),
                     metavar="N",
-                    help="Processes on this machine, one a GPU; torchrun for several machines.",
+                    help="Number of processes on this machine, one per GPU (several machines: use torchrun).",
                 ),
                 click.Option(
                     ["--max-restarts"],
                     type=click.IntRange(0),
                     default=0,
                     metavar="N",
-                    help="Times to restart from the last checkpoint by itself when a process dies.",
+                    help="Restart up to N times from the last checkpoint when a process dies.",
                 ),
             ]
         command.params += [
             Config(),
-            click.Option(["--json"], is_flag=True, help="One JSON object on stdout, nothing else."),
-            click.Option(["--quiet", "-q"], is_flag=True, help="No progress, no remarks."),
-            click.Option(["--debug"], is_flag=True, help="Tracebacks instead of one line."),
+            click.Option(["--json"], is_flag=True, help="Print one JSON object to stdout and nothing else."),
+            click.Option(["--quiet", "-q"], is_flag=True, help="Show no progress and no remarks."),
+            click.Option(["--debug"], is_flag=True, help="Show tracebacks instead of one line."),
         ]
         return command
 
@@ -377,7 +377,9 @@ def data_options(function: F) -> F:
                 help="Folder, .npz, .beton, .tar, .parquet, or sample, cifar10, cifar100, svhn.",
             ),
             click.option(
-                "--test-data", metavar="PATH", help="Where the clean test images are, if not beside the others."
+                "--test-data",
+                metavar="PATH",
+                help="Where the clean test images are, if not beside the training images.",
             ),
             click.option(
                 "--format",
@@ -403,13 +405,20 @@ def reading_options(function: F) -> F:
 
     for option in reversed(
         [
-            click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square."),
             click.option(
-                "--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and say how many."
+                "--resize",
+                type=click.IntRange(8),
+                metavar="S",
+                help="Resize the shorter side to S px and take the centre square.",
             ),
-            click.option("--label-field", metavar="NAME", help="Of a .beton file or a shard's .json: the label."),
-            click.option("--input-key", metavar="NAME", help="Of .parquet, .npz, shards: what holds the images."),
-            click.option("--target-key", metavar="NAME", help="Of .parquet, .npz, shards: what holds the labels."),
+            click.option(
+                "--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and report how many."
+            ),
+            click.option(
+                "--label-field", metavar="NAME", help="The field of a .beton file or a shard's .json with the label."
+            ),
+            click.option("--input-key", metavar="NAME", help="What holds the images in a .parquet, .npz or shard."),
+            click.option("--target-key", metavar="NAME", help="What holds the labels in a .parquet, .npz or shard."),
         ]
     ):
         run = option(run)
@@ -432,7 +441,7 @@ def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`--set key=value` pairs; values are read as YAML scalars.
 
     Raises:
-        InputError: no pair, a value that is no scalar, a name given twice, or the name of an option of the verb.
+        InputError: not a pair, a value that is not a scalar, a name given twice, or the name of an option of the verb.
     """
     import yaml
 
@@ -454,7 +463,7 @@ def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
         except (yaml.YAMLError, ValueError, RecursionError):
             values[name] = [text]
         if isinstance(values[name], (list, dict, set)):
-            raise InputError(f"--set {pair}: {text!r} is no number, word or true/false")
+            raise InputError(f"--set {pair}: {text!r} is not a number, a word or true/false: give one of these")
     return values
 
 

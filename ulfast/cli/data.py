@@ -41,7 +41,7 @@ def get(output: Output, name: str, cache: Path | None) -> None:
     "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
 )
 @reading_options
-@click.option("--quick", is_flag=True, help="Do not look for poison.")
+@click.option("--quick", is_flag=True, help="Skip the search for poison.")
 def info(output: Output, data: str, format_: str | None, quick: bool, seed: int, reading: dict[str, Any]) -> None:
     """Print what a data set is: images, classes, checksum, where it came from, and whether it looks poisoned.
 
@@ -90,7 +90,7 @@ def info(output: Output, data: str, format_: str | None, quick: bool, seed: int,
     "--base",
     type=Known("data"),
     metavar="PATH|NAME",
-    help="The clean images it was made for: order and labels. Files with labels of their own need none.",
+    help="The clean images that it was made for; they give order and labels (not needed where files have labels).",
 )
 @click.option(
     "--layout",
@@ -105,11 +105,11 @@ def info(output: Output, data: str, format_: str | None, quick: bool, seed: int,
     type=click.Choice(["truncate", "nearest"]),
     default="truncate",
     show_default=True,
-    help="Of floats to pixels; the published loaders truncate.",
+    help="How floats become pixels; the published loaders truncate.",
 )
-@click.option("--scale", metavar="S", help="Of perturbations in [-1, 1]: their bound, such as 8/255.")
-@click.option("--name", help="Of the poison, for tables (default: the file's).")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--scale", metavar="S", help="Bound of perturbations that are stored in [-1, 1], such as 8/255.")
+@click.option("--name", help="Name of the poison in tables (default: the file's).")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def import_(
     output: Output,
@@ -182,7 +182,7 @@ def import_(
     help=f"{', '.join(NAMES['layouts'])}.",
 )
 @click.option("--base", type=Known("data"), metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to make.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to write.")
 @click.option(
     "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
 )
@@ -256,18 +256,18 @@ def export(
     type=click.Choice(["raw", "jpeg", "mixed"]),
     default="raw",
     show_default=True,
-    help="How .beton holds images.",
+    help="How the .beton file stores images.",
 )
-@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of the JPEG.")
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality.")
 @click.option(
     "--share",
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Of the images that --mode mixed makes JPEG.",
+    help="Share of the images that --mode mixed stores as JPEG.",
 )
-@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Of wds and parquet: images a file.")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="FILE.beton, or the folder to make.")
+@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Images per file of wds and parquet.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="FILE.beton, or the folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def convert(
     output: Output,

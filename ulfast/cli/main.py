@@ -34,7 +34,7 @@ VERBS = {
     "doctor": ("doctor", "Check the installation, with a real run of every kernel."),
 }
 DONE, OUR_FAULT, INPUT_WRONG, INTERRUPTED = 0, 1, 2, 130
-# What click 8.2 and later raise where a group is called without a verb; before, it printed the help by itself.
+# What click 8.2 and later raise where a group is called without a verb; older versions print the help by themselves.
 HELP_WANTED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
@@ -149,7 +149,7 @@ def run(arguments: list[str] | None = None) -> int:
         )
         return INTERRUPTED
     except (ReaderGone, BrokenPipeError):
-        # `ulfast ls | head`: nobody reads on, which is no fault of anybody's.
+        # `ulfast ls | head`: the reader has gone, which is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
@@ -163,7 +163,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def colors() -> bool | None:
-    """False where NO_COLOR is set to anything (no-color.org), None to decide by the terminal. Rich looks by itself."""
+    """False if NO_COLOR is set (no-color.org), None to decide by the terminal. Rich checks NO_COLOR by itself."""
     return False if os.environ.get("NO_COLOR") else None
 
 

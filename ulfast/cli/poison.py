@@ -25,20 +25,20 @@ from .completion import Known
     "--method", "-m", type=Known("poisons"), default="lsp", show_default=True, help="A poison (see `ulfast ls`)."
 )
 @data_options
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 @click.option("--rate", type=float, default=1.0, show_default=True, help="Share of each class that is poisoned.")
 @click.option(
     "--eps", type=Share(), help="Size of the perturbation, pixels in [0, 1], or 8/255 (default: as published)."
 )
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set a parameter of the method.")
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Where methods that train a network keep what they have (default: OUT.work).",
+    help="Where methods that train a network keep their state (default: OUT.work).",
 )
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run of --out.")
+@click.option("--resume", is_flag=True, help="Resume the interrupted run of --out.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
 def command(
     output: Output,
@@ -116,7 +116,7 @@ def command(
     if eps is not None and _of_whole_images(poisoning.poison):
         size = train.images[:1].size
         output.remark(
-            f"eps {eps:g} is the L2 norm of an image's noise: {255 * eps / size**0.5:.1f} levels of 255 a value"
+            f"eps {eps:g} is the L2 norm of an image's noise: {255 * eps / size**0.5:.1f} levels of 255 per value"
         )
     summary: dict[str, Any] = {
         "method": name,
@@ -174,7 +174,7 @@ def _clear(place: Path, resume: bool, overwrite: bool) -> None:
     """Makes sure that the place to work in is empty, or holds a run that may be resumed.
 
     Raises:
-        InputError: it holds an unfinished run and nothing was said about it, or none and one was to be resumed.
+        InputError: it holds an unfinished run without --resume or --overwrite, or none with --resume.
     """
     if resume:
         if not existing(place):
@@ -182,10 +182,10 @@ def _clear(place: Path, resume: bool, overwrite: bool) -> None:
     elif existing(place):
         if not overwrite:
             raise InputError(
-                f"{place} holds an unfinished run: say --resume to continue it, or --overwrite to start anew"
+                f"{place} holds an unfinished run: give --resume to continue it, or --overwrite to start again"
             )
         if not ((place / "delta.npy").is_file() or (place / "surrogate").is_dir()):
-            raise InputError(f"{place} holds something else than a run of this program: choose another --work")
+            raise InputError(f"{place} holds something other than a run of this program: choose another --work")
         shutil.rmtree(place)
 
 

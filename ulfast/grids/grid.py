@@ -1,4 +1,4 @@
-"""`Grid`: poisons x attacks x models x seeds, as a YAML file says."""
+"""`Grid`: poisons x attacks x models x seeds, as given in a YAML file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. Everything that its result depends on."""
+    """One training: everything that its result depends on."""
 
     data: str
     limit: int | None
@@ -65,7 +65,7 @@ class Grid:
     """A table of trainings.
 
     Attributes:
-        name: of the table.
+        name: name of the table.
         data: clean images: a path or a name.
         limit: class-balanced subset of the training images, the same for every seed.
         resize: shorter side to that many pixels, centre square.
@@ -74,7 +74,7 @@ class Grid:
         models, seeds: every row and column with each of them. A seed draws the start, the order, and the poison where
             its entry has no `seed` of its own.
         recipe, epochs: how to train.
-        evaluate_every: epochs between two looks at the test images.
+        evaluate_every: epochs between two evaluations on the test images.
         published: name of a published table to show beside.
     """
 
@@ -117,7 +117,7 @@ class Grid:
         """Reads a YAML file, or one of the shipped grids by name.
 
         Raises:
-            InputError: no such file, not YAML, or anything in it that cannot be run; nothing has been trained then.
+            InputError: no such file, not YAML, or content that cannot be run; nothing has been trained then.
         """
         import yaml
 
@@ -210,7 +210,7 @@ def _variants(items: Any, where: str) -> tuple[Variant, ...]:
     labels = [v.label for v in variants]
     for label in labels:
         if labels.count(label) > 1:
-            raise InputError(f"{where}: {label!r} is there twice: give one of them another `name`")
+            raise InputError(f"{where}: {label!r} is given twice: give one of them another `name`")
     return tuple(variants)
 
 

@@ -49,14 +49,15 @@ class Average:
 
 @dataclass
 class GridResult:
-    """What a grid gave so far.
+    """The results of a grid so far.
 
     Attributes:
         grid: what was asked.
-        rows: a row for every poison, attack and model that has at least one result.
+        rows: one row for every poison, attack and model that has at least one result.
         missing: folders of the cells without one.
         failed: folder -> message of the cells that could not be run.
         folder: where everything lies.
+        environments: what the cells were made with, each once: versions, commit, processor, threads.
     """
 
     grid: Grid
@@ -64,6 +65,7 @@ class GridResult:
     missing: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     folder: Path = field(default_factory=Path)
+    environments: list[dict[str, Any]] = field(default_factory=list)
 
     def row(self, poison: str, attack: str, model: str | None = None) -> Average | None:
         """The row of a poison and an attack, of the first model unless one is named."""
@@ -78,6 +80,7 @@ class GridResult:
             "missing": self.missing,
             "failed": self.failed,
             "out": str(self.folder),
+            "environments": self.environments,
         }
 
     @classmethod
@@ -91,7 +94,7 @@ class GridResult:
         try:
             grid = Grid.of(json.loads((folder / "grid.json").read_text(encoding="utf-8")), str(folder / "grid.json"))
         except FileNotFoundError:
-            raise InputError(f"{folder} is no folder of `ulfast reproduce`: it has no grid.json") from None
+            raise InputError(f"{folder} is not a folder of `ulfast reproduce`: it has no grid.json") from None
         except ValueError as error:
             raise InputError(f"{folder / 'grid.json'} is damaged ({error}): run `ulfast reproduce` again") from None
         return _collect(grid, folder, {})
@@ -110,18 +113,18 @@ def reproduce(
 
     Args:
         grid: a Grid, a YAML file or the name of a shipped one.
-        out: folder of the grid. Cells in it that were made by the same settings are kept; an interrupted one resumes
+        out: folder of the grid. Cells in it that were made with the same settings are kept; an interrupted one resumes
             from its last epoch.
         jobs: cells at a time, each in a process of its own with its share of the threads.
         device: "auto", "cpu" or "cuda".
-        overwrite: make cells of other settings anew, instead of an error.
+        overwrite: repeat cells that were made with other settings, instead of an error.
         progress: called as ``progress("cells", done, total)``, and by one job at a time for the stages of a cell.
 
     Returns:
         GridResult; `summary.json` in `out` holds the same.
 
     Raises:
-        InputError: a grid that cannot be run, or cells in `out` that were made by other settings.
+        InputError: a grid that cannot be run, or cells in `out` that were made with other settings.
     """
     grid = grid if isinstance(grid, Grid) else Grid.load(str(grid))
     if jobs < 1:
@@ -159,7 +162,7 @@ def _as_yaml(grid: Grid) -> dict[str, Any]:
 
 
 def _todo(grid: Grid, folder: Path, overwrite: bool) -> list[Cell]:
-    """The cells without a result. What a cell was made by stands in a file beside its folder from its start on."""
+    """The cells without a result. A file beside its folder holds a cell's settings from its start on."""
     todo = []
     for cell in grid.cells():
         where = folder / cell.path
@@ -170,7 +173,9 @@ def _todo(grid: Grid, folder: Path, overwrite: bool) -> list[Cell]:
         if made_by is not None and made_by != cell.to_dict():
             different = ", ".join(key for key, value in cell.to_dict().items() if made_by.get(key) != value)
             if not overwrite:
-                raise InputError(f"{where} was made with another {different}: choose another --out, or say --overwrite")
+                raise InputError(
+                    f"{where} was made with another {different}: choose another --out, or give --overwrite"
+                )
             shutil.rmtree(where, ignore_errors=True)
         if not (where / "result.json").is_file():
             todo.append(cell)
@@ -304,8 +309,11 @@ def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
             found.setdefault((cell.poison.label, cell.attack.label, cell.model), []).append((cell, result))
         else:
             missing.append(cell.path)
-    rows = []
+    rows, environments = [], []
     for (poison_, attack_, model), cells in found.items():
+        for _, result in cells:
+            if result.environment not in environments:
+                environments.append(result.environment)
         accuracies = [result.test_accuracy for _, result in cells]
         rows.append(
             Average(
@@ -319,4 +327,4 @@ def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
                 statistics.fmean(math.fsum(result.seconds.values()) for _, result in cells),
             )
         )
-    return GridResult(grid, rows, missing, failed, folder)
+    return GridResult(grid, rows, missing, failed, folder, environments)

@@ -1,4 +1,4 @@
-"""`sep`: targeted noise against many moments of one training."""
+"""`sep`: targeted noise against many checkpoints of one training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .surrogate import Images, Search, SurrogatePoison, sweep, trained_surrogate
 @dataclass(frozen=True)
 class SelfEnsemble(SurrogatePoison):
     """Steps down the loss towards the next class (y + 1), mean over checkpoints at even distances of one training on
-    the clean images. This is the form with the cross-entropy, without feature alignment or variance reduction.
+    the clean images. This is the variant with the cross-entropy, without feature alignment or variance reduction.
     """
 
     summary = "targeted noise against the checkpoints of a training"
@@ -25,8 +25,8 @@ class SelfEnsemble(SurrogatePoison):
     alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
     batch_size: int = parameter(128, "images per step", at_least=1)
     steps: int = parameter(30, "steps of each image", at_least=1)
-    checkpoints: int = parameter(15, "of the training; no more than it has epochs", at_least=1)
-    epochs: int | None = parameter(None, "of the training (default: the quick recipe's)", at_least=1)
+    checkpoints: int = parameter(15, "checkpoints of the training; no more than it has epochs", at_least=1)
+    epochs: int | None = parameter(None, "epochs of the training (default: the quick recipe's)", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         return {**self.parameters(), "alpha": self.eps / 10 if self.alpha is None else self.alpha}

@@ -1,4 +1,4 @@
-"""What a linear fit keeps on the disk while it runs, so that a killed one resumes to the same bytes."""
+"""What a linear fit keeps on disk while it runs, so that a killed one resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class FitState:
             step, weight = content["step"], content["weight"]
         except Exception as error:  # whatever torch.load and a wrong layout raise
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(f"{path} is no interrupted fit ({reason}): leave --resume out") from None
+            raise InputError(f"{path} is not an interrupted fit ({reason}): leave --resume out") from None
         if other:
             raise InputError(
                 f"{path} belongs to a fit with another {', '.join(other)}: give the same settings, or"
@@ -59,7 +59,7 @@ class FitState:
         self.bases, self.step, self.weight = bases, step, weight
 
     def keep(self, step: int, weight: Tensor) -> None:
-        """Saves them if the last time is long enough ago."""
+        """Saves them if the last time was long enough ago."""
         if self._path is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return
         if distributed.is_main():

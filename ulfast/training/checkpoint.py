@@ -17,7 +17,7 @@ DAMAGED = (RuntimeError, LookupError, EOFError, ValueError, TypeError, Attribute
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`state` is JSON-like: epoch, history, what the run was asked to do."""
+    """`state` is JSON-like: epoch, history, the settings of the run."""
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, content)
@@ -42,11 +42,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"there is no checkpoint {path}: make it with `ulfast attack --keep-checkpoints`") from None
     except DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path} is not a checkpoint of ulfast ({reason}): make it anew") from None
+        raise InputError(f"{path} is not a checkpoint of ulfast ({reason}): make it again") from None
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> dict[str, Any]:
-    """Puts a checkpoint back and returns its state.
+    """Loads a checkpoint and returns its state.
 
     Raises:
         InputError: the file is damaged, or belongs to a run with other settings.
@@ -60,7 +60,9 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identit
             optimizer.load_state_dict(content["optimizer"])
     except DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path} is not a checkpoint of this run ({reason}): say --overwrite to start anew") from None
+        raise InputError(
+            f"{path} is not a checkpoint of this run ({reason}): give --overwrite to start again"
+        ) from None
     if different:
         raise InputError(
             f"{path} belongs to a run with another {', '.join(different)}: give the same settings, or --overwrite"

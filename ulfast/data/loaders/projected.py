@@ -54,7 +54,7 @@ def write_projected(
     killed has finished.
 
     Args:
-        removal: what every image loses. Its noise, which is drawn anew in every pass, is left to the loader.
+        removal: what every image loses. Its noise, which is redrawn every epoch, is left to the loader.
 
     Raises:
         InputError: the disk is full, or the folder may not be written.
