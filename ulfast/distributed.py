@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import InputError, WorkerError
+from .runtime.files import drop, temporary_folder
 from .runtime.machine import cores, launched_size
 
 T = TypeVar("T")
@@ -182,13 +183,14 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0) -> N
         InputError: what a process said of wrong input.
         WorkerError: a process died or failed, and no restart was left. One line that names it.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # of the launcher, for our one line
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     os.environ["ULFAST_LAUNCHED"] = "1"
+    logs = temporary_folder()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -200,6 +202,7 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0) -> N
         max_restarts=max_restarts,
         monitor_interval=0.1,
         shutdown_timeout=SHUTDOWN,
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs)),  # errors too; torch would leave a folder of its own behind
     )
     try:
         elastic_launch(config, sys.executable)("-m", "ulfast", *arguments)
@@ -210,6 +213,7 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0) -> N
             raise KeyboardInterrupt from None
         raise WorkerError(f"ended by {error.sigval.name}; finished work is kept, --resume continues from it") from None
     finally:
+        drop(logs)
         logging.disable(logging.NOTSET)
         del os.environ["ULFAST_LAUNCHED"]
 

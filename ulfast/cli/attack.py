@@ -161,6 +161,7 @@ def command(
         output.result(plan)
         output.say(", ".join(f"{key} {value}" for key, value in plan.items() if key != "dry_run"))
         return
+    output.claim(folder)
     result: AttackResult = attack(
         train,
         test=test,

@@ -19,6 +19,7 @@ import click
 
 from ..errors import InputError
 from ..parameters import fraction
+from ..runtime.files import claimed
 from ..runtime.machine import launched_size
 from ..runtime.made import check_replace, expand
 from .completion import Known
@@ -238,6 +239,15 @@ class Output:
 
     def __post_init__(self) -> None:
         self.bars = Bars(self.quiet or self.json or self.silent)
+
+    def claim(self, path: Path) -> None:
+        """Keeps an output to this command until it ends; of several processes the first does.
+
+        Raises:
+            InputError: another process is writing it.
+        """
+        if not self.silent:
+            click.get_current_context().with_resource(claimed(path))
 
     def result(self, value: dict[str, Any]) -> None:
         """The JSON object, where it was asked for."""

@@ -138,6 +138,7 @@ def import_(
         raise InputError("where to? Give --out FOLDER")
     check_apart(out, (source, base))
     check_free(out, overwrite)
+    output.claim(out)
     clean, test = load_splits(base, progress=output.bars)
     poisoned = import_published(source, clean, layout=layout, rounding=rounding, name=name, progress=output.bars)
     write_dataset(out, poisoned, test, overwrite=overwrite)
@@ -190,6 +191,7 @@ def export(
     check_apart(out, (data, base))
     if layout in ("imagefolder", "png-index"):
         check_free(out, overwrite)  # before the work
+    output.claim(out)
     options: dict[str, Any] = {"format": format_, "progress": output.bars, **reading}
     if layout in ("imagefolder", "npz", "beton"):
         train, test = load_splits(data, **options)
@@ -265,6 +267,7 @@ def convert(
     if to == "beton" and distributed.size() > 1:
         raise InputError("a .beton file is written in order, by one process with a thread per core: leave --nproc out")
     check_apart(out, (data,))
+    output.claim(out)
     with distributed.main_first():  # which downloads it
         train, test = load_splits(data, format=format_, progress=output.bars, **reading)
     tell_notes(output, train, test)

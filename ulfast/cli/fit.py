@@ -67,6 +67,7 @@ def command(
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} must end in .safetensors; the picture goes beside it")
     check_apart(out, (data,))
+    output.claim(out)
     picture = out.with_suffix(".png")
     if distributed.is_main() and not out.exists():
         check_free(picture, overwrite)

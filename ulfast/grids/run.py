@@ -21,7 +21,7 @@ import torch
 from ..attacks import AttackResult, attack
 from ..data import Dataset, load_dataset
 from ..errors import InputError
-from ..runtime.files import check_free, write_json, writing
+from ..runtime.files import check_free, claimed, write_json, writing
 from ..runtime.progress import Progress
 from .grid import Cell, Grid
 from .poisons import kept, poisoned
@@ -127,27 +127,28 @@ def reproduce(
     if jobs < 1:
         raise InputError(f"jobs must be at least 1, got {jobs}")
     folder = Path(out)
-    if folder.exists() and not (folder / "grid.json").is_file():
-        check_free(folder, False)
-    todo = _todo(grid, folder, overwrite)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "grid.json", _as_yaml(grid))
-    total = len(grid.cells())
-    done = total - len(todo)
-    if progress:
-        progress("cells", done, total)
-    failed: dict[str, str] = {}
-    for cell, problem in _run(todo, folder, jobs, device, progress):
-        if problem is not None:
-            failed[cell.path] = problem
-        done += 1
+    with claimed(folder):
+        if folder.exists() and not (folder / "grid.json").is_file():
+            check_free(folder, False)
+        todo = _todo(grid, folder, overwrite)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "grid.json", _as_yaml(grid))
+        total = len(grid.cells())
+        done = total - len(todo)
         if progress:
             progress("cells", done, total)
-        write_json(folder / "summary.json", _collect(grid, folder, failed).to_dict())
-    result = _collect(grid, folder, failed)
-    write_json(folder / "summary.json", result.to_dict())
-    return result
+        failed: dict[str, str] = {}
+        for cell, problem in _run(todo, folder, jobs, device, progress):
+            if problem is not None:
+                failed[cell.path] = problem
+            done += 1
+            if progress:
+                progress("cells", done, total)
+            write_json(folder / "summary.json", _collect(grid, folder, failed).to_dict())
+        result = _collect(grid, folder, failed)
+        write_json(folder / "summary.json", result.to_dict())
+        return result
 
 
 def _as_yaml(grid: Grid) -> dict[str, Any]:

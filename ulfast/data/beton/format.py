@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...runtime.made import beside_new, read_json
+from ...runtime.reading import reading, steady
 
 FORMAT = "ulfast-beton-1"
 VERSION = 2
@@ -150,8 +152,10 @@ def open_beton(path: str | os.PathLike[str], *, label_field: str | None = None) 
         InputError: not a .beton file, one that is cut, damaged or half written, or one without an RGB image and an
             integer field.
     """
-    path = Path(path)
+    return steady(Path(path), lambda: _open(Path(path), label_field))
 
+
+def _open(path: Path, label_field: str | None) -> Beton:
     def wrong(what: str) -> InputError:
         return InputError(f"{path} is damaged or not a .beton file ({what}): write it again")
 
@@ -188,10 +192,15 @@ def open_beton(path: str | os.PathLike[str], *, label_field: str | None = None) 
     samples, allocated = data[at:end].view(rows), data[table:].view(ALLOCATION)
     about = read_manifest(path)
     crc = None
-    if about:
+    waiting = read_json(beside_new(manifest_path(path)))
+    if about or waiting:
         stop = end + 4 * n
-        if about.get("bytes") != total or about.get("tables_sha256") != tables_checksum(data, stop, table):
+        own = (total, tables_checksum(data, stop, table)) if stop <= table else (total, "")
+        both = [one for one in (about, waiting) if (one.get("bytes"), one.get("tables_sha256")) == own]
+        if about and not both:
             raise wrong(f"{total} bytes or tables that {manifest_path(path).name} does not know")
+        about = both[0] if both else {}
+    if about:
         crc = data[end:stop].copy().view(np.uint32)  # not aligned in the file
     image, label = kinds.index(RGB), _label(path, kinds, names, label_field)
     pictures = samples[f"f{image}"]
@@ -252,10 +261,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = manifest_path(path)
     if not file.is_file():
         return {}
-    try:
+    with reading(file, "remove it to read the file without its classes"):
         about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is damaged ({error}): remove it to read the file without its classes") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{file} is no manifest of a .beton file: remove it to read the file without its classes")
     return about

@@ -21,13 +21,12 @@ from torch import Tensor
 from ... import distributed
 from ...errors import InputError
 from ...ops.state import ordinary
-from ...runtime.files import atomic_file, publish, write_json, writing
+from ...runtime.files import atomic_file, part_folder, publish, write_json, writing
 from ...runtime.progress import Progress
 from ...version import __version__
 from ..dataset import Dataset, chunks
 from ..tensors import as_tensor
 from ..writers.folder import array_header
-from ..writers.resumable import part_folder
 from .memory import MemoryLoader
 from .removal import Removal
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...errors import InputError, MissingSplit
 from ...runtime.made import read_json
+from ...runtime.reading import reading, regular, steady
 from ..dataset import Dataset
 from ..writers.folder import FORMAT
 from .request import Request
@@ -27,7 +28,13 @@ def _ours(manifest: Path) -> bool:
 
 
 def read(request: Request) -> Dataset:
-    """`path/SPLIT`, or `path` itself where it holds one split and `sole` allows any."""
+    """`path/SPLIT`, or `path` itself where it holds one split and `sole` allows any; images, labels and manifest of one
+    version, where another process replaces the folder meanwhile.
+    """
+    return steady(request.path, lambda: _read(request))
+
+
+def _read(request: Request) -> Dataset:
     path, split, sole = request.path, request.split, request.sole
     folder = path / split
     if not (folder / "manifest.json").is_file():
@@ -37,22 +44,33 @@ def read(request: Request) -> Dataset:
         raise MissingSplit(
             f"{path} has no {split} images: give them with --test-data, or point --data at another folder"
         )
-    try:
-        about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    for name in ("images.npy", "labels.npy"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder} is incomplete, {name} is missing: write it again")
+    with reading(folder, "it is damaged: write it again"):
+        about = json.loads(regular(folder / "manifest.json").read_text(encoding="utf-8"))
         if about.get("format") != FORMAT:
             raise InputError(f"{folder} is of the format {about.get('format')!r}, not {FORMAT!r}: write it again")
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} is incomplete, {Path(error.filename).name} is missing: write it again") from None
-    except (ValueError, json.JSONDecodeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder} is damaged ({error}): write it again") from None
-    if list(images.shape) != [about["images"], *about["image_shape"]]:
-        raise InputError(f"{folder}/images.npy has shape {images.shape}, not what its manifest says: write it again")
-    name = about.get("name") or path.name
-    return Dataset(images, labels, tuple(about["classes"]), name, split, about.get("manifest", {}))
+        images = np.load(regular(folder / "images.npy"), mmap_mode="r", allow_pickle=False)
+        labels = _labels(folder)
+        if list(images.shape) != [about["images"], *about["image_shape"]]:
+            raise InputError(
+                f"{folder}/images.npy has shape {images.shape}, not what its manifest says: write it again"
+            )
+        classes, manifest = about["classes"], about.get("manifest", {})
+        if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
+            raise InputError(f"{folder}/manifest.json has no list of the names of its classes: write it again")
+        if not isinstance(manifest, dict):
+            raise InputError(f"{folder}/manifest.json does not say how it was made: write it again")
+        return Dataset(images, labels, tuple(classes), str(about.get("name") or path.name), split, manifest)
+
+
+def _labels(folder: Path) -> np.ndarray:
+    """Mapped first: a header may declare more than the file has, and no memory is asked for as it says."""
+    labels = np.load(regular(folder / "labels.npy"), mmap_mode="r", allow_pickle=False)
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{folder}/labels.npy holds {labels.dtype}, not whole numbers: write it again")
+    return np.array(labels, np.int64)
 
 
 def _holds(folder: Path, split: str, sole: bool) -> bool:

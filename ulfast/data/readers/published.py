@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ...runtime.made import EXPORT, marker_of, read_json
+from ...runtime.made import EXPORT, marker_of, read_marker
 from ...runtime.progress import Progress
 from ..dataset import Dataset
 from .arrays import class_numbers
@@ -410,7 +410,7 @@ def check_export(path: Path, base: Dataset) -> None:
     Raises:
         InputError: another number of images, or an image of another class.
     """
-    about = read_json(marker_of(path))
+    about = read_marker(path)
     classes, labels = about.get("classes"), about.get("labels")
     if about.get("format") != EXPORT or not isinstance(classes, list) or not isinstance(labels, list):
         return

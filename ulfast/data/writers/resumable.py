@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import numpy as np
 
 from ... import distributed
 from ...errors import InputError
-from ...runtime.files import check_free, publish, write_json, writing
+from ...runtime.files import SETTINGS, check_free, claimed, part_folder, publish, write_json, writing
 from ...runtime.progress import Progress
 from ..classes import matched, same_everywhere
 from ..dataset import Dataset, chunks
@@ -62,7 +61,7 @@ class RowWriter:
         self._notes: dict[Range, Any] = {}
         self._digest, self._hashed = hashlib.sha256(), 0  # of the rows that came in order
         self._told = time.monotonic()
-        self._lock = self._file = -1
+        self._claim, self._file = contextlib.ExitStack(), -1
 
     def __enter__(self) -> RowWriter:
         try:
@@ -75,6 +74,8 @@ class RowWriter:
     def _enter(self) -> None:
         if distributed.is_main():
             check_free(self.path, self._overwrite)
+            self._claim.enter_context(claimed(self.path, alone=True))
+            check_free(self.path, self._overwrite)
             with writing(self.path):
                 self._open_folder()
         distributed.wait()
@@ -84,20 +85,14 @@ class RowWriter:
         distributed.wait()  # until all have read the same
 
     def _close(self) -> None:
-        for descriptor in (self._file, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._file = self._lock = -1
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+        self._claim.close()
 
     def _open_folder(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is writing {self.path}: wait for it, or give another --out") from None
-        settings = self.folder / ".settings.json"
+        settings = self.folder / SETTINGS
         if self._resume and settings.is_file():
             kept = json.loads(settings.read_text(encoding="utf-8"))
             other = [key for key, value in json.loads(json.dumps(self._identity)).items() if kept.get(key) != value]
@@ -217,22 +212,17 @@ class RowWriter:
                 with writing(self.path):
                     for file in self.folder.glob(".done-*"):
                         file.unlink()
-                    (self.folder / ".settings.json").unlink()
+                    (self.folder / SETTINGS).unlink()
                     publish(self.folder, self.path)
             elif kind is not None and self._file >= 0 and any(self.folder.glob(".done-*")):
                 with contextlib.suppress(OSError):  # a full disk: the notes before count
                     self.commit()
-            elif kind is not None and distributed.size() == 1 and self._lock >= 0 and self._file >= 0:
+            elif kind is not None and distributed.size() == 1 and self._file >= 0:
                 shutil.rmtree(self.folder, ignore_errors=True)
         finally:
             self._close()
         if kind is None:
             distributed.wait()
-
-
-def part_folder(path: Path) -> Path:
-    """Where `path` is written until it is whole."""
-    return path.with_name(f".{path.name}.part")
 
 
 def write_resumable(
