@@ -260,6 +260,7 @@ def convert(
     from ..data.load import load_splits
     from ..data.readers.beton import test_file
     from ..data.writers.resumable import write_resumable
+    from ..runtime.files import SETTINGS, part_folder
     from ..runtime.made import check_apart
 
     if out is None:
@@ -268,6 +269,8 @@ def convert(
         raise InputError("a .beton file is written in order, by one process with a thread per core: leave --nproc out")
     check_apart(out, (data,))
     output.claim(out)
+    left = [part_folder(out) / SETTINGS, out.with_name(f"{out.name}.part.journal"), out]
+    output.resumes(lambda: any(one.exists() for one in left), "the same command")
     with distributed.main_first():  # which downloads it
         train, test = load_splits(data, format=format_, progress=output.bars, **reading)
     tell_notes(output, train, test)

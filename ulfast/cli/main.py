@@ -86,6 +86,8 @@ def _named() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise ReaderGone from None
+    except EOFError as error:  # of a file that ended early; click would take it for Ctrl-D
+        raise RuntimeError(f"EOFError: {error}") from error
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -120,8 +122,11 @@ def run(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments or os.environ.get("ULFAST_DEBUG") == "1"
     # libgomp's threads otherwise spin between two kernels and take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "WORLD_SIZE" in os.environ and not debug:  # what torch's processes say of each other is our one line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    state: dict[str, Any] = {}
     try:
-        code = group.main(arguments, prog_name="ulfast", standalone_mode=False, color=colors())
+        code = group.main(arguments, prog_name="ulfast", standalone_mode=False, color=colors(), obj=state)
         sys.stdout.flush()  # here, where it may fail
         return code if isinstance(code, int) else DONE
     except HELP_WANTED as asked:
@@ -141,10 +146,10 @@ def run(arguments: list[str] | None = None) -> int:
         complain(str(error))
         return OUR_FAULT
     except (KeyboardInterrupt, click.Abort):
-        resumable = {"attack", "fit", "poison"} & set(arguments[:1])
+        how = state.get("resumes", str)()
         complain(
-            "interrupted; finished work is kept: the same command with --resume continues from there"
-            if resumable
+            f"interrupted; finished work is kept: {how} continues from there"
+            if how
             else "interrupted; nothing was written"
         )
         return INTERRUPTED

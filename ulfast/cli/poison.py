@@ -73,7 +73,7 @@ def command(
     from ..data.writers.resumable import RowWriter
     from ..poisons import Poisoning, Workplace, get_poison, write_rows
     from ..report import pictures
-    from ..runtime.files import check_free, part_folder
+    from ..runtime.files import SETTINGS, check_free, part_folder
     from ..runtime.made import check_apart
 
     name, plain = get_poison(method)
@@ -88,6 +88,8 @@ def command(
     interrupted = part is not None and part.is_dir()  # maybe before its first image
     if out is not None and not dry_run:
         output.claim(out)
+        left = [part_folder(out) / SETTINGS, work or out.with_name(f"{out.name}.work")]
+        output.resumes(lambda: any(one.exists() for one in left))
     if distributed.restarted():
         resume = distributed.agreed(interrupted)
     if out is not None and not resume and distributed.is_main():

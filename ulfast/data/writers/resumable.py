@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from ...runtime.files import SETTINGS, check_free, claimed, part_folder, publish
 from ...runtime.progress import Progress
 from ..classes import matched, same_everywhere
 from ..dataset import Dataset, chunks
-from .folder import SplitWriter, array_header, complete_split
+from .folder import Digest, SplitWriter, array_header, complete_split
 
 # Seconds of work that a kill may lose.
 COMMIT_SECONDS = 5.0
@@ -59,7 +58,7 @@ class RowWriter:
         self._row = int(np.prod(dataset.image_shape))
         self._fresh: list[str] = []
         self._notes: dict[Range, Any] = {}
-        self._digest, self._hashed = hashlib.sha256(), 0  # of the rows that came in order
+        self._digest, self._hashed = Digest(), 0  # of the rows that came in order
         self._told = time.monotonic()
         self._claim, self._file = contextlib.ExitStack(), -1
 
@@ -193,7 +192,7 @@ class RowWriter:
                 self._dataset.labels,
                 self._dataset.image_shape,
                 self._dataset.classes,
-                self._digest.hexdigest(),
+                self._digest,
                 about,
             )
 
