@@ -129,7 +129,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(make_dataset, tmp_pa
     with pytest.raises(InputError, match="a fit with another lr"):
         fit_basis(dataset, checkpoint=tmp_path / "fit.pt", resume=True, lr=0.2, **options)
     (tmp_path / "fit.pt").write_bytes(b"broken")
-    with pytest.raises(InputError, match="is no interrupted fit"):
+    with pytest.raises(InputError, match="cannot be read as an interrupted fit"):
         fit_basis(dataset, checkpoint=tmp_path / "fit.pt", resume=True, **options)
 
 

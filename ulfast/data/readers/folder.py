@@ -58,14 +58,13 @@ def _read(request: Request) -> Dataset:
             raise InputError(f"{folder} is of the format {about.get('format')!r}, not {FORMAT!r}: write it again")
         images = np.load(regular(folder / "images.npy"), mmap_mode="r", allow_pickle=False)
         labels = _labels(folder)
-        told = about.get("labels_crc32")
-        if told is not None and told != zlib.crc32(labels.data):
-            raise InputError(f"{folder}/labels.npy does not match its checksum: write it again")
-        _check_images(folder, images, about, request.verify)
         if list(images.shape) != [about["images"], *about["image_shape"]]:
             raise InputError(
                 f"{folder}/images.npy has shape {images.shape}, not what its manifest says: write it again"
             )
+        if about.get("labels_crc32") not in (None, zlib.crc32(labels.data)):
+            raise InputError(f"{folder}/labels.npy does not match its checksum: write it again")
+        _check_images(folder, images, about, request.verify)
         classes, manifest = about["classes"], about.get("manifest", {})
         if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
             raise InputError(f"{folder}/manifest.json has no list of the names of its classes: write it again")

@@ -5,6 +5,7 @@ The files hold pixels or perturbations and, but for one, follow the order of a b
 
 from __future__ import annotations
 
+import pickle
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -220,8 +221,6 @@ def _load(path: Path, layout: str) -> np.ndarray:
 
 
 def _load_torch(path: Path) -> Any:
-    import pickle
-
     import torch
     from safetensors.torch import load_file
 
@@ -231,13 +230,20 @@ def _load_torch(path: Path) -> Any:
             return load_file(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            check_expansion(content, path.stat().st_size)
+            _check_shared(content, path)
         except pickle.UnpicklingError as error:
             raise InputError(
                 f"{path} holds more than tensors and is not read, since that could run code: get the file from its"
                 " official source, or save the tensor alone"
             ) from error
         return content
+
+
+def _check_shared(content: Any, path: Path) -> None:
+    try:
+        check_expansion(content, path.stat().st_size)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} holds {error}, and is not read: get it again") from error
 
 
 def _only_array(content: Any, path: Path) -> np.ndarray:
@@ -269,7 +275,7 @@ def _images_and_labels(content: Any) -> bool:
 
 def _labels(content: Any, where: str) -> np.ndarray:
     """(m,) int64 of an array, tensor or list of class numbers or one-hot rows."""
-    with reading(where, "get it again", "as the numbers of classes"):
+    with reading(where, "these are not the numbers of classes, get it again"):
         return class_numbers(np.asarray(content), where)
 
 
