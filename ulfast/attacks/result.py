@@ -87,4 +87,6 @@ class AttackResult:
                     raise ValueError(f"{f.name} is a {type(content[f.name]).__name__}")
             if not isinstance(content["config"]["data"], dict):
                 raise ValueError("config says nothing of the data")
+            if other := sorted(set(content["baselines"]) - {"clean", "poisoned"}):
+                raise ValueError(f"a baseline {other[0]}")
             return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -160,6 +161,9 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # met where any path is looked at
+            complain(f"{str(error.filename)[:60]}... is too long for a path: give a shorter one", error)
+            return INPUT_WRONG
         text = " ".join(str(error).split()) or "no message"
         complain(
             f"internal error, {type(error).__name__}: {text[:300]}; run again with --debug for the traceback", error

@@ -25,7 +25,7 @@ def _fetch(url: str, partial: Path, progress: Progress | None) -> None:
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # nothing after what we have: it is whole, the checksum decides
+        if answer.status_code == 416 and have:  # nothing after what we have: it is whole, the checksum decides
             return
         answer.raise_for_status()
         if answer.status_code != 206:

@@ -97,7 +97,6 @@ def _first_claim(
 ) -> Iterator[None]:
     with writing(path):
         made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
         file = _sibling(path, "lock")
         descriptor = _locked(file, path, wait, tell)
     _held[name] = me
@@ -123,7 +122,11 @@ def _taken(path: Path) -> InputError:
 def _locked(file: Path, path: Path, wait: bool, tell: Callable[[], object] | None) -> int:
     """A descriptor of the lock file, locked. Who leaves removes the file, so it may be another one by then."""
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file.parent.mkdir(parents=True, exist_ok=True)  # who leaves may remove the folder that it made, too
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            continue
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -38,6 +38,7 @@ class RowWriter:
         dataset: whose labels, shape and classes the output has.
         identity: settings that a resumed run must match (JSON-serialisable).
         resume: continue what lies there.
+        anew: begin anew where what lies there is of other settings, instead of an error.
 
     Example:
         >>> with RowWriter(out, dataset, settings) as writer:
@@ -50,10 +51,18 @@ class RowWriter:
     """
 
     def __init__(
-        self, path: Path, dataset: Dataset, identity: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        path: Path,
+        dataset: Dataset,
+        identity: dict[str, Any],
+        *,
+        resume: bool = False,
+        anew: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.path, self.folder = path, part_folder(path)
         self._dataset, self._identity, self._resume, self._overwrite = dataset, identity, resume, overwrite
+        self._anew = anew
         self._header = array_header(dataset.images.shape)
         self._row = int(np.prod(dataset.image_shape))
         self._fresh: list[str] = []
@@ -95,14 +104,15 @@ class RowWriter:
         if self._resume and settings.is_file():
             kept = json.loads(settings.read_text(encoding="utf-8"))
             other = [key for key, value in json.loads(json.dumps(self._identity)).items() if kept.get(key) != value]
-            if other:
+            if other and not self._anew:
                 raise InputError(
                     f"{self.folder} belongs to a run with another {', '.join(other)}: give the same"
                     " settings, or leave --resume out"
                 )
-            for notes in self.folder.glob(".done-*"):  # a kill may have cut the last line short
-                os.truncate(notes, notes.read_bytes().rfind(b"\n") + 1)
-            return
+            if not other:
+                for notes in self.folder.glob(".done-*"):  # a kill may have cut the last line short
+                    os.truncate(notes, notes.read_bytes().rfind(b"\n") + 1)
+                return
         try:
             self._begin(settings)
         except BaseException:
@@ -246,7 +256,7 @@ def write_resumable(
         "data": train.fingerprint(),
         "manifest": train.manifest,
     }
-    with RowWriter(path, train, identity, resume=True, overwrite=overwrite) as writer:
+    with RowWriter(path, train, identity, resume=True, anew=True, overwrite=overwrite) as writer:
         left = writer.left(chunks(train.images, CHUNK_BYTES))
         done = len(train) - sum(stop - begin for begin, stop in left)
         for begin, stop in left:
