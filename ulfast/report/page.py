@@ -159,6 +159,7 @@ def _curves(entries: dict[str, Entry]) -> str:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "text.color": gray,
+        "text.parse_math": False,
         "axes.edgecolor": gray,
         "axes.labelcolor": gray,
         "xtick.color": gray,
@@ -167,7 +168,7 @@ def _curves(entries: dict[str, Entry]) -> str:
         "svg.fonttype": "none",
         "svg.hashsalt": "ulfast",
     }
-    with matplotlib.rc_context({**style, "text.parse_math": False}):  # type: ignore[arg-type]
+    with matplotlib.rc_context(style):  # type: ignore[arg-type]
         figure = Figure(figsize=(6.4, 2.9), layout="constrained")
         axis = figure.subplots()
         for i, (attack, entry) in enumerate(entries.items()):
