@@ -8,6 +8,7 @@ import errno
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,7 +128,10 @@ def run(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     state: dict[str, Any] = {}
     try:
-        code = group.main(arguments, prog_name="ulfast", standalone_mode=False, color=colors(), obj=state)
+        with warnings.catch_warnings():
+            if not debug:  # of damaged files, which are ours to tell, in one line
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.|torch\._weights_only_unpickler")
+            code = group.main(arguments, prog_name="ulfast", standalone_mode=False, color=colors(), obj=state)
         sys.stdout.flush()  # here, where it may fail
         return code if isinstance(code, int) else DONE
     except HELP_WANTED as asked:

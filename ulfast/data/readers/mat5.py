@@ -80,7 +80,10 @@ class _Parts:
         else:
             begin = self._at + 8
             self._at = begin + size + -size % 8
-        return kind, self._raw[begin : begin + size]
+        data = self._raw[begin : begin + size]
+        if len(data) < size:
+            raise ValueError(f"a part of {size:,} bytes where {len(data):,} are left")
+        return kind, data
 
     def about(self) -> tuple[str, tuple[int, ...], str]:
         """Name, shape and dtype; "" for the dtype of what are no real numbers."""
