@@ -107,12 +107,13 @@ def joined(device: str = "auto") -> Iterator[None]:
         # without them, and the launcher ends them.
         wait()
         if ours:
-            watch.end()
             # A network in DistributedDataParallel refers to itself and holds the group, whose threads would outlive
             # the interpreter: "terminate called without an active exception".
             gc.collect()
             dist.destroy_process_group()
     finally:
+        if ours:  # after an error too: the caller may go on alone
+            watch.end()
         _RANK, _SIZE = 0, 1
 
 

@@ -261,6 +261,19 @@ def test_published_files_that_are_pipes_are_refused(tmp_path, make_dataset):
         one_line(import_published, tmp_path / name, make_dataset(), match="is a pipe, not a file")
 
 
+def test_notes_beside_files_that_are_pipes_are_none(tmp_path, make_dataset):
+    from ulfast.data.export import export_dataset
+
+    export_dataset(make_dataset(30), tmp_path / "i", "imagefolder")
+    (tmp_path / "i" / "ulfast.json").unlink()
+    os.mkfifo(tmp_path / "i" / "ulfast.json")
+    assert len(load_dataset(tmp_path / "i")) == 30
+    (tmp_path / "run").mkdir()
+    for name in ("result.json", "grid.json"):
+        os.mkfifo(tmp_path / "run" / name)
+    one_line(ulfast.AttackResult.load, tmp_path / "run", match="is a pipe, not a file")
+
+
 # settings
 
 

@@ -64,12 +64,20 @@ class Tally:
     findings: list[str] = field(default_factory=list)
 
 
-def forked(work: Callable[[], str], *, memory: int | None = None, seconds: float = SECONDS) -> str:
-    """How a fork that does some work ended: what it returned, "InputError", another error, a signal, or "hang"."""
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(read)
+class Fork:
+    """A fork of this process that does some work; a process without other threads, which would not survive it."""
+
+    def __init__(self, work: Callable[[], str], *, memory: int | None = None, seconds: float = SECONDS) -> None:
+        self._read, write = os.pipe()
+        self._end, self.said = time.monotonic() + seconds, ""
+        self._child = os.fork()
+        if not self._child:
+            os.close(self._read)
+            self._work(work, write, memory)
+        os.close(write)
+
+    @staticmethod
+    def _work(work: Callable[[], str], write: int, memory: int | None) -> None:
         said = "no word"
         try:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -85,22 +93,33 @@ def forked(work: Callable[[], str], *, memory: int | None = None, seconds: float
             with contextlib.suppress(BaseException):
                 os.write(write, said.encode("utf-8", "backslashreplace")[:4000])
             os._exit(0)
-    os.close(write)
-    end = time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os.close(read)
-            return "hang"
+
+    def running(self) -> bool:
+        """False once it has ended; `said` is then what it returned, "InputError", another error, a signal or "hang"."""
+        if self.said:
+            return False
+        done, status = os.waitpid(self._child, os.WNOHANG)
+        if not done and time.monotonic() < self._end:
+            return True
+        if not done:
+            os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+        with open(self._read, "rb") as pipe:
+            self.said = pipe.read().decode() or "nothing"
+        code = os.waitstatus_to_exitcode(status) if done else 0
+        if not done:
+            self.said = "hang"
+        elif code < 0:
+            self.said = f"killed by {signal.Signals(-code).name}"
+        return False
+
+
+def forked(work: Callable[[], str], *, memory: int | None = None, seconds: float = SECONDS) -> str:
+    """How a fork that does some work ended."""
+    fork = Fork(work, memory=memory, seconds=seconds)
+    while fork.running():
         time.sleep(0.001)
-    with open(read, "rb") as pipe:
-        said = pipe.read().decode()
-    code = os.waitstatus_to_exitcode(status)
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else said
+    return fork.said
 
 
 def images(seed: int = 0, n: int = 30, size: int = 32, method: str = "") -> Dataset:
@@ -426,7 +445,7 @@ class Writers(Outputs):
 
     def attempt(self, draw: random.Random) -> tuple[str, str | None]:
         verb = draw.choice(sorted(self.verbs))
-        pause, ends = draw.random() * 0.2, ["", ""]
+        pause = draw.random() * 0.2
 
         def work(data: Path) -> str:
             code, said = silent(self.verbs[verb][0](str(data)))
@@ -438,18 +457,13 @@ class Writers(Outputs):
                 else f"exit {code}: {said}"
             )
 
-        def one(i: int, data: Path) -> None:
-            ends[i] = forked(lambda: work(data), seconds=90)
-
-        threads = [threading.Thread(target=one, args=(i, data)) for i, data in enumerate((self.new, self.old))]
-        threads[0].start()
+        forks = [Fork(lambda: work(self.new), seconds=90)]
         time.sleep(pause)
-        threads[1].start()
+        forks.append(Fork(lambda: work(self.old), seconds=90))
         seen = set()
-        while any(thread.is_alive() for thread in threads):
+        while any(fork.running() for fork in forks):
             seen.add(forked(self.verbs[verb][1]))
-        for thread in threads:
-            thread.join()
+        ends = [fork.said for fork in forks]
         if not set(ends) <= {"done", "refused"} or ends == ["refused"] * 2:
             return "finding", f"{verb}: {ends}"
         if verb not in ("attack", "fit") and not seen <= set(self.versions[verb]):  # a run is written as it goes
@@ -472,6 +486,11 @@ class Faulty(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         faults = self.server.faults  # type: ignore[attr-defined]
+        if self.path.startswith("/faults/"):
+            faults[:] = [word.replace("-", " ") for word in self.path.removeprefix("/faults/").split(",") if word]
+            self.send_response(200)
+            self.end_headers()
+            return
         fault = faults.pop(0) if faults else "none"
         wanted = self.headers.get("Range")
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and fault != "no ranges" else 0
@@ -505,64 +524,58 @@ class Faulty(http.server.BaseHTTPRequestHandler):
                     time.sleep(0.02)
 
 
-FAULTS = (
-    "500",
-    "404",
-    "416",
-    "closed",
-    "wrong length",
-    "too long",
-    "garbage",
-    "wrong range",
-    "cut",
-    "no length",
-    "slow",
-)
+FAULTS = ["none", "no ranges", "500", "404", "416", "closed", "wrong length", "too long", "garbage", "wrong range"]
+FAULTS += ["cut", "slow", "no length"]
 
 
 class Downloads:
     """Two processes download from a bad server, and may be killed: what has the name is whole, and a good one heals."""
 
     def __init__(self, folder: Path) -> None:
-        os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
-        self.server.faults = []  # type: ignore[attr-defined]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url, self.folder = f"http://127.0.0.1:{self.server.server_port}/x.bin", folder / "downloads"
         import requests
 
-        assert requests
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
+        server.faults = []  # type: ignore[attr-defined]
+        self._server, parent = os.fork(), os.getppid()
+        if not self._server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            while os.getppid() == parent:  # until the campaign is over
+                time.sleep(0.2)
+            os._exit(0)
+        self._get, self.folder = requests.get, folder / "downloads"
+        self.url = f"http://127.0.0.1:{server.server_port}"
+
+    def close(self) -> None:
+        os.kill(self._server, signal.SIGKILL)
+        os.waitpid(self._server, 0)
 
     def attempt(self, draw: random.Random) -> tuple[str, str | None]:
         shutil.rmtree(self.folder, ignore_errors=True)
         faults = [draw.choice(FAULTS) for _ in range(draw.randrange(1, 5))]
         told = ", ".join(faults)
-        self.server.faults = list(faults)  # type: ignore[attr-defined]
-        file, ends = self.folder / "x.bin", ["", ""]
+        self._get(f"{self.url}/faults/{','.join(fault.replace(' ', '-') for fault in faults)}", timeout=10)
+        file = self.folder / "x.bin"
         kill = draw.random() * 0.2 if draw.random() < 0.3 else None
 
         def work() -> str:
             if kill is not None:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.setitimer(signal.ITIMER_REAL, 0.01 + kill)
-            ulfast.data.download.download(self.url, self.folder, SHA256)
+            ulfast.data.download.download(f"{self.url}/x.bin", self.folder, SHA256)
             return "whole" if file.read_bytes() == CONTENT else "not whole under its name"
 
-        def one(i: int) -> None:
-            ends[i] = forked(work, seconds=30)
-
-        threads = [threading.Thread(target=one, args=(i,)) for i in range(2)]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
+        forks = [Fork(work, seconds=60) for _ in range(2)]
+        while any(fork.running() for fork in forks):
             if file.exists() and file.read_bytes() != CONTENT:
                 return "finding", f"{told}: the file under its name is not whole"
             time.sleep(0.002)
+        ends = [fork.said for fork in forks]
         if other := set(ends) - {"whole", "InputError", "killed by SIGALRM"}:
             return "finding", f"{told}: {other}"
-        self.server.faults = []  # type: ignore[attr-defined]
+        self._get(f"{self.url}/faults/", timeout=10)
         kill = None
-        if "whole" not in (last := [forked(work, seconds=30) for _ in range(2)]):
+        if "whole" not in (last := [forked(work, seconds=60) for _ in range(2)]):
             return "finding", f"{told}: then a good server: {last}"
         if (names := [f.name for f in self.folder.iterdir()]) != ["x.bin"]:
             return "finding", f"{told}: left behind {names}"
@@ -598,6 +611,7 @@ def run_part(part: str, seed: int, seconds: float, only: int | None = None) -> T
             number += 1
             if only is not None or time.monotonic() - begun > seconds:
                 break
+        getattr(kind, "close", int)()
     tally.seconds = time.monotonic() - begun
     return tally
 

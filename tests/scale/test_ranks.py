@@ -148,6 +148,19 @@ def test_a_port_in_use_and_a_missing_process_are_one_line(data):
         assert "not all of 2 processes came" in error
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("out", ["b.safetensors", "b.txt"], ids=["done", "refused"])
+def test_a_launcher_leaves_no_temporary_folder(data, tmp_path, out):
+    (tmp_path / "tmp").mkdir()
+    words = ["fit", "--data", data / "a", "--steps", "5", "--device", "cpu", "--out", data / out, "--nproc", "2"]
+    command = [sys.executable, "-m", "ulfast", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode == (0 if out == "b.safetensors" else 2), done.stderr
+    left = [entry.name for entry in (tmp_path / "tmp").iterdir()]
+    assert not [name for name in left if name.startswith(("torchelastic", "ulfast"))], left
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import InputError
 from ..projection.basis import Basis
 from ..runtime.files import atomic_file, write_json
-from ..runtime.reading import reading
+from ..runtime.reading import reading, regular
 
 # What a field's type is in JSON.
 KINDS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
@@ -80,7 +80,7 @@ class AttackResult:
         if not path.exists():
             raise InputError(f"{folder} holds no result: run `ulfast attack --out {folder}`")
         with reading(path, "run it again with --overwrite", "as a result of ulfast"):
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(regular(path).read_text(encoding="utf-8"))
             for f in fields(cls):
                 kind = KINDS.get(str(f.type).partition("[")[0])
                 if f.name in content and kind and not isinstance(content[f.name], kind):

@@ -157,4 +157,4 @@ def _read(
             f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
         )
     with reading(path, "check it, or get it again"):
-        return READERS[format].read(request)
+        return steady(path, lambda: READERS[format].read(request))

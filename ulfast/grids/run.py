@@ -23,6 +23,7 @@ from ..data import Dataset, load_dataset
 from ..errors import InputError
 from ..runtime.files import check_free, claimed, write_json, writing
 from ..runtime.progress import Progress
+from ..runtime.reading import reading, regular
 from .grid import Cell, Grid
 from .poisons import kept, poisoned
 
@@ -88,12 +89,11 @@ class GridResult:
             InputError: it is not one.
         """
         folder = Path(folder)
-        try:
-            grid = Grid.of(json.loads((folder / "grid.json").read_text(encoding="utf-8")), str(folder / "grid.json"))
-        except FileNotFoundError:
-            raise InputError(f"{folder} is no folder of `ulfast reproduce`: it has no grid.json") from None
-        except ValueError as error:
-            raise InputError(f"{folder / 'grid.json'} is damaged ({error}): run `ulfast reproduce` again") from None
+        file = folder / "grid.json"
+        if not file.exists():
+            raise InputError(f"{folder} is no folder of `ulfast reproduce`: it has no grid.json")
+        with reading(file, "it is damaged: run `ulfast reproduce` again"):
+            grid = Grid.of(json.loads(regular(file).read_text(encoding="utf-8")), str(file))
         return _collect(grid, folder, {})
 
 

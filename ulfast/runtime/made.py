@@ -41,6 +41,8 @@ def marker_of(path: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is none."""
+    if not path.is_file():  # a pipe never ends
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -192,7 +192,8 @@ def _version(path: Path) -> list[tuple[int, int, int] | None]:
     """Of the folder or file itself, and of the manifests, which are written once."""
     found: list[tuple[int, int, int] | None] = []
     beside = path.with_name(path.name + ".json")
-    for file in (path, beside, path / "manifest.json", path / "train" / "manifest.json"):
+    inside = ("manifest.json", "train/manifest.json", "ulfast.json")
+    for file in (path, beside, *(path / name for name in inside)):
         try:
             about = os.stat(file)
             found.append((about.st_dev, about.st_ino, 0 if file is path else about.st_mtime_ns))
