@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused(run, tmp_path):
         Run.open(other, test).checkpoints()
     (folder / "checkpoints" / "attack" / "epoch-099.pt").write_bytes(b"broken")
     try:
-        with pytest.raises(InputError, match="is not a checkpoint"):
+        with pytest.raises(InputError, match="checkpoint"):
             dfr(Run.open(folder, test), clean.balanced(100))
     finally:
         (folder / "checkpoints" / "attack" / "epoch-099.pt").unlink()

@@ -41,7 +41,8 @@ def describe(
     train: Dataset | None = None
     for split in ("train", "test"):
         try:
-            dataset = load_dataset(source, split=split, format=format, resize=resize, progress=progress, **reading)
+            options = {"format": format, "resize": resize, "progress": progress, **reading, "verify": True}
+            dataset = load_dataset(source, split=split, **options)
             if train is not None:
                 dataset = matched(train, dataset, names=("training images", "test images"), part=True)
         except InputError as error:

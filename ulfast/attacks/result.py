@@ -11,6 +11,10 @@ from typing import Any
 from ..errors import InputError
 from ..projection.basis import Basis
 from ..runtime.files import atomic_file, write_json
+from ..runtime.reading import reading, regular
+
+# What a field's type is in JSON.
+KINDS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
 
 
 @dataclass
@@ -73,10 +77,16 @@ class AttackResult:
         import json
 
         path = Path(folder) / "result.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists():
+            raise InputError(f"{folder} holds no result: run `ulfast attack --out {folder}`")
+        with reading(path, "run it again with --overwrite", "as a result of ulfast"):
+            content = json.loads(regular(path).read_text(encoding="utf-8"))
+            for f in fields(cls):
+                kind = KINDS.get(str(f.type).partition("[")[0])
+                if f.name in content and kind and not isinstance(content[f.name], kind):
+                    raise ValueError(f"{f.name} is a {type(content[f.name]).__name__}")
+            if not isinstance(content["config"]["data"], dict):
+                raise ValueError("config says nothing of the data")
+            if other := sorted(set(content["baselines"]) - {"clean", "poisoned"}):
+                raise ValueError(f"a baseline {other[0]}")
             return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
-        except FileNotFoundError:
-            raise InputError(f"{folder} holds no result: run `ulfast attack --out {folder}`") from None
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a result of ulfast ({error})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from ..poisons import poison
 from ..projection.basis import Basis
 from ..runtime import environment
 from ..runtime.devices import fast_half, resolve_device, same_generators
-from ..runtime.files import check_free, write_json, writing
+from ..runtime.files import atomic_folder, check_free, claimed, write_json, writing
 from ..runtime.made import expand, read_json
 from ..runtime.progress import Progress
 from ..training import Recipe, TrainResult, build_model, default_model, get_recipe
@@ -146,54 +147,55 @@ def attack(
         },
     }
     _rehearse(model, train_set)
-    if folder is not None:
-        if distributed.is_main():
-            _open(folder, config, resume, overwrite)
-        distributed.wait()
-    runner = Runner(model, seed, where, folder, resume, keep_checkpoints, evaluate_every, progress)
+    with claimed(folder) if folder is not None and distributed.is_main() else contextlib.nullcontext():
+        if folder is not None:
+            if distributed.is_main():
+                _open(folder, config, resume, overwrite)
+            distributed.wait()
+        runner = Runner(model, seed, where, folder, resume, keep_checkpoints, evaluate_every, progress)
 
-    baselines: dict[str, TrainResult] = {}
-    if baseline is not None:
-        baselines["clean"] = runner.run("clean", Plan(baseline, test_set, chosen))
-    if name != "none" and (compare is not False or data is None):
-        baselines["poisoned"] = runner.run("poisoned", Plan(train_set, test_set, chosen))
+        baselines: dict[str, TrainResult] = {}
+        if baseline is not None:
+            baselines["clean"] = runner.run("clean", Plan(baseline, test_set, chosen))
+        if name != "none" and (compare is not False or data is None):
+            baselines["poisoned"] = runner.run("poisoned", Plan(train_set, test_set, chosen))
 
-    context = Context(seed, where, progress, basis, clean, folder, resume)
-    try:
-        plan = _carried_out(steps, Plan(train_set, test_set, chosen), context)
-    except torch.linalg.LinAlgError:
-        raise InputError(
-            f"{name}: the images are too few or too alike to fit anything to: give more of each class"
-        ) from None
-    result = runner.run("attack", plan, materialize)
-    manifest = train_set.manifest
-    done = AttackResult(
-        method=name,
-        poison=manifest.get("method", ""),
-        model=model,
-        recipe=recipe,
-        seed=seed,
-        train_accuracy=result.train_accuracy,
-        test_accuracy=result.test_accuracy,
-        baselines={key: value.test_accuracy for key, value in baselines.items()},
-        history=result.history,
-        baseline_history={key: value.history for key, value in baselines.items()},
-        seconds={
-            "fit": plan.seconds.get("fit", 0.0),
-            "project": plan.seconds.get("project", 0.0),
-            "train": result.seconds,
-            "evaluate": result.evaluation,
-        },
-        images_per_second=result.images_per_second,
-        config=config,
-        environment=environment.describe(),
-        notes=plan.notes,
-        basis=plan.basis,
-    )
-    if folder is not None and distributed.is_main():
-        with writing(folder):
-            done.save(folder)
-    return done
+        context = Context(seed, where, progress, basis, clean, folder, resume)
+        try:
+            plan = _carried_out(steps, Plan(train_set, test_set, chosen), context)
+        except torch.linalg.LinAlgError:
+            raise InputError(
+                f"{name}: the images are too few or too alike to fit anything to: give more of each class"
+            ) from None
+        result = runner.run("attack", plan, materialize)
+        manifest = train_set.manifest
+        done = AttackResult(
+            method=name,
+            poison=manifest.get("method", ""),
+            model=model,
+            recipe=recipe,
+            seed=seed,
+            train_accuracy=result.train_accuracy,
+            test_accuracy=result.test_accuracy,
+            baselines={key: value.test_accuracy for key, value in baselines.items()},
+            history=result.history,
+            baseline_history={key: value.history for key, value in baselines.items()},
+            seconds={
+                "fit": plan.seconds.get("fit", 0.0),
+                "project": plan.seconds.get("project", 0.0),
+                "train": result.seconds,
+                "evaluate": result.evaluation,
+            },
+            images_per_second=result.images_per_second,
+            config=config,
+            environment=environment.describe(),
+            notes=plan.notes,
+            basis=plan.basis,
+        )
+        if folder is not None and distributed.is_main():
+            with writing(folder):
+                done.save(folder)
+        return done
 
 
 def _carried_out(steps: Sequence[Attack], plan: Plan, context: Context) -> Plan:
@@ -325,10 +327,10 @@ def _open(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -
             )
     else:
         check_free(folder, overwrite)
-        if overwrite and folder.exists():
-            import shutil
-
-            shutil.rmtree(folder)
+        if folder.is_dir() and any(folder.iterdir()):  # at any moment it is the old run or the new one
+            with atomic_folder(folder, overwrite=True) as begun:
+                write_json(begun / "config.json", config)
+            return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config)

@@ -50,6 +50,7 @@ def command(
         if out.suffix != ".json":
             raise InputError(f"--out {out} must end in .json")
         check_free(out, overwrite)
+        output.claim(out)
         windows = find_coefficients(classes, seed, (size, size), int(channels), accept="published")
         out.parent.mkdir(parents=True, exist_ok=True)
         save_coefficients(windows, out)

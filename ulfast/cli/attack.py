@@ -161,6 +161,11 @@ def command(
         output.result(plan)
         output.say(", ".join(f"{key} {value}" for key, value in plan.items() if key != "dry_run"))
         return
+    output.claim(folder)
+    if out is not None:
+        output.resumes((folder / "config.json").is_file)
+    else:
+        output.resumes((folder / "config.json").is_file, f"the same command with --resume --out {folder}")
     result: AttackResult = attack(
         train,
         test=test,

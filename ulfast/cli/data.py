@@ -148,6 +148,7 @@ def import_(
         raise InputError(f"--scale {scale} is no number: say it as 0.03 or 8/255") from None
     check_apart(out, (source, base))
     check_free(out, overwrite)
+    output.claim(out)
     clean, test = load_splits(base, progress=output.bars) if base is not None else (None, None)
     poisoned = import_published(
         source,
@@ -217,6 +218,7 @@ def export(
     check_apart(out, (data, base))
     if layout in FOLDERS:
         check_free(out, overwrite)  # before the work
+    output.claim(out)
     options: dict[str, Any] = {"format": format_, "progress": output.bars, **reading}
     if layout in WITH_TEST:
         train, test = load_splits(data, **options)
@@ -297,6 +299,7 @@ def convert(
     from ..data.load import load_splits
     from ..data.readers.beton import test_file
     from ..data.writers.resumable import write_resumable
+    from ..runtime.files import SETTINGS, part_folder
     from ..runtime.made import check_apart
 
     if out is None:
@@ -304,6 +307,9 @@ def convert(
     if to != "ulfast" and distributed.size() > 1:
         raise InputError(f"--to {to} is written in order, by one process with a thread per core: leave --nproc out")
     check_apart(out, (data,))
+    output.claim(out)
+    left = [part_folder(out) / SETTINGS, out.with_name(f"{out.name}.part.journal"), out]
+    output.resumes(lambda: any(one.exists() for one in left), "the same command")
     with distributed.main_first():  # which downloads it
         train, test = load_splits(data, format=format_, progress=output.bars, **reading)
     tell_notes(output, train, test)

@@ -67,6 +67,7 @@ def command(
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} must end in .safetensors; the picture is written beside it")
     check_apart(out, (data,))
+    output.claim(out)
     picture = out.with_suffix(".png")
     if distributed.is_main() and not out.exists():
         check_free(picture, overwrite)
@@ -78,6 +79,7 @@ def command(
         raise InputError(f"there is no interrupted fit {kept}: leave --resume out")
     elif distributed.is_main():
         check_free(out, overwrite)
+    output.resumes(kept.is_file)
     where = resolve_device(device)
     with distributed.main_first():  # which downloads it
         train = load_dataset(data, format=format_, limit=limit, seed=seed, progress=output.bars, **reading)

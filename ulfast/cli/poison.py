@@ -70,10 +70,10 @@ def command(
     from ..data import load_dataset
     from ..data.classes import same_everywhere
     from ..data.load import load_splits
-    from ..data.writers.resumable import RowWriter, part_folder
+    from ..data.writers.resumable import RowWriter
     from ..poisons import Poisoning, Workplace, get_poison, write_rows
     from ..report import pictures
-    from ..runtime.files import check_free
+    from ..runtime.files import SETTINGS, check_free, part_folder
     from ..runtime.made import check_apart
 
     name, plain = get_poison(method)
@@ -85,8 +85,13 @@ def command(
     if out is not None:
         check_apart(out, (data, test_data))
     part = part_folder(out) if out is not None else None
+    interrupted = part is not None and part.is_dir()  # maybe before its first image
+    if out is not None and not dry_run:
+        output.claim(out)
+        left = [part_folder(out) / SETTINGS, work or out.with_name(f"{out.name}.work")]
+        output.resumes(lambda: any(one.exists() for one in left))
     if distributed.restarted():
-        resume = distributed.agreed(part is not None and part.is_dir())
+        resume = distributed.agreed(interrupted)
     if out is not None and not resume and distributed.is_main():
         check_free(out, overwrite)
     place = None
@@ -96,7 +101,7 @@ def command(
             _clear(place, resume and not existing(out), overwrite)
     elif work is not None and not plain.trains:
         raise InputError(f"--work belongs to methods that train a network, {name} does not: leave it out")
-    elif resume and out is not None and part is not None and not (part.is_dir() or existing(out)):
+    elif resume and out is not None and not (interrupted or existing(out)):
         raise InputError(f"there is no interrupted run in {part}: leave --resume out")
     with distributed.main_first():  # which downloads it
         train, test = load_splits(

@@ -63,6 +63,8 @@ def command(
             done = (folder / cell / "result.json").is_file()
             output.say(f"{'done' if done else 'to do'}  {folder / cell}")
         return
+    output.claim(folder)
+    output.resumes((folder / "grid.json").is_file, "the same command")
     result = reproduce(asked, folder, jobs=jobs, device=device, overwrite=overwrite, progress=output.bars)
     output.result(result.to_dict())
     for model in asked.models:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from .common import Output, Picture, printable, verb
+from .common import Output, Picture, verb
 from .completion import Known
 
 
@@ -70,7 +70,7 @@ def command(output: Output, data: str | None, clean: str | None, per_class: int,
             continue
         psnr, ssim = row["psnr_db"], row["ssim"]
         table.add_row(
-            printable(label),
+            label,
             f"{row['images']:,}",
             f"{row['l0_mean']:.0f}",
             f"{row['l2_mean']:.3f}",

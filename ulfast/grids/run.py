@@ -21,8 +21,9 @@ import torch
 from ..attacks import AttackResult, attack
 from ..data import Dataset, load_dataset
 from ..errors import InputError
-from ..runtime.files import check_free, write_json, writing
+from ..runtime.files import check_free, claimed, write_json, writing
 from ..runtime.progress import Progress
+from ..runtime.reading import reading, regular
 from .grid import Cell, Grid
 from .poisons import kept, poisoned
 
@@ -91,12 +92,11 @@ class GridResult:
             InputError: it is not one.
         """
         folder = Path(folder)
-        try:
-            grid = Grid.of(json.loads((folder / "grid.json").read_text(encoding="utf-8")), str(folder / "grid.json"))
-        except FileNotFoundError:
-            raise InputError(f"{folder} is not a folder of `ulfast reproduce`: it has no grid.json") from None
-        except ValueError as error:
-            raise InputError(f"{folder / 'grid.json'} is damaged ({error}): run `ulfast reproduce` again") from None
+        file = folder / "grid.json"
+        if not file.exists():
+            raise InputError(f"{folder} is not a folder of `ulfast reproduce`: it has no grid.json")
+        with reading(file, "it is damaged: run `ulfast reproduce` again"):
+            grid = Grid.of(json.loads(regular(file).read_text(encoding="utf-8")), str(file))
         return _collect(grid, folder, {})
 
 
@@ -130,27 +130,28 @@ def reproduce(
     if jobs < 1:
         raise InputError(f"jobs must be at least 1, got {jobs}")
     folder = Path(out)
-    if folder.exists() and not (folder / "grid.json").is_file():
-        check_free(folder, False)
-    todo = _todo(grid, folder, overwrite)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "grid.json", _as_yaml(grid))
-    total = len(grid.cells())
-    done = total - len(todo)
-    if progress:
-        progress("cells", done, total)
-    failed: dict[str, str] = {}
-    for cell, problem in _run(todo, folder, jobs, device, progress):
-        if problem is not None:
-            failed[cell.path] = problem
-        done += 1
+    with claimed(folder):
+        if folder.exists() and not (folder / "grid.json").is_file():
+            check_free(folder, False)
+        todo = _todo(grid, folder, overwrite)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "grid.json", _as_yaml(grid))
+        total = len(grid.cells())
+        done = total - len(todo)
         if progress:
             progress("cells", done, total)
-        write_json(folder / "summary.json", _collect(grid, folder, failed).to_dict())
-    result = _collect(grid, folder, failed)
-    write_json(folder / "summary.json", result.to_dict())
-    return result
+        failed: dict[str, str] = {}
+        for cell, problem in _run(todo, folder, jobs, device, progress):
+            if problem is not None:
+                failed[cell.path] = problem
+            done += 1
+            if progress:
+                progress("cells", done, total)
+            write_json(folder / "summary.json", _collect(grid, folder, failed).to_dict())
+        result = _collect(grid, folder, failed)
+        write_json(folder / "summary.json", result.to_dict())
+        return result
 
 
 def _as_yaml(grid: Grid) -> dict[str, Any]:

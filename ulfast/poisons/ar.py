@@ -20,6 +20,7 @@ from ..ops.state import ordinary
 from ..parameters import parameter
 from ..runtime.files import write_json
 from ..runtime.made import expand
+from ..runtime.reading import reading, regular
 from .base import Perturb, Poison, Workplace
 
 BATCH = 512  # candidate windows tried at a time
@@ -289,18 +290,16 @@ def load_coefficients(path: str, classes: int, channels: int) -> Tensor:
         InputError: the file cannot be read, holds too few classes or other channels, or windows that are not finite.
     """
     file = expand(path)
-    try:
+    if not file.exists():
+        raise InputError(f"there is no coefficient file {file}: check the name")
+    with reading(regular(file), "get it again", "as coefficient windows"):
         if file.suffix == ".npy":
-            windows = torch.from_numpy(np.load(file, allow_pickle=False)).float()
+            windows = torch.from_numpy(np.array(np.load(file, allow_pickle=False, mmap_mode="r"))).float()
         elif file.suffix in (".pt", ".pth"):
             content = torch.load(file, map_location="cpu", weights_only=True)
             windows = (content if isinstance(content, Tensor) else torch.stack(list(content))).float()
         else:
             windows = torch.tensor(json.loads(file.read_text(encoding="utf-8"))["coefficients"], dtype=torch.float32)
-    except FileNotFoundError:
-        raise InputError(f"there is no coefficient file {file}: check the name") from None
-    except Exception as error:  # each format has its own kinds of damage
-        raise InputError(f"{file} holds no coefficient windows ({str(error).splitlines()[0][:100]})") from None
     if windows.dim() != 4 or windows.shape[1:] != (channels, 3, 3) or len(windows) < classes:
         raise InputError(
             f"{file} must hold ({classes}, {channels}, 3, 3) windows for this data, it has {tuple(windows.shape)}"

@@ -29,6 +29,7 @@ from ..errors import InputError
 from ..parameters import parameter
 from ..runtime import devices
 from ..runtime.files import write_json
+from ..runtime.reading import reading
 from ..training import build_model, checkpoint, get_recipe, parallel, train
 from .base import Perturb, Poison, Workplace
 from .store import KINDS, PerturbationStore
@@ -330,11 +331,9 @@ class Search:
         if self.network:
             kept = checkpoint.load(self._file, *self.network, self.identity)
         else:
-            try:
+            with reading(self._file, "start anew with --overwrite"):
                 kept = json.loads(self._file.read_text(encoding="utf-8"))
                 other = [key for key, value in self.identity.items() if kept["identity"].get(key) != value]
-            except (ValueError, KeyError, AttributeError):
-                raise InputError(f"{self._file} is damaged: start again with --overwrite") from None
             if other:
                 raise InputError(
                     f"{self._file} belongs to a run with another {', '.join(other)}: give the same settings, or"

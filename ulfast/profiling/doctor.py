@@ -22,7 +22,6 @@ REQUIRED = (
     "click",
     "rich",
     "pyyaml",
-    "pooch",
     "requests",
     "pillow",
     "simplejpeg",

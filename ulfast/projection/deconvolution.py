@@ -5,7 +5,8 @@ loses the weights that hang over. How dark the outermost rows, columns and corne
 what lies inside, gives sums of the filter's weights, and their differences give the filter itself. The images are then
 divided by its response. Neither a clean image nor a network is needed.
 
-Source: ours, docs/research/deconvolution.md. The poison: Sadasivan et al., CUDA: Convolution-based Unlearnable Datasets, CVPR 2023.
+Source: ours, docs/research/deconvolution.md. The poison: Sadasivan et al., CUDA: Convolution-based Unlearnable
+Datasets, CVPR 2023.
 """
 
 from __future__ import annotations

@@ -159,6 +159,7 @@ def _curves(entries: dict[str, Entry]) -> str:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "text.color": gray,
+        "text.parse_math": False,
         "axes.edgecolor": gray,
         "axes.labelcolor": gray,
         "xtick.color": gray,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..runtime.files import save_tensors
-
-# What torch.load and load_state_dict raise for files cut short, overwritten or of another program.
-DAMAGED = (RuntimeError, LookupError, EOFError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
+from ..runtime.reading import load_tensors, reading
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -35,14 +32,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    try:
-        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        return weights
-    except FileNotFoundError:
-        raise InputError(f"there is no checkpoint {path}: make it with `ulfast attack --keep-checkpoints`") from None
-    except DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path} is not a checkpoint of ulfast ({reason}): make it again") from None
+    if not path.exists():
+        raise InputError(f"there is no checkpoint {path}: make it with `ulfast attack --keep-checkpoints`")
+    content = load_tensors(path, "make it anew")
+    if not isinstance(content.get("model"), dict):
+        raise InputError(f"{path} is not a checkpoint of ulfast (it has no model): make it anew")
+    weights: dict[str, Tensor] = content["model"]
+    return weights
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> dict[str, Any]:
@@ -51,18 +47,13 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identit
     Raises:
         InputError: the file is damaged, or belongs to a run with other settings.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+    content = load_tensors(path, again := "say --overwrite to start anew", kind := "as a checkpoint of this run")
+    with reading(path, again, kind):
         state: dict[str, Any] = content["state"]
         different = [key for key, value in identity.items() if state["identity"].get(key) != value]
         if not different:
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
-    except DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(
-            f"{path} is not a checkpoint of this run ({reason}): give --overwrite to start again"
-        ) from None
     if different:
         raise InputError(
             f"{path} belongs to a run with another {', '.join(different)}: give the same settings, or --overwrite"
