@@ -12,11 +12,13 @@ from .em import ErrorMinimising
 from .file import FilePoison
 from .hypo import Hypocritical
 from .lsp import LSP
+from .ntga import NeuralTangentGeneralisation
 from .ops import OnePixelShortcut
 from .pil import PerturbationInducedLinearisation
 from .rem import RobustErrorMinimising
 from .sep import SelfEnsemble
 from .tap import TargetedAdversarial
+from .tue import ClassWiseSeparability
 
 POISONS: dict[str, Poison] = {
     "lsp": LSP(),
@@ -35,6 +37,8 @@ POISONS: dict[str, Poison] = {
     "hypo": Hypocritical(),
     "sep": SelfEnsemble(),
     "pil": PerturbationInducedLinearisation(),
+    "tue": ClassWiseSeparability(),
+    "ntga": NeuralTangentGeneralisation(),
     "file": FilePoison(),
 }
 
