@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -48,9 +51,9 @@ def wide(kind: str, x: torch.Tensor) -> nn.Module:
     inputs, outputs = x[0].numel(), 64
     if kind == "fnn":
         sizes = [inputs, 512, 512, 512, 512, outputs]
-        layers = [[Layer(a, b), Erf()] for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [[Layer(a, b), Erf()] for a, b in itertools.pairwise(sizes)]
         return nn.Sequential(nn.Flatten(), *(one for pair in layers for one in pair))
-    channels, places = 256, np.prod([-(-(-(-side // 2)) // 2) for side in x.shape[2:]])
+    channels, places = 256, np.prod([math.ceil(side / 4) for side in x.shape[2:]])
     return nn.Sequential(
         *(Layer(x.shape[1], channels, 5), nn.ReLU(), Layer(channels, channels, 5), nn.ReLU(), nn.Flatten()),
         *(Layer(channels * int(places), 512), Layer(512, 512), Layer(512, outputs)),

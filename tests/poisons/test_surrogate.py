@@ -25,13 +25,28 @@ REM = {**CNN, "lr": 0.01, "iterations": 3, "steps": 2, "steps_a": 2, "samples": 
 SMALL = {
     "em": {**CNN, "lr": 0.01, "rounds": 3, "steps": 3, "train_steps": 3, "batch_size": 25, "stop": 0.0},
     "em-classwise": {**CNN, "lr": 0.01, "rounds": 4, "train_steps": 3, "batch_size": 6, "stop": 0.0},
+    "em fu": {**CNN, "preset": "fu", "lr": 0.01, "rounds": 3, "steps": 2, "batch_size": 25},
+    "aue": {**CNN, "lr": 0.01, "rounds": 3, "steps": 3, "train_steps": 3, "batch_size": 25},
+    "aue classwise": {**CNN, "wise": "class", "lr": 0.01, "rounds": 4, "train_steps": 3, "batch_size": 6},
     "tap": {"preset": "quick", **CNN, "epochs": 2, "steps": 8, "restarts": 2, "batch_size": 25},
     "tap published": {"preset": "published", **CNN, "epochs": 2, "steps": 20, "restarts": 2, "batch_size": 25},
     "tap-untargeted": {"preset": "quick", **CNN, "epochs": 2, "steps": 8, "batch_size": 25},
+    "aap": {**CNN, "epochs": 2, "lr": 0.01, "steps": 20, "batch_size": 25},
     "rem": REM,
+    "sem": REM,
     "rem stored": {**REM, "start": "stored"},
     "hypo": {**CNN, "epochs": 2, "steps": 8, "batch_size": 25},
     "sep": {**CNN, "epochs": 3, "checkpoints": 2, "steps": 6, "batch_size": 25},
+    "dune": {
+        **CNN,
+        "epochs": 3,
+        "checkpoints": 2,
+        "steps": 6,
+        "batch_size": 25,
+        "offset": 2,
+        "spread": 0.0,
+        "flights": 1,
+    },
     "ntga": {"block_size": 10},
     "ntga cnn": {"surrogate": "cnn", "block_size": 10},
     "pil": {"epochs": 5, "batch_size": 25},
@@ -81,14 +96,16 @@ def test_every_round_of_min_min_goes_down(made, method):
     assert rounds[-1]["loss_after"] < rounds[0]["loss_before"]
 
 
-@pytest.mark.parametrize("method", ["tap", "tap published", "tap-untargeted", "hypo", "sep", "rem"])
+@pytest.mark.parametrize(
+    "method", ["tap", "tap published", "tap-untargeted", "aap", "hypo", "sep", "dune", "rem", "sem", "em fu"]
+)
 def test_the_search_moves_its_loss(made, method):
     making = made(method).manifest["making"]
     if method == "tap-untargeted":
         assert making["loss_after"] > making["loss_before"]
     else:
         assert making["loss_after"] < making["loss_before"]
-    if method == "rem":
+    if method in ("rem", "sem"):
         assert all(after < before for before, after in making["recent"])
 
 
