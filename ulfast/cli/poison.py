@@ -28,6 +28,31 @@ from .completion import Known
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 @click.option("--rate", type=float, default=1.0, show_default=True, help="Share of each class that is poisoned.")
+@click.option("--classes", metavar="3,5|NAME,...", help="Poison only these classes.")
+@click.option(
+    "--labels",
+    metavar="kmeans:K|FILE",
+    help="What drives the perturbation instead of the labels: clusters, or a number for each image from a file.",
+)
+@click.option(
+    "--assign",
+    type=click.Choice(["class", "random"]),
+    default="class",
+    show_default=True,
+    help="random is a control: each image gets the noise of a class drawn at random.",
+)
+@click.option(
+    "--surrogate-data",
+    type=Known("data"),
+    metavar="PATH|NAME",
+    help="Clean images to train the surrogate on, instead of --data.",
+)
+@click.option(
+    "--poison-test",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Also make this folder of poisoned test images, for `ulfast attack --poison-test`.",
+)
 @click.option(
     "--eps", type=Share(), help="Size of the perturbation, pixels in [0, 1], or 8/255 (default: as published)."
 )
@@ -50,6 +75,11 @@ def command(
     out: Path | None,
     overwrite: bool,
     rate: float,
+    classes: str | None,
+    labels: str | None,
+    assign: str,
+    surrogate_data: str | None,
+    poison_test: Path | None,
     eps: float | None,
     pairs: tuple[str, ...],
     work: Path | None,
@@ -67,7 +97,7 @@ def command(
     ulfast poison --method em --data cifar10 --set surrogate=resnet18-16 --out em/
     """
     from .. import distributed
-    from ..data import load_dataset
+    from ..data import DatasetWriter, load_dataset
     from ..data.classes import same_everywhere
     from ..data.load import load_splits
     from ..data.writers.resumable import RowWriter, part_folder
@@ -83,7 +113,7 @@ def command(
     if out is None and not dry_run:
         raise InputError("where to? Give --out FOLDER")
     if out is not None:
-        check_apart(out, (data, test_data))
+        check_apart(out, (data, test_data, surrogate_data, labels if labels and ":" not in labels else None))
     part = part_folder(out) if out is not None else None
     if distributed.restarted():
         resume = distributed.agreed(part is not None and part.is_dir())
@@ -102,17 +132,31 @@ def command(
         train, test = load_splits(
             data, test_data=test_data, limit=limit, seed=seed, format=format_, progress=output.bars, **reading
         )
-    same_everywhere(train, test)
-    tell_notes(output, train, test)
+        others = None
+        if surrogate_data is not None:
+            others = load_dataset(surrogate_data, limit=None, progress=output.bars, **reading)
+    same_everywhere(train, test, others)
+    tell_notes(output, train, test, others)
     poisoning = Poisoning(
         train,
         name,
         seed=seed,
         rate=rate,
+        classes=classes,
+        labels=labels,
+        assign=assign,
         eps=eps,
-        work=Workplace(place, resume, device, output.bars),
+        work=Workplace(place, resume, device, output.bars, others),
         **given,
     )
+    if poison_test is not None:
+        if test is None:
+            raise InputError("--poison-test needs test images: give --test-data")
+        poisoning.check_unseen()
+        if out is not None:
+            check_apart(poison_test, (data, test_data, out, surrogate_data))
+            if distributed.is_main() and not resume:
+                check_free(poison_test, overwrite)
     if eps is not None and _of_whole_images(poisoning.poison):
         size = train.images[:1].size
         output.remark(
@@ -120,9 +164,10 @@ def command(
         )
     summary: dict[str, Any] = {
         "method": name,
-        "parameters": poisoning.poison.resolved(train),
+        "parameters": poisoning.poison.resolved(poisoning.driver),
         "seed": seed,
         "rate": rate,
+        **poisoning.about(),
         "data": str(data),
         "images": len(train),
         "test_images": len(test) if test is not None else 0,
@@ -145,12 +190,25 @@ def command(
             poisoned = load_dataset(writer.folder / "train")
             figure = pictures.comparison_figure(train, poisoned, seed=seed, title=f"{name} on {train.name}")
             pictures.save(figure, writer.folder / "poison.png")
+            if poison_test is not None and test is not None:
+                unseen = poisoning.unseen(test)
+                with DatasetWriter(poison_test, overwrite=overwrite or resume) as folder:
+                    split = folder.split("test", unseen.image_shape, unseen.classes, unseen.name, unseen.manifest)
+                    split.append_all(unseen)
     statistics = poisoning.statistics.summary()
     if not distributed.is_main():
         return
     if place is not None and work is None:
         shutil.rmtree(place)
-    output.result({**summary, "out": str(out), "figure": str(out / "poison.png"), "statistics": statistics})
+    output.result(
+        {
+            **summary,
+            "out": str(out),
+            "figure": str(out / "poison.png"),
+            "statistics": statistics,
+            **({"poison_test": str(poison_test)} if poison_test else {}),
+        }
+    )
     output.say(
         f"{len(train):,} training images poisoned with {name}"
         + (f" (rate {rate:g})" if rate < 1 else "")
@@ -166,6 +224,8 @@ def command(
             else "nothing changed"
         )
     output.say(f"picture: {out / 'poison.png'}")
+    if poison_test is not None:
+        output.say(f"poisoned test images: {poison_test}")
     if test is None:
         output.remark("no test images were found: give `ulfast attack` some with --test-data")
 
@@ -195,6 +255,7 @@ def _is(out: Path, summary: dict[str, Any]) -> bool:
 
     made = load_dataset(out)
     wanted = {key: summary[key] for key in ("method", "parameters", "seed", "rate")}
+    wanted |= {key: summary[key] for key in ("classes", "labels", "assign", "surrogate_data") if key in summary}
     same = all(made.manifest.get(key) == value for key, value in json.loads(json.dumps(wanted)).items())
     return same and len(made) == summary["images"]
 

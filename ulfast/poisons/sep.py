@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class SelfEnsemble(SurrogatePoison):
     summary = "targeted noise against the checkpoints of a training"
     source = "Chen et al., Self-Ensemble Protection: Training Checkpoints Are Good Data Protectors, ICLR 2023"
     aliases = ("self-ensemble", "self-ensemble-protection")
+    clean_surrogate: ClassVar[bool] = True
 
     alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
     batch_size: int = parameter(128, "images per step", at_least=1)

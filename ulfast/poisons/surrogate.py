@@ -48,6 +48,10 @@ class SurrogatePoison(Poison):
     surrogate: str = parameter("resnet18", "network: cnn, resnet18, resnet18-WIDTH or timm:NAME")
     store: str = parameter("int8", "how perturbations are kept meanwhile", choices=tuple(KINDS))
 
+    @property
+    def by_class(self) -> bool:
+        return getattr(self, "wise", "sample") == "class"
+
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         if self.eps <= 0:
             raise InputError("a surrogate's poison needs an eps above 0")
@@ -221,7 +225,8 @@ def trained_surrogates(
     strength: float = 0.0,
     changes: dict[str, Any] | None = None,
 ) -> list[Surrogate]:
-    """Networks trained on the clean images: the last, or `count` checkpoints of one run at even distances.
+    """Networks trained on the clean images, or on the workplace's `surrogate_data`: the last, or `count` checkpoints of
+    one run at even distances.
 
     The recipe is `quick`; what is trained already lies in the workplace and is taken from there.
 
@@ -230,6 +235,7 @@ def trained_surrogates(
         changes: to the recipe.
     """
     device = torch.device(work.device)
+    dataset = dataset if work.surrogate_data is None else work.surrogate_data
     surrogate = new_surrogate(name, dataset, seed, device)
     recipe = get_recipe("quick", name, len(dataset))
     recipe = replace(recipe, epochs=epochs or recipe.epochs, batch_size=min(recipe.batch_size, len(dataset)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class TargetedAdversarial(SurrogatePoison):
     summary = "targeted adversarial examples of a clean network"
     source = "Fowl et al., Adversarial Examples Make Strong Poisons, NeurIPS 2021"
     aliases = ("targeted-adversarial-poisoning", "adversarial-poisoning")
+    clean_surrogate: ClassVar[bool] = True
 
     preset: str = parameter(
         "published", "published: the authors' step, starts and augmentation; or quick", choices=PRESETS
@@ -89,6 +90,7 @@ class AugmentedAdversarial(SurrogatePoison):
     summary = "targeted adversarial examples through strong augmentation, against contrastive learning too"
     source = "Wang et al., Efficient Availability Attacks against Supervised and Contrastive Learning, NeurIPS 2024"
     aliases = ("augmented-adversarial-poisoning",)
+    clean_surrogate: ClassVar[bool] = True
 
     targeted: bool = parameter(True, "towards class y + 1; false: away from y")
     alpha: float | None = parameter(None, "size of a step (default 2.5 eps over the number of steps)", at_least=0)

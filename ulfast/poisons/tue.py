@@ -49,6 +49,10 @@ class ClassWiseSeparability(Poison):
     passes: int = parameter(200, "most passes over all images, each in a new order", at_least=1)
     batch_size: int = parameter(512, "images per step", at_least=2)
 
+    @property
+    def by_class(self) -> bool:
+        return False
+
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         return {**self.parameters(), "alpha": self.eps / 10 if self.alpha is None else self.alpha}
 
