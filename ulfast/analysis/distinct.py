@@ -6,6 +6,8 @@ import numpy as np
 
 from ..data.dataset import Dataset
 
+# Share of the values that may differ by a level in one and the same perturbation: sums that are rounded.
+ROUNDED = 0.01
 DISTINCT_IMAGES, DISTINCT_MOST = 200, 16  # a class: looked at, and told apart
 
 
@@ -25,7 +27,8 @@ def distinct_perturbations(clean: Dataset, poisoned: Dataset) -> dict[str, int]:
         kinds: list[tuple[np.ndarray, np.ndarray]] = []  # the perturbation, and where it is known
         for one, sure in zip(noise[changed], known[changed], strict=True):
             for kind, there in kinds:
-                if not ((kind != one) & there & sure).any():
+                apart = np.abs(kind - one) * (there & sure)
+                if apart.max() <= 1 and np.count_nonzero(apart) <= ROUNDED * apart.size:
                     kind[sure & ~there] = one[sure & ~there]
                     there |= sure
                     break

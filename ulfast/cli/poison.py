@@ -193,7 +193,9 @@ def command(
             if poison_test is not None and test is not None:
                 unseen = poisoning.unseen(test)
                 with DatasetWriter(poison_test, overwrite=overwrite or resume) as folder:
-                    split = folder.split("test", unseen.image_shape, unseen.classes, unseen.name, unseen.manifest)
+                    split = folder.split(
+                        "test", unseen.image_shape, unseen.classes, source=unseen.name, manifest=unseen.manifest
+                    )
                     split.append_all(unseen)
     statistics = poisoning.statistics.summary()
     if not distributed.is_main():
@@ -254,9 +256,9 @@ def _is(out: Path, summary: dict[str, Any]) -> bool:
     from ..data import load_dataset
 
     made = load_dataset(out)
-    wanted = {key: summary[key] for key in ("method", "parameters", "seed", "rate")}
-    wanted |= {key: summary[key] for key in ("classes", "labels", "assign", "surrogate_data") if key in summary}
-    same = all(made.manifest.get(key) == value for key, value in json.loads(json.dumps(wanted)).items())
+    keys = ("method", "parameters", "seed", "rate", "classes", "labels", "assign", "surrogate_data")
+    wanted = json.loads(json.dumps({key: summary.get(key) for key in keys}))
+    same = all(made.manifest.get(key) == value for key, value in wanted.items())
     return same and len(made) == summary["images"]
 
 

@@ -100,19 +100,20 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                name = next((key for key in ("labels", "y", "targets") if key in file), None)
-                if name is None:
-                    raise InputError(f"{path} has no labels, y or targets: name the array so")
-                return np.asarray(file[name])
-        if path.suffix == ".npy":
+                found = [np.asarray(file[key]) for key in ("labels", "y", "targets") if key in file]
+        elif path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
-        return np.array([int(word) for word in path.read_text(encoding="utf-8").split()], np.int64)
+        else:
+            return np.array([int(word) for word in path.read_text(encoding="utf-8").split()], np.int64)
     except FileNotFoundError:
         raise InputError(
             f"labels: there is no file {path}: give kmeans:K, or a number for each image in a file"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} holds no labels ({' '.join(str(error).split())[:80]}): give .npy, or text") from None
+    if not found:
+        raise InputError(f"{path} has no labels, y or targets: name the array so")
+    return found[0]
 
 
 def shuffled_labels(labels: np.ndarray, seed: int) -> np.ndarray:
