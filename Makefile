@@ -1,4 +1,5 @@
-# make demo | test | test-rest | test-all | coverage | setup | lint | format | sanitize | emulate | cuda | bench | clean
+# make demo | test | test-rest | test-all | coverage | setup | lint | format | docs | results | sanitize | emulate | cuda |
+# bench | clean
 VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -8,7 +9,7 @@ SOURCES := pyproject.toml setup.py constraints.txt tools/setup.sh tools/ffcv.sh 
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-rest test-all coverage setup lint format sanitize emulate cuda bench clean
+.PHONY: demo test test-rest test-all coverage setup lint format docs results sanitize emulate cuda bench clean
 demo: $(READY)
 	$(VENV)/bin/ulfast attack --method orthogonal
 
@@ -38,9 +39,14 @@ $(READY): $(SOURCES)
 	tools/setup.sh
 	@touch $@
 	@case "$$EXTRAS" in *dev*) touch $(VENV)/.dev ;; esac
+	@case "$$EXTRAS" in *docs*) touch $(VENV)/.docs ;; esac
 
 $(VENV)/.dev: $(READY)
 	EXTRAS=test,dev tools/setup.sh
+	@touch $@
+
+$(VENV)/.docs: $(READY)
+	EXTRAS=test,docs tools/setup.sh
 	@touch $@
 
 lint: $(VENV)/.dev
@@ -55,6 +61,14 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
+
+# The site of docs/ in build/site; a broken link or anchor is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_IN) -m mkdocs build --strict --quiet --clean
+
+# The tables of README.md and docs/ anew from the files in benchmarks/results.
+results: $(READY)
+	$(PYTHON_IN) tools/results.py
 
 # The operators' tests once more, on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(READY)

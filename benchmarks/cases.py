@@ -283,7 +283,7 @@ def encoder(method: str, n: int) -> Case:
     return Case(
         f"{method}, {n} images of 224 px",
         {method: lambda: perturb(0, images, labels)},
-        {"JPEG 90, a thread a core": encode},
+        {"JPEG 90, one thread per core": encode},
         2.0 * n * 150528,
         repeats=5,
         goals={"best": 1},
@@ -323,7 +323,7 @@ def pil(n: int) -> Case:
 
 
 def search(model: str, n: int, steps: int) -> Case:
-    """Steps of one batch's noise down (em) or towards a class (tap): the same but for the labels.
+    """Steps of the noise of one batch down the loss (em) or towards a class (tap): the same but for the labels.
 
     The error column has the distance of our loss after the steps from the plain loop's.
     """

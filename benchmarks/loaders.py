@@ -1,9 +1,9 @@
-"""Images a second of FFCV, of ours over FFCV, of the default loader and of a DataLoader, on the same images.
+"""Images per second of FFCV, of ours over FFCV, of the default loader and of a DataLoader, on the same images.
 
     python benchmarks/loaders.py [--set raw32 raw224 jpeg224] [--images N] [--json FILE]
 
 The images are made here: smooth noise with JPEG-like content. The raw sets are a memory-mapped folder of ulfast and
-a raw .beton; the JPEG set is a folder of JPEGs (one a file) and a .beton with the same quality. What each is asked for:
+a raw .beton; the JPEG set is a folder of JPEGs and a .beton with the same quality. What each is asked for:
 crop with padding 4 and flip at 32 px, normalised float32 batches at 224 px; bare FFCV decodes and converts only. Every
 round runs each loader for one epoch, in turn; rounds before the first are not counted (compilation, page cache); the
 median is shown. For the JPEG folder also the linear fit over it: its share of the default loader's rate, and of that of
@@ -153,7 +153,7 @@ class Bare:
 
 
 def fit_against_decoding(images, rounds):
-    """Images a second of decoding alone, and of the linear fit with its last pass, over the same images."""
+    """Images per second of decoding alone, and of the linear fit with its last pass, over the same images."""
     n, batch = len(images), 64
     steps = n // batch
     rng = np.random.default_rng(0)

@@ -96,12 +96,11 @@ def main() -> int:
     rows = []
     for name in options.names or table:
         torch.manual_seed(0)
-        rows.append(measure(table[name](), top))
-        print(show(rows[-1]), flush=True)
+        row = measure(table[name](), top)
+        rows.append({"key": name, **row.to_dict()})
+        print(show(row), flush=True)
     if options.json:
-        options.json.write_text(
-            json.dumps({"environment": about, "roof": top, "rows": [row.to_dict() for row in rows]}, indent=2) + "\n"
-        )
+        options.json.write_text(json.dumps({"environment": about, "roof": top, "rows": rows}, indent=2) + "\n")
     return 0
 
 

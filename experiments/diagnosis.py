@@ -79,7 +79,10 @@ def clean_sets(data: Dataset) -> Iterator[Named]:
         yield f"JPEG {quality}", partial(changed, data, partial(jpeg, quality=quality))
     most = n // data.num_classes
     keep = [np.flatnonzero(data.labels == c)[: round(most * 0.74**c)] for c in range(data.num_classes)]
-    yield f"imbalanced ({len(keep[0])} to {len(keep[-1])} a class)", partial(data.subset, np.sort(np.concatenate(keep)))
+    yield (
+        f"imbalanced ({len(keep[0])} to {len(keep[-1])} per class)",
+        partial(data.subset, np.sort(np.concatenate(keep))),
+    )
     yield "swrandom (control)", partial(ulfast.poison, data, "swrandom")
     for name, classes in (("airplanes and frogs", (0, 6)), ("dog to truck", (5, 6, 7, 8, 9))):
         yield name, partial(some_classes, data, classes)

@@ -1,4 +1,4 @@
-"""`ulfast reproduce` of fit-start as a picture: what the start of the linear fit and its length decide (docs/fit.md).
+"""The grid fit-start as a picture: what the start and the length of the linear fit decide (docs/research/fit.md).
 
     ulfast reproduce fit-start --out runs/fit-start
     python experiments/fit_start.py runs/fit-start docs/images/fit-start.png

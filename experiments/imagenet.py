@@ -5,7 +5,7 @@
 Makes a folder of JPEGs (coarse colours of the class, grain of the image), then runs one command of `ulfast` a stage,
 each in a process of its own: `data convert` to .beton, `fit`, `attack` for one epoch; then `poison` from the JPEGs.
 Images are decoded when they are needed, as they are for a set that does not fit into memory. Printed: seconds,
-milliseconds an image, and the largest memory that the process took; with two counts of images, that it does not grow.
+milliseconds per image, and the largest memory that the process took; with two counts of images, that it does not grow.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
     if options.json:  # found out now, not after minutes
         options.json.parent.mkdir(parents=True, exist_ok=True)
     about = environment.describe()
-    print("| stage | images | seconds | ms an image | peak MB |\n|---|---|---|---|---|")
+    print("| stage | images | seconds | ms per image | peak MB |\n|---|---|---|---|---|")
     rows = []
     for n in options.images:
         with tempfile.TemporaryDirectory(prefix="ulfast-imagenet-") as folder:

@@ -33,9 +33,9 @@ class Input:
 def inputs(measured: dict | None) -> dict[str, Input]:
     """Rates; those of a stage on two processor cores come from the run at ImageNet's shape."""
     table = {
-        "jpeg_bytes": Input(110e3, "bytes an image", "assumed: ImageNet's training set is 138 GB"),
+        "jpeg_bytes": Input(110e3, "bytes per image", "assumed: ImageNet's training set is 138 GB"),
         "disk": Input(2e9, "bytes/s a node", "assumed: one NVMe drive"),
-        "cores": Input(12, "cores a GPU", "assumed: 96 cores for 8 GPUs"),
+        "cores": Input(12, "cores per GPU", "assumed: 96 cores for 8 GPUs"),
         "decode": Input(400, "images/s a core", "assumed; see the measured stages"),
         "gpu_flops": Input(400e12, "bf16 flop/s a GPU", "assumed: half of an H100's peak"),
         "train_share": Input(0.35, "of gpu_flops", "assumed: ResNet-50 in channels_last"),

@@ -1,4 +1,5 @@
-"""Linear separability by the paper's protocol (docs/findings.md): LBFGS, 500 steps of 20 evaluations, full batch.
+"""Linear separability by the paper's protocol: LBFGS, 500 steps of 20 evaluations, full batch
+(docs/research/findings.md).
 
     python experiments/separability.py [--data cifar10] [--images 10000] [--of clean lsp ar ...] [--json FILE]
 

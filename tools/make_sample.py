@@ -2,8 +2,8 @@
 
     python tools/make_sample.py [--data cifar10]
 
-One lossless WebP mosaic a split (50 or 20 images a row, so that no side exceeds the format's 16,383 px) and one JSON
-file with the labels. Everything is bit-exact and in the official order.
+Writes one lossless WebP mosaic per split (50 or 20 images per row, so that no side exceeds the format's 16,383 px) and
+one JSON file with the labels. Everything is bit-exact and in the official order.
 """
 
 from __future__ import annotations

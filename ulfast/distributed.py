@@ -15,6 +15,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -27,13 +28,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import InputError, WorkerError
+from .runtime.files import drop, temporary_folder
 from .runtime.machine import cores, launched_size
+from .runtime.reading import said
 
 T = TypeVar("T")
 
-# How long a process waits for the others before it gives up. A process that died is noticed at once; this is for one
-# that lives and is stuck, and must cover what the first process does alone (writing a picture, a checksum of all).
+# How long a process waits in a sum or a broadcast. It must cover what the first process does alone (a picture, a
+# checksum of all); a process that died is noticed at once, and one that does not answer by `_Watch`.
 TIMEOUT = timedelta(minutes=30)
+# Seconds without a sign of life after which a process counts as lost, and in which all must have come;
+# ULFAST_RANK_TIMEOUT sets another number.
+SILENCE = 60.0
 # Seconds that processes have to end after one of them failed, before they are killed.
 SHUTDOWN = 5
 
@@ -85,11 +91,13 @@ def joined(device: str = "auto") -> Iterator[None]:
             if ":" in device:
                 raise InputError(f"--device {device} names one GPU, each process takes its own: say --device cuda")
             torch.cuda.set_device(local)
-        store, number, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # The launcher's store outlives a restart, and with it the addresses of processes that are gone.
-        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+        store, number, count = _met(silence := _silence())
+        watch = _Watch(number, count, silence)
+        try:
+            dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise WorkerError(f"process {number} of {count} could not join the others ({said(error)})") from error
         if "ULFAST_LAUNCHED" not in os.environ:  # torchrun gives each one thread
             torch.set_num_threads(cores())
     _RANK, _SIZE = dist.get_rank(), dist.get_world_size()
@@ -104,7 +112,131 @@ def joined(device: str = "auto") -> Iterator[None]:
             gc.collect()
             dist.destroy_process_group()
     finally:
+        if ours:  # after an error too: the caller may go on alone
+            watch.end()
         _RANK, _SIZE = 0, 1
+
+
+def _silence() -> float:
+    """Seconds after which a process that gives no sign of life is lost.
+
+    Raises:
+        InputError: ULFAST_RANK_TIMEOUT is no number of seconds.
+    """
+    text = os.environ.get("ULFAST_RANK_TIMEOUT", str(SILENCE))
+    with contextlib.suppress(ValueError):
+        if 1 <= float(text) < float("inf"):
+            return float(text)
+    raise InputError(f"ULFAST_RANK_TIMEOUT is {text!r}: give a number of seconds, 1 or more")
+
+
+def _met(silence: float) -> tuple[dist.Store, int, int]:
+    """The store at which all processes meet, this one's number, and how many there are.
+
+    Raises:
+        InputError: the port is in use, or not all came in time.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    count = launched_size()
+    # Twice as long as for a sign of life: they import torch first, and not all from the same disk.
+    patience = timedelta(seconds=2 * silence)
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=patience))
+        # The launcher's store outlives a restart, and with it the addresses of processes that are gone.
+        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store.set(f"here/{number}", "1")
+        store.wait([f"here/{other}" for other in range(count)], patience)
+    except (RuntimeError, ValueError) as error:
+        text = said(error)
+        if "EADDRINUSE" in text or "address already in use" in text.lower():
+            raise InputError(f"port {port} is in use on this machine: set another MASTER_PORT for all") from error
+        raise InputError(
+            f"not all of {count} processes came to {address}:{port} within {patience.seconds} s: start them all,"
+            " check MASTER_ADDR and MASTER_PORT, or set ULFAST_RANK_TIMEOUT"
+        ) from error
+    return store, number, count
+
+
+class _Watch:
+    """Ends this process when another one has given no sign of life for some seconds: stopped, or its machine lost.
+
+    A thread notes its sign in the store of the rendezvous, over a connection of its own. The first process looks for
+    the others', the
+    others for the first one's: when the first ends, all do.
+    """
+
+    def __init__(self, number: int, count: int, silence: float) -> None:
+        self._number, self._count, self._silence, self._stop = number, count, silence, threading.Event()
+        self._every = min(5.0, silence / 8)
+        self._name = f"life/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._seen = {other: (b"", time.monotonic()) for other in (range(1, count) if number == 0 else range(1))}
+        # Two, as a call to a store whose process is stopped does not return.
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._signs, self._judge)]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Nobody is watched any more."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(1 + self._every)
+
+    def _signs(self) -> None:
+        store: dist.Store | None = None
+        beat = 0
+        while not self._stop.wait(self._every):
+            beat += 1
+            with contextlib.suppress(RuntimeError, ValueError, OSError):  # of a store that is gone
+                store = store or self._connected()
+                store.set(f"{self._name}/{self._number}", str(beat))
+                for other, (before, _) in list(self._seen.items()):
+                    key = f"{self._name}/{other}"
+                    sign = store.get(key) if store.check([key]) else b""
+                    if sign != before:
+                        self._seen[other] = sign, time.monotonic()
+
+    def _judge(self) -> None:
+        while not self._stop.wait(self._every):
+            for other, (_, last) in list(self._seen.items()):
+                if time.monotonic() - last > self._silence and not self._stop.is_set():
+                    self._lost(other)
+
+    def _connected(self) -> dist.Store:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        patience = timedelta(seconds=max(1.0, self._every))
+        return dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)
+
+    def _lost(self, other: int) -> None:
+        line = (
+            f"process {other} of {self._count} has not answered for {self._silence:g} s: look at its machine;"
+            " finished work is kept (ULFAST_RANK_TIMEOUT sets another time)"
+        )
+        if not tell_launcher(line, WorkerError(line)):
+            print(f"ulfast: {line}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def check_same(facts: dict[str, Any]) -> None:
+    """Raises InputError where the processes are not about to do the same: the versions, the settings, the data.
+
+    Args:
+        facts: what must be equal, by the words for it; compared by their `repr`.
+    """
+    if _SIZE == 1:
+        return
+    every = gathered({key: repr(value) for key, value in facts.items()})
+    for number, other in enumerate(every):
+        for key in every[0] | other:
+            theirs, first = other.get(key, "none"), every[0].get(key, "none")
+            if theirs != first:
+                raise InputError(
+                    f"process {number} has other {key} than process 0 ({_short(theirs)}, not {_short(first)}):"
+                    " give all the same"
+                )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def share(n: int, rank: int | None = None, size: int | None = None) -> tuple[int, int]:
@@ -172,23 +304,27 @@ def main_first() -> Iterator[None]:
         wait()
 
 
-def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0) -> None:
+def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0, hint: str = "") -> None:
     """Runs ``ulfast ARGUMENTS`` in several processes of this machine, by torch's elastic launcher, until all are done.
 
     When one of them fails or is killed the others are ended. Up to `max_restarts` times all are started again then, and
     resume from the last checkpoint.
 
+    Args:
+        hint: how the user goes on with what was interrupted, "" where nothing of it is kept.
+
     Raises:
         InputError: what a process said of wrong input.
         WorkerError: a process died or failed, and no restart was left. One line that names it.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # of the launcher, for our one line
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     os.environ["ULFAST_LAUNCHED"] = "1"
+    logs = temporary_folder()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -200,21 +336,23 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0) -> N
         max_restarts=max_restarts,
         monitor_interval=0.1,
         shutdown_timeout=SHUTDOWN,
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs)),  # errors too; torch would leave a folder of its own behind
     )
     try:
         elastic_launch(config, sys.executable)("-m", "ulfast", *arguments)
     except ChildFailedError as error:
-        raise _reason(error.failures, processes) from None
+        raise _reason(error.failures, processes, hint) from None
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
-        raise WorkerError(f"ended by {error.sigval.name}; finished work is kept, --resume continues from it") from None
+        raise WorkerError(f"ended by {error.sigval.name}{hint and '; finished work is kept: '}{hint}") from None
     finally:
+        drop(logs)
         logging.disable(logging.NOTSET)
         del os.environ["ULFAST_LAUNCHED"]
 
 
-def _reason(failures: dict[int, Any], processes: int) -> Exception:
+def _reason(failures: dict[int, Any], processes: int, hint: str) -> Exception:
     """The first cause: a process that was killed, then one that said why, then one that lost the others, then those
     that the launcher ended."""
 
@@ -228,8 +366,8 @@ def _reason(failures: dict[int, Any], processes: int) -> Exception:
     who = f"process {number} of {processes}"
     if failure.exitcode < 0:
         return WorkerError(
-            f"{who} was killed by {failure.signal_name()} and the others were ended; finished work is"
-            " kept: --resume continues from it, --max-restarts N does so by itself"
+            f"{who} was killed by {failure.signal_name()} and the others were ended"
+            + (f"; finished work is kept: {hint}, --max-restarts N does so by itself" if hint else "")
         )
     text = failure.error_file_data.get("line") or f"{who} ended with exit code {failure.exitcode}"
     return InputError(text) if failure.exitcode == 2 else WorkerError(f"{who}: {text}")

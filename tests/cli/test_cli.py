@@ -192,7 +192,7 @@ def test_config_file_lies_below_flags(ulfast, small):
     code, _, err = ulfast("poison", "--config", "c.yaml", "--data", small, "--out", "p")
     assert code == 2
     assert "has no option 'methd' (did you mean 'method'?)" in err
-    for text, word in (("a: [", "is not YAML"), ("- a", "option: value"), ("method: 3\nrate: x", "rate")):
+    for text, word in (("a: [", "cannot be read as YAML"), ("- a", "option: value"), ("method: 3\nrate: x", "rate")):
         Path("c.yaml").write_text(text)
         code, _, err = ulfast("poison", "--config", "c.yaml", "--data", small, "--out", "p")
         assert (code, word in err) == (2, True), err

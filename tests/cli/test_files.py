@@ -165,13 +165,13 @@ def test_tilde_and_variables_are_expanded(ulfast, small, tmp_path, monkeypatch):
         (["poison", "--data", "small", "--out", "o", "--set", "dataset=1"], "not for --set"),
         (["attack", "--data", "small", "--out", "o", "--set", "model=cnn"], "say --model cnn"),
         (["attack", "--data", "small", "--out", "o", "--set", "fit_steps=3"], "say --fit-steps 3"),
-        (["poison", "--data", "small", "--out", "o", "--set", "patch=[1"], "no number, word or"),
-        (["poison", "--data", "small", "--out", "o", "--set", "patch={a: 1}"], "no number, word or"),
+        (["poison", "--data", "small", "--out", "o", "--set", "patch=[1"], "not a number, a word or"),
+        (["poison", "--data", "small", "--out", "o", "--set", "patch={a: 1}"], "not a number, a word or"),
         (["poison", "--data", "small", "--out", "o", "--set", "patch=four"], "must be a whole number"),
         (["poison", "--data", "small", "--out", "o", "--set", "patch=4", "--set", "patch=8"], "twice"),
-        (["poison", "--data", "small", "--out", "o", "--eps", "nan"], "is no number"),
-        (["poison", "--data", "small", "--out", "o", "--eps", "inf"], "is no number"),
-        (["poison", "--data", "small", "--out", "o", "--eps", "8/0"], "is no number"),
+        (["poison", "--data", "small", "--out", "o", "--eps", "nan"], "is not a finite number"),
+        (["poison", "--data", "small", "--out", "o", "--eps", "inf"], "is not a finite number"),
+        (["poison", "--data", "small", "--out", "o", "--eps", "8/0"], "is not a finite number"),
         (["poison", "--data", "small", "--out", "o", "--method", "em", "--eps", "8"], "give 8/255"),
         (["poison", "--data", "small", "--out", "o", "--method", "regions-4", "--eps", "8"], "give 8/255"),
         (["poison", "--data", "small", "--out", "o", "--method", "ar", "--eps", "8", "--set", "norm=linf"], "8/255"),
@@ -192,7 +192,7 @@ def test_values_and_places_that_are_wrong_are_one_line(ulfast, small, tmp_path, 
 
 def test_a_length_is_said_in_levels(ulfast, small):
     code, _, err = ulfast("poison", "--data", small, "--method", "lsp", "--eps", 8, "--out", "a")
-    assert (code, "98.1 levels of 255 a value" in err) == (0, True), err
+    assert (code, "98.1 levels of 255 per value" in err) == (0, True), err
 
 
 def test_eps_as_a_fraction(ulfast, small):

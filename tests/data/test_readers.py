@@ -220,7 +220,7 @@ def test_restricted_reading_keeps_values(tmp_path):
 @pytest.mark.parametrize("cut", [0, 1, 10, 200])
 def test_a_damaged_pickle_is_named(tmp_path, cut):
     (tmp_path / "p").write_bytes(pickle.dumps({"a": np.zeros(1000)})[:cut])
-    with pytest.raises(InputError, match=r"is damaged|holds"):
+    with pytest.raises(InputError, match=r"cannot be read|holds"):
         load_pickle(tmp_path / "p")
 
 
@@ -295,5 +295,5 @@ def test_svhn(tmp_path, make_dataset):
     assert np.array_equal(got.images, data.images)
     assert got.labels.tolist() == data.labels.tolist()
     (tmp_path / "test_32x32.mat").write_bytes(b"x" * 300)
-    with pytest.raises(InputError, match=r"test_32x32\.mat cannot be read"):
+    with pytest.raises(InputError, match=r"test_32x32\.mat is no \.mat file"):
         load_dataset(tmp_path, split="test")

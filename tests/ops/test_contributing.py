@@ -11,7 +11,8 @@ from ulfast.profiling.check import samples
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where an operator is made. Its users (poisons, benchmarks) are not counted.
-PLACES = ("csrc", "ulfast/ops", "ulfast/profiling", "tests/ops", "tests/cuda_emulation", "docs/kernels.md", "setup.py")
+CODE = ("csrc", "ulfast/ops", "ulfast/profiling", "tests/ops", "tests/cuda_emulation", "setup.py")
+PLACES = (*CODE, "docs/guide/kernels.md")
 
 
 def files_of(name):

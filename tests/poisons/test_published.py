@@ -312,7 +312,7 @@ def test_damaged_and_crafted_files_are_named(tmp_path, base, poisoned):
         for name in given.namelist():  # {"a": the dictionary itself}
             pickled = b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."
             out.writestr(name, pickled if name.endswith("data.pkl") else given.read(name))
-    refused("holds a dict", "itself.pt")
+    refused("holds a container that holds itself", "itself.pt")
     np.savez_compressed(tmp_path / "cut.npz", np.zeros((60, 9, 11, 3), np.uint8))
     whole = (tmp_path / "cut.npz").read_bytes()
     for at in (len(whole) // 2, 60, len(whole) - 30):

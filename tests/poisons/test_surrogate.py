@@ -261,7 +261,7 @@ def test_a_damaged_state_is_said(make_dataset, tmp_path):
     clean = make_dataset(60)
     poison(clean, "hypo", folder=tmp_path, **SMALL["hypo"])
     (tmp_path / "state.json").write_text("{")
-    with pytest.raises(InputError, match="damaged: start anew"):
+    with pytest.raises(InputError, match="damaged: start again"):
         poison(clean, "hypo", folder=tmp_path, resume=True, **SMALL["hypo"])
 
 
@@ -478,7 +478,7 @@ def test_an_unfinished_run_on_the_command_line(make_dataset, tmp_path, monkeypat
         patched.setattr(PerturbationStore, "apply", lambda *a: (_ for _ in ()).throw(Killed()))
         assert isinstance(run().exception, Killed)
     assert (tmp_path / "out.work" / "state.json").is_file()
-    assert "say --resume to continue it" in str(run().exception)
+    assert "give --resume to continue it" in str(run().exception)
     assert run("--resume").exit_code == 0
     assert not (tmp_path / "out.work").exists()
     assert load_dataset(tmp_path / "out").manifest["making"]["loss_after"] > 0

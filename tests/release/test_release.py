@@ -67,7 +67,7 @@ def test_every_variable_is_in_the_table():
                 read.update(re.findall(r"^ULFAST_[A-Z_]+$", node.value))
     for path in [p for part in ("tools", "benchmarks") for p in (ROOT / part).glob("*.sh")]:
         read.update(re.findall(r"\$\{?(ULFAST_[A-Z_]+)", path.read_text()))
-    page = (ROOT / "docs" / "install.md").read_text()
+    page = (ROOT / "docs" / "guide" / "install.md").read_text()
     assert set(re.findall(r"^\| .*`(ULFAST_[A-Z_]+)`.* \|", page, re.MULTILINE)) == read
 
 

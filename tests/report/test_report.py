@@ -179,7 +179,7 @@ def test_a_cell_that_cannot_run_does_not_stop_the_others(tmp_path, monkeypatch):
         ({"data": "nowhere"}, "no data set 'nowhere'"),
         ({"sedes": [1]}, "did you mean 'seeds'"),
         ({"poisons": []}, "`poisons` is missing"),
-        ({"poisons": ["lsp", {"method": "lsp", "eps": 2.0}]}, "'lsp' is there twice"),
+        ({"poisons": ["lsp", {"method": "lsp", "eps": 2.0}]}, "'lsp' is given twice"),
         ({"poisons": [{"name": "../x", "method": "lsp"}]}, "cannot name a folder"),
         ({"poisons": [{"method": "clean", "eps": 1.0}]}, "clean data takes no parameters"),
         ({"published": "us"}, "no published table"),
@@ -250,10 +250,10 @@ def test_verdicts():
     assert "undoes 90 % of the loss (67.0 %): it does not survive orthogonal" in sentence(0.4, 0.7, orthogonal=0.67)
     survives = sentence(0.2, 0.7, **{"orthogonal": 0.25, "iss-jpeg": 0.65})
     assert "undoes 10 % of the loss (25.0 %): it survives orthogonal" in survives
-    assert "Best of those tried: iss-jpeg, 90 % (65.0 %)" in survives
+    assert "The best of those tried is iss-jpeg: 90 % (65.0 %)" in survives
     assert "partly survives" in sentence(0.2, 0.7, orthogonal=0.5)
     assert "undoes nothing" in sentence(0.2, 0.7, orthogonal=0.1)
-    assert "cannot be said" in sentence(0.2, None, orthogonal=0.5)
+    assert "is not known how much" in sentence(0.2, None, orthogonal=0.5)
     assert "No attack was tried" in sentence(0.2, 0.7)
 
 

@@ -97,7 +97,8 @@ def run(command: list[str], kill_at: int | None) -> int:
 
 def content(step: str, out: Path) -> dict[str, object]:
     """What must not depend on kills: every byte, and of files with times in them everything else."""
-    found: dict[str, object] = {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()}
+    files_ = [f for f in out.rglob("*") if f.is_file() and f.suffix != ".lock"]  # which the next command removes
+    found: dict[str, object] = {str(f.relative_to(out)): f.read_bytes() for f in files_}
     if step == "fit":
         basis = ulfast.Basis.load(out / "b.safetensors")
         found["b.safetensors"] = (basis.rows.numpy().tobytes(), basis.weights.numpy().tobytes())

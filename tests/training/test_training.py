@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, make_dataset):
     with pytest.raises(InputError, match="another seed"):
         run(make_dataset(), seed=1, folder=tmp_path, resume=True)
     (tmp_path / "last.pt").write_bytes(b"broken")
-    with pytest.raises(InputError, match="is not a checkpoint"):
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
         run(make_dataset(), folder=tmp_path, resume=True)
 
 

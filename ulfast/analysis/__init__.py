@@ -1,4 +1,4 @@
-"""Measuring data sets: telling poisoned from clean, linear separability, what `ulfast data info` says."""
+"""Measuring data sets: telling poisoned from clean, linear separability, the facts of `ulfast data info`."""
 
 from .diagnosis import Diagnosis, Evidence, diagnose
 

@@ -15,7 +15,7 @@ from ..errors import InputError, MissingSplit
 from ..runtime.progress import Progress
 from .distinct import distinct_perturbations
 
-LOOKED_AT = 10_000  # images that are searched for poison
+LOOKED_AT = 10_000  # images searched for poison
 
 
 def describe(
@@ -29,7 +29,7 @@ def describe(
     progress: Progress | None = None,
     **reading: Any,
 ) -> dict[str, Any]:
-    """Counts a class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
+    """Images per class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
 
     Args:
         base: the clean training images: how many perturbations there are in each class is then counted.
@@ -46,7 +46,8 @@ def describe(
     train: Dataset | None = None
     for split in ("train", "test"):
         try:
-            dataset = load_dataset(source, split=split, format=format, resize=resize, progress=progress, **reading)
+            options = {"format": format, "resize": resize, "progress": progress, **reading, "verify": True}
+            dataset = load_dataset(source, split=split, **options)
             if train is not None:
                 dataset = matched(train, dataset, names=("training images", "test images"), part=True)
         except InputError as error:

@@ -1,9 +1,9 @@
-"""Fine detail at a fixed place: it tells the class of poisoned images, and hardly that of photographs.
+"""Fine detail at fixed positions: it predicts the class of poisoned images, and hardly that of photographs.
 
 A linear model of whole images finds what is bright and what is green, and so classifies poisons and easy photographs
-alike. The differences between neighbouring pixels at a fixed place say next to nothing of a photograph's class, and
-everything of a class-wise pattern's. Where only some images carry the pattern, they are too few for the accuracy to
-show it, but each of them lies many standard deviations off, where no clean image is.
+alike. The differences between neighbouring pixels at a fixed position say next to nothing about a photograph's class,
+and everything about a class-wise pattern's. Where only some images carry the pattern, they are too few for the accuracy
+to show it, but each of them lies many standard deviations off, where no clean image is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..data.dataset import Dataset, balanced_indices, chunks
 
-TILE, TILES = 8, 4  # differences a side of a tile, tiles a side
+TILE, TILES = 8, 4  # differences per side of a tile, tiles per side
 SCALE = 8.0  # 8-bit levels; larger differences are edges of the photograph and count no more
 RIDGE = 1e-2  # of the covariance of features between -1 and 1
 FAR = 6.0  # standard deviations
@@ -29,7 +29,7 @@ SHOWN = 200  # marked images of a class that its pattern is drawn from
 
 @dataclass(frozen=True)
 class Detail:
-    """What the fine detail of images tells of their class.
+    """What the fine detail of images tells about their class.
 
     Attributes:
         accuracy: of a discriminant on images that it was not fitted to, mean over classes.
@@ -46,11 +46,11 @@ class Detail:
 
 
 def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
-    """Looks at both halves of the images with discriminants fitted to the other.
+    """Evaluates each half of the images with discriminants fitted to the other.
 
     Args:
         dataset: training images with labels; of classes with fewer than 20 images none counts as marked.
-        seed: halves the images, and places the tiles in large ones.
+        seed: splits the images into halves, and places the tiles in large ones.
     """
     classes = dataset.num_classes
     limit = max(classes, min(len(dataset), PER_CLASS * classes, IMAGES))

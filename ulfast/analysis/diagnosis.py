@@ -1,6 +1,6 @@
 """`diagnose`: is a data set poisoned, how, and which attack to try; without a clean image.
 
-Verdict: *poisoned* if any of six measurements is outside the range of every clean set we tried; *clean* if all are
+Verdict: *poisoned* if any of seven measurements is outside the range of every clean set we tried; *clean* if all are
 inside it; otherwise *unknown*. Where the classes differ by more than a perturbation could make them, nothing counts as
 poison.
 """
@@ -19,13 +19,14 @@ from ..errors import InputError
 from ..ops.state import ordinary
 from ..projection.patches import PATCH, PRESENT, PatchBasis, fit_patches
 from ..runtime.progress import Progress
+from .border import BORDER, Border, dark_border
 from .detail import Detail, fine_detail
 from .evidence import Evidence, LinearModel, has_pattern, is_its_own, linear_model, pixel_space
 
 # As in evidence.py: below the first value clean, from the second on poisoned.
 PATCHES = (12.0, PRESENT)
 CONSTANT = (0.20, 0.35)
-FEWEST = 2  # images of a class, below which nothing is told apart
+FEWEST = 2  # fewest images of a class
 # Images per class in which constant pixels are looked for.
 CONSTANT_IMAGES = 500
 
@@ -38,8 +39,9 @@ class Diagnosis:
         verdict: "poisoned", "clean" or "unknown".
         suggested_attack: name of an attack.
         evidence: the measurements.
-        seconds: that it took.
-        detail: with the indices of the images that stand out.
+        seconds: how long it took.
+        detail: fine detail, with the indices of the images that stand out.
+        border: with the indices of the images that have a dark border.
         linear, patches: what was fitted on the way, for pictures and for the attack that follows.
     """
 
@@ -50,6 +52,7 @@ class Diagnosis:
     linear: LinearModel
     patches: PatchBasis
     detail: Detail
+    border: Border
 
     @property
     def doubt(self) -> str:
@@ -63,6 +66,7 @@ class Diagnosis:
             "suggested_attack": self.suggested_attack,
             "evidence": [{**asdict(e), "finding": e.finding} for e in self.evidence],
             "marked_images": len(self.detail.images),
+            "dark_borders": len(self.border.images),
             "seconds": self.seconds,
         }
 
@@ -73,16 +77,16 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = Non
 
     Args:
         dataset: training images with labels.
-        seed: draws the images looked at.
+        seed: draws the images to look at.
         progress: called with the stages "fit" and "patches".
 
     Returns:
-        Diagnosis. It finds what fine detail, patch statistics, constant pixels or a class's pattern in some images
-        show; a poison made with a network may show in none of them and be called clean or unknown. Images that a linear
-        model can classify by what they show (digits, for example) are called unknown, poisoned or not.
+        Diagnosis. It finds what fine detail, patch statistics, constant pixels, dark borders or a class's pattern in
+        some images show; a poison made with a network may show in none of them and be called clean or unknown. Images
+        that a linear model can classify by what they show (digits, for example) are called unknown, poisoned or not.
 
     Raises:
-        InputError: images of one class, which leaves nothing to compare; one image of a class.
+        InputError: images of only one class, or too few images of a class.
 
     Example:
         >>> ulfast.diagnose(ulfast.load_dataset("poisoned/")).verdict
@@ -90,7 +94,7 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = Non
     """
     start = time.perf_counter()
     if len(np.unique(dataset.labels)) < 2:
-        raise InputError(f"{dataset.name} holds images of one class: diagnose tells classes apart and needs two")
+        raise InputError(f"{dataset.name} holds images of one class: diagnose compares classes and needs at least two")
     counts = np.bincount(dataset.labels)
     if counts[counts > 0].min() < FEWEST:
         raise InputError(
@@ -110,7 +114,7 @@ def _measured(dataset: Dataset, start: float, seed: int, progress: Progress | No
     small = min(PATCH, *dataset.image_shape[:2])
     patches = fit_patches(dataset, patch=small, seed=seed, progress=progress)
     share, where, name = constant_pixel(dataset, seed)
-    detail = fine_detail(dataset, seed)
+    detail, border = fine_detail(dataset, seed), dark_border(dataset, seed)
     evidence = (
         *pixel_space(linear, detail, dataset),
         Evidence(
@@ -130,14 +134,22 @@ def _measured(dataset: Dataset, start: float, seed: int, progress: Progress | No
             f"share of class {name!r} with one colour at row {where[0]}, column {where[1]}, and not of others",
             linear.doubt,
         ),
+        Evidence(
+            "dark border",
+            border.share,
+            *BORDER,
+            "share of images whose four sides are darker than the pixels next to them, as a convolution leaves them",
+        ),
     )
     verdict, attack = conclude(evidence)
-    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear, patches, detail)
+    return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear, patches, detail, border)
 
 
 def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
     """Verdict and suggested attack."""
-    findings = *_, smooth, whole, constant = tuple(e.finding for e in evidence)
+    findings = *_, smooth, whole, constant, border = tuple(e.finding for e in evidence)
+    if border == "poisoned":  # what else there is shows when the convolution is undone
+        return "poisoned", "orthogonal-full"
     if set(findings) == {"clean"}:
         return "clean", "none"
     if "poisoned" not in findings:  # with a doubt, a projection would remove what the classes really differ by

@@ -1,4 +1,4 @@
-"""What in a data set says that it is poisoned: single measurements, each with the range that clean data gives."""
+"""Signs that a data set is poisoned: single measurements, each with the range of clean data."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..projection.fit import fit_basis
 from ..runtime.progress import Progress
 from .detail import Detail
 
-# Below the first value evidence counts as clean, from the second on as poisoned. The measurements behind them stand in
-# docs/diagnose.md.
+# Below the first value evidence counts as clean, from the second on as poisoned. The measurements behind them are in
+# docs/research/diagnosis.md.
 LINEAR = 0.42
 DETAIL = (0.35, 0.48)
 MARKED = (0.005, 0.01)
@@ -31,8 +31,8 @@ LINEAR_IMAGES = 50_000
 class Evidence:
     """One measurement: `value`, the range of clean sets (`clean_below`), where poisons begin (`poisoned_from`).
 
-    `poisoned_from` is None if no value alone is a sign of poison. `doubt` says why, if there is a reason, even a value
-    from there on is none.
+    `poisoned_from` is None if no value alone is a sign of poison. `doubt` gives the reason, if there is one, why
+    even a value from there on is none.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Evidence:
 
 
 def pixel_space(linear: LinearModel, detail: Detail, dataset: Dataset) -> tuple[Evidence, Evidence, Evidence]:
-    """What a linear model, fine detail and marked images say."""
+    """The evidence of a linear model, fine detail and marked images."""
     classes = len(np.unique(dataset.labels))
     low, high = (_for_classes(bound, classes) for bound in DETAIL)
     return (
@@ -84,7 +84,7 @@ def pixel_space(linear: LinearModel, detail: Detail, dataset: Dataset) -> tuple[
 
 
 def has_pattern(evidence: tuple[Evidence, ...]) -> bool:
-    """Whether so many images carry a pattern of their class, by these three, that it is worth taking out."""
+    """Whether so many images carry a pattern of their class, by these three, that it is worth removing."""
     linear, detail, marked = (e.finding for e in evidence)
     return detail == "poisoned" or (marked == "poisoned" and "unclear" in (linear, detail))
 
@@ -108,8 +108,8 @@ class LinearModel:
 
     Attributes:
         accuracy: on held-out images of the set, mean over classes.
-        levels: how far a class lies from the others along its own weights, in 8-bit levels a value (root mean square),
-            median over classes: a perturbation of a bound of 8 levels moves it by no more than that.
+        levels: how far a class lies from the others along its own weights, in 8-bit levels per value (root mean
+            square), median over classes: a perturbation of a bound of 8 levels moves it by no more than that.
         basis: of the weights.
     """
 
@@ -119,7 +119,7 @@ class LinearModel:
 
     @property
     def doubt(self) -> str:
-        """Why an accuracy, however high, is no sign of poison; empty if it may be one."""
+        """Why an accuracy, however high, is not a sign of poison; empty if it may be one."""
         if self.levels <= PERTURBATION:
             return ""
         return f"the classes differ by {self.levels:.0f} levels, more than a perturbation: by what the images show"
@@ -128,7 +128,8 @@ class LinearModel:
 def linear_model(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> LinearModel:
     """Fits a linear model to four fifths of the images and measures it on the rest.
 
-    Held out, because few images are always separable; averaged over classes, because a large class is a good guess.
+    The images are held out, because few images are always separable. The accuracy is averaged over classes, because a
+    large class is a good guess.
     """
     some = dataset.balanced(max(LINEAR_IMAGES, dataset.num_classes), seed)
     order = np.random.default_rng(seed).permutation(len(some))

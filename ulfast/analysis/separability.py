@@ -1,4 +1,4 @@
-"""Linear separability of perturbations: how well a linear model tells the classes from the perturbations alone."""
+"""Linear separability of perturbations: how well a linear model predicts the class from the perturbation alone."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Evaluate = Callable[[], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Separability:
-    """What a classifier made of its training inputs.
+    """How a classifier fits its training inputs.
 
     Attributes:
         accuracy: train accuracy at the end, 0 to 1.
         loss: mean cross-entropy at the end.
-        steps: LBFGS steps that were taken.
+        steps: LBFGS steps taken.
         converged: whether it ended because the gradient was zero (largest entry up to 1e-7), not after the last step.
         curve: rows of `evaluation` (of loss and gradient, counted from 0), `loss` and `accuracy`.
     """
@@ -69,11 +69,11 @@ def separability(
     Args:
         inputs: (n, ...) perturbations or images in any units: they are rescaled to [0, 1] over the whole tensor.
         labels: (n,) int64.
-        steps: of LBFGS, each of up to 20 iterations with one evaluation of all inputs: 500 steps are 10,000
+        steps: steps of LBFGS, each of up to 20 iterations with one evaluation of all inputs: 500 steps are 10,000
             evaluations. It ends earlier where the gradient is zero.
-        lr: of LBFGS.
+        lr: learning rate of LBFGS.
         hidden: tanh layers of width 30 in between; 0 is the linear model.
-        seed: of the start (PyTorch's default).
+        seed: draws the start (PyTorch's default).
         progress: called as ``progress("separability", step, steps, loss=, accuracy=)``.
 
     Raises:
@@ -86,7 +86,7 @@ def separability(
     rows = inputs.reshape(len(inputs), -1)
     low, high = float(rows.min()), float(rows.max())
     if not high > low:
-        raise InputError("the perturbations are all the same: there is nothing to separate")
+        raise InputError("all perturbations are the same, so there is nothing to separate: give others")
     y = labels.clone().to(device)  # one that was made in inference mode could not be kept for a gradient
     parameters, evaluate = (_network if hidden else _linear)(rows, low, high, y, hidden, seed, torch.device(device))
     optimizer = torch.optim.LBFGS(parameters, lr=lr, max_iter=ITERATIONS, history_size=HISTORY)

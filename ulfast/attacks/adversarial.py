@@ -20,14 +20,14 @@ BEST_JPEG = 99
 
 @dataclass(frozen=True)
 class AdversarialTraining(Attack):
-    """Every batch is perturbed by PGD against the network as it is. Costs steps + 1 trainings."""
+    """Every batch is perturbed by PGD against the network as it is. It costs steps + 1 trainings."""
 
     stage: ClassVar[int] = SEARCH
     summary = "adversarial training, PGD-10"
     source = "Madry et al., ICLR 2018; against poisons: Tao et al., NeurIPS 2021"
     aliases = ("at", "adv", "pgd")
 
-    norm: str = parameter("linf", "of the bound", choices=("linf", "l2"))
+    norm: str = parameter("linf", "norm of the bound", choices=("linf", "l2"))
     at_eps: float | None = parameter(None, "bound, pixels in [0, 1] (default 8/255, or 0.5 in L2)", at_least=0)
     at_steps: int = parameter(10, "PGD steps", at_least=1)
     at_alpha: float | None = parameter(
@@ -51,11 +51,11 @@ class UEraser(Attack):
     """Strong augmentations, and for the first epochs the worst of several copies of each image."""
 
     stage: ClassVar[int] = SEARCH
-    summary = "plasma, channel shuffle, TrivialAugment; the worst of 5 copies at first"
+    summary = "plasma, channel shuffle, TrivialAugment; at first the worst of 5 copies"
     source = "Qin et al., Learning the Unlearnable, 2023 (arXiv 2303.15127)"
     excludes: ClassVar[dict[str, str]] = {"adversarial": "both search for the hardest images: choose one"}
 
-    copies: int = parameter(5, "of each image that are compared", at_least=1)
+    copies: int = parameter(5, "copies of each image that are compared", at_least=1)
     search_epochs: int | None = parameter(
         None, "epochs with the search (default a quarter; published 50 of 200)", at_least=0
     )
@@ -68,11 +68,11 @@ class UEraser(Attack):
         "as published for tap and ar: at jpeg_quality after the rest (fixed), or before it, drawn from there to 99",
         choices=("none", "fixed", "drawn"),
     )
-    jpeg_quality: int = parameter(10, "of `jpeg`, the lowest", at_least=1)
+    jpeg_quality: int = parameter(10, "lowest quality of `jpeg`", at_least=1)
 
     def apply(self, plan: Plan, context: Context) -> None:
         if plan.train.image_shape[2] != 3:
-            raise InputError("ueraser shuffles colour channels: gray images have none")
+            raise InputError("ueraser shuffles colour channels, and gray images have none: leave it out")
         if self.jpeg_quality > BEST_JPEG:
             raise InputError(f"ueraser: jpeg_quality must be at most {BEST_JPEG}, got {self.jpeg_quality}")
         if self.plasma > 1:
@@ -91,7 +91,7 @@ class UEraser(Attack):
 
 
 def _compressed(low: int, high: int) -> adversaries.PixelMap:
-    """Through JPEG, at one quality for the whole batch, drawn each time from torch's generator of the CPU."""
+    """Compresses by JPEG, at one quality for the whole batch, drawn each time from torch's generator of the CPU."""
 
     def through(x: Tensor) -> Tensor:
         quality = int(torch.randint(low, high + 1, ()))

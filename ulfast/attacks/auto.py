@@ -11,10 +11,10 @@ from .base import Attack, Context, Plan
 
 @dataclass(frozen=True)
 class Auto(Attack):
-    """Looks for traces of poison and applies the suggested attack; `notes` of the result say which, and why."""
+    """Looks for traces of poison and applies the suggested attack; `notes` of the result name it and the reason."""
 
     summary = "diagnose, then the suggested attack"
-    source = "ulfast, docs/diagnose.md"
+    source = "ulfast, docs/guide/diagnose.md"
     alone: ClassVar[bool] = True
 
     def apply(self, plan: Plan, context: Context) -> str:

@@ -22,16 +22,16 @@ from ..training.refit import Refit
 if TYPE_CHECKING:
     from ..analysis.diagnosis import Diagnosis
 
-# Where in the course of things an attack works: on the stored images, on their projection, on training batches, on the
-# search for the hardest of them, on the trained network. Attacks that are joined are carried out in this order.
+# At which stage an attack works: on the stored images, on their projection, on training batches, on the
+# search for the hardest of them, on the trained network. Combined attacks are carried out in this order.
 IMAGES, PROJECTION, BATCHES, SEARCH, NETWORK = range(5)
-# What a fit keeps in the run's folder while it lasts.
+# What a fit keeps in the run's folder while it runs.
 FIT_FILE = "fit.pt"
 
 
 @dataclass
 class Plan:
-    """A training about to happen. Attacks change it in turn; then it is carried out.
+    """A training about to happen. Attacks change it one after the other; then it is carried out.
 
     Attributes:
         train: the data the attacker has.
@@ -43,11 +43,11 @@ class Plan:
         test_removal: what every test image loses.
         hooks: applied to every training batch, in order.
         select: clean images by whose accuracy the best epoch is chosen, or None for the last epoch.
-        refits: what happens to the trained network, in order.
+        refits: what is done to the trained network, in order.
         basis: what was fitted, for pictures and files.
-        diagnosis: what `auto` found, so that what it suggests need not look again.
+        diagnosis: what `auto` found, so that the suggested attack need not look again.
         notes: facts for the result (fit accuracy, chosen settings).
-        seconds: of the steps before training, by name.
+        seconds: duration of the steps before training, by name.
     """
 
     train: Dataset
@@ -74,7 +74,7 @@ class Plan:
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Adds what a block takes to the `seconds` of a step."""
+        """Adds the duration of a block to the `seconds` of a step."""
         start = time.perf_counter()
         yield
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
@@ -82,7 +82,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Context:
-    """What an attack may need to know beside the plan."""
+    """What an attack may need to know besides the plan."""
 
     seed: int
     device: torch.device
@@ -97,9 +97,9 @@ class Context:
 class Attack:
     """Base of all attacks. A subclass is a frozen dataclass whose fields are its parameters.
 
-    Class variables: `stage`, where it works; `excludes`, names it cannot be joined with, and the rest of a sentence
-    that says why (one of the two attacks names the other); `alone`, whether it cannot be joined at all; `needs_clean`,
-    whether it takes some clean images.
+    Class variables: `stage`, where it works; `excludes`, names it cannot be combined with, and the rest of a sentence
+    that says why (one of the two attacks names the other); `alone`, whether it cannot be combined at all;
+    `needs_clean`, whether it needs some clean images.
     """
 
     stage: ClassVar[int] = PROJECTION
@@ -111,5 +111,5 @@ class Attack:
     aliases: ClassVar[tuple[str, ...]] = ()
 
     def apply(self, plan: Plan, context: Context) -> str | None:
-        """Changes the plan. May return the name of an attack that is to be carried out next."""
+        """Changes the plan. May return the name of an attack to be carried out next."""
         raise TypeError(f"{type(self).__name__} does not say what to do")

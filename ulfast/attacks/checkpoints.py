@@ -65,7 +65,7 @@ class Run:
         """
         found = sorted((self.folder / "checkpoints" / "attack").glob("epoch-*.pt"))
         if not found:
-            raise InputError(f"{self.folder} kept no epochs: run it with --keep-checkpoints")
+            raise InputError(f"{self.folder} kept no epochs: run `ulfast attack` with --keep-checkpoints")
         return found
 
     def network(self, path: Path) -> nn.Module:
@@ -75,16 +75,18 @@ class Run:
         try:
             model.load_state_dict(checkpoint.load_weights(path))
         except RuntimeError as error:
-            raise InputError(f"{path} is no {self.result.model} ({str(error).splitlines()[0]})") from None
+            raise InputError(
+                f"{path} does not fit the network {self.result.model} ({str(error).splitlines()[0]})"
+            ) from None
         return model.to(self.device)
 
     @property
     def half(self) -> torch.dtype | None:
-        """The half-precision format that the run was trained and measured in, where this device has it too."""
+        """The half-precision format that the run used for training and evaluation, if this device has it too."""
         return fast_half(self.device) if self.result.config.get("half") else None
 
     def trained(self, path: Path, seed: int = 0, progress: Progress | None = None) -> Trained:
-        """The network of a checkpoint, as a refit takes it: with batches as in the run."""
+        """The network of a checkpoint as a refit takes it, with batches as in the run."""
         notes, half = self.result.notes, self.half
         make = MakeLoader(notes["mean"], notes["std"], half or torch.float32, self.result.seed, self.device)
         return Trained(self.network(path), make, make(self.test), half, seed, progress)
@@ -133,7 +135,7 @@ def finetune_run(
 
     Args:
         clean: clean training images.
-        epochs, lr: passes and largest rate of SGD.
+        epochs, lr: epochs and largest rate of SGD.
         last_layer: only the last linear layer (linear probing), from zero.
 
     Returns:

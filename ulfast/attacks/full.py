@@ -1,4 +1,4 @@
-"""`orthogonal-full`: both projections and the noise, each only where the data shows what it is for."""
+"""`orthogonal-full`: deconvolution, both projections and the noise, each only where the data calls for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..parameters import parameter
 from ..projection.mean_noise import noise_scale
 from ..projection.patches import PATCH
 from .base import Context, Plan
+from .deconvolve import undo_convolution
 from .noise import ClassMeanNoise
 from .orthogonal import OrthogonalProjection
 from .patch import OrthogonalPatch
@@ -18,17 +19,20 @@ from .patch import OrthogonalPatch
 
 @dataclass(frozen=True)
 class OrthogonalFull(OrthogonalProjection):
-    """For any poison that a linear map removes: `orthogonal+mean-noise`, in part, unless the fine detail of the images
-    says no more of their classes than that of photographs does, then `orthogonal-patch`. The scale of the noise follows
-    what stays (`ulfast.noise_scale`); a poison that is each image's own gets none. On clean data nothing changes, where
-    `orthogonal` alone takes what the classes really differ by. All are fitted to the images as they are.
+    """Removes any poison that a linear map can remove: by `deconvolve` if borders are dark, by `orthogonal+mean-noise`,
+    in part, if the fine detail of the images says more about their classes than that of photographs does, then by
+    `orthogonal-patch`.
+
+    The scale of the noise follows what remains (`ulfast.noise_scale`); a poison that is each image's own gets none.
+    Clean data does not change, while `orthogonal` alone removes what the classes really differ by. All are fitted to
+    the images as they then are.
     """
 
-    summary = "both projections and mean-noise, each only where the data shows what it is for"
-    source = "ulfast, docs/orthogonal-patch.md"
+    summary = "deconvolve, both projections and mean-noise, each only where the data calls for it"
+    source = "ulfast, docs/research/orthogonal-patch.md"
     aliases: ClassVar[tuple[str, ...]] = ("full",)
     excludes: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("orthogonal", "orthogonal-classwise", "orthogonal-patch", "mean-noise"),
+        ("deconvolve", "orthogonal", "orthogonal-classwise", "orthogonal-patch", "mean-noise"),
         "do the same: orthogonal-full is enough",
     )
 
@@ -37,9 +41,11 @@ class OrthogonalFull(OrthogonalProjection):
     noise_scale: float | None = parameter(
         None, "deviation of the noise over that of the class means (default: 0 to 2, from the data)", at_least=0
     )
-    partial: bool = parameter(True, "remove a direction only as far as the classes' means differ along it")
+    partial: bool = parameter(True, "remove a direction only as far as the class means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
+        if undo_convolution(plan, context):
+            plan.diagnosis = None  # it was of the images before
         found = plan.diagnosis
         with plan.timed("diagnose"):
             linear = found.linear if found else linear_model(plan.train, context.seed, context.progress)
@@ -47,7 +53,7 @@ class OrthogonalFull(OrthogonalProjection):
             evidence = pixel_space(linear, detail, plan.train)
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
         if context.basis is not None or has_pattern(evidence):
-            # Without the noise, what stays of a direction would show.
+            # Without the noise, what remains of a direction would show.
             whole = self.fit == "leace" or self.noise_scale == 0
             OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
             scale = self.noise_scale

@@ -18,7 +18,7 @@ class Cutout(Attack):
     """A black square at a random place of every image, cut off at the border."""
 
     stage: ClassVar[int] = BATCHES
-    summary = "a random square of every image goes black"
+    summary = "a random square of every image is blackened"
     source = "DeVries and Taylor, Improved Regularization with Cutout, 2017"
 
     length: int | None = parameter(None, "side of the square (default: half the image, 16 at 32 px)", at_least=1)
@@ -37,7 +37,7 @@ class MixUp(Attack):
     source = "Zhang et al., mixup, ICLR 2018"
     excludes: ClassVar[dict[str, str]] = {"cutmix": "both mix labels: choose one"}
 
-    alpha: float = parameter(1.0, "of the Beta distribution of the share", at_least=0)
+    alpha: float = parameter(1.0, "parameter of the Beta distribution of the share", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
         plan.hooks.append(mixing.mixup(plan.train.num_classes, self.alpha))
@@ -51,8 +51,8 @@ class CutMix(Attack):
     summary = "rectangles and labels exchanged in pairs"
     source = "Yun et al., CutMix, ICCV 2019"
 
-    probability: float = parameter(0.5, "that a batch is mixed", at_least=0)
-    beta: float = parameter(1.0, "of the Beta distribution of the area", at_least=0)
+    probability: float = parameter(0.5, "probability that a batch is mixed", at_least=0)
+    beta: float = parameter(1.0, "parameter of the Beta distribution of the area", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
         if self.probability > 1:

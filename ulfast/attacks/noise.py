@@ -1,4 +1,4 @@
-"""`mean-noise`: hide what the classes' means differ by under noise of the same directions."""
+"""`mean-noise`: hide what the class means differ by under noise along the same directions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .base import Attack, Context, Plan
 
 @dataclass(frozen=True)
 class ClassMeanNoise(Attack):
-    """Every training image gets a random mixture of the class means, anew in every pass. Joined with `orthogonal` it
+    """Every training image gets a random mixture of the class means, redrawn every epoch. Combined with `orthogonal` it
     hides what the projection leaves.
     """
 
-    summary = "random mixtures of the class means added, anew in every pass"
-    source = "ulfast, docs/attacks.md"
+    summary = "random mixtures of the class means, redrawn every epoch"
+    source = "ulfast, docs/research/noise.md"
 
-    noise_scale: float = parameter(SCALE, "deviation of the noise over that of the class means", at_least=0)
+    noise_scale: float = parameter(SCALE, "standard deviation of the noise over that of the class means", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
         if not self.noise_scale:

@@ -1,4 +1,4 @@
-"""`orthogonal` and `orthogonal-classwise`: train on what is left outside of what a linear model has learned."""
+"""`orthogonal` and `orthogonal-classwise`: train on what a linear model has not learned."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ REFILLED = "do not go together: the noise fills what each class has lost"
 class LinearFit(Attack):
     """Base of the two: the linear model and its options."""
 
-    init: str = parameter("zero", "start of the linear fit; torch is the paper's", choices=("zero", "torch"))
+    init: str = parameter("zero", "start of the linear fit (torch in the paper)", choices=("zero", "torch"))
     fit_steps: int | None = parameter(None, "SGD steps of the fit (default 1,000)", at_least=1)
-    fit_epochs: int | None = parameter(None, "passes of the fit, instead of steps", at_least=1)
+    fit_epochs: int | None = parameter(None, "epochs of the fit, instead of steps", at_least=1)
     fit_lr: float = parameter(0.1, "learning rate of the fit", at_least=0)
 
     def sgd(self, plan: Plan, context: Context, rank: int | None = None) -> Basis:
-        """Fitted to the images, or the one that the context brings."""
+        """The basis fitted to the images, or the one that the context brings."""
         if context.basis is None:
             return fit_basis(
                 plan.train,
@@ -70,10 +70,10 @@ class OrthogonalProjection(LinearFit):
     aliases: ClassVar[tuple[str, ...]] = ("op", "ortho", "orthogonal-projection")
     excludes: ClassVar[dict[str, str]] = {"orthogonal-classwise": SAME_FIT}
 
-    fit: str = parameter("sgd", "what gives the directions", choices=("sgd", *FITS, "leace"))
+    fit: str = parameter("sgd", "how the directions are found", choices=("sgd", *FITS, "leace"))
     rank: int | None = parameter(None, "directions to remove (default: what the weights span)", at_least=1)
     project_test: bool = parameter(False, "project the test images too")
-    partial: bool = parameter(False, "remove a direction only as far as the classes' means differ along it")
+    partial: bool = parameter(False, "remove a direction only as far as the class means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
         with plan.timed("fit"):
@@ -105,10 +105,10 @@ class OrthogonalProjection(LinearFit):
 @dataclass(frozen=True)
 class ClassWiseProjection(LinearFit):
     """Project every training image off its own class's weight vector alone. The label chooses the vector, so the
-    result can carry a new mark of the label; docs/attacks.md measures it.
+    result can carry a new mark of the label; docs/research/directions.md measures it.
     """
 
-    summary = "projection off the own class's weight vector (uses the label)"
+    summary = "projection off the weight vector of the image's class (uses the label)"
     source = SOURCE + " (rank-one form)"
     aliases = ("op-classwise", "classwise")
     excludes: ClassVar[dict[str, str]] = {"mean-noise": REFILLED}

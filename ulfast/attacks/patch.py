@@ -1,5 +1,5 @@
-"""`orthogonal-patch`: take the directions out of small patches in which the classes differ by their variance.
-`orthogonal-full`: that, the projection in pixel space and the noise, each where the data shows what it is for.
+"""`orthogonal-patch`: remove from small patches the directions along which the classes differ in variance.
+`orthogonal-full`: that, the projection in pixel space and the noise, each where the data calls for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class OrthogonalPatch(Attack):
     """
 
     summary = "projection in patch space, for noise drawn anew for each image (ar)"
-    source = "ulfast, docs/orthogonal-patch.md"
+    source = "ulfast, docs/research/orthogonal-patch.md"
     aliases = ("patch",)
 
     patch: int = parameter(PATCH, "side of the patches in pixels", at_least=2)

@@ -7,6 +7,7 @@ from ..registry import nearest, resolve
 from .adversarial import AdversarialTraining, UEraser
 from .auto import Auto
 from .base import IMAGES, Attack
+from .deconvolve import Deconvolve
 from .filters import (
     Corrupting,
     Dilate,
@@ -33,6 +34,7 @@ ATTACKS: dict[str, Attack] = {
     "orthogonal-patch": OrthogonalPatch(),
     "orthogonal-full": OrthogonalFull(),
     "mean-noise": ClassMeanNoise(),
+    "deconvolve": Deconvolve(),
     "rsk": Sharpening(),
     "ssk": FixedSharpening(),
     "lowpass": LowPassFilter(),
@@ -59,7 +61,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def get_attack(name: str) -> tuple[str, list[Attack]]:
-    """The canonical name and the attacks for a name, an alias, or several joined with ``+``.
+    """The canonical name and the attacks for a name, an alias, or several combined with ``+``.
 
     They come in the order in which they work: on stored images, on the projection, on batches, on the trained network.
 
@@ -72,7 +74,7 @@ def get_attack(name: str) -> tuple[str, list[Attack]]:
         if key is None:
             raise InputError(f"unknown attack {part!r}{nearest(part, ATTACKS)}: known are {', '.join(ATTACKS)}")
         if key in keys:
-            raise InputError(f"attack {name!r} names {key} twice: once is enough")
+            raise InputError(f"attack {name!r} names {key} twice: name it once")
         keys.append(key)
     stages = [ATTACKS[key].stage for key in keys]
     for late, key in enumerate(keys):
@@ -89,6 +91,6 @@ def get_attack(name: str) -> tuple[str, list[Attack]]:
                 raise InputError(f"attack {name!r}: {key} and {other} {why}")
     alone = [key for key in keys if ATTACKS[key].alone]
     if len(keys) > 1 and alone:
-        raise InputError(f"attack {name!r} joins `{alone[0]}` with others: leave it out")
+        raise InputError(f"attack {name!r} combines `{alone[0]}` with others: leave it out")
     keys.sort(key=lambda key: ATTACKS[key].stage)  # stable: the order within a stage is the user's
     return "+".join(keys), [ATTACKS[key] for key in keys]

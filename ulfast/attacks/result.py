@@ -11,6 +11,10 @@ from typing import Any
 from ..errors import InputError
 from ..projection.basis import Basis
 from ..runtime.files import atomic_file, write_json
+from ..runtime.reading import reading, regular
+
+# What a field's type is in JSON.
+KINDS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
 
 
 @dataclass
@@ -19,14 +23,14 @@ class AttackResult:
 
     Attributes:
         method, poison, model, recipe, seed: what was run; poison is "" where the data does not say.
-        train_accuracy: of the last epoch's batches as they came (augmented, projected).
+        train_accuracy: on the last epoch's batches as they were trained on (augmented, projected).
         test_accuracy: of the network trained by the attack.
         baselines: test accuracy of the same network trained on the `clean` and the `poisoned` images, where run.
-        history: a row per epoch; `baseline_history` the same for the baselines.
+        history: one row per epoch; `baseline_history` holds the same for the baselines.
         seconds: `fit`, `project`, `train`, `evaluate`.
         images_per_second: of the training.
-        notes: what the attack found out (rank of the basis, accuracy of the linear fit).
-        basis: what was projected away, or None.
+        notes: what the attack found (rank of the basis, accuracy of the linear fit).
+        basis: what was projected out, or None.
     """
 
     method: str
@@ -73,10 +77,16 @@ class AttackResult:
         import json
 
         path = Path(folder) / "result.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists():
+            raise InputError(f"{folder} holds no result: run `ulfast attack --out {folder}`")
+        with reading(path, "run it again with --overwrite", "as a result of ulfast"):
+            content = json.loads(regular(path).read_text(encoding="utf-8"))
+            for f in fields(cls):
+                kind = KINDS.get(str(f.type).partition("[")[0])
+                if f.name in content and kind and not isinstance(content[f.name], kind):
+                    raise ValueError(f"{f.name} is a {type(content[f.name]).__name__}")
+            if not isinstance(content["config"]["data"], dict):
+                raise ValueError("config says nothing of the data")
+            if other := sorted(set(content["baselines"]) - {"clean", "poisoned"}):
+                raise ValueError(f"a baseline {other[0]}")
             return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
-        except FileNotFoundError:
-            raise InputError(f"{folder} holds no result: run `ulfast attack --out {folder}`") from None
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a result of ulfast ({error})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from ..poisons import poison
 from ..projection.basis import Basis
 from ..runtime import environment
 from ..runtime.devices import fast_half, resolve_device, same_generators
-from ..runtime.files import check_free, write_json, writing
+from ..runtime.files import atomic_folder, check_free, claimed, write_json, writing
 from ..runtime.made import expand, read_json
 from ..runtime.progress import Progress
 from ..training import Recipe, TrainResult, build_model, default_model, get_recipe
@@ -36,7 +37,7 @@ from .snapshots import examples
 from .trainings import Runner
 
 DEFAULT_DATA, DEFAULT_POISON = "sample", "lsp"
-# Of a run's data: what a resumed one must have the same.
+# What a resumed run's data must have in common with the first run's.
 DATA_KEYS = ("images", "image_shape", "class_names", "training_fingerprint", "test_fingerprint", "clean_fingerprint")
 
 
@@ -74,7 +75,7 @@ def attack(
         test: clean test images (default: the test split of `data`, when that is a path or a name).
         poisoned_test: perturbed test images (`Poisoning.unseen`), on which the network of the attack is measured too:
             `notes["poisoned_test_accuracy"]`.
-        method: name of an attack, or several joined with "+".
+        method: name of an attack, or several combined with "+".
         model: see `build_model` (default: "cnn", or "resnet18" with a recipe of the paper).
         recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "fast" (for a GPU; on a CPU it is
             "quick"), "paper", "paper-plain", "paper-dfr" or "imagenet".
@@ -86,22 +87,22 @@ def attack(
         clean: clean training images for the methods that need some (default: those of `compare`).
         basis: a basis fitted before, instead of fitting one.
         materialize: write the projected training set (float16, in shards) to `out/projected` and train from there.
-        epochs: instead of the recipe's.
+        epochs: number of epochs (default: the recipe's).
         limit: class-balanced subset of the training images.
         keep_checkpoints: keep every epoch's network in `out`, not only the last.
-        evaluate_every: epochs between two looks at the test images (default: the recipe's, mostly 1); the last epoch
-            always has one.
+        evaluate_every: epochs between two evaluations on the test images (default: the recipe's, mostly 1); the last
+            epoch always has one.
         progress: called as ``progress(stage, done, total, **numbers)``.
-        parameters: of the method, for example ``init="torch", fit_epochs=20, project_test=True``.
+        parameters: parameters of the method, for example ``init="torch", fit_epochs=20, project_test=True``.
 
-    In the processes of `distributed.joined` every batch is cut into a part for each, of the fit as of the trainings;
-    the first process writes `out`, and all get the result.
+    In the processes of `distributed.joined` every batch of the fit and of the trainings is split between them; the
+    first process writes `out`, and all get the result.
 
     Returns:
         AttackResult.
 
     Raises:
-        InputError: whatever of this cannot be used.
+        InputError: an argument that cannot be used.
 
     Example:
         >>> ulfast.attack(ulfast.poison(train, "lsp"), test=test, method="orthogonal").test_accuracy
@@ -152,54 +153,55 @@ def attack(
         },
     }
     _rehearse(model, train_set)
-    if folder is not None:
-        if distributed.is_main():
-            _open(folder, config, resume, overwrite)
-        distributed.wait()
-    runner = Runner(model, seed, where, folder, resume, keep_checkpoints, evaluate_every, progress)
+    with claimed(folder) if folder is not None and distributed.is_main() else contextlib.nullcontext():
+        if folder is not None:
+            if distributed.is_main():
+                _open(folder, config, resume, overwrite)
+            distributed.wait()
+        runner = Runner(model, seed, where, folder, resume, keep_checkpoints, evaluate_every, progress)
 
-    baselines: dict[str, TrainResult] = {}
-    if baseline is not None:
-        baselines["clean"] = runner.run("clean", Plan(baseline, test_set, chosen))
-    if name != "none" and (compare is not False or data is None):
-        baselines["poisoned"] = runner.run("poisoned", Plan(train_set, test_set, chosen))
+        baselines: dict[str, TrainResult] = {}
+        if baseline is not None:
+            baselines["clean"] = runner.run("clean", Plan(baseline, test_set, chosen))
+        if name != "none" and (compare is not False or data is None):
+            baselines["poisoned"] = runner.run("poisoned", Plan(train_set, test_set, chosen))
 
-    context = Context(seed, where, progress, basis, clean, folder, resume)
-    try:
-        plan = _carried_out(steps, Plan(train_set, test_set, chosen, poisoned_test=poisoned_test), context)
-    except torch.linalg.LinAlgError:
-        raise InputError(
-            f"{name}: the images are too few or too alike to fit anything to: give more of each class"
-        ) from None
-    result = runner.run("attack", plan, materialize)
-    manifest = train_set.manifest
-    done = AttackResult(
-        method=name,
-        poison=manifest.get("method", ""),
-        model=model,
-        recipe=recipe,
-        seed=seed,
-        train_accuracy=result.train_accuracy,
-        test_accuracy=result.test_accuracy,
-        baselines={key: value.test_accuracy for key, value in baselines.items()},
-        history=result.history,
-        baseline_history={key: value.history for key, value in baselines.items()},
-        seconds={
-            "fit": plan.seconds.get("fit", 0.0),
-            "project": plan.seconds.get("project", 0.0),
-            "train": result.seconds,
-            "evaluate": result.evaluation,
-        },
-        images_per_second=result.images_per_second,
-        config=config,
-        environment=environment.describe(),
-        notes=plan.notes,
-        basis=plan.basis,
-    )
-    if folder is not None and distributed.is_main():
-        with writing(folder):
-            done.save(folder)
-    return done
+        context = Context(seed, where, progress, basis, clean, folder, resume)
+        try:
+            plan = _carried_out(steps, Plan(train_set, test_set, chosen, poisoned_test=poisoned_test), context)
+        except torch.linalg.LinAlgError:
+            raise InputError(
+                f"{name}: the images are too few or too alike to fit anything to: give more of each class"
+            ) from None
+        result = runner.run("attack", plan, materialize)
+        manifest = train_set.manifest
+        done = AttackResult(
+            method=name,
+            poison=manifest.get("method", ""),
+            model=model,
+            recipe=recipe,
+            seed=seed,
+            train_accuracy=result.train_accuracy,
+            test_accuracy=result.test_accuracy,
+            baselines={key: value.test_accuracy for key, value in baselines.items()},
+            history=result.history,
+            baseline_history={key: value.history for key, value in baselines.items()},
+            seconds={
+                "fit": plan.seconds.get("fit", 0.0),
+                "project": plan.seconds.get("project", 0.0),
+                "train": result.seconds,
+                "evaluate": result.evaluation,
+            },
+            images_per_second=result.images_per_second,
+            config=config,
+            environment=environment.describe(),
+            notes=plan.notes,
+            basis=plan.basis,
+        )
+        if folder is not None and distributed.is_main():
+            with writing(folder):
+                done.save(folder)
+        return done
 
 
 def _carried_out(steps: Sequence[Attack], plan: Plan, context: Context) -> Plan:
@@ -224,7 +226,7 @@ def _carried_out(steps: Sequence[Attack], plan: Plan, context: Context) -> Plan:
 
 
 def _apply(steps: Sequence[Attack], plan: Plan, context: Context) -> None:
-    """The attacks in turn, each followed by the one that it names."""
+    """The attacks one after the other, each followed by the one that it names."""
     for step in steps:
         named = step.apply(plan, context)
         if named is not None:
@@ -232,7 +234,7 @@ def _apply(steps: Sequence[Attack], plan: Plan, context: Context) -> None:
 
 
 def _same(removal: Removal) -> Removal:
-    """With the first process's rows, in all of them."""
+    """A removal with the first process's rows, in all processes."""
     return removal if removal.rows is None else replace(removal, rows=distributed.same(removal.rows))
 
 
@@ -256,7 +258,7 @@ def configure(name: str, steps: Sequence[Attack], parameters: dict[str, Any]) ->
 
 
 def _fit_of(recipe: Recipe, step: Attack, given: dict[str, Any]) -> Attack:
-    """`orthogonal` with the recipe's fit, where the user says nothing of its start or its length."""
+    """`orthogonal` with the recipe's fit, where the user chooses neither its start nor its length."""
     if type(step) is not OrthogonalProjection or recipe.fit_init is None:
         return step
     own: dict[str, Any] = {"init": recipe.fit_init}
@@ -294,8 +296,8 @@ def _load(
 def _check(
     name: str, steps: Sequence[Attack], train: Dataset, test: Dataset, clean: Dataset | None
 ) -> tuple[Dataset, Dataset | None]:
-    """Test and clean images with the training images' class numbers; meets what does not fit before anything is
-    written.
+    """Test and clean images with the training images' class numbers. Images that do not fit are refused before anything
+    is written.
     """
     if clean is None and any(step.needs_clean for step in steps):
         raise InputError(f"{name} needs some clean training images: give --clean PATH|NAME")
@@ -315,7 +317,7 @@ def _fingerprints(folder: Path | None, train: Dataset, test: Dataset, clean: Dat
 
 
 def _rehearse(model: str, data: Dataset) -> None:
-    """Meets a wrong model name before anything is written; on the meta device it costs nothing."""
+    """Refuses a wrong model name before anything is written; on the meta device this costs nothing."""
     with torch.device("meta"):
         build_model(model, num_classes=data.num_classes, image_shape=data.image_shape)
 
@@ -331,10 +333,10 @@ def _open(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -
             )
     else:
         check_free(folder, overwrite)
-        if overwrite and folder.exists():
-            import shutil
-
-            shutil.rmtree(folder)
+        if folder.is_dir() and any(folder.iterdir()):  # at any moment it is the old run or the new one
+            with atomic_folder(folder, overwrite=True) as begun:
+                write_json(begun / "config.json", config)
+            return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config)

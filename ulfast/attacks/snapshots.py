@@ -11,8 +11,8 @@ import torch
 
 from ..data.dataset import Dataset
 from ..data.tensors import as_tensor
-from ..errors import InputError
 from ..runtime.files import atomic_file
+from ..runtime.reading import reading, regular
 from .base import Plan
 
 COUNT = 10  # one of each of the first classes
@@ -53,12 +53,9 @@ class Examples:
         Raises:
             InputError: the file is damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                names = tuple(str(name) for name in file["classes"])
-                return cls(file["given"], file["learned"], file.get("clean"), names)
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise InputError(f"{path} is damaged ({error}): delete it") from None
+        with reading(path, "delete it"), np.load(regular(Path(path)), allow_pickle=False) as file:
+            names = tuple(str(name) for name in file["classes"])
+            return cls(file["given"], file["learned"], file.get("clean"), names)
 
 
 def examples(given: Dataset, clean: Dataset | None, plan: Plan) -> Examples:

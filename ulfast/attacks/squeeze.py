@@ -1,6 +1,6 @@
 """`iss-gray`, `iss-jpeg`, `iss-bdr` and `gaussian`: give up detail that small perturbations live in.
 
-All of them change the stored images once, before training; test images stay as they are unless `squeeze_test` says so,
+All of them change the stored images once, before training; test images stay as they are unless `squeeze_test` is set,
 as in the published experiments.
 """
 
@@ -43,7 +43,7 @@ class Squeeze(Attack):
 
 @dataclass(frozen=True)
 class Gray(Squeeze):
-    """Every channel becomes the luma (Rec. 601)."""
+    """Replaces every channel by the luma (Rec. 601)."""
 
     summary = "image shortcut squeezing: grayscale"
     source = ISS
@@ -69,7 +69,7 @@ class JPEG(Squeeze):
     source = ISS
     aliases = ("jpeg", "iss-j")
 
-    quality: int = parameter(10, "of the JPEG, 1 to 100; lower removes more", at_least=1)
+    quality: int = parameter(10, "JPEG quality, 1 to 100; lower removes more", at_least=1)
 
     def image_map(self, channels: int) -> ImageMap:
         from PIL import Image
@@ -107,7 +107,7 @@ class BitDepth(Squeeze):
     source = ISS
     aliases = ("bdr", "iss-b")
 
-    bits: int = parameter(2, "of each value that are kept, 1 to 8", at_least=1)
+    bits: int = parameter(2, "bits kept of each value, 1 to 8", at_least=1)
 
     def image_map(self, channels: int) -> ImageMap:
         if self.bits > 8:
@@ -124,7 +124,7 @@ class GaussianBlur(Squeeze):
     source = ISS + " (low-pass filter)"
     aliases = ("blur", "gaussian-blur")
 
-    sigma: float = parameter(1.0, "of the blur in pixels", at_least=0)
+    sigma: float = parameter(1.0, "standard deviation of the blur, in pixels", at_least=0)
 
     def image_map(self, channels: int) -> ImageMap:
         from scipy.ndimage import gaussian_filter

@@ -19,14 +19,14 @@ from .base import Plan
 
 
 class Runner:
-    """Trains a network by a plan, as often as it is asked.
+    """Trains a network by a plan, as often as asked.
 
     Args:
-        model, seed, device: of every training.
-        folder: of the run, or None to write nothing.
+        model, seed, device: what every training uses.
+        folder: the run's folder, or None to write nothing.
         resume: continue from checkpoints in it.
         keep: keep every epoch's network of the attack itself.
-        evaluate_every: epochs between two looks at the test images; None: the recipe's.
+        evaluate_every: epochs between two evaluations on the test images; None: the recipe's.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Runner:
         self.resume, self.keep, self.evaluate_every, self.progress = resume, keep, evaluate_every, progress
 
     def run(self, stage: str, plan: Plan, materialize: bool = False) -> TrainResult:
-        """Trains, then refits what the plan says; `plan.notes` gets what the refits report."""
+        """Trains, then does the refits of the plan; `plan.notes` gets what the refits report."""
         recipe, data = plan.recipe, plan.train
         mean, std = recipe.statistics(data, self.device)
         plan.notes |= {"mean": list(mean), "std": list(std)}

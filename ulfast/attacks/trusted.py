@@ -1,4 +1,4 @@
-"""`early-stop`, `finetune`, `linear-probe` and `dfr`: what a few clean images are good for."""
+"""`early-stop`, `finetune`, `linear-probe` and `dfr`: methods that need a few clean images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NeedsClean(Attack):
 class EarlyStop(NeedsClean):
     """Keep the epoch that does best on the clean images."""
 
-    summary = "the epoch that does best on some clean images"
+    summary = "stop at the epoch that is best on some clean images"
     source = "Sandoval-Segura et al., Autoregressive Perturbations, NeurIPS 2022 (appendix), and common practice"
 
     def apply(self, plan: Plan, context: Context) -> None:
@@ -48,13 +48,13 @@ class EarlyStop(NeedsClean):
 
 @dataclass(frozen=True)
 class FineTune(NeedsClean):
-    """Train on, all layers, on the clean images."""
+    """Continue to train all layers on the clean images."""
 
-    summary = "after training, all layers on some clean images"
+    summary = "after training, train all layers on some clean images"
     source = "Sandoval-Segura et al., NeurIPS 2023, section 4.2 (discussion)"
     aliases = ("fine-tune",)
 
-    finetune_epochs: int = parameter(10, "passes over the clean images", at_least=1)
+    finetune_epochs: int = parameter(10, "epochs on the clean images", at_least=1)
     finetune_lr: float = parameter(0.01, "largest learning rate", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
@@ -65,7 +65,7 @@ class FineTune(NeedsClean):
 class LinearProbe(NeedsClean):
     """Train the last linear layer anew, by SGD, on the features of the clean images."""
 
-    summary = "after training, the last layer anew by SGD on some clean images"
+    summary = "after training, retrain the last layer by SGD on some clean images"
     source = "Sandoval-Segura et al., NeurIPS 2023, section 4.2 (discussion)"
 
     probe_epochs: int = parameter(20, "passes over the features", at_least=1)
@@ -80,7 +80,7 @@ class LinearProbe(NeedsClean):
 class DeepFeatureReweighting(NeedsClean):
     """Refit the last linear layer by LBFGS on the features of the clean images."""
 
-    summary = "after training, the last layer refitted by LBFGS to some clean images"
+    summary = "after training, refit the last layer by LBFGS to some clean images"
     source = "Kirichenko et al., ICLR 2023; Sandoval-Segura et al., NeurIPS 2023, section 4.2"
     aliases = ("deep-feature-reweighting",)
     excludes: ClassVar[dict[str, str]] = {"linear-probe": ONE_HEAD}

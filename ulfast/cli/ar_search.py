@@ -11,8 +11,10 @@ from .common import Output, verb
 
 
 @verb("ar-search", device=False)
-@click.option("--classes", type=click.IntRange(2), default=10, show_default=True, help="Processes to find.")
-@click.option("--size", type=click.IntRange(8), default=32, show_default=True, help="Side of the images in pixels.")
+@click.option(
+    "--classes", type=click.IntRange(2), default=10, show_default=True, help="Number of processes (classes) to find."
+)
+@click.option("--size", type=click.IntRange(8), default=32, show_default=True, help="Side of the images, in pixels.")
 @click.option("--channels", type=click.Choice(["1", "3"]), default="3", show_default=True, help="Of the images.")
 @click.option("--check", type=click.Path(path_type=Path), help="Judge this set of windows instead of finding one.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="JSON file for the windows.")
@@ -28,8 +30,8 @@ def command(
     seed: int,
 ) -> None:
     """Find stable, mutually distinguishable coefficient windows for the poison `ar`, or judge a set, by the published
-    test: the channels' responses are added up before what is positive counts, and 10 is enough at 32 px (3 for 100
-    classes and more).
+    test: the channels' responses are summed before the positive part is taken, and 10 is enough at 32 px (3 for
+    100 classes or more).
 
     \b
     ulfast poison ar-search --classes 100 --out windows.json
@@ -40,7 +42,7 @@ def command(
     from ..runtime.files import check_free
 
     if (out is None) == (check is None):
-        raise InputError("give --out FILE.json for a new set, or --check FILE for one that is there")
+        raise InputError("give --out FILE.json for a new set, or --check FILE for an existing one")
     if check is not None:
         windows = load_coefficients(str(check), classes, int(channels))
     else:
@@ -48,6 +50,7 @@ def command(
         if out.suffix != ".json":
             raise InputError(f"--out {out} must end in .json")
         check_free(out, overwrite)
+        output.claim(out)
         windows = find_coefficients(classes, seed, (size, size), int(channels), accept="published")
         out.parent.mkdir(parents=True, exist_ok=True)
         save_coefficients(windows, out)

@@ -34,16 +34,16 @@ from .completion import Known
     show_default=True,
     help="quick, quick-noflip, fast (GPU), paper, paper-plain, paper-dfr, imagenet (see `ulfast ls recipes`).",
 )
-@click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option("--epochs", type=click.IntRange(1), help="Number of epochs (default: the recipe's).")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the run (default: a new one in runs/).")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
+@click.option("--resume", is_flag=True, help="Resume the interrupted run in --out.")
 @click.option("--compare", is_flag=True, help="Also train without an attack.")
 @click.option(
     "--clean",
     type=Known("data"),
     metavar="PATH|NAME",
-    help="Clean training images: to compare with, or for the methods that need some.",
+    help="Clean training images, to compare with or for methods that need them.",
 )
 @click.option(
     "--poison-test",
@@ -51,16 +51,16 @@ from .completion import Known
     metavar="PATH",
     help="Poisoned test images (of `ulfast poison --poison-test`), to measure the accuracy on too.",
 )
-@click.option("--init", type=click.Choice(["zero", "torch"]), help="Start of the linear fit; torch is the paper's.")
+@click.option("--init", type=click.Choice(["zero", "torch"]), help="Start of the linear fit (torch in the paper).")
 @click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000; see --recipe).")
-@click.option("--fit-epochs", type=click.IntRange(1), help="Passes of the fit instead (20 is the paper's).")
-@click.option("--fit", help="What gives the directions: sgd, lbfgs, ridge, class-mean or leace.")
+@click.option("--fit-epochs", type=click.IntRange(1), help="Epochs of the fit, instead of steps (20 in the paper).")
+@click.option("--fit", help="How the directions are found: sgd, lbfgs, ridge, class-mean or leace.")
 @click.option("--rank", type=click.IntRange(1), help="Directions to remove (default: what the weights span).")
 @click.option("--basis", type=click.Path(path_type=Path), help="A basis made by `ulfast fit`, instead of fitting.")
 @click.option("--project-test", is_flag=True, default=None, help="Project the test images too.")
 @click.option("--materialize", is_flag=True, help="Write the projected set as shards and train from there.")
 @click.option("--keep-checkpoints", is_flag=True, help="Keep every epoch's network, not only the last.")
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set a parameter of the method.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the result as a page, FILE.html.")
 @click.option("--dry-run", is_flag=True, help="Check everything, train nothing.")
 def command(
@@ -125,7 +125,7 @@ def command(
     if distributed.restarted() and out is not None and out.is_dir():
         resume, overwrite = True, False
     if resume and out is None:
-        raise InputError("which run is to be resumed? Give --resume with its --out FOLDER")
+        raise InputError("--resume needs the run: give its --out FOLDER")
     if resume and out is not None and not out.is_dir():
         raise InputError(f"there is no run {out} to resume: leave --resume out")
     folder = distributed.agreed(out or free_folder(f"runs/{_stem(data)}-{name}"))
@@ -173,6 +173,11 @@ def command(
         output.result(plan)
         output.say(", ".join(f"{key} {value}" for key, value in plan.items() if key != "dry_run"))
         return
+    output.claim(folder)
+    if out is not None:
+        output.resumes((folder / "config.json").is_file)
+    else:
+        output.resumes((folder / "config.json").is_file, f"the same command with --resume --out {folder}")
     result: AttackResult = attack(
         train,
         test=test,

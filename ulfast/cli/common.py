@@ -1,4 +1,4 @@
-"""Options and habits that all verbs share: --json, --quiet, --config, progress on stderr, results on stdout."""
+"""Options and behaviour that all verbs share: --json, --quiet, --config, progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ import click
 
 from ..errors import InputError
 from ..parameters import fraction
+from ..runtime.files import claimed, part_folder
 from ..runtime.machine import launched_size
 from ..runtime.made import check_replace, expand
+from ..runtime.reading import parse_yaml, read_yaml
+from ..version import __version__
 from .completion import Known
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Names that the functions behind the verbs take for themselves.
 OWN = ("dataset", "work", "test", "progress", "evaluate_every", "folder", "method")
+
+SEED = click.IntRange(0, 2**63 - 1)  # what all generators take
 
 # Columns that a table may take in a file, and up to which it is not made narrower than it is for a terminal.
 WIDEST, SQUEEZED = 400, 140
@@ -43,21 +48,16 @@ class Config(click.Option):
             expose_value=False,
             callback=_read_config,
             metavar="FILE.yaml",
-            help="Defaults for these options; flags win.",
+            help="Defaults for these options; options given on the command line win.",
         )
 
 
 def _read_config(context: click.Context, option: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no configuration file {path}: check --config") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())[:120]}): repair it") from None
+    if not path.exists():
+        raise InputError(f"there is no configuration file {path}: check --config")
+    content = read_yaml(path)
     if content is None:
         return
     if not isinstance(content, dict):
@@ -76,7 +76,7 @@ def _read_config(context: click.Context, option: click.Parameter, path: Path | N
 
 
 class Picture(click.Path):
-    """A picture to be made; the suffix chooses its format."""
+    """A picture to write; the suffix chooses its format."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -112,14 +112,14 @@ def share(text: str, name: str) -> float:
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise InputError(f"{name} {text} is no number: give 0.03, or 8/255")
+        raise InputError(f"{name} {text} is not a finite number: give 0.03, or 8/255")
     return found
 
 
 class Bars:
     """Draws progress on stderr with rate and time left; a library's `progress` callable.
 
-    The time left is said with what it rests on: the pace of this process since the stage began, which what was there
+    The time left is shown with its basis: the pace of this process since the stage began, which what was there
     before (a run resumed, a part of a download) does not count for.
     """
 
@@ -181,7 +181,7 @@ class Bars:
     def _left(self, stage: str, done: float, total: float) -> str:
         """Nothing before there are two seconds to judge by."""
         now = time.monotonic()
-        if done < self._begun.setdefault(stage, (now, done))[1]:  # it begins anew
+        if done < self._begun.setdefault(stage, (now, done))[1]:  # it starts again
             self._begun[stage] = now, done
         begun, before = self._begun[stage]
         spent = now - begun
@@ -222,7 +222,7 @@ def _rate(info: dict[str, Any], done: float, bars: Bars) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without what would steer a terminal: names of files and classes are other people's."""
+    """Text without control characters, as names of files and classes come from other people."""
     text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -239,10 +239,26 @@ class Output:
     def __post_init__(self) -> None:
         self.bars = Bars(self.quiet or self.json or self.silent)
 
+    def claim(self, path: Path) -> None:
+        """Keeps an output to this command until it ends; of several processes the first does.
+
+        Raises:
+            InputError: another process is writing it.
+        """
+        if not self.silent:
+            click.get_current_context().with_resource(claimed(path))
+
+    def resumes(self, kept: Callable[[], bool], how: str = "the same command with --resume") -> None:
+        """Says how to go on where the command is interrupted when `kept` says that there is something to go on with."""
+        state = click.get_current_context().obj
+        if isinstance(state, dict):
+            state["resumes"] = lambda: how if kept() else ""
+
     def result(self, value: dict[str, Any]) -> None:
         """The JSON object, where it was asked for."""
         if self.json and not self.silent:
-            click.echo(json.dumps(value, ensure_ascii=False, default=str))
+            text = json.dumps(value, ensure_ascii=False, default=str)  # which escapes some of what steers a terminal
+            click.echo("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
     def say(self, text: str) -> None:
         """A line of the result."""
@@ -264,6 +280,9 @@ class Output:
             if title:  # a table would break it at its own width
                 renderable.title = None
                 click.secho(printable(str(title)), bold=True)
+            for column in getattr(renderable, "columns", ()):  # names of files and classes are other people's
+                column.header = printable(str(column.header))
+                column._cells = [printable(cell) if isinstance(cell, str) else cell for cell in column._cells]
             console = Console(file=sys.stdout, highlight=False, markup=False)
             need = Measurement.get(console, console.options.update(width=WIDEST), renderable)
             # A file or a pipe has no width; a terminal breaks long lines, where a table squeezed cuts its numbers.
@@ -300,6 +319,7 @@ def verb(
 
             keep_freed_memory()
             with _joined(options) if _launched() else contextlib.nullcontext():
+                _same_command(name, options)
                 output = Output(json, quiet, launched_size() > 1 and int(os.environ["RANK"]) > 0)
                 with output.bars:
                     return function(output, **options)
@@ -307,7 +327,13 @@ def verb(
         command = click.command(name, **attributes)(run)
         if seed:
             command.params.append(
-                click.Option(["--seed"], type=int, default=0, show_default=True, help="Of everything random.")
+                click.Option(
+                    ["--seed"],
+                    type=click.IntRange(0, 2**63 - 1),
+                    default=0,
+                    show_default=True,
+                    help="Seed of everything random.",
+                )
             )
         if device:
             command.params.append(
@@ -326,21 +352,21 @@ def verb(
                     ["--nproc"],
                     type=click.IntRange(1),
                     metavar="N",
-                    help="Processes on this machine, one a GPU; torchrun for several machines.",
+                    help="Number of processes on this machine, one per GPU (several machines: use torchrun).",
                 ),
                 click.Option(
                     ["--max-restarts"],
                     type=click.IntRange(0),
                     default=0,
                     metavar="N",
-                    help="Times to restart from the last checkpoint by itself when a process dies.",
+                    help="Restart up to N times from the last checkpoint when a process dies.",
                 ),
             ]
         command.params += [
             Config(),
-            click.Option(["--json"], is_flag=True, help="One JSON object on stdout, nothing else."),
-            click.Option(["--quiet", "-q"], is_flag=True, help="No progress, no remarks."),
-            click.Option(["--debug"], is_flag=True, help="Tracebacks instead of one line."),
+            click.Option(["--json"], is_flag=True, help="Print one JSON object to stdout and nothing else."),
+            click.Option(["--quiet", "-q"], is_flag=True, help="Show no progress and no remarks."),
+            click.Option(["--debug"], is_flag=True, help="Show tracebacks instead of one line."),
         ]
         return command
 
@@ -352,12 +378,37 @@ def _launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or launched_size() > 1
 
 
+# Options that may differ between processes: a disk of its own may have the files elsewhere (they are compared when they
+# have been read), and the first process alone writes.
+OWN_PATHS = {"data", "test_data", "clean", "basis", "out", "work", "report", "cache"}
+
+
+def _same_command(name: str, options: dict[str, Any]) -> None:
+    """Raises InputError where the processes were given another verb, other options or another version."""
+    from .. import distributed
+
+    if distributed.size() > 1:
+        import torch
+
+        given = {f"options ({key})": value for key, value in options.items() if key not in OWN_PATHS}
+        versions = {"versions of ulfast": __version__, "versions of torch": torch.__version__}
+        distributed.check_same({**versions, "verbs": name, **given})
+
+
 def _launch(processes: int, restarts: int, options: dict[str, Any]) -> None:
     if restarts and options.get("out") is None:
         raise InputError("a restart continues from what is on the disk: give --max-restarts with an --out")
     from .. import distributed
 
-    distributed.launch(processes, click.get_current_context().meta["ulfast.arguments"], restarts)
+    context = click.get_current_context()
+    resumes = any(option.name == "resume" for option in context.command.params)
+    hint = "--resume continues from it" if resumes else "the same command continues"
+    out = options.get("out")
+    if out is not None and isinstance(context.obj, dict):
+        left = [out, part_folder(out), *(out.with_name(out.name + end) for end in (".work", ".part.pt"))]
+        how = "the same command with --resume" if resumes else "the same command"
+        context.obj["resumes"] = lambda: how if any(one.exists() for one in left) else ""
+    distributed.launch(processes, context.meta["ulfast.arguments"], restarts, hint if out is not None else "")
 
 
 def _joined(options: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
@@ -377,7 +428,9 @@ def data_options(function: F) -> F:
                 help="Folder, .npz, .beton, .tar, .parquet, or sample, cifar10, cifar100, svhn.",
             ),
             click.option(
-                "--test-data", metavar="PATH", help="Where the clean test images are, if not beside the others."
+                "--test-data",
+                metavar="PATH",
+                help="Where the clean test images are, if not beside the training images.",
             ),
             click.option(
                 "--format",
@@ -395,7 +448,7 @@ def data_options(function: F) -> F:
 
 def reading_options(function: F) -> F:
     """How images are read; they come to the function as one dictionary `reading`, ready for `load_dataset`."""
-    names = ("resize", "skip_damaged", "label_field", "input_key", "target_key")
+    names = ("resize", "skip_damaged", "label_field", "input_key", "target_key", "verify")
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:
@@ -403,13 +456,21 @@ def reading_options(function: F) -> F:
 
     for option in reversed(
         [
-            click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square."),
             click.option(
-                "--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and say how many."
+                "--resize",
+                type=click.IntRange(8),
+                metavar="S",
+                help="Resize the shorter side to S px and take the centre square.",
             ),
-            click.option("--label-field", metavar="NAME", help="Of a .beton file or a shard's .json: the label."),
-            click.option("--input-key", metavar="NAME", help="Of .parquet, .npz, shards: what holds the images."),
-            click.option("--target-key", metavar="NAME", help="Of .parquet, .npz, shards: what holds the labels."),
+            click.option(
+                "--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and report how many."
+            ),
+            click.option(
+                "--label-field", metavar="NAME", help="The field of a .beton file or a shard's .json with the label."
+            ),
+            click.option("--input-key", metavar="NAME", help="What holds the images in a .parquet, .npz or shard."),
+            click.option("--target-key", metavar="NAME", help="What holds the labels in a .parquet, .npz or shard."),
+            click.option("--verify", is_flag=True, help="Compare all images with their checksums, not a sample."),
         ]
     ):
         run = option(run)
@@ -432,10 +493,8 @@ def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`--set key=value` pairs; values are read as YAML scalars.
 
     Raises:
-        InputError: no pair, a value that is no scalar, a name given twice, or the name of an option of the verb.
+        InputError: not a pair, a value that is not a scalar, a name given twice, or the name of an option of the verb.
     """
-    import yaml
-
     context = click.get_current_context()
     options = {p.name: p.opts[0] for p in context.command.params if p.name}
     values: dict[str, Any] = {}
@@ -450,11 +509,11 @@ def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
         if name in values:
             raise InputError(f"--set gives {name} twice: give it once")
         try:
-            values[name] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            values[name] = parse_yaml(text)
+        except Exception:  # of many kinds, for what is no YAML
             values[name] = [text]
         if isinstance(values[name], (list, dict, set)):
-            raise InputError(f"--set {pair}: {text!r} is no number, word or true/false")
+            raise InputError(f"--set {pair}: {text!r} is not a number, a word or true/false: give one of these")
     return values
 
 

@@ -1,7 +1,7 @@
 """The values that the shell completes: names that options and arguments know.
 
-The registries that hold them import torch, for which nobody waits after a tab, so the names stand here once more; a
-test compares the two.
+The registries that hold them import torch, which is too slow after a tab, so the names are repeated here; a test
+compares the two.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ NAMES = {
         *("tap", "tap-untargeted", "aap", "rem", "sem", "hypo", "sep", "dune", "pil", "tue", "ntga", "file"),
     ),
     "attacks": (
-        *("none", "orthogonal", "orthogonal-classwise", "orthogonal-patch", "orthogonal-full", "mean-noise", "rsk"),
-        *("ssk", "lowpass", "coin", "spectral-noise", "iss-gray"),
+        *("none", "orthogonal", "orthogonal-classwise", "orthogonal-patch", "orthogonal-full", "mean-noise"),
+        *("deconvolve", "rsk", "ssk", "lowpass", "coin", "spectral-noise", "iss-gray"),
         *(
             "iss-jpeg",
             "iss-bdr",

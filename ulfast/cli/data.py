@@ -47,7 +47,7 @@ def get(output: Output, name: str, cache: Path | None) -> None:
     metavar="PATH|NAME",
     help="The clean images, to count the different perturbations of each class.",
 )
-@click.option("--quick", is_flag=True, help="Do not look for poison.")
+@click.option("--quick", is_flag=True, help="Skip the search for poison.")
 def info(
     output: Output,
     data: str,
@@ -113,7 +113,7 @@ def info(
     "--base",
     type=Known("data"),
     metavar="PATH|NAME",
-    help="The clean images it was made for: order and labels. Files with labels of their own need none.",
+    help="The clean images that it was made for; they give order and labels (not needed where files have labels).",
 )
 @click.option(
     "--layout",
@@ -128,11 +128,11 @@ def info(
     type=click.Choice(["truncate", "nearest"]),
     default="truncate",
     show_default=True,
-    help="Of floats to pixels; the published loaders truncate.",
+    help="How floats become pixels; the published loaders truncate.",
 )
-@click.option("--scale", metavar="S", help="Of perturbations in [-1, 1]: their bound, such as 8/255.")
-@click.option("--name", help="Of the poison, for tables (default: the file's).")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--scale", metavar="S", help="Bound of perturbations that are stored in [-1, 1], such as 8/255.")
+@click.option("--name", help="Name of the poison in tables (default: the file's).")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def import_(
     output: Output,
@@ -171,6 +171,7 @@ def import_(
         raise InputError(f"--scale {scale} is no number: say it as 0.03 or 8/255") from None
     check_apart(out, (source, base))
     check_free(out, overwrite)
+    output.claim(out)
     clean, test = load_splits(base, progress=output.bars) if base is not None else (None, None)
     poisoned = import_published(
         source,
@@ -205,7 +206,7 @@ def import_(
     help=f"{', '.join(NAMES['layouts'])}.",
 )
 @click.option("--base", type=Known("data"), metavar="PATH|NAME", help="The clean images, which perturbation-pt needs.")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to make.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder or file to write.")
 @click.option(
     "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
 )
@@ -240,6 +241,7 @@ def export(
     check_apart(out, (data, base))
     if layout in FOLDERS:
         check_free(out, overwrite)  # before the work
+    output.claim(out)
     options: dict[str, Any] = {"format": format_, "progress": output.bars, **reading}
     if layout in WITH_TEST:
         train, test = load_splits(data, **options)
@@ -279,18 +281,18 @@ def export(
     type=click.Choice(["raw", "jpeg", "mixed"]),
     default="raw",
     show_default=True,
-    help="How .beton holds images.",
+    help="How the .beton file stores images.",
 )
-@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of the JPEG.")
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality.")
 @click.option(
     "--share",
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Of the images that --mode mixed makes JPEG.",
+    help="Share of the images that --mode mixed stores as JPEG.",
 )
-@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Of wds and parquet: images a file.")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="FILE.beton, or the folder to make.")
+@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Images per file of wds and parquet.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="FILE.beton, or the folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def convert(
     output: Output,
@@ -320,6 +322,7 @@ def convert(
     from ..data.load import load_splits
     from ..data.readers.beton import test_file
     from ..data.writers.resumable import write_resumable
+    from ..runtime.files import SETTINGS, part_folder
     from ..runtime.made import check_apart
 
     if out is None:
@@ -327,6 +330,9 @@ def convert(
     if to != "ulfast" and distributed.size() > 1:
         raise InputError(f"--to {to} is written in order, by one process with a thread per core: leave --nproc out")
     check_apart(out, (data,))
+    output.claim(out)
+    left = [part_folder(out) / SETTINGS, out.with_name(f"{out.name}.part.journal"), out]
+    output.resumes(lambda: any(one.exists() for one in left), "the same command")
     with distributed.main_first():  # which downloads it
         train, test = load_splits(data, format=format_, progress=output.bars, **reading)
     tell_notes(output, train, test)

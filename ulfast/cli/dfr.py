@@ -33,7 +33,7 @@ from .completion import Known
     help="Refit on crops and flips drawn anew in each pass, from the trained layer, batch normalisation in training"
     " mode (published), or on the images as they are, from zero.",
 )
-@click.option("--out", "-o", type=Picture(), help="PNG of the curves.")
+@click.option("--out", "-o", type=Picture(), help="Draw the curves into this PNG.")
 def command(
     output: Output,
     run: Path | None,
@@ -45,7 +45,7 @@ def command(
     device: str,
 ) -> None:
     """Deep feature reweighting: test accuracy of every epoch of a run before and after its last layer is refitted to
-    clean images, beside the random network that the run began with.
+    clean images, compared with the random network that the run began with.
 
     \b
     ulfast attack --method none --keep-checkpoints --out runs/lsp

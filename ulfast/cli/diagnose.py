@@ -17,8 +17,10 @@ from .completion import Known
     "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images.")
-@click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
-@click.option("--out", "-o", type=Picture(), help="PNG of what looks suspicious.")
+@click.option(
+    "--resize", type=click.IntRange(8), metavar="S", help="Resize the shorter side to S px and take the centre square."
+)
+@click.option("--out", "-o", type=Picture(), help="Draw what looks suspicious into this PNG.")
 def command(
     output: Output,
     data: str | None,

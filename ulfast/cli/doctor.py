@@ -13,7 +13,7 @@ from .common import Output, verb
 def command(output: Output) -> None:
     """Check the installation: versions, kernels (each against its readable twin), threads, GPU, optional parts.
 
-    Ends with 1 where something is broken.
+    The exit code is 1 if something is broken.
     """
     from ..profiling.doctor import examine
 

@@ -23,9 +23,9 @@ from .completion import Known
     show_default=True,
     help="Class-balanced subset of the clean training images.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over them.")
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Epochs on the clean images.")
 @click.option("--lr", type=float, default=0.01, show_default=True, help="Largest learning rate.")
-@click.option("--last-layer", is_flag=True, help="Only the last linear layer (linear probing).")
+@click.option("--last-layer", is_flag=True, help="Train only the last linear layer (linear probing).")
 def command(
     output: Output,
     run: Path | None,

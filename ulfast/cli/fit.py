@@ -15,17 +15,17 @@ from .common import Output, data_options, tell_notes, verb
 @data_options
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="File for the basis, FILE.safetensors.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted fit of --out.")
+@click.option("--resume", is_flag=True, help="Resume the interrupted fit of --out.")
 @click.option(
     "--init",
     type=click.Choice(["zero", "torch"]),
     default="zero",
     show_default=True,
-    help="Start of the weights; torch is the paper's random default.",
+    help="Start of the weights; torch is the random default of the paper.",
 )
 @click.option("--steps", type=click.IntRange(1), help="SGD steps (default 1,000).")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the data instead (20 is the paper's).")
-@click.option("--lr", type=float, default=0.1, show_default=True, help="First learning rate.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs of the fit, instead of steps (20 in the paper).")
+@click.option("--lr", type=float, default=0.1, show_default=True, help="Initial learning rate.")
 def command(
     output: Output,
     data: str | None,
@@ -65,8 +65,9 @@ def command(
     if out.is_dir():
         raise InputError(f"{out} is a folder: give a file name, for example {out / 'basis.safetensors'}")
     if out.suffix != ".safetensors":
-        raise InputError(f"--out {out} must end in .safetensors; the picture goes beside it")
+        raise InputError(f"--out {out} must end in .safetensors; the picture is written beside it")
     check_apart(out, (data,))
+    output.claim(out)
     picture = out.with_suffix(".png")
     if distributed.is_main() and not out.exists():
         check_free(picture, overwrite)
@@ -78,6 +79,7 @@ def command(
         raise InputError(f"there is no interrupted fit {kept}: leave --resume out")
     elif distributed.is_main():
         check_free(out, overwrite)
+    output.resumes(kept.is_file)
     where = resolve_device(device)
     with distributed.main_first():  # which downloads it
         train = load_dataset(data, format=format_, limit=limit, seed=seed, progress=output.bars, **reading)

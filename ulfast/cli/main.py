@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +36,7 @@ VERBS = {
     "doctor": ("doctor", "Check the installation, with a real run of every kernel."),
 }
 DONE, OUR_FAULT, INPUT_WRONG, INTERRUPTED = 0, 1, 2, 130
-# What click 8.2 and later raise where a group is called without a verb; before, it printed the help by itself.
+# What click 8.2 and later raise where a group is called without a verb; older versions print the help by themselves.
 HELP_WANTED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
@@ -86,6 +88,8 @@ def _named() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise ReaderGone from None
+    except EOFError as error:  # of a file that ended early; click would take it for Ctrl-D
+        raise RuntimeError(f"EOFError: {error}") from error
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -120,8 +124,14 @@ def run(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments or os.environ.get("ULFAST_DEBUG") == "1"
     # libgomp's threads otherwise spin between two kernels and take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "WORLD_SIZE" in os.environ and not debug:  # what torch's processes say of each other is our one line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    state: dict[str, Any] = {}
     try:
-        code = group.main(arguments, prog_name="ulfast", standalone_mode=False, color=colors())
+        with warnings.catch_warnings():
+            if not debug:  # of damaged files, which are ours to tell, in one line
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.|torch\._weights_only_unpickler")
+            code = group.main(arguments, prog_name="ulfast", standalone_mode=False, color=colors(), obj=state)
         sys.stdout.flush()  # here, where it may fail
         return code if isinstance(code, int) else DONE
     except HELP_WANTED as asked:
@@ -141,20 +151,23 @@ def run(arguments: list[str] | None = None) -> int:
         complain(str(error))
         return OUR_FAULT
     except (KeyboardInterrupt, click.Abort):
-        resumable = {"attack", "fit", "poison"} & set(arguments[:1])
+        how = state.get("resumes", str)()
         complain(
-            "interrupted; finished work is kept: the same command with --resume continues from there"
-            if resumable
+            f"interrupted; finished work is kept: {how} continues from there"
+            if how
             else "interrupted; nothing was written"
         )
         return INTERRUPTED
     except (ReaderGone, BrokenPipeError):
-        # `ulfast ls | head`: nobody reads on, which is no fault of anybody's.
+        # `ulfast ls | head`: the reader has gone, which is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # met where any path is looked at
+            complain(f"{str(error.filename)[:60]}... is too long for a path: give a shorter one", error)
+            return INPUT_WRONG
         text = " ".join(str(error).split()) or "no message"
         complain(
             f"internal error, {type(error).__name__}: {text[:300]}; run again with --debug for the traceback", error
@@ -163,7 +176,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def colors() -> bool | None:
-    """False where NO_COLOR is set to anything (no-color.org), None to decide by the terminal. Rich looks by itself."""
+    """False if NO_COLOR is set (no-color.org), None to decide by the terminal. Rich checks NO_COLOR by itself."""
     return False if os.environ.get("NO_COLOR") else None
 
 

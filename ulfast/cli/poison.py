@@ -25,7 +25,7 @@ from .completion import Known
     "--method", "-m", type=Known("poisons"), default="lsp", show_default=True, help="A poison (see `ulfast ls`)."
 )
 @data_options
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 @click.option("--rate", type=float, default=1.0, show_default=True, help="Share of each class that is poisoned.")
 @click.option("--classes", metavar="3,5|NAME,...", help="Poison only these classes.")
@@ -56,14 +56,14 @@ from .completion import Known
 @click.option(
     "--eps", type=Share(), help="Size of the perturbation, pixels in [0, 1], or 8/255 (default: as published)."
 )
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Another parameter of the method.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set a parameter of the method.")
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Where methods that train a network keep what they have (default: OUT.work).",
+    help="Where methods that train a network keep their state (default: OUT.work).",
 )
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run of --out.")
+@click.option("--resume", is_flag=True, help="Resume the interrupted run of --out.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
 def command(
     output: Output,
@@ -100,10 +100,10 @@ def command(
     from ..data import DatasetWriter, load_dataset
     from ..data.classes import same_everywhere
     from ..data.load import load_splits
-    from ..data.writers.resumable import RowWriter, part_folder
+    from ..data.writers.resumable import RowWriter
     from ..poisons import Poisoning, Workplace, get_poison, write_rows
     from ..report import pictures
-    from ..runtime.files import check_free
+    from ..runtime.files import SETTINGS, check_free, part_folder
     from ..runtime.made import check_apart
 
     name, plain = get_poison(method)
@@ -115,8 +115,13 @@ def command(
     if out is not None:
         check_apart(out, (data, test_data, surrogate_data, labels if labels and ":" not in labels else None))
     part = part_folder(out) if out is not None else None
+    interrupted = part is not None and part.is_dir()  # maybe before its first image
+    if out is not None and not dry_run:
+        output.claim(out)
+        left = [part_folder(out) / SETTINGS, work or out.with_name(f"{out.name}.work")]
+        output.resumes(lambda: any(one.exists() for one in left))
     if distributed.restarted():
-        resume = distributed.agreed(part is not None and part.is_dir())
+        resume = distributed.agreed(interrupted)
     if out is not None and not resume and distributed.is_main():
         check_free(out, overwrite)
     place = None
@@ -126,7 +131,7 @@ def command(
             _clear(place, resume and not existing(out), overwrite)
     elif work is not None and not plain.trains:
         raise InputError(f"--work belongs to methods that train a network, {name} does not: leave it out")
-    elif resume and out is not None and part is not None and not (part.is_dir() or existing(out)):
+    elif resume and out is not None and not (interrupted or existing(out)):
         raise InputError(f"there is no interrupted run in {part}: leave --resume out")
     with distributed.main_first():  # which downloads it
         train, test = load_splits(
@@ -160,7 +165,7 @@ def command(
     if eps is not None and _of_whole_images(poisoning.poison):
         size = train.images[:1].size
         output.remark(
-            f"eps {eps:g} is the L2 norm of an image's noise: {255 * eps / size**0.5:.1f} levels of 255 a value"
+            f"eps {eps:g} is the L2 norm of an image's noise: {255 * eps / size**0.5:.1f} levels of 255 per value"
         )
     summary: dict[str, Any] = {
         "method": name,
@@ -236,7 +241,7 @@ def _clear(place: Path, resume: bool, overwrite: bool) -> None:
     """Makes sure that the place to work in is empty, or holds a run that may be resumed.
 
     Raises:
-        InputError: it holds an unfinished run and nothing was said about it, or none and one was to be resumed.
+        InputError: it holds an unfinished run without --resume or --overwrite, or none with --resume.
     """
     if resume:
         if not existing(place):
@@ -244,10 +249,10 @@ def _clear(place: Path, resume: bool, overwrite: bool) -> None:
     elif existing(place):
         if not overwrite:
             raise InputError(
-                f"{place} holds an unfinished run: say --resume to continue it, or --overwrite to start anew"
+                f"{place} holds an unfinished run: give --resume to continue it, or --overwrite to start again"
             )
         if not ((place / "delta.npy").is_file() or (place / "surrogate").is_dir()):
-            raise InputError(f"{place} holds something else than a run of this program: choose another --work")
+            raise InputError(f"{place} holds something other than a run of this program: choose another --work")
         shutil.rmtree(place)
 
 

@@ -23,19 +23,21 @@ from .completion import Known
 )
 @click.option("--dtype", "dtypes", multiple=True, help="uint8, float16, bfloat16, float32 or float64.")
 @click.option("--compile", "compiled", is_flag=True, help="Also race torch.compile.")
-@click.option("--repeats", type=click.IntRange(1), help="Rounds (default 15).")
-@click.option("--plot", type=Picture(), help="PNG of the roofline.")
-@click.option("--trace", type=click.Path(path_type=Path), help="JSON for Chrome's or Perfetto's trace viewer.")
+@click.option("--repeats", type=click.IntRange(1), help="Timed rounds (default 15).")
+@click.option("--plot", type=Picture(), help="Draw the roofline into this PNG.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write a JSON trace for Chrome's or Perfetto's viewer.")
 @click.option(
     "--step",
     "model",
     type=Known("models"),
     metavar="MODEL",
-    help="The projection's share of a training step of this model.",
+    help="Measure the projection's share of a training step of this model.",
 )
-@click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images of --step.")
-@click.option("--size", type=click.IntRange(8), default=32, show_default=True, help="Side of the images of --step.")
-@click.option("--list", "list_", is_flag=True, help="The operators and what they take.")
+@click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images per batch of --step.")
+@click.option(
+    "--size", type=click.IntRange(8), default=32, show_default=True, help="Side of the images of --step, in pixels."
+)
+@click.option("--list", "list_", is_flag=True, help="List the operators and what they take.")
 def command(
     output: Output,
     operators: tuple[str, ...],

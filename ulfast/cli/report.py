@@ -18,12 +18,12 @@ from .common import Output, verb
     type=click.Path(path_type=Path),
     help="The page, FILE.html (default: report.html in the first folder).",
 )
-@click.option("--title", default="Learning from unlearnable images", show_default=True, help="Of the page.")
+@click.option("--title", default="Learning from unlearnable images", show_default=True, help="Title of the page.")
 @click.option("--markdown", "kind", flag_value="markdown", help="Print the tables as Markdown instead.")
-@click.option("--csv", "kind", flag_value="csv", help="Print a line a training instead.")
+@click.option("--csv", "kind", flag_value="csv", help="Print CSV instead, one line per training.")
 @click.option("--latex", "kind", flag_value="latex", help="Print LaTeX tables instead.")
 def command(output: Output, runs: tuple[Path, ...], out: Path | None, title: str, kind: str | None) -> None:
-    """Show runs of `attack` and `reproduce` as one page that needs nothing beside it.
+    """Show runs of `attack` and `reproduce` as one self-contained page.
 
     \b
     ulfast report runs/demo --out demo.html

@@ -20,11 +20,11 @@ from .completion import Known
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Cells at a time, each in a process with its share of the threads.",
+    help="Trainings at a time, each in a process with its share of the threads.",
 )
-@click.option("--overwrite", is_flag=True, help="Make cells of other settings anew.")
-@click.option("--list", "list_", is_flag=True, help="The grids that come with the package.")
-@click.option("--dry-run", is_flag=True, help="Check everything, list the cells, train nothing.")
+@click.option("--overwrite", is_flag=True, help="Repeat trainings that were made with other settings.")
+@click.option("--list", "list_", is_flag=True, help="List the grids that come with the package.")
+@click.option("--dry-run", is_flag=True, help="Check everything, list the trainings, train nothing.")
 def command(
     output: Output,
     grid: str | None,
@@ -35,7 +35,7 @@ def command(
     dry_run: bool,
     device: str,
 ) -> None:
-    """Train poisons x attacks x models x seeds and print the table. Again: only what is missing.
+    """Train poisons x attacks x models x seeds and print the table. Run again, it trains only what is missing.
 
     \b
     ulfast reproduce demo
@@ -63,6 +63,8 @@ def command(
             done = (folder / cell / "result.json").is_file()
             output.say(f"{'done' if done else 'to do'}  {folder / cell}")
         return
+    output.claim(folder)
+    output.resumes((folder / "grid.json").is_file, "the same command")
     result = reproduce(asked, folder, jobs=jobs, device=device, overwrite=overwrite, progress=output.bars)
     output.result(result.to_dict())
     for model in asked.models:

@@ -18,22 +18,24 @@ from .completion import Known
     metavar="PATH|NAME",
     help="Clean training images (default: the sample in the package).",
 )
-@click.option("--poisoned", metavar="PATH", help="The same images poisoned; their difference is what is classified.")
+@click.option("--poisoned", metavar="PATH", help="The same images poisoned; the difference is classified.")
 @click.option(
     "--method",
     "-m",
     "methods",
     type=Known("poisons"),
     multiple=True,
-    help="A poison to make and test, any number (default: all).",
+    help="A poison to test; may be given several times (default: all).",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Class-balanced subset of N images.")
-@click.option("--resize", type=click.IntRange(8), metavar="S", help="Shorter side to S px, centre square.")
 @click.option(
-    "--steps", type=click.IntRange(1), default=500, show_default=True, help="Of LBFGS, each of 20 evaluations."
+    "--resize", type=click.IntRange(8), metavar="S", help="Resize the shorter side to S px and take the centre square."
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=500, show_default=True, help="Steps of LBFGS, each of 20 evaluations."
 )
 @click.option("--hidden", type=click.IntRange(0), default=0, show_default=True, help="Hidden tanh layers of width 30.")
-@click.option("--out", "-o", type=Picture(), help="PNG of the curves.")
+@click.option("--out", "-o", type=Picture(), help="Draw the curves into this PNG.")
 def command(
     output: Output,
     data: str | None,
@@ -47,7 +49,7 @@ def command(
     seed: int,
     device: str,
 ) -> None:
-    """Train accuracy of logistic regression on perturbations alone, with that on the clean images for comparison.
+    """Measure the train accuracy of logistic regression on perturbations alone, and on the clean images for comparison.
 
     \b
     ulfast separability
@@ -67,7 +69,7 @@ def command(
     from ..runtime.devices import resolve_device
 
     if poisoned is not None and methods:
-        raise InputError("--poisoned brings perturbations, --method makes some: give one of them")
+        raise InputError("--poisoned and --method both choose the perturbations: give one of them")
     names = [get_poison(name)[0] for name in methods] or [
         name for name, plain in POISONS.items() if name != "file" and not plain.trains
     ]

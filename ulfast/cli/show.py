@@ -7,17 +7,20 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from .common import Output, Picture, printable, verb
+from .common import Output, Picture, verb
 from .completion import Known
 
 
 @verb("show", device=False)
 @click.argument("data", required=False, metavar="PATH")
 @click.option(
-    "--clean", type=Known("data"), metavar="PATH|NAME", help="The same images clean (default: what the manifest names)."
+    "--clean",
+    type=Known("data"),
+    metavar="PATH|NAME",
+    help="The same images, clean (default: those that the manifest names).",
 )
-@click.option("--per-class", type=click.IntRange(1, 20), default=1, show_default=True, help="Images of each class.")
-@click.option("--out", "-o", type=Picture(), default="show.png", show_default=True, help="PNG, SVG or PDF to make.")
+@click.option("--per-class", type=click.IntRange(1, 20), default=1, show_default=True, help="Images per class.")
+@click.option("--out", "-o", type=Picture(), default="show.png", show_default=True, help="PNG, SVG or PDF to write.")
 def command(output: Output, data: str | None, clean: str | None, per_class: int, out: Path, seed: int) -> None:
     """Draw clean images, perturbations (rescaled) and poisoned images of each class, and print how large the
     perturbations of each class are.
@@ -67,7 +70,7 @@ def command(output: Output, data: str | None, clean: str | None, per_class: int,
             continue
         psnr, ssim = row["psnr_db"], row["ssim"]
         table.add_row(
-            printable(label),
+            label,
             f"{row['images']:,}",
             f"{row['l0_mean']:.0f}",
             f"{row['l2_mean']:.3f}",

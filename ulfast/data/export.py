@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..ops.state import ordinary
-from ..runtime.files import atomic_file, atomic_folder, check_free, write_json
+from ..runtime.files import atomic_folder, check_free, claimed, publish_with, write_json, write_tensors, writing
 from ..runtime.made import EXPORT, MARKER, count_files, digest, expand, marker_of
 from ..runtime.progress import Progress
 from ..version import __version__
@@ -80,9 +81,8 @@ def export_dataset(
         arrays = {"x_train": train.images, "y_train": train.labels, "classes": np.array(train.classes)}
         if test is not None:
             arrays |= {"x_test": test.images, "y_test": test.labels}
-        with atomic_file(path) as part, part.open("wb") as file:
+        with _file_with_marker(path, about) as part, part.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        write_json(marker_of(path), {**about, "sha256": digest(path)})
     elif layout in SHARDED:
         SHARDED[layout](path, splits_of(train, test), size=shard_size, overwrite=overwrite, progress=progress)
     elif layout == "beton":
@@ -95,8 +95,9 @@ def export_dataset(
                 write_beton(target, dataset, overwrite=overwrite, progress=progress)
     elif layout == "perturbation-pt":
         _one_file(path, ".pt", overwrite)
-        _perturbation(train, base, path)
-        write_json(marker_of(path), {**about, "labels": train.labels.tolist(), "sha256": digest(path)})
+        delta = _perturbation(train, base)
+        with _file_with_marker(path, {**about, "labels": train.labels.tolist()}) as part:
+            write_tensors(part, delta)
     else:
         with atomic_folder(path, overwrite=overwrite) as folder:
             if layout == "png-index":
@@ -123,7 +124,18 @@ def _one_file(path: Path, suffix: str, overwrite: bool) -> None:
     if path.is_dir():
         raise InputError(f"--out {path} is a folder: give a file name")
     check_free(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _file_with_marker(path: Path, about: dict[str, Any]) -> Iterator[Path]:
+    """A temporary name for a file that then gets its own, with `about` beside it."""
+    with claimed(path, alone=True), writing(path):
+        part = path.with_name(f".{path.name}.tmp")
+        try:
+            yield part
+            publish_with(part, path, marker_of(path), {**about, "sha256": digest(part)})
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def class_folders(classes: Sequence[str]) -> list[str]:
@@ -158,7 +170,8 @@ def _pngs(dataset: Dataset, paths: list[Path], progress: Progress | None) -> Non
                 progress("export", done, len(paths))
 
 
-def _perturbation(train: Dataset, base: Dataset | None, path: Path) -> None:
+def _perturbation(train: Dataset, base: Dataset | None) -> Any:
+    """(n, C, H, W) float32 tensor."""
     import torch
 
     if base is None:
@@ -169,5 +182,4 @@ def _perturbation(train: Dataset, base: Dataset | None, path: Path) -> None:
     for begin, stop in chunks(train.images, 16 << 20):
         difference = train.images[begin:stop].astype(np.float32) - base.images[begin:stop]
         delta[begin:stop] = torch.from_numpy(difference / 255).permute(0, 3, 1, 2)
-    with atomic_file(path) as part:
-        torch.save(delta, part)
+    return delta

@@ -10,8 +10,10 @@ import numpy as np
 
 from ..errors import InputError, MissingSplit
 from ..registry import nearest
+from ..runtime.files import recover
 from ..runtime.made import expand
 from ..runtime.progress import Progress
+from ..runtime.reading import reading, steady
 from . import catalog
 from .classes import matched
 from .dataset import Dataset
@@ -37,6 +39,7 @@ def load_dataset(
     label_field: str | None = None,
     input_key: str | None = None,
     target_key: str | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set from a folder, a file, a name or an object.
@@ -61,6 +64,8 @@ def load_dataset(
         input_key: what holds the images, where a file has several things that might: a column of a .parquet file, an
             array of an .npz file, the suffix of an image in a WebDataset shard ("jpg;png" for either).
         target_key: the same for the labels; of a shard also a field of its `.json`.
+        verify: compare all images with their checksums, where a folder of ulfast or a .beton has them; otherwise a
+            sample of a folder's, and those of a .beton as they are read.
         progress: called as ``progress(stage, done, total, ...)`` during long reads.
 
     Returns:
@@ -90,7 +95,8 @@ def load_dataset(
         source = dataset.name or "the data set"
         return _checked(dataset, source, split, limit, seed, resize)
     path = expand(source)
-    request = Request(path, split, apart, resize, stream, skip_damaged, label_field, input_key, target_key, progress)
+    keys = (label_field, input_key, target_key)
+    request = Request(path, split, apart, resize, stream, skip_damaged, *keys, progress, verify)
     return _checked(_read(source, request, format, cache), source, split, limit, seed, resize)
 
 
@@ -132,6 +138,16 @@ def load_splits(
     Raises:
         InputError: as `load_dataset`; test images of another shape or of other classes; no test images in `test_data`.
     """
+    return steady(expand(source), lambda: _splits(source, test_data, limit, seed, options))
+
+
+def _splits(
+    source: str | os.PathLike[str],
+    test_data: str | os.PathLike[str] | None,
+    limit: int | None,
+    seed: int,
+    options: dict[str, Any],
+) -> tuple[Dataset, Dataset | None]:
     train = load_dataset(source, limit=limit, seed=seed, **options)
     if test_data is None and not isinstance(source, (str, os.PathLike)) and not has_splits(source):
         return train, None  # it is one split
@@ -156,6 +172,7 @@ def _read(
     if format is not None and format not in READERS:
         raise InputError(f"unknown format {format!r}{nearest(format, READERS)}: known are {', '.join(READERS)}")
     path = request.path
+    recover(path)
     if not path.exists() and not is_braces(path):
         if catalog.canonical(str(source)):
             return catalog.read(str(source), request.split, cache=cache, progress=request.progress)
@@ -163,18 +180,14 @@ def _read(
             f"there is no file, folder or data set {str(source)!r}{nearest(str(source), catalog.NAMES)}:"
             f" the names are {', '.join(catalog.NAMES)}"
         )
-    try:
+    with reading(path, "make it readable"):
         if path.is_dir() and not any(path.iterdir()):
             raise InputError(f"{path} is empty: point at a data set")
         if format is None:
             format = next((name for name, reader in READERS.items() if reader.detect(path)), None)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): make it readable") from None
     if format is None:
         raise InputError(
             f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
         )
-    try:
-        return READERS[format].read(request)
-    except OSError as error:
-        raise InputError(f"{error.filename or path} cannot be read ({error.strerror}): check it") from None
+    with reading(path, "check it, or get it again"):
+        return steady(path, lambda: READERS[format].read(request))

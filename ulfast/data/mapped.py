@@ -36,11 +36,18 @@ def map_images(dataset: Dataset, function: ImageMap, progress: Progress | None =
         function: (b, H, W, C) uint8 -> the same shape, uint8, each image by itself. Called from several threads.
         progress: called as ``progress("images", done, total)``.
     """
+    return map_rows(dataset, lambda index: function(np.ascontiguousarray(dataset.images[index])), progress)
+
+
+def map_rows(
+    dataset: Dataset, function: Callable[[np.ndarray], np.ndarray], progress: Progress | None = None
+) -> Dataset:
+    """The same for a function of the images' numbers (b,) int64, which gives (b, H, W, C) uint8."""
     out = room(dataset.images.shape)
     pieces = chunks(dataset.images, CHUNK_BYTES)
 
     def work(piece: tuple[int, int]) -> int:
-        out[piece[0] : piece[1]] = function(np.ascontiguousarray(dataset.images[piece[0] : piece[1]]))
+        out[piece[0] : piece[1]] = function(np.arange(*piece))
         return piece[1]
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:

@@ -1,4 +1,4 @@
-"""`Grid`: poisons x attacks x models x seeds, as a YAML file says."""
+"""`Grid`: poisons x attacks x models x seeds, as given in a YAML file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from ..errors import InputError
 from ..parameters import with_parameters
 from ..poisons import get_poison
 from ..registry import nearest, resolve
+from ..runtime.reading import read_yaml, shown
 from ..training import build_model, get_recipe
 from .literature import PUBLISHED
 
 SHIPPED = Path(__file__).parent
 CLEAN = "clean"
+LONGEST_NAME = 120  # bytes: a seed and a checksum come to it in names of folders
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. Everything that its result depends on."""
+    """One training: everything that its result depends on."""
 
     data: str
     limit: int | None
@@ -65,7 +67,7 @@ class Grid:
     """A table of trainings.
 
     Attributes:
-        name: of the table.
+        name: name of the table.
         data: clean images: a path or a name.
         limit: class-balanced subset of the training images, the same for every seed.
         resize: shorter side to that many pixels, centre square.
@@ -74,7 +76,7 @@ class Grid:
         models, seeds: every row and column with each of them. A seed draws the start, the order, and the poison where
             its entry has no `seed` of its own.
         recipe, epochs: how to train.
-        evaluate_every: epochs between two looks at the test images.
+        evaluate_every: epochs between two evaluations on the test images.
         published: name of a published table to show beside.
     """
 
@@ -117,10 +119,8 @@ class Grid:
         """Reads a YAML file, or one of the shipped grids by name.
 
         Raises:
-            InputError: no such file, not YAML, or anything in it that cannot be run; nothing has been trained then.
+            InputError: no such file, not YAML, or content that cannot be run; nothing has been trained then.
         """
-        import yaml
-
         path = Path(source)
         if not path.is_file():
             shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
@@ -131,10 +131,7 @@ class Grid:
                     f" one of {', '.join(known)}"
                 )
             path = shipped
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path} is not YAML ({' '.join(str(error).split())[:120]}): repair it") from None
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise InputError(f"{path} must hold `key: value` lines")
         return cls.of({"name": path.stem, **content}, str(path))
@@ -167,7 +164,12 @@ class Grid:
         for key in ("epochs", "limit", "resize", "evaluate_every"):
             value = values.get(key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InputError(f"{where}: {key} must be a whole number of at least 1, got {value!r}")
+                raise InputError(f"{where}: {key} must be a whole number of at least 1, got {shown(value)}")
+        for key in ("name", "data", "recipe", "published"):
+            if values.get(key) is not None and not isinstance(values[key], (str, int, float)):
+                raise InputError(f"{where}: {key} must be a word, got {shown(values[key])}")
+            if values.get(key) is not None:
+                values[key] = str(values[key])
         values["data"] = str(content["data"])
         grid = cls(**values)
         grid._check(where)
@@ -180,8 +182,11 @@ class Grid:
                 own = {key: value for key, value in poison.parameters.items() if key not in ("rate", "seed")}
                 seed = poison.parameters.get("seed", 0)
                 if not isinstance(seed, int) or isinstance(seed, bool):
-                    raise InputError(f"{where}: a poison's seed must be a whole number, got {seed!r}")
+                    raise InputError(f"{where}: a poison's seed must be a whole number, got {shown(seed)}")
                 with_parameters(plain, name, own)
+                rate = poison.parameters.get("rate", 1)
+                if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate <= 1:
+                    raise InputError(f"{where}: a poison's rate must be a number from 0 to 1, got {shown(rate)}")
             elif poison.parameters:
                 raise InputError(f"{where}: clean data takes no parameters")
         for attack in self.attacks:
@@ -201,16 +206,17 @@ def _variants(items: Any, where: str) -> tuple[Variant, ...]:
         if isinstance(item, str):
             item = {"method": item}
         if not isinstance(item, dict) or not isinstance(item.get("method"), str):
-            raise InputError(f"{where}: an entry is a name, or a mapping with `method`, got {item!r}")
+            raise InputError(f"{where}: an entry is a name, or a mapping with `method`, got {shown(item)}")
         parameters = {str(k).replace("-", "_"): v for k, v in item.items() if k not in ("name", "method")}
         label = str(item.get("name", item["method"]))
-        if not label.strip() or any(c in label for c in "/\\:") or label.startswith("."):
-            raise InputError(f"{where}: {label!r} cannot name a folder: choose another `name`")
+        wrong = not label.strip() or any(c in label for c in "/\\:") or label.startswith(".")
+        if wrong or not label.isprintable() or len(label.encode()) > LONGEST_NAME:
+            raise InputError(f"{where}: {shown(label)} cannot name a folder: choose another `name`")
         variants.append(Variant(label, item["method"], parameters))
     labels = [v.label for v in variants]
     for label in labels:
         if labels.count(label) > 1:
-            raise InputError(f"{where}: {label!r} is there twice: give one of them another `name`")
+            raise InputError(f"{where}: {label!r} is given twice: give one of them another `name`")
     return tuple(variants)
 
 

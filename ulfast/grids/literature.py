@@ -1,4 +1,4 @@
-"""Published test accuracies that our tables can be read beside."""
+"""Published test accuracies to compare our tables with."""
 
 from __future__ import annotations
 

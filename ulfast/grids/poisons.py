@@ -17,7 +17,7 @@ from .grid import CLEAN, Cell
 def kept(cell: Cell, folder: Path) -> Path | None:
     """Where in the grid's folder the poisoned images of a cell lie; None for those that are made again in seconds.
 
-    The name has a checksum of all that the images depend on, so what lies there is what the cell wants.
+    The name has a checksum of all that the images depend on, so what is there is what the cell needs.
     """
     if cell.poison.method == CLEAN or not get_poison(cell.poison.method)[1].trains:
         return None
@@ -30,7 +30,7 @@ def poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: An
     """The training images of a cell. An interrupted one is resumed.
 
     Raises:
-        InputError: what the poison says of its parameters or the images.
+        InputError: the poison refuses its parameters or the images.
     """
     if cell.poison.method == CLEAN:
         return clean

@@ -21,8 +21,9 @@ import torch
 from ..attacks import AttackResult, attack
 from ..data import Dataset, load_dataset
 from ..errors import InputError
-from ..runtime.files import check_free, write_json, writing
+from ..runtime.files import check_free, claimed, write_json, writing
 from ..runtime.progress import Progress
+from ..runtime.reading import reading, regular
 from .grid import Cell, Grid
 from .poisons import kept, poisoned
 
@@ -49,14 +50,15 @@ class Average:
 
 @dataclass
 class GridResult:
-    """What a grid gave so far.
+    """The results of a grid so far.
 
     Attributes:
         grid: what was asked.
-        rows: a row for every poison, attack and model that has at least one result.
+        rows: one row for every poison, attack and model that has at least one result.
         missing: folders of the cells without one.
         failed: folder -> message of the cells that could not be run.
         folder: where everything lies.
+        environments: what the cells were made with, each once: versions, commit, processor, threads.
     """
 
     grid: Grid
@@ -64,6 +66,7 @@ class GridResult:
     missing: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     folder: Path = field(default_factory=Path)
+    environments: list[dict[str, Any]] = field(default_factory=list)
 
     def row(self, poison: str, attack: str, model: str | None = None) -> Average | None:
         """The row of a poison and an attack, of the first model unless one is named."""
@@ -78,6 +81,7 @@ class GridResult:
             "missing": self.missing,
             "failed": self.failed,
             "out": str(self.folder),
+            "environments": self.environments,
         }
 
     @classmethod
@@ -88,12 +92,11 @@ class GridResult:
             InputError: it is not one.
         """
         folder = Path(folder)
-        try:
-            grid = Grid.of(json.loads((folder / "grid.json").read_text(encoding="utf-8")), str(folder / "grid.json"))
-        except FileNotFoundError:
-            raise InputError(f"{folder} is no folder of `ulfast reproduce`: it has no grid.json") from None
-        except ValueError as error:
-            raise InputError(f"{folder / 'grid.json'} is damaged ({error}): run `ulfast reproduce` again") from None
+        file = folder / "grid.json"
+        if not file.exists():
+            raise InputError(f"{folder} is not a folder of `ulfast reproduce`: it has no grid.json")
+        with reading(file, "it is damaged: run `ulfast reproduce` again"):
+            grid = Grid.of(json.loads(regular(file).read_text(encoding="utf-8")), str(file))
         return _collect(grid, folder, {})
 
 
@@ -110,44 +113,45 @@ def reproduce(
 
     Args:
         grid: a Grid, a YAML file or the name of a shipped one.
-        out: folder of the grid. Cells in it that were made by the same settings are kept; an interrupted one resumes
+        out: folder of the grid. Cells in it that were made with the same settings are kept; an interrupted one resumes
             from its last epoch.
         jobs: cells at a time, each in a process of its own with its share of the threads.
         device: "auto", "cpu" or "cuda".
-        overwrite: make cells of other settings anew, instead of an error.
+        overwrite: repeat cells that were made with other settings, instead of an error.
         progress: called as ``progress("cells", done, total)``, and by one job at a time for the stages of a cell.
 
     Returns:
         GridResult; `summary.json` in `out` holds the same.
 
     Raises:
-        InputError: a grid that cannot be run, or cells in `out` that were made by other settings.
+        InputError: a grid that cannot be run, or cells in `out` that were made with other settings.
     """
     grid = grid if isinstance(grid, Grid) else Grid.load(str(grid))
     if jobs < 1:
         raise InputError(f"jobs must be at least 1, got {jobs}")
     folder = Path(out)
-    if folder.exists() and not (folder / "grid.json").is_file():
-        check_free(folder, False)
-    todo = _todo(grid, folder, overwrite)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "grid.json", _as_yaml(grid))
-    total = len(grid.cells())
-    done = total - len(todo)
-    if progress:
-        progress("cells", done, total)
-    failed: dict[str, str] = {}
-    for cell, problem in _run(todo, folder, jobs, device, progress):
-        if problem is not None:
-            failed[cell.path] = problem
-        done += 1
+    with claimed(folder):
+        if folder.exists() and not (folder / "grid.json").is_file():
+            check_free(folder, False)
+        todo = _todo(grid, folder, overwrite)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "grid.json", _as_yaml(grid))
+        total = len(grid.cells())
+        done = total - len(todo)
         if progress:
             progress("cells", done, total)
-        write_json(folder / "summary.json", _collect(grid, folder, failed).to_dict())
-    result = _collect(grid, folder, failed)
-    write_json(folder / "summary.json", result.to_dict())
-    return result
+        failed: dict[str, str] = {}
+        for cell, problem in _run(todo, folder, jobs, device, progress):
+            if problem is not None:
+                failed[cell.path] = problem
+            done += 1
+            if progress:
+                progress("cells", done, total)
+            write_json(folder / "summary.json", _collect(grid, folder, failed).to_dict())
+        result = _collect(grid, folder, failed)
+        write_json(folder / "summary.json", result.to_dict())
+        return result
 
 
 def _as_yaml(grid: Grid) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def _as_yaml(grid: Grid) -> dict[str, Any]:
 
 
 def _todo(grid: Grid, folder: Path, overwrite: bool) -> list[Cell]:
-    """The cells without a result. What a cell was made by stands in a file beside its folder from its start on."""
+    """The cells without a result. A file beside its folder holds a cell's settings from its start on."""
     todo = []
     for cell in grid.cells():
         where = folder / cell.path
@@ -170,7 +174,9 @@ def _todo(grid: Grid, folder: Path, overwrite: bool) -> list[Cell]:
         if made_by is not None and made_by != cell.to_dict():
             different = ", ".join(key for key, value in cell.to_dict().items() if made_by.get(key) != value)
             if not overwrite:
-                raise InputError(f"{where} was made with another {different}: choose another --out, or say --overwrite")
+                raise InputError(
+                    f"{where} was made with another {different}: choose another --out, or give --overwrite"
+                )
             shutil.rmtree(where, ignore_errors=True)
         if not (where / "result.json").is_file():
             todo.append(cell)
@@ -304,8 +310,11 @@ def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
             found.setdefault((cell.poison.label, cell.attack.label, cell.model), []).append((cell, result))
         else:
             missing.append(cell.path)
-    rows = []
+    rows, environments = [], []
     for (poison_, attack_, model), cells in found.items():
+        for _, result in cells:
+            if result.environment not in environments:
+                environments.append(result.environment)
         accuracies = [result.test_accuracy for _, result in cells]
         rows.append(
             Average(
@@ -319,4 +328,4 @@ def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
                 statistics.fmean(math.fsum(result.seconds.values()) for _, result in cells),
             )
         )
-    return GridResult(grid, rows, missing, failed, folder)
+    return GridResult(grid, rows, missing, failed, folder, environments)

@@ -1,4 +1,4 @@
-"""Loads the compiled kernels at their first use, and says what is wrong when that fails."""
+"""Loads the compiled kernels at their first use, and explains a failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def reinstall(*, from_source: bool = True) -> str:
-    """The command that builds the kernels of this installation anew; of a wheel it may also fetch another."""
+    """The command that rebuilds the kernels of this installation; for a wheel it may also fetch another."""
     if (ROOT / "csrc").is_dir():
         return f"pip install --no-build-isolation -e . (in {ROOT})"
     source = " --no-binary ulfast" if from_source else ""

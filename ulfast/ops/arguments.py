@@ -1,6 +1,6 @@
 """What the operators accept: one check per operator, the same on every device.
 
-`check_NAME` takes what the operator NAME takes and raises for what no implementation of it can work on. Every
+`check_NAME` takes the arguments of the operator NAME and raises an error if no implementation can work on them. Every
 implementation begins with it: the CPU's, CUDA's, and the twin where it serves another device. So a wrong argument gives
 one message, wherever the tensors lie. What a check returns is what it had to work out and the caller needs as well.
 
@@ -304,7 +304,7 @@ def check_perturb_lsp(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> dict[str, Any]:
-    """Returns the numbers that the kernel takes beside the addresses."""
+    """Returns the numbers that the kernel takes besides the addresses."""
     op = "perturb_lsp"
     _together(op, labels=labels, centroids=centroids, mixing=mixing, images=images)
     if patch < 1 or min(height, width, channels) < 1:

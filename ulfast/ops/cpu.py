@@ -104,7 +104,7 @@ def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: in
         outside = reference.inside(labels, classes)[0].nonzero()
         if len(outside):
             raise bad_value(op, "labels", labels, int(outside[0]), classes)
-        for label in labels.unique().tolist():  # a library product a class that is there
+        for label in labels.unique().tolist():  # one library product per class that is there
             rows = (labels == label).nonzero()[:, 0]
             part = result((len(rows), *x.shape[1:]), out.dtype)
             products.project(x[rows], bases[label], part)

@@ -2,11 +2,11 @@
 
 A fused kernel reads the images once, and the basis for every few rows; a library product reads the images twice more,
 and the basis seldom. For the CPU these are the largest ranks measured by ``python benchmarks/crossover.py`` at which
-the kernel won for images of 32 and of 224 px, by a fifth or more where it is not `ingest` (docs/kernels.md has the
-table); float16 was not measured and goes with bfloat16. On a machine with a quicker matrix product they are lower.
-Those for CUDA are where the kernels' registers end, and have not been measured: `project` is on the tensor cores up to
-128, where by the bounds in csrc/cuda/project_mma.cu it takes a half to two thirds of the library's time in float32
-(computed, not measured), and up to `CUDA_CORES_RANK` on rows that they do not take.
+the kernel won for images of 32 and of 224 px, by a fifth or more where it is not `ingest` (the table is in
+docs/research/kernels.md); float16 was not measured and is taken to be like bfloat16. They are lower on a machine with a
+quicker matrix product. Those for CUDA are where the kernels' registers end, and have not been measured: `project` uses
+the tensor cores up to 128, where by the bounds in csrc/cuda/project_mma.cu it takes a half to two thirds of the
+library's time in float32 (computed, not measured), and up to `CUDA_CORES_RANK` on rows that they do not take.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FUSED_RANK = {
     },
 }
 
-# The same of `project` for rows that the tensor cores do not take: few, unaligned, of a width that is odd.
+# The same of `project` for rows that the tensor cores do not take: few, unaligned, or of an odd width.
 CUDA_CORES_RANK = 32
 
 
 def fused(device: str, op: str, dtype: torch.dtype, rank: int) -> bool:
-    """Whether `op` takes its fused kernel for images of `dtype` and a basis of `rank` rows (a class)."""
+    """Whether `op` takes its fused kernel for images of `dtype` and a basis of `rank` rows (per class)."""
     return rank <= FUSED_RANK[device][op][dtype]

@@ -1,8 +1,8 @@
 """`patch_filter` on a GPU, by the library's convolutions.
 
-An image is cut in nine regions: the interior and, as wide as the filters reach, four sides and four corners. Each is a
-convolution. Across a border its filters see all the 2 r rows (columns) that border pixels take from, and have an output
-channel for each of the r rows: there every pixel has weights of its own, moved to where they belong.
+An image is cut into nine regions: the interior and, as wide as the filters reach, four sides and four corners. Each is
+a convolution. Across a border its filters see all the 2 r rows (columns) that border pixels take from, and have an
+output channel for each of the r rows: there every pixel has weights of its own, moved to where they belong.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The generators of perturbations on a GPU: checks, results and scratch here, then the CUDA kernels.
 
 As in `cuda.py`, a kernel that is not verified leaves its work to the twin. The kernels do not wait for the device, so a
-label out of range is no error: its image stays as it was (a perturbation that is asked for itself becomes NaN), and in
-`class_moments` it counts nowhere.
+label out of range is not an error: its image stays as it was (a perturbation that is asked for itself becomes NaN),
+and in `class_moments` it counts nowhere.
 """
 
 from __future__ import annotations

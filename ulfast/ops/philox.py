@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-# One stream a use, so that two generators with one seed never share numbers.
+# One stream per use, so that two generators with one seed never share numbers.
 STREAM_LSP = 1
 STREAM_LSP_CLASS = 2
 STREAM_AR = 3

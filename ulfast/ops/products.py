@@ -1,6 +1,6 @@
 """The projections by the library's matrix products, for bases of more rows than the fused kernels are quicker for.
 
-Nothing here is made beside the two products but what they need: floats of the basis's dtype go from `x` into `out` in
+Only what the two products need is allocated: floats of the basis's dtype go from `x` into `out` in
 the second product, pixels are converted into `out`, and half precision is widened block by block.
 """
 

@@ -1,4 +1,4 @@
-"""`philox_uniform` and `philox_normal`: no tensor says on which device they run, so they choose here."""
+"""`philox_uniform` and `philox_normal`: no tensor determines their device, so they choose it here."""
 
 from __future__ import annotations
 

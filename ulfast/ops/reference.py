@@ -1,6 +1,6 @@
 """Readable PyTorch twins of every kernel: the oracle of the tests, and the fallback for other devices.
 
-Nothing here is tuned. Each function says in plain PyTorch what its kernel computes.
+Nothing here is tuned. Each function computes in plain PyTorch what its kernel computes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def picked(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _each(rows: Tensor, like: Tensor) -> Tensor:
-    """(b,) as (b, 1, ...), to go with the rows of `like`."""
+    """(b,) as (b, 1, ...), to broadcast with the rows of `like`."""
     return rows.view(-1, *[1] * (like.dim() - 1))
 
 
@@ -52,7 +52,7 @@ def project(x: Tensor, basis: Tensor) -> Tensor:
 
 
 def project_out(x: Tensor, basis: Tensor, out: Tensor) -> None:
-    """`project` into memory that is there already."""
+    """`project` into existing memory."""
     out.copy_(project(x, basis))
 
 
@@ -78,7 +78,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
 
 
 def project_classwise_out(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
-    """`project_classwise` into memory that is there already."""
+    """`project_classwise` into existing memory."""
     out.copy_(project_classwise(x, bases, labels))
 
 
@@ -230,7 +230,7 @@ def perturb_lsp(
     images: Tensor | None = None,  # (n, height, width, channels) uint8: add to these
     truncate: bool = False,
 ) -> Tensor:  # (n, height, width, channels) float32, or uint8 with images
-    """Linearly separable perturbations (Yu et al., KDD 2022): a Gaussian cluster a class, blown up to patches.
+    """Linearly separable perturbations (Yu et al., KDD 2022): one Gaussian cluster per class, enlarged to patches.
 
     A label out of range gives NaN, or leaves its image as it was; the CPU kernel raises.
     """

@@ -1,4 +1,4 @@
-"""Every operator as it is called: its public function, its schema and its shape rule (fake).
+"""Every operator as its callers see it: its public function, its schema and its shape rule (fake).
 
 The operators live in `torch.ops.ulfast`. `Library.define/impl` is used rather than the `custom_op` decorator because
 its call costs a third (a few microseconds matter to somebody who projects small batches in a loop).
@@ -323,7 +323,7 @@ def _(images, basis, mean, std, dtype, index=None, shift=None, flip=None, labels
 
 
 def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
-    """Takes from every pixel a filter's answer, exactly up to the border: one convolution whose weights change there.
+    """Subtract a filter's response from every pixel, exactly up to the border, where the weights of the filter change.
 
     Away from the border equivalent to ``x - conv2d(x, filters[r, r])``, r = T // 2. `ulfast.PatchProjection` makes the
     filters of a projection of all patches, averaged where they overlap.
@@ -546,7 +546,7 @@ def perturb_lsp(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:
-    """Linearly separable perturbations: one Gaussian cluster a class, each latent value blown up to a patch.
+    """Linearly separable perturbations: one Gaussian cluster per class, each latent value enlarged to a patch.
 
     Args:
         labels: (n,) int64; row i is image number ``first + i`` of the data set.

@@ -207,7 +207,7 @@ def wrong(operator: str, device: torch.device, ours: Any) -> str | None:
 def try_all(operators: Sequence[str], device: torch.device, ours: Any, say: Callable[[dict[str, Any]], None]) -> int:
     """Tries operators in order, and says what came of each. Returns an exit code: 3 where the GPU is beyond use."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    torch.zeros(1, dtype=F32, device=device).sum().item()  # a GPU that lets nobody in is no operator's fault
+    torch.zeros(1, dtype=F32, device=device).sum().item()  # a GPU that cannot be used is not the fault of an operator
     say({"gpu": name})
     for operator in operators:
         try:

@@ -1,4 +1,4 @@
-"""`ar`: autoregressive perturbations, fresh for every image, with a class's own linear recurrence."""
+"""`ar`: autoregressive perturbations, fresh for every image, with one linear recurrence per class."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..ops.state import ordinary
 from ..parameters import parameter
 from ..runtime.files import write_json
 from ..runtime.made import expand
+from ..runtime.reading import reading, regular
 from .base import Perturb, Poison, Workplace
 
 BATCH = 512  # candidate windows tried at a time
@@ -28,7 +29,7 @@ LARGEST_NORM = 50.0  # of a three-channel 32 x 32 signal
 # Filter response of an earlier process to the new one's signals, scaled to norm 1 as they will be used, below which the
 # two are too alike: at 32 px.
 RESPONSE, RESPONSE_MANY = 10.0, 3.0
-DRAWS = 256  # signals of each process that `judge` listens to; it measures the size of a quarter of them
+DRAWS = 256  # signals of each process that `judge` filters; it measures the size of a quarter of them
 MANY_CLASSES = 100
 GIVE_UP = 2_000  # batches
 SCREEN = 32  # side of the signals that candidates are tried on first, and told apart on
@@ -40,7 +41,7 @@ class AR(Poison):
     before it in its 3 x 3 window, with weights of the image's class and channel.
     """
 
-    summary = "autoregressive noise, a recurrence a class"
+    summary = "autoregressive noise, one recurrence per class"
     source = "Sandoval-Segura et al., Autoregressive Perturbations for Data Poisoning, NeurIPS 2022"
     aliases = ("autoregressive",)
 
@@ -58,7 +59,7 @@ class AR(Poison):
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         eps = self.eps
         if eps is None:
-            # As published: 1 for CIFAR and SVHN, 3 for STL-10; the same noise a pixel at every size.
+            # As published: 1 for CIFAR and SVHN, 3 for STL-10; the same noise per pixel at every size.
             eps = math.sqrt(math.prod(dataset.image_shape) / 3072) if self.norm == "l2" else 8 / 255
         return {"eps": eps, "norm": self.norm, "coefficients": self.coefficients, "accept": self.accept}
 
@@ -97,8 +98,8 @@ def filters(windows: Tensor) -> Tensor:
 
 
 def response(signals: Tensor, windows: Tensor) -> Tensor:
-    """How strongly the filters of `windows` respond to signals: the filtered channels are added up, then what is
-    positive of that, as the authors' program does.
+    """How strongly the filters of `windows` respond to signals: the filtered channels are added up, then the
+    positive part is summed, as in the authors' program.
 
     Args:
         signals: (n, channels, H, W) float32.
@@ -111,8 +112,8 @@ def response(signals: Tensor, windows: Tensor) -> Tensor:
 
 
 def _channel_response(signals: Tensor, windows: Tensor) -> Tensor:
-    """As `response`, with what is positive of each channel by itself: about 1.35 times as much. The windows that `ar`
-    finds by the seed are told apart by it, and their bytes are a promise."""
+    """As `response`, with the positive part of each channel by itself: about 1.35 times as much. The windows that `ar`
+    finds by the seed are told apart by it, and their bytes must not change."""
     n, channels, height, width = signals.shape
     # Every window on every signal, channel by channel: grouped by channel, m filters in each group.
     kernels = filters(windows).transpose(0, 1).reshape(channels * len(windows), 1, 3, 3)
@@ -238,7 +239,7 @@ def judge(windows: Tensor, size: tuple[int, int], seed: int = 0) -> dict[str, An
     """What a set of windows (c, channels, 3, 3) float32 is worth at a size (height, width), by the published test.
 
     That test looks at a few signals of a new process, drawn once, so a set that it has accepted need not pass with
-    others: of `DRAWS` signals a process, one that passes is enough here.
+    others: of `DRAWS` signals per process, one that passes is enough here.
 
     Returns:
         `largest_norm` of its signals before scaling; `stable`: all are finite, and of every process one is within the
@@ -289,18 +290,16 @@ def load_coefficients(path: str, classes: int, channels: int) -> Tensor:
         InputError: the file cannot be read, holds too few classes or other channels, or windows that are not finite.
     """
     file = expand(path)
-    try:
+    if not file.exists():
+        raise InputError(f"there is no coefficient file {file}: check the name")
+    with reading(regular(file), "get it again", "as coefficient windows"):
         if file.suffix == ".npy":
-            windows = torch.from_numpy(np.load(file, allow_pickle=False)).float()
+            windows = torch.from_numpy(np.array(np.load(file, allow_pickle=False, mmap_mode="r"))).float()
         elif file.suffix in (".pt", ".pth"):
             content = torch.load(file, map_location="cpu", weights_only=True)
             windows = (content if isinstance(content, Tensor) else torch.stack(list(content))).float()
         else:
             windows = torch.tensor(json.loads(file.read_text(encoding="utf-8"))["coefficients"], dtype=torch.float32)
-    except FileNotFoundError:
-        raise InputError(f"there is no coefficient file {file}: check the name") from None
-    except Exception as error:  # each format has its own kinds of damage
-        raise InputError(f"{file} holds no coefficient windows ({str(error).splitlines()[0][:100]})") from None
     if windows.dim() != 4 or windows.shape[1:] != (channels, 3, 3) or len(windows) < classes:
         raise InputError(
             f"{file} must hold ({classes}, {channels}, 3, 3) windows for this data, it has {tuple(windows.shape)}"

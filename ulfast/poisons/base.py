@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 import time
 import weakref
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from .. import distributed
 from ..data.dataset import Dataset
 from ..data.tensors import as_tensor
 from ..runtime.devices import resolve_device
+from ..runtime.files import drop, temporary_folder
 from ..runtime.progress import Progress
 
 # (first, images (b, H, W, C) uint8, labels (b,) int64) -> (b, H, W, C) uint8. Image i of the batch is image number
@@ -70,10 +69,10 @@ class Workplace:
         if self._given is not None:
             self._given.mkdir(parents=True, exist_ok=True)
             return self._given
-        folder = Path(distributed.agreed(tempfile.mkdtemp(prefix="ulfast-") if distributed.is_main() else ""))
+        folder = Path(distributed.agreed(str(temporary_folder()) if distributed.is_main() else ""))
         folder.mkdir(exist_ok=True)  # on another machine
         if distributed.first_here() == distributed.rank():
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            weakref.finalize(self, drop, folder)
         return folder
 
     def place(self, values: np.ndarray | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`regions-4`, `regions-16`, `cwrandom` and `swrandom`: noise that needs no more than a draw."""
+"""`regions-4`, `regions-16`, `cwrandom` and `swrandom`: noise that needs only a random draw."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ LARGE = 96  # from this size on the filters published for ImageNet
 
 @dataclass(frozen=True)
 class ConvolutionPoison(Poison):
-    """Multiplicative, class-wise: a filter of U(0, blur) weights with one random entry 1, the same for all channels;
+    """Multiplicative and class-wise: a filter of U(0, blur) weights with one random entry 1, the same for all channels;
     the result is divided by its largest value and clipped.
     """
 

@@ -48,12 +48,12 @@ class MinMin(SurrogatePoison):
     wise: str = parameter("sample", "one perturbation per sample or one per class", choices=("sample", "class"))
     alpha: float | None = parameter(None, "size of a step of the noise (default eps / 10)", at_least=0)
     steps: int | None = parameter(
-        None, "steps of the noise a round (default 20; class-wise 1 for every batch)", at_least=1
+        None, "steps of the noise per round (default 20; class-wise 1 for every batch)", at_least=1
     )
     batch_size: int | None = parameter(None, "images per step (default 128; class-wise 512)", at_least=1)
     subset: float = parameter(0.2, "share of each class that class-wise noise is searched on", at_least=0)
-    train_steps: int | None = parameter(None, "steps of the surrogate a round (default 10)", at_least=1)
-    rounds: int | None = parameter(None, "most rounds (default 100)", at_least=1)
+    train_steps: int | None = parameter(None, "steps of the surrogate per round (default 10)", at_least=1)
+    rounds: int | None = parameter(None, "largest number of rounds (default 100)", at_least=1)
     stop: float | None = parameter(
         None, "error on perturbed images that ends it (default 0.01; class-wise 0.1)", at_least=0
     )

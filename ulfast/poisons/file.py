@@ -26,7 +26,7 @@ class FilePoison(Poison):
 
     path: str | None = parameter(None, "the file: floats in [-1, 1] or int8 levels, NCHW or NHWC")
     scale: float = parameter(1.0, "factor on the perturbation")
-    rounding: str = parameter("nearest", "of the sums to pixels: nearest or truncate", choices=ROUNDINGS)
+    rounding: str = parameter("nearest", "rounding of the sums to pixels: nearest or truncate", choices=ROUNDINGS)
 
     @property
     def by_class(self) -> bool:

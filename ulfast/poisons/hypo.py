@@ -1,4 +1,4 @@
-"""`hypo`: hypocritical perturbations, which make a clean network surer of the right class."""
+"""`hypo`: hypocritical perturbations, which make a clean network more certain of the right class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Hypocritical(SurrogatePoison):
     alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
     batch_size: int = parameter(128, "images per step", at_least=1)
     steps: int = parameter(100, "steps of each image", at_least=1)
-    epochs: int | None = parameter(None, "of the clean network (default: the quick recipe's)", at_least=1)
+    epochs: int | None = parameter(None, "epochs of the clean network (default: the quick recipe's)", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         return {**self.parameters(), "alpha": self.eps / 10 if self.alpha is None else self.alpha}

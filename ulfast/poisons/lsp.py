@@ -1,4 +1,4 @@
-"""`lsp`: linearly separable perturbations, one Gaussian cluster a class around a hypercube's vertex."""
+"""`lsp`: linearly separable perturbations, one Gaussian cluster per class around a vertex of a hypercube."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class LSP(Poison):
     """Sample-wise noise that a linear classifier separates perfectly.
 
     Latent points are drawn as scikit-learn's ``make_classification(class_sep=10, flip_y=0, n_clusters_per_class=1)``
-    draws them with all features informative: a standard normal times a class's own matrix of U(-1, 1) entries, plus a
+    draws them with all features informative: a standard normal times the class's own matrix of U(-1, 1) entries, plus a
     vertex of the hypercube of side 20. Each value fills a patch, and each image's noise is scaled to the L2 norm.
     """
 
-    summary = "linearly separable patches, one cluster a class"
+    summary = "linearly separable patches, one cluster per class"
     source = "Yu et al., Availability Attacks Create Shortcuts, KDD 2022"
     aliases = ("linearly-separable", "synthetic")
 

@@ -24,8 +24,8 @@ BLOCK = 1 << 22  # values that the steps from a random noise work on at a time
 @dataclass(frozen=True)
 class PerturbationInducedLinearisation(Poison):
     """Sample-wise noise found by sign steps against a linear classifier of the clean images. It goes down two terms,
-    both linear in the image: the classifier should know the class from the noise alone, and nothing of the image
-    without it. What is published is image minus noise.
+    both linear in the image: the classifier should predict the class from the noise alone, and learn
+    nothing from the image without it. What is published is image minus noise.
 
     No classifier has a bias. That of the preset "quick" is one layer that starts at zero, which keeps its rows in the
     span of the images, and is fitted by plain SGD; the noise starts at zero. That of the preset "published" is two
@@ -41,10 +41,10 @@ class PerturbationInducedLinearisation(Poison):
     eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
     alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
     steps: int = parameter(30, "sign steps", at_least=0)
-    share: float = parameter(0.9, "weight of the noise's own term, the rest is the image's", at_least=0)
-    epochs: int = parameter(30, "passes of the linear fit", at_least=1)
+    share: float = parameter(0.9, "weight of the noise's own term; the rest goes to the image", at_least=0)
+    epochs: int = parameter(30, "epochs of the linear fit", at_least=1)
     lr: float = parameter(0.003, "learning rate of the linear fit", at_least=0)
-    batch_size: int | None = parameter(None, "of the linear fit (default 128; published 512)", at_least=1)
+    batch_size: int | None = parameter(None, "batch size of the linear fit (default 128; published 512)", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         return {
@@ -121,7 +121,7 @@ class PerturbationInducedLinearisation(Poison):
         """After a pass of the fit.
 
         Raises:
-            InputError: the loss is no number.
+            InputError: the loss is not a number.
         """
         if not math.isfinite(loss):
             raise InputError(f"pil: the linear fit diverged at lr {self.lr:g}: give a smaller --set lr=")

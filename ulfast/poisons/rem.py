@@ -29,7 +29,7 @@ from .surrogate import (
 
 @dataclass(frozen=True)
 class Moved:
-    """A crop with padding and a mirroring of each image of a batch, and the way back.
+    """A crop with padding and a mirroring of each image of a batch, and its inverse.
 
     Args:
         dy, dx: (b,) int64 shifts in pixels, none of them beyond `padding`.
@@ -91,12 +91,12 @@ class Draws:
 
 @dataclass(frozen=True)
 class RobustErrorMinimising(SurrogatePoison):
-    """Min-min-max: the noise goes down the loss that is left after an adversary within a smaller ball has gone up on
-    the perturbed image, mean over augmentations; the surrogate trains on what the adversary made. In the end the noise
+    """Min-min-max: the noise descends the loss after an adversary within a smaller ball has ascended it on the
+    perturbed image, averaged over augmentations; the surrogate trains on what the adversary made. In the end the noise
     of every image is searched once more against the final surrogate.
 
     Noise and adversary start anew at random in their balls, and every image has a crop and a mirroring of its own at
-    every step, as published. With `start=stored` the noise goes on from what its last search left, and the adversary
+    every step, as published. With `start=stored` the noise continues from its last search, and the adversary
     from the image itself.
     """
 
@@ -104,7 +104,7 @@ class RobustErrorMinimising(SurrogatePoison):
     source = "Fu et al., Robust Unlearnable Examples, ICLR 2022"
     aliases = ("robust-error-minimizing", "robust-error-minimising")
 
-    iterations: int = parameter(5000, "steps of the surrogate, a search of its batch's noise at each", at_least=1)
+    iterations: int = parameter(5000, "steps of the surrogate, with a search of its batch's noise at each", at_least=1)
     alpha: float | None = parameter(None, "size of a step of the noise (default eps / 5)", at_least=0)
     steps: int = parameter(10, "steps of the noise", at_least=1)
     eps_a: float | None = parameter(None, "the adversary's bound (default eps / 2)", at_least=0)
@@ -119,7 +119,7 @@ class RobustErrorMinimising(SurrogatePoison):
     start: str = parameter(
         "random", "where a search begins: at random, or at the noise that is stored", choices=("random", "stored")
     )
-    padding: int = parameter(4, "of the random crop", at_least=0)
+    padding: int = parameter(4, "padding of the random crop", at_least=0)
     moves: bool = parameter(True, "a random crop and mirroring at every step; false: the image as it is")
     batch_size: int = parameter(128, "images per step", at_least=1)
     lr: float = parameter(0.1, "the surrogate's learning rate (x0.1 after 40 and 80 %)", at_least=0)

@@ -27,7 +27,7 @@ from .labels import ASSIGNMENTS, class_numbers, driving, shuffled_labels
 from .registry import get_poison
 from .statistics import PerturbationStatistics
 
-# Clean images that go through a generator at a time: a fixed memory, and few calls, since waking and gathering two
+# Bytes of clean images per call of a generator: a fixed memory, and few calls, since waking and gathering two
 # threads that sleep between parallel regions costs 0.4 ms each (lsp on CIFAR-10: 46 ms in chunks of 3 MB, 28 of 15 MB).
 CHUNK_BYTES = 15 << 20
 
@@ -174,7 +174,7 @@ class Poisoning:
 
 
 def rate_mask(dataset: Dataset, rate: float, seed: int) -> np.ndarray | None:
-    """Which images are poisoned: the same share of every class, and a larger rate contains a smaller one."""
+    """Which images are poisoned: the same share of every class; a larger rate includes the images of a smaller one."""
     if rate >= 1:
         return None
     draw = ops.philox_uniform(seed, ops.philox.STREAM_RATE, 0, len(dataset), 1)[:, 0].numpy()
@@ -221,10 +221,10 @@ def poison(
         folder: where those keep network and perturbations while they work; None: a temporary folder.
         resume: continue the run that was interrupted in `folder`.
         progress: called as ``progress("poison", done, total)``.
-        parameters: of the method, for example ``eps=0.5``.
+        parameters: parameters of the method, for example ``eps=0.5``.
 
     Returns:
-        Dataset with the same labels; its manifest says what was done and holds the perturbation's statistics.
+        Dataset with the same labels; its manifest records what was done and the perturbation's statistics.
 
     Raises:
         InputError: unknown method or parameter, or a value out of bounds.
@@ -263,7 +263,7 @@ def write_poisoned(work: Poisoning, split: SplitWriter, progress: Progress | Non
 
 @ordinary
 def write_rows(work: Poisoning, writer: RowWriter, progress: Progress | None = None) -> bool:
-    """Writes what a run that was killed has left of the split `train`, by all processes; True in the first of them.
+    """Writes what a killed run has left undone of the split `train`, by all processes; True in the first of them.
 
     The manifest is the same for every number of processes and kills.
     """

@@ -1,4 +1,4 @@
-"""`sep` and `dune`: targeted noise against many moments of one training."""
+"""`sep` and `dune`: targeted noise against many checkpoints of one training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .surrogate import Images, Search, Surrogate, SurrogatePoison, mean_loss, se
 @dataclass(frozen=True)
 class SelfEnsemble(SurrogatePoison):
     """Steps down the loss towards another class (y + offset), mean over checkpoints at even distances of one training
-    on the clean images. This is the form with the cross-entropy, without feature alignment or variance reduction.
+    on the clean images. This is the variant with the cross-entropy, without feature alignment or variance reduction.
     """
 
     summary = "targeted noise against the checkpoints of a training"
@@ -36,8 +36,8 @@ class SelfEnsemble(SurrogatePoison):
     alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
     batch_size: int = parameter(128, "images per step", at_least=1)
     steps: int = parameter(30, "steps of each image", at_least=1)
-    checkpoints: int = parameter(15, "of the training; no more than it has epochs", at_least=1)
-    epochs: int | None = parameter(None, "of the training (default: the quick recipe's)", at_least=1)
+    checkpoints: int = parameter(15, "checkpoints of the training; no more than it has epochs", at_least=1)
+    epochs: int | None = parameter(None, "epochs of the training (default: the quick recipe's)", at_least=1)
     offset: int = parameter(1, "class that is aimed at, counted from the own one", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from .. import ops
 from ..data.dataset import Dataset
 from ..data.tensors import as_tensor
 
-SSIM_IMAGES = 200  # a class
+SSIM_IMAGES = 200  # per class
 
 
 class PerturbationStatistics:
@@ -59,7 +59,7 @@ class PerturbationStatistics:
         }
 
     def merge(self, record: dict[str, Any]) -> None:
-        """Adds another's sums."""
+        """Adds the sums of another."""
         for key in self._sum:
             self._sum[key] += record["sum"][key]
             self._max[key] = max(self._max[key], record["max"][key])

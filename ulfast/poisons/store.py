@@ -20,7 +20,7 @@ KINDS = {"int8": np.int8, "float16": np.float16}
 
 
 class PerturbationStore:
-    """(rows, H, W, C) perturbations in a file, read and written a batch at a time, so that it may exceed the memory.
+    """(rows, H, W, C) perturbations in a file, read and written batch by batch, so that it may exceed the memory.
 
     int8 counts in steps of eps / 127: finer than any step size in use, at a quarter of float32's bytes.
 
@@ -28,8 +28,8 @@ class PerturbationStore:
     state after the commit, so a killed run finds the two together.
 
     The processes of `distributed.joined` make the store and write to it together. The first one on each machine keeps
-    the machine's file, which the others of the machine map: what a process writes is sent to all, so that nobody relies
-    on a network's file system to show him what another machine has mapped. The first process commits.
+    the machine's file, which the others of the machine map: what a process writes is sent to all, so that no process
+    relies on a network file system to show what another machine has mapped. The first process commits.
 
     Args:
         folder: of the files `delta.npy` (of another machine: `delta.RANK.npy`) and `delta-NUMBER.npy`.
@@ -108,10 +108,10 @@ class PerturbationStore:
                 file.unlink()
 
     def restore(self, number: int) -> None:
-        """Back to copy `number`, in all processes.
+        """Goes back to copy `number`, in all processes.
 
         Raises:
-            InputError: it is missing, or of other data.
+            InputError: it is missing, or belongs to other data.
         """
         kept = self.folder / f"delta-{number}.npy"
         with writing(self._file):
@@ -120,6 +120,8 @@ class PerturbationStore:
                     shutil.copyfile(kept, self._file)
                 self._open("r+")
             except (FileNotFoundError, ValueError):
-                raise InputError(f"{kept} is missing or damaged: start anew without --resume") from None
+                raise InputError(f"{kept} is missing or damaged: start again without --resume") from None
         if self._map.shape != self._shape or self._map.dtype != KINDS[self.kind]:
-            raise InputError(f"{kept} holds {self._map.shape}, this data needs {self._shape}: start anew")
+            raise InputError(
+                f"{kept} holds {self._map.shape}, this data needs {self._shape}: start again without --resume"
+            )

@@ -3,7 +3,7 @@
 The processes of `distributed.joined` go through all of it together. They train on their part of each batch, and search
 the batches in turn, so that a batch of a search is the same for every number of processes.
 
-This file alone of the poisons imports `ulfast.training`.
+It is the only file of the poisons that imports `ulfast.training`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ..errors import InputError
 from ..parameters import parameter
 from ..runtime import devices
 from ..runtime.files import write_json
+from ..runtime.reading import reading
 from ..training import build_model, checkpoint, get_recipe, parallel, train
 from .augment import DRAWS, augmented
 from .base import Perturb, Poison, Workplace
@@ -46,7 +47,7 @@ class SurrogatePoison(Poison):
 
     eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
     surrogate: str = parameter("resnet18", "network: cnn, resnet18, resnet18-WIDTH or timm:NAME")
-    store: str = parameter("int8", "how perturbations are kept meanwhile", choices=tuple(KINDS))
+    store: str = parameter("int8", "how perturbations are stored meanwhile", choices=tuple(KINDS))
 
     @property
     def by_class(self) -> bool:
@@ -107,7 +108,7 @@ class Images:
 
 
 def shuffled(n: int, size: int, seed: int, at: int) -> Tensor:
-    """Indices of batch number `at` of an endless walk: a new order every pass, drawn from (seed, pass)."""
+    """Indices of batch number `at` of an endless walk: a new order every epoch, drawn from (seed, epoch)."""
     size = min(size, n)
     each = n // size
     generator = torch.Generator().manual_seed((seed * 1_000_003 + at // each) % (1 << 63))
@@ -123,7 +124,7 @@ def part(index: Tensor) -> tuple[Tensor, int]:
 class Surrogate:
     """A network that takes pixels in [0, 1] and gives their gradients.
 
-    The gradient is taken with respect to the normalised pixels: they differ by a positive factor a channel, which the
+    The gradient is taken with respect to the normalised pixels: they differ by a positive factor per channel, which the
     sign does not see, and half precision starts at the input.
     """
 
@@ -162,7 +163,7 @@ class Surrogate:
 
     @contextlib.contextmanager
     def learning(self, batch_size: int) -> Iterator[None]:
-        """For as long as the block lasts, `learn` is a step by all processes, in `parallel.spread`.
+        """Within the block, `learn` is a step by all processes, in `parallel.spread`.
 
         Raises:
             InputError: batches of fewer images than there are processes.
@@ -228,7 +229,7 @@ def trained_surrogates(
     """Networks trained on the clean images, or on the workplace's `surrogate_data`: the last, or `count` checkpoints of
     one run at even distances.
 
-    The recipe is `quick`; what is trained already lies in the workplace and is taken from there.
+    The recipe is `quick`; networks that are trained already are taken from the workplace.
 
     Args:
         strength: of `augmented`, which then takes the place of the recipe's augmentation.
@@ -247,7 +248,7 @@ def trained_surrogates(
         "seed": seed,
         "part": (distributed.rank(), distributed.size()),
     }
-    # A last batch that does not go round is left out; this alone depends on the number of processes.
+    # A last batch that is too small for all processes is left out; this alone depends on the number of processes.
     short = 0 < len(dataset) % recipe.batch_size < distributed.size()
     loader = MemoryLoader(dataset, recipe.batch_size, augment=recipe.augment, shuffle=True, drop_last=short, **options)
     few = dataset.subset(np.arange(min(len(dataset), 1000)))
@@ -308,7 +309,7 @@ def descend(
     eps: float,
     augment: Augment | None = None,  # what the networks see instead of x
 ) -> Tensor:  # (b,) losses before the first step, mean over the networks
-    """Sign steps on the mean loss of the networks, inside of the ball around `start` and of [0, 1]."""
+    """Sign steps on the mean loss of the networks, inside the ball around `start` and of [0, 1]."""
     first = None
     for step, alpha in enumerate(alphas):
         seen, back = (x, None) if augment is None else augment(x, step)
@@ -334,7 +335,7 @@ def mean_loss(surrogates: Sequence[Surrogate], x: Tensor, y: Tensor) -> Tensor:
 class Search:
     """What makes a search resumable: perturbations, network, optimizer and a small state, committed together.
 
-    All processes begin, and have the same state at any time; the first keeps it, when it likes.
+    All processes begin, and have the same state at any time; the first decides when to keep it.
 
     Args:
         identity: settings that a resumed search must match.
@@ -356,18 +357,16 @@ class Search:
         """`state`, or what an interrupted run has left.
 
         Raises:
-            InputError: it was a run with other settings, or its files are damaged.
+            InputError: the run had other settings, or its files are damaged.
         """
         if not distributed.agreed(self.work.resume and self._file.is_file()):
             return state
         if self.network:
             kept = checkpoint.load(self._file, *self.network, self.identity)
         else:
-            try:
+            with reading(self._file, "start anew with --overwrite"):
                 kept = json.loads(self._file.read_text(encoding="utf-8"))
                 other = [key for key, value in self.identity.items() if kept["identity"].get(key) != value]
-            except (ValueError, KeyError, AttributeError):
-                raise InputError(f"{self._file} is damaged: start anew with --overwrite") from None
             if other:
                 raise InputError(
                     f"{self._file} belongs to a run with another {', '.join(other)}: give the same settings, or"
@@ -379,7 +378,7 @@ class Search:
         return found
 
     def commit(self, state: dict[str, Any], *, last: bool = False) -> None:
-        """Keeps everything, if the last time is long enough ago."""
+        """Keeps everything, if the last time was long enough ago."""
         now = time.monotonic()
         if not distributed.is_main() or (not last and now - self._committed < COMMIT_SECONDS):
             return
@@ -507,6 +506,6 @@ def random_start(seed: int, row: int, like: Tensor, eps: float, *, normal: bool 
 
 
 def check_finite(loss: float, where: str) -> None:
-    """Raises InputError for a loss that is no number."""
+    """Raises InputError for a loss that is not finite."""
     if not math.isfinite(loss):
         raise InputError(f"the surrogate's loss is {loss} in {where}: give a smaller learning rate (--set lr=0.01)")

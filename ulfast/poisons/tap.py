@@ -22,7 +22,7 @@ from .surrogate import Augment, Images, Search, SurrogatePoison, sweep, trained_
 @dataclass(frozen=True)
 class TargetedAdversarial(SurrogatePoison):
     """Adversarial examples of a network trained on the clean images: towards the next class (y + 1), or, untargeted,
-    away from the own one.
+    away from its own.
 
     The preset "published" takes steps of a constant size from eight normal starts, clamped to the ball, and shows the
     network the image shifted and mirrored at random at each step. Where the authors keep the best of eight whole runs,
@@ -39,11 +39,13 @@ class TargetedAdversarial(SurrogatePoison):
         "published", "published: the authors' step, starts and augmentation; or quick", choices=PRESETS
     )
     targeted: bool = parameter(True, "towards class y + 1; false: away from y")
-    alpha: float | None = parameter(None, "every step (default eps / 20), or the first (quick: eps / 4)", at_least=0)
+    alpha: float | None = parameter(
+        None, "size of every step (default eps / 20), or of the first (quick: eps / 4)", at_least=0
+    )
     steps: int = parameter(250, "steps of each image", at_least=1)
     batch_size: int = parameter(128, "images per step", at_least=1)
-    restarts: int | None = parameter(None, "random starts, of which the best is kept (default 8; quick 1)", at_least=1)
-    epochs: int | None = parameter(None, "of the clean network (default: the quick recipe's)", at_least=1)
+    restarts: int | None = parameter(None, "random starts, the best of which is kept (default 8; quick 1)", at_least=1)
+    epochs: int | None = parameter(None, "epochs of the clean network (default: the quick recipe's)", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         published = self.preset == "published"

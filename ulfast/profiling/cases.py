@@ -1,7 +1,7 @@
 """The operators as cases to race: ours, what PyTorch users write instead, bytes, flops and the error of each.
 
 `ulfast profile`, `benchmarks/run.py` and `ulfast doctor` share this registry and that of the generators beside it. A
-new operator is a function and a line in `OPERATORS`.
+new operator needs a function and a line in `OPERATORS`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Thunk = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """n rows of d values, and a third number whose meaning the operator says: rank, classes."""
+    """n rows of d values, and a third number whose meaning depends on the operator: rank, classes."""
 
     n: int
     d: int
@@ -62,13 +62,13 @@ class Case:
     """One row of the table.
 
     Attributes:
-        name: shown and selected by.
+        name: the name shown.
         ours: name to function; the quickest counts.
         peers: name to function; the first is what one would write without thinking.
         bytes, flops: least traffic and arithmetic of one call, for the roof.
         error: largest deviation of ours and of the plain torch expression from float64, where it is known.
-        repeats: rounds; every contestant runs once a round.
-        goals: ratio that is asked for, by peer ("best": the best of them).
+        repeats: rounds; every contestant runs once per round.
+        goals: the ratio to reach, by peer ("best": the best of them).
     """
 
     name: str
@@ -107,7 +107,7 @@ class Small:
 
 @dataclass(frozen=True)
 class Operator:
-    """How to make a case of an operator.
+    """How to make a case for an operator.
 
     Attributes:
         make: (shape, dtype, device, compile) -> Case.

@@ -1,4 +1,4 @@
-"""Every operator once, on small inputs, against its twin."""
+"""Runs every operator once, on small inputs, against its twin."""
 
 from __future__ import annotations
 

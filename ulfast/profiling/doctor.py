@@ -1,4 +1,4 @@
-"""What `ulfast doctor` looks at. A check is {"name", "ok" (None: optional and absent), "text"}."""
+"""The checks of `ulfast doctor`. A check is {"name", "ok" (None: optional and absent), "text"}."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ REQUIRED = (
     "click",
     "rich",
     "pyyaml",
-    "pooch",
     "requests",
     "pillow",
     "simplejpeg",

@@ -1,4 +1,4 @@
-"""The generators' operators and the filters as cases; the peer is the PyTorch twin that says what each computes.
+"""The generators' operators and the filters as cases; the peer is the PyTorch twin.
 
 The published programs of the poisons are raced in benchmarks/cases.py.
 """
@@ -27,7 +27,7 @@ def _images(shape: Shape, device: torch.device, classes: int = CLASSES) -> tuple
 
 
 def perturb_lsp(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
-    """Four patches a side, as on CIFAR-10; m latent values mixed by the class's (m, m) matrix."""
+    """Four patches per side, as on CIFAR-10; m latent values mixed by the class's (m, m) matrix."""
     images, labels = _images(shape, device, shape.k)
     side, patch = shape.side, math.ceil(shape.side / 4)
     m = 3 * math.ceil(side / patch) ** 2

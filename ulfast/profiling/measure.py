@@ -1,4 +1,4 @@
-"""Medians of contestants that take turns, and the machine's roof measured on the spot."""
+"""Medians of contestants that take turns, and the machine's roof, measured in the same run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def timed(run: Callable[[], Any], device: torch.device | None = None) -> float:
 
 
 def roof(device: torch.device | None = None) -> dict[str, float]:
-    """Copy bandwidth (bytes read plus written a second) and sgemm rate (flops a second) of this machine, now."""
+    """Copy bandwidth (bytes read plus written per second) and sgemm rate (flops per second) of this machine, now."""
     where = device or torch.device("cpu")
     count, side = (12 << 20, 1024) if where.type == "cpu" else (256 << 20, 8192)
     a, b = torch.rand(count, device=where), torch.zeros(count, device=where)
@@ -86,7 +86,7 @@ class Timing:
 def measure(
     case: Case, top: dict[str, float], device: torch.device | None = None, repeats: int | None = None
 ) -> Timing:
-    """Every contestant runs once a round, so that a slow moment hits all; medians are compared."""
+    """Every contestant runs once per round, so that a slow moment hits all; medians are compared."""
     runs = {**case.ours, **case.peers}
     for name, run in runs.items():
         if device is not None and device.type == "cuda":

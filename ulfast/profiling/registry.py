@@ -1,4 +1,4 @@
-"""Every operator as a race. `ulfast profile`, `ulfast doctor` and `benchmarks/` go through this one list."""
+"""Every operator as a race: the one list of `ulfast profile`, `ulfast doctor` and `benchmarks/`."""
 
 from __future__ import annotations
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..runtime.files import atomic_file
+from ..runtime.reading import reading, regular
 from .orthonormal import gram, orthonormal_rows
 
 # Singular values of the row-normalised weights below this share of the largest are rounding, not directions: the
@@ -24,6 +25,8 @@ from .orthonormal import gram, orthonormal_rows
 RANK_TOLERANCE = 1e-5
 # Weights of more numbers than this are not copied as a whole to float64.
 LARGE = 1 << 26
+# Of rows that are read, the largest entry of |rows @ rows.T - I|: far above what float32 rounds off.
+ORTHOGONAL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,18 +149,27 @@ class Basis:
         Raises:
             InputError: the file is missing or is not a basis.
         """
-        try:
-            with safe_open(path, framework="pt") as f:
+        path = Path(path)
+        if not path.exists():
+            raise InputError(f"there is no basis file {path}: make one with `ulfast fit`")
+        with reading(path, "make one with `ulfast fit`", "as a basis"):
+            with safe_open(regular(path), framework="pt") as f:
                 text = f.metadata() or {}
                 if text.get("format") != "ulfast-basis-1":
                     raise InputError(f"{path} is not a basis file of ulfast: make one with `ulfast fit`")
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-        except FileNotFoundError:
-            raise InputError(f"there is no basis file {path}: make one with `ulfast fit`") from None
-        except SafetensorError as error:
-            raise InputError(f"{path} is not a safetensors file ({error}): make one with `ulfast fit`") from None
-        height, width, channels = json.loads(text["image_shape"])
-        return cls(tensors["rows"], (height, width, channels), tensors.get("weights"), json.loads(text["metadata"]))
+            height, width, channels = (int(side) for side in json.loads(text["image_shape"]))
+            metadata, rows, weights = json.loads(text["metadata"]), tensors["rows"], tensors.get("weights")
+            if not isinstance(metadata, dict):
+                raise ValueError("no metadata")
+            if {one.dtype for one in (rows, weights) if one is not None} != {torch.float32}:
+                raise ValueError("rows or weights that are not float32")
+            basis = cls(rows, (height, width, channels), weights, metadata)
+            if weights is not None and (weights.dim() != 2 or weights.shape[1] != rows.shape[1]):
+                raise ValueError(f"weights of shape {tuple(weights.shape)}")
+            if not (error := basis.orthogonality_error) <= ORTHOGONAL:  # NaN too
+                raise ValueError(f"its rows are not orthonormal, they are off by {error:.2g}")
+        return basis
 
     def images(self) -> np.ndarray:
         """The directions as pictures, (c or k, H, W, C) float32 in [0, 1], zero at mid-gray.

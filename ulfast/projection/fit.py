@@ -53,9 +53,9 @@ def fit_basis(
 
     SGD on pixels in [0, 1] with cross-entropy, no augmentation, learning rate x0.1 at half and at three quarters.
     The default starts at zero, which keeps the weights in the span of the data, and counts steps, so that small data
-    sets converge too. ``init="torch", epochs=20`` is the paper's way: a start at PyTorch's random default, whose
+    sets converge too. ``init="torch", epochs=20`` is the paper's fit: it starts at PyTorch's random default, whose
     random part stays in the basis and turns it away from the perturbations; on small sets 20 epochs are too few steps
-    from either start (docs/fit.md).
+    from either start (docs/research/fit.md).
 
     Args:
         dataset: uint8 images (n, H, W, C) with int64 labels. They may be memory-mapped or decoded on demand
@@ -63,19 +63,19 @@ def fit_basis(
         steps: SGD steps (default 1,000), or
         epochs: passes over the data instead of steps (default 20 with ``init="torch"``).
         batch_size: default 256, or the paper's 1,024 when epochs are counted.
-        lr: first learning rate.
+        lr: initial learning rate.
         init: "zero", or "torch" for `torch.nn.Linear`'s default.
         rank: directions to return. Fewer than the weights span: the leading ones. More: further rounds, each fitted to
             what the rounds before have left of the images.
         seed: draws the order and the random start.
         device: "auto", "cpu", "cuda" or a torch.device.
-        checkpoint: file that keeps the weights every few seconds, for a fit that may be killed; yours to remove when
-            the basis is saved.
+        checkpoint: file that keeps the weights every few seconds, for a fit that may be killed; remove it when the
+            basis is saved.
         resume: continue from what that file holds, to the same weights.
         progress: called as ``progress("fit", done, total, loss=..., accuracy=...)``.
 
-    In the processes of `distributed.joined` each batch is cut into a part for each; the weights are those of one
-    process within float32's rounding.
+    In the processes of `distributed.joined` each batch is split between them; the weights are those of one process
+    within float32's rounding.
 
     Returns:
         Basis with c - 1 rows (zero start) or up to c rows. Its metadata holds `train_accuracy` (of the final weights
@@ -209,7 +209,7 @@ def _blocks(images: Tensor | LazyImages, batches: Iterator[_Index], device: torc
     cuts = ((index, there, slice(*distributed.share(len(index)))) for index, there in batches)
     parts = ((len(index), (index[cut], there[cut])) for index, there, cut in cuts)
     if isinstance(images, LazyImages):
-        # Indices are a permutation a pass: known in pieces, so that a long fit does not list them all.
+        # Indices are one permutation per epoch: known in pieces, so that a long fit does not list them all.
         while piece := list(itertools.islice(parts, PIECE)):
             with contextlib.closing(prefetch(images, [index.numpy() for _, (index, _) in piece])) as decoded:  # type: ignore[type-var]
                 for (size, at), block in zip(piece, decoded, strict=True):
@@ -232,8 +232,8 @@ def _start(init: str, classes: int, d: int, seed: int) -> Tensor:
 def _batches(
     n: int, batch_size: int, total: int, seed: int, *, drop_last: bool, device: torch.device
 ) -> Iterator[_Index]:
-    """`total` batches of indices, from a new permutation a pass. Steps drop a short last batch; epochs keep it. Each
-    permutation goes to the device as a whole, as each copy waits for a GPU."""
+    """`total` batches of indices, from a new permutation in every epoch. Steps drop a short last batch; epochs keep it.
+    Each permutation goes to the device as a whole, as each copy waits for a GPU."""
     generator = torch.Generator("cpu").manual_seed(seed)
     done = 0
     while done < total:

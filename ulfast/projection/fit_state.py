@@ -1,4 +1,4 @@
-"""What a linear fit keeps on the disk while it runs, so that a killed one resumes to the same bytes."""
+"""What a linear fit keeps on disk while it runs, so that a killed one resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import distributed
 from ..errors import InputError
 from ..runtime.files import save_tensors, writing
+from ..runtime.reading import load_tensors, reading
 from .basis import Basis
 
 # Seconds of a fit that a kill may lose.
@@ -43,14 +43,11 @@ class FitState:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path, again := "leave --resume out", kind := "as an interrupted fit")
+        with reading(path, again, kind):
             other = [key for key, value in self._identity.items() if content["identity"].get(key) != value]
             bases = [Basis(rows, tuple(shape), weights, facts) for rows, shape, weights, facts in content["bases"]]
             step, weight = content["step"], content["weight"]
-        except Exception as error:  # whatever torch.load and a wrong layout raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(f"{path} is no interrupted fit ({reason}): leave --resume out") from None
         if other:
             raise InputError(
                 f"{path} belongs to a fit with another {', '.join(other)}: give the same settings, or"
@@ -59,7 +56,7 @@ class FitState:
         self.bases, self.step, self.weight = bases, step, weight
 
     def keep(self, step: int, weight: Tensor) -> None:
-        """Saves them if the last time is long enough ago."""
+        """Saves them if the last time was long enough ago."""
         if self._path is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return
         if distributed.is_main():

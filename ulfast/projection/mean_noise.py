@@ -1,8 +1,8 @@
-"""Noise along the directions in which the classes' mean images differ, and adding it to batches.
+"""Noise along the directions in which the class means differ, and a layer that adds it to batches.
 
 What is added to every image of a class shows in the class's mean. Where that is something that photographs vary by as
-well, such as large blocks of colour, projecting it away takes much of the photographs too. Adding random mixtures of
-the class means to every image, anew in every pass, hides it instead: whatever filter a network finds, its answers to
+well, such as large blocks of colour, projecting it out removes much of the photographs too. Adding random mixtures of
+the class means to every image, redrawn every epoch, hides it instead: whatever filter a network finds, its answers to
 two classes differ by no more than a fraction of what the noise makes them vary by, and images keep all they have.
 """
 
@@ -62,11 +62,11 @@ def fit_mean_noise(
 
 
 def noise_scale(rows: Tensor) -> float:
-    """A scale for `fit_mean_noise` where images are projected off `rows`: 1 if every direction goes whole, up to 2 as
-    more of one stays.
+    """A scale for `fit_mean_noise` where images are projected off `rows`: 1 if every direction is removed entirely, up
+    to 2 the more of one remains.
 
-    What a whole projection leaves of a pattern is little, and noise costs more than it hides there; what stays in part
-    is a pattern that the linear model has seen. docs/orthogonal-patch.md measures both.
+    A full projection leaves little of a pattern, and noise costs more than it hides there; what remains in part is a
+    pattern that the linear model has seen. docs/research/orthogonal-patch.md measures both.
 
     Args:
         rows: (k, d), orthogonal, of norms up to 1: of a `Basis` or from `partial_rows`.
@@ -121,7 +121,7 @@ class MeanNoise(PixelLayer):
         if c * h * w != self.rows.shape[1]:
             raise ValueError(f"the noise has {self.rows.shape[1]} values per image, the images are {tuple(x.shape)}")
         weights = torch.randn(n, len(self.rows), device=x.device, dtype=self.rows.dtype)
-        with torch.autocast(x.device.type, enabled=False):  # the caller's is for his network
+        with torch.autocast(x.device.type, enabled=False):  # the caller's autocast is for the network
             noise = weights @ self.rows
         return x + noise.to(x.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
 

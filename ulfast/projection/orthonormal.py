@@ -26,7 +26,7 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 def check_orthogonal(rows: Tensor) -> None:
-    """Refuses rows (k, d) that are no projection's: they must be orthogonal, and of norms up to 1.
+    """Refuses rows (k, d) that do not make a projection: they must be orthogonal, and of norms up to 1.
 
     Raises:
         ValueError: they are not, or are not finite.
@@ -57,7 +57,7 @@ def orthonormal_rows(matrix: Tensor, tolerance: float) -> Tensor:
     """Orthonormal rows (r, d) float32 that span the rows of `matrix` (k, d), leading directions first.
 
     The eigenvectors of the Gram matrix give the right singular vectors; directions whose singular value is below
-    `tolerance` of the largest are left out. The Gram matrix squares the condition number, so what comes is
+    `tolerance` of the largest are left out. The Gram matrix squares the condition number, so the result is
     orthogonalised once more by the Cholesky factor of its own Gram matrix, which brings the error from
     1e-16 / tolerance^2 down to float32's rounding.
 

@@ -1,4 +1,4 @@
-"""Ways to choose what `orthogonal` removes, beside SGD: LBFGS, ridge, class means, LEACE; and how much of it.
+"""Ways to choose what `orthogonal` removes, besides SGD: LBFGS, ridge, class means, LEACE; and how much of it.
 
 All stream over the images; `ridge` and `leace` hold a (d, d) matrix, so d is limited.
 """
@@ -121,7 +121,7 @@ def class_mean(dataset: Dataset, seed: int = 0) -> Linear:
 def fisher_ratios(
     basis: Basis, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """How far the classes' means differ along the directions of a basis, beside how images of one class do.
+    """How far the class means differ along the directions of a basis, compared with images of one class.
 
     Args:
         device: where the images meet the rows.
@@ -155,12 +155,12 @@ def fisher_ratios(
 
 @ordinary
 def partial_rows(basis: Basis, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False) -> Tensor:
-    """Rows of which projecting removes each direction only as far as the classes' means differ along it: the share
+    """Rows whose projection removes each direction only as far as the class means differ along it: the share
     min(1, ratio^2) of `fisher_ratios`.
 
     Photographs vary most in a few directions, and there a perturbation is small beside what one class shows already.
-    Taking them away costs more than it gains where the noise of `fit_mean_noise` hides what stays. docs/attacks.md
-    measures it.
+    Removing them costs more than it gains where the noise of `fit_mean_noise` hides what remains.
+    docs/research/directions.md measures it.
 
     Args:
         basis: fitted to `dataset`.

@@ -1,6 +1,6 @@
-"""`PatchBasis`: directions of small patches whose variance differs between classes, and taking them out of images.
+"""`PatchBasis`: directions of small patches whose variance differs between classes, and removing them from images.
 
-Noise that is drawn afresh for every image, such as autoregressive perturbations, lies in no direction of pixel space,
+Noise that is drawn anew for every image, such as autoregressive perturbations, lies in no direction of pixel space,
 but each class's noise has second-order statistics of its own. Patches are whitened by the mean of the classes'
 covariances; the directions in which single classes then differ most from unit variance are removed from every patch,
 obliquely (in the metric of the covariance), and overlapping patches are averaged.
@@ -210,7 +210,7 @@ def fit_patches(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> PatchBasis:
-    """Find the patch directions that tell classes apart by their variance.
+    """Find the patch directions along which the classes differ in variance.
 
     No clean image and no knowledge of the poison is needed. Natural images give a spectrum below 12, so nothing is
     removed unless the largest value passes `PRESENT`; then all directions above `REMOVE` are.

@@ -107,8 +107,8 @@ class Verdict:
             best = max(self.attacks, key=self.attacks.__getitem__, default=None)
             more = f"; {best} brings it to {_percent(self.attacks[best])}" if best else ""
             return (
-                f"{_percent(self.none)} without an attack{more}. How much of the loss that is cannot be said"
-                " without a training on clean images."
+                f"{_percent(self.none)} without an attack{more}. Without a training on clean images it"
+                " is not known how much of the loss that is."
             )
         if self.clean - self.none < HARMLESS:
             return (
@@ -126,7 +126,7 @@ class Verdict:
             f" {_outcome(shares[first], first)}."
         ]
         if best != first and shares[best] > shares[first] + 0.02:
-            parts.append(f"Best of those tried: {best}, {_share(shares[best])} ({_percent(self.attacks[best])}).")
+            parts.append(f"The best of those tried is {best}: {_share(shares[best])} ({_percent(self.attacks[best])}).")
         return " ".join([start, *parts])
 
 
@@ -180,7 +180,7 @@ def collect(paths: Sequence[str | os.PathLike[str]]) -> list[Table]:
                 if label not in labels:
                     labels.append(label)
     if not tables:
-        raise InputError(f"nothing is finished in {', '.join(map(str, paths))}: run it again, it resumes")
+        raise InputError(f"nothing is finished in {', '.join(map(str, paths))}: run the command again, it resumes")
     for key, table in tables.items():
         _fill(table, entries[key])
     return list(tables.values())
@@ -200,7 +200,7 @@ def _fill(table: Table, entries: list[Entry]) -> None:
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         group = groups.setdefault((entry.poison, entry.attack), [])
-        # The same baseline comes with every run: once is enough.
+        # Every run brings the same baseline: keep it once.
         if not any((e.seed, e.accuracy) == (entry.seed, entry.accuracy) for e in group):
             group.append(entry)
     for key, group in groups.items():

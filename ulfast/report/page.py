@@ -113,7 +113,7 @@ def _share(table: Table, value: Value | None) -> float | None:
 
 
 def _poison(table: Table, poison: str, key: str) -> dict[str, Any]:
-    """Curves and pictures of a row."""
+    """Curves and pictures for a row."""
     values = {a: table.values[poison, a] for a in table.attacks if (poison, a) in table.values}
     first = {a: v.entries[0] for a, v in values.items()}
     return {
@@ -159,6 +159,7 @@ def _curves(entries: dict[str, Entry]) -> str:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "text.color": gray,
+        "text.parse_math": False,
         "axes.edgecolor": gray,
         "axes.labelcolor": gray,
         "xtick.color": gray,
@@ -192,7 +193,7 @@ def _curves(entries: dict[str, Entry]) -> str:
 
 
 def _strips(entries: dict[str, Entry]) -> list[dict[str, str]]:
-    """Rows of pictures: clean, perturbation, poisoned, what an attack learned from, what it took away."""
+    """Rows of pictures: clean, perturbation, poisoned, what an attack learned from, what it removed."""
     strips: list[dict[str, str]] = []
     shown = False
     for attack, entry in entries.items():

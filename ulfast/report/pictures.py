@@ -186,8 +186,8 @@ def lines_figure(lines: dict[str, list[tuple[float, float]]], xlabel: str, ylabe
 def comparison_figure(
     clean: Dataset, poisoned: Dataset, *, seed: int = 0, title: str = "", per_class: int = 1
 ) -> Figure:
-    """Rows clean, perturbation (rescaled to the largest value shown), poisoned; a column a class. With more images a
-    class the three rows come again for each.
+    """Rows clean, perturbation (rescaled to the largest value shown), poisoned; one column per class. With more
+    images per class the three rows are repeated for each.
     """
     import matplotlib
 
@@ -220,7 +220,7 @@ def comparison_figure(
 
 
 def basis_figure(basis: Basis, classes: tuple[str, ...]) -> Figure:
-    """The learned weights of each class as pictures, ten a row."""
+    """The learned weights of each class as pictures, ten per row."""
     import matplotlib
 
     pictures = basis.images()[:100]

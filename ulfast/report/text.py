@@ -17,7 +17,7 @@ def cell(value: Value | None, plus_minus: str = "±") -> str:
 
 
 def markdown(tables: list[Table]) -> str:
-    """A heading and a table each, then the verdicts."""
+    """A heading and a table for each, then the verdicts."""
     parts = []
     for table in tables:
         lines = [f"**{table.title}**: clean test accuracy in %", ""]
@@ -51,7 +51,7 @@ COLUMNS = (
 
 
 def as_csv(tables: list[Table]) -> str:
-    """A line a training."""
+    """One line per training."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)

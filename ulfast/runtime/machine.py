@@ -5,14 +5,28 @@ from __future__ import annotations
 import os
 import sys
 
+from ..errors import InputError
+
 
 def launched_size() -> int:
-    """How many processes a launcher started, by its variables: 1 unless all of them are there and fit together."""
-    names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+    """How many processes a launcher started, by its variables: 1 unless all of them are there.
+
+    Raises:
+        InputError: they are all there, and no numbers or none that fit together.
+    """
+    names = ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR")
     values = [os.environ.get(name, "") for name in names]
-    if not all(values) or not (values[0].isdecimal() and values[1].isdecimal()):
+    if not all(values):
         return 1
-    return int(values[0]) if int(values[1]) < int(values[0]) else 1
+    for name, value in zip(names[:3], values[:3], strict=True):
+        if not (value.isascii() and value.isdecimal()):
+            raise InputError(f"{name} is {value!r}, no number: set what a launcher sets, or unset {', '.join(names)}")
+    size, rank, port = map(int, values[:3])
+    if rank >= size or port > 65535:
+        raise InputError(
+            f"RANK {rank} of WORLD_SIZE {size} at port {port}: ranks go from 0 to {size - 1}, ports to 65535"
+        )
+    return size
 
 
 def _local_size() -> int:

@@ -41,6 +41,8 @@ def marker_of(path: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is none."""
+    if not path.is_file():  # a pipe never ends
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -48,10 +50,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+def beside_new(beside: Path) -> Path:
+    """What will be the JSON `beside` a file: it is there before the file, so that a kill leaves the two together."""
+    return beside.with_name(beside.name + ".new")
+
+
+def read_marker(path: Path) -> dict[str, Any]:
+    """What ulfast wrote of a file or folder of an export; {} where nothing, or something of another file."""
+    marker = marker_of(path)
+    about = read_json(marker)
+    if about.get("format") != EXPORT or path.is_dir():
+        return about if about.get("format") == EXPORT else {}
+    own = digest(path)
+    for one in (about, read_json(beside_new(marker))):
+        if one.get("sha256") == own:
+            return one
+    return {}
+
+
+def digest(path: Path, kind: str = "sha256") -> str:
+    """SHA-256 of a file, or another checksum that hashlib knows."""
+    found = hashlib.new(kind)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def stranger(path: Path) -> str:
@@ -77,10 +100,7 @@ def stranger(path: Path) -> str:
         return "" if mine else "it is no file of ulfast"
     if suffix == ".json" and b"ulfast" in head:
         return ""
-    about = read_json(marker_of(path))
-    if about.get("format") != EXPORT or about.get("sha256") != digest(path):
-        return "it is no file of ulfast, or was changed"
-    return ""
+    return "" if read_marker(path) else "it is no file of ulfast, or was changed"
 
 
 def _signed(path: Path, head: bytes) -> bool:

@@ -38,7 +38,7 @@ def pgd(eps: float, steps: int, alpha: float, norm: str, clamp: bool = True, sta
         norm: "linf" or "l2", of each image.
         clamp: keep the images in [0, 1]. Projected images are outside of it before the search.
         start: "uniform" in the ball (of L2: on its surface), or "normal" as in APBench: alpha times a standard normal
-            number a pixel (of L2: that direction, of length alpha), within the bounds from the first step on.
+            number per pixel (of L2: that direction, of length alpha), within the bounds from the first step on.
     """
 
     def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..runtime.files import save_tensors
-
-# What torch.load and load_state_dict raise for files cut short, overwritten or of another program.
-DAMAGED = (RuntimeError, LookupError, EOFError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
+from ..runtime.reading import load_tensors, reading
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`state` is JSON-like: epoch, history, what the run was asked to do."""
+    """`state` is JSON-like: epoch, history, the settings of the run."""
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, content)
@@ -35,32 +32,28 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    try:
-        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        return weights
-    except FileNotFoundError:
-        raise InputError(f"there is no checkpoint {path}: make it with `ulfast attack --keep-checkpoints`") from None
-    except DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path} is not a checkpoint of ulfast ({reason}): make it anew") from None
+    if not path.exists():
+        raise InputError(f"there is no checkpoint {path}: make it with `ulfast attack --keep-checkpoints`")
+    content = load_tensors(path, "make it anew")
+    if not isinstance(content.get("model"), dict):
+        raise InputError(f"{path} is not a checkpoint of ulfast (it has no model): make it anew")
+    weights: dict[str, Tensor] = content["model"]
+    return weights
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> dict[str, Any]:
-    """Puts a checkpoint back and returns its state.
+    """Loads a checkpoint and returns its state.
 
     Raises:
         InputError: the file is damaged, or belongs to a run with other settings.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+    content = load_tensors(path, again := "say --overwrite to start anew", kind := "as a checkpoint of this run")
+    with reading(path, again, kind):
         state: dict[str, Any] = content["state"]
         different = [key for key, value in identity.items() if state["identity"].get(key) != value]
         if not different:
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
-    except DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path} is not a checkpoint of this run ({reason}): say --overwrite to start anew") from None
     if different:
         raise InputError(
             f"{path} belongs to a run with another {', '.join(different)}: give the same settings, or --overwrite"

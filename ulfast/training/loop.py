@@ -1,4 +1,4 @@
-"""The training loop: one kernel call a batch for the data, nothing waits for the device inside an epoch."""
+"""The training loop: one kernel call per batch for the data; nothing waits for the device within an epoch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ REPORT_EVERY = 0.2  # seconds between two progress reports
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training gave. Accuracies are shares from 0 to 1, of the chosen epoch; `refitted` is the test accuracy
-    after a refit, where there was one; `evaluation` the seconds that looks at the test images took in this process.
+    """The result of a training. Accuracies are shares from 0 to 1, of the chosen epoch; `refitted` is the test accuracy
+    after a refit, where there was one; `evaluation` the seconds that this process spent on evaluating test images.
 
-    `history` has a row per epoch: epoch, lr, train_loss, train_accuracy (of the batches as they came, augmented),
+    `history` has one row per epoch: epoch, lr, train_loss, train_accuracy (of the batches as they came, augmented),
     test_loss and test_accuracy (where the epoch had an evaluation), seconds, images_per_second, and select_accuracy
     where an epoch was to be chosen.
     """
@@ -87,13 +87,13 @@ def train(
         hooks: applied to every training batch, in order.
         select: batches by whose accuracy the best epoch is chosen; `model` ends with that epoch's weights.
         normalisation: mean and std that batches have after the first hook (default: the loader's).
-        seed: of everything random in the loop; each epoch starts from (seed, epoch), so that a resumed run equals an
+        seed: seeds everything random in the loop; each epoch starts from (seed, epoch), so that a resumed run equals an
             uninterrupted one.
         folder: where `last.pt` (and with `keep_checkpoints` an `epoch-NNN.pt` each, the random start being number 0)
             is written after every epoch; None writes nothing.
         resume: continue from `last.pt` where there is one.
         identity: settings that a checkpoint must share.
-        evaluate_every: epochs between two looks at the test images; the last epoch always has one.
+        evaluate_every: epochs between two evaluations on the test images; the last epoch always has one.
         progress: called as ``progress(stage, epochs done, epochs, loss=, accuracy=, images_per_second=)``.
 
     Raises:

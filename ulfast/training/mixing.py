@@ -77,7 +77,7 @@ def cutmix(classes: int, probability: float = 0.5, beta: float = 1.0) -> BatchHo
 
 
 def cutout(length: int) -> BatchHook:
-    """A square of side `length` goes black at a place drawn for each image; it may reach over the border
+    """A square of side `length` is blackened at a position drawn for each image; it may reach over the border
     (DeVries and Taylor, 2017).
     """
 

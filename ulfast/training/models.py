@@ -24,7 +24,9 @@ class CNN(nn.Sequential):
         height, width, channels = image_shape
         side = [((s - 2) // 2 - 2) // 2 for s in (height, width)]
         if min(side) < 1:
-            raise InputError(f"the cnn needs images of at least 10 px a side, got {width} x {height}: use resnet18-16")
+            raise InputError(
+                f"the cnn needs images of at least 10 px per side, got {width} x {height}: use resnet18-16"
+            )
         # Above 64 px the features are pooled to a fixed grid, or the first linear layer would dwarf the network.
         grid = [min(s, 14) for s in side]
         shrink = nn.AdaptiveAvgPool2d((grid[0], grid[1])) if grid != side else nn.Identity()
@@ -125,7 +127,7 @@ def build_model(name: str, *, num_classes: int, image_shape: tuple[int, int, int
         name: `cnn`, `resnet18`, `resnet18-W` (W channels in the first stage) or `timm:NAME`.
         num_classes: outputs.
         image_shape: (H, W, C).
-        seed: of the initialisation; the global generator is left as it was.
+        seed: draws the initialisation; the global generator is left as it was.
 
     Raises:
         InputError: unknown name, or timm is not installed.

@@ -61,9 +61,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 def spread(model: nn.Module, device: torch.device, parts: int) -> Iterator[nn.Module]:
     """The network to call for a training by `parts` processes: `model` itself with one.
 
-    Gradients are averaged over the processes. `BatchNorm2d` sees the whole batch for as long as the block lasts, so
-    that the network does not depend on the number of processes; timm's own kinds of batch normalisation see their
-    process's part. Parameters and buffers start as the first process's.
+    Gradients are averaged over the processes. Within the block `BatchNorm2d` sees the whole batch, so that the network
+    does not depend on the number of processes; timm's own kinds of batch normalisation see their process's part.
+    Parameters and buffers start as the first process's.
     """
     if parts == 1:
         yield model

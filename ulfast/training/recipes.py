@@ -19,7 +19,7 @@ from ..registry import nearest
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that training needs beside network and data.
+    """Everything that training needs besides network and data.
 
     Attributes:
         optimizer: "adamw" or "sgd" (momentum 0.9).
@@ -29,15 +29,15 @@ class Recipe:
         strong: `strong_augmentation` instead of `augment`.
         cutmix: probability of CutMix for a batch.
         half: use `devices.fast_half` where there is one.
-        warmup: share of the steps, of "one-cycle".
+        warmup: share of the steps that warm up, for "one-cycle".
         drop_last: leave a short last batch out.
         normalisation: mean and deviation of each channel for 32 px colour images, in units of [0, 1]; None, and for
-            other images: what they have.
+            other images: those of the images.
         graph: capture the step in a CUDA graph, with a fused optimizer, where one process trains on a GPU.
-        label_smoothing: of the loss.
-        nesterov: of the momentum of "sgd".
-        evaluate_every: epochs between two looks at the test images, where the user says nothing of it.
-        fit_init, fit_epochs: of the linear fit of `orthogonal`, where the user says nothing of it.
+        label_smoothing: label smoothing of the loss.
+        nesterov: Nesterov momentum for "sgd".
+        evaluate_every: epochs between two evaluations on the test images, unless the user chooses.
+        fit_init, fit_epochs: of the linear fit of `orthogonal`, unless the user chooses.
     """
 
     name: str
@@ -104,8 +104,8 @@ def _quick_noflip(model: str, n: int) -> Recipe:
 
 
 def _fast(model: str, n: int) -> Recipe:
-    """For a GPU: large batches where there are enough images for them, the step in a graph, one look at the test
-    images, at the end."""
+    """For a GPU: large batches where there are enough images for them, the step in a graph, one evaluation on
+    the test images, at the end."""
     quick = _quick(model, n)
     if n <= 20_000 or model == "cnn":
         return replace(quick, name="fast", graph=True, evaluate_every=quick.epochs)

@@ -21,7 +21,7 @@ from .loop import evaluate, train
 from .recipes import Recipe
 
 EVALUATION_BATCH = 500
-EVALUATIONS, DFR_BATCH = 20, 1024  # of an LBFGS step, and images in a batch of it
+EVALUATIONS, DFR_BATCH = 20, 1024  # evaluations per LBFGS step, and images per batch
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MakeLoader:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network after training, and what a refit needs beside it."""
+    """A trained network, and what a refit needs besides it."""
 
     model: nn.Module
     make_loader: MakeLoader
@@ -105,7 +105,7 @@ def features(
 
 
 def reweight(head: nn.Linear, batches: Iterable[tuple[Tensor, Tensor]], *, lr: float = 0.5) -> nn.Linear:
-    """Fits a linear layer to features by LBFGS, in place: one step of 20 evaluations a batch.
+    """Fits a linear layer to features by LBFGS, in place: one step of 20 evaluations per batch.
 
     Args:
         head: (c, f) weights and a bias, from where it starts.
@@ -223,7 +223,7 @@ def dfr(
     """Deep feature reweighting: the last layer by LBFGS on features of clean images.
 
     Args:
-        augment: the published protocol. The layer starts as trained; crops and flips are drawn anew in each pass; batch
+        augment: the published protocol. The layer starts as trained; crops and flips are redrawn every epoch; batch
             normalisation is in training mode, so its running statistics become those of the clean images. False: from
             zero, on the features of the images as they are, in evaluation mode; nothing but the last layer changes.
         lr, passes, batch_size: LBFGS steps of that rate, one per batch, that many times through.
@@ -244,7 +244,7 @@ def dfr(
 
 
 def _replace_head(name: str, clean: Dataset, fit: Callable[[Trained], nn.Linear]) -> Refit:
-    """A refit that puts the layer that `fit` gives in the place of the last."""
+    """A refit that replaces the last layer by the one that `fit` returns."""
 
     def refit(trained: Trained) -> dict[str, Any]:
         before = evaluate(trained.model, trained.test_loader, trained.half)[1]

@@ -94,7 +94,7 @@ class Update:
 
 
 class GraphUpdate(Update):
-    """The same, where one launch does the whole step: batches are copied into buffers that the captured step reads, and
+    """The same, but one launch does the whole step: batches are copied into buffers that the captured step reads, and
     the learning rate is a tensor. Batches of another shape than the first, and all where the capture fails, go
     through the step as torch runs it.
 
@@ -163,7 +163,7 @@ class GraphUpdate(Update):
             while isinstance(error.__context__, RuntimeError):
                 error = error.__context__
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"no CUDA graph of the training step ({reason}): it runs without", stacklevel=4)
+            warnings.warn(f"no CUDA graph of the training step ({reason}): the training runs without it", stacklevel=4)
 
 
 def captured(run: Run) -> Run:
@@ -197,7 +197,7 @@ def beside(side: torch.cuda.Stream | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def convolutions(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Lets cuDNN try its convolutions out, where steps are captured; as it was afterwards."""
+    """Lets cuDNN try its convolutions out where steps are captured, and restores the setting afterwards."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before or (TRY_CONVOLUTIONS and recipe.graph and device.type == "cuda")
     try:
@@ -214,6 +214,6 @@ def make_update(
     device: torch.device,
     parts: int,
 ) -> Update:
-    """Captured where the recipe says so, on a GPU, in one process."""
+    """Captured if the recipe asks for it, on a GPU, in one process."""
     kind = GraphUpdate if recipe.graph and device.type == "cuda" and parts == 1 else Update
     return kind(network, optimizer, recipe, half, device)

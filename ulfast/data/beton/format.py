@@ -28,6 +28,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...runtime.made import beside_new, read_json
+from ...runtime.reading import reading, regular, steady
+from ..resize import check_size
 
 FORMAT = "ulfast-beton-1"
 VERSION = 2
@@ -126,13 +129,14 @@ class Beton:
         import simplejpeg
 
         try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(self.bytes_of(i))
+            if (height, width) != (self.height[i], self.width[i]):
+                raise self._damaged(i, f"a JPEG of {width} x {height}, not {self.width[i]} x {self.height[i]}")
             image: np.ndarray = simplejpeg.decode_jpeg(self.bytes_of(i), "RGB")
+        except InputError:
+            raise
         except ValueError as error:
             raise self._damaged(i, f"no JPEG ({error})") from None
-        if image.shape[:2] != (self.height[i], self.width[i]):
-            raise self._damaged(
-                i, f"a JPEG of {image.shape[1]} x {image.shape[0]}, not {self.width[i]} x {self.height[i]}"
-            )
         return image
 
     def _damaged(self, i: int, what: str) -> InputError:
@@ -150,14 +154,16 @@ def open_beton(path: str | os.PathLike[str], *, label_field: str | None = None) 
         InputError: not a .beton file, one that is cut, damaged or half written, or one without an RGB image and an
             integer field.
     """
-    path = Path(path)
+    return steady(Path(path), lambda: _open(Path(path), label_field))
 
+
+def _open(path: Path, label_field: str | None) -> Beton:
     def wrong(what: str) -> InputError:
         return InputError(f"{path} is damaged or not a .beton file ({what}): write it again")
 
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"there is no file {path}: write one with `ulfast data convert --to beton`")
-    total = path.stat().st_size
+    total = regular(path).stat().st_size
     if total < HEADER.itemsize:
         raise wrong(f"{total} bytes")
     data = np.memmap(path, np.uint8, "r")
@@ -188,10 +194,15 @@ def open_beton(path: str | os.PathLike[str], *, label_field: str | None = None) 
     samples, allocated = data[at:end].view(rows), data[table:].view(ALLOCATION)
     about = read_manifest(path)
     crc = None
-    if about:
+    waiting = read_json(beside_new(manifest_path(path)))
+    if about or waiting:
         stop = end + 4 * n
-        if about.get("bytes") != total or about.get("tables_sha256") != tables_checksum(data, stop, table):
+        own = (total, tables_checksum(data, stop, table)) if stop <= table else (total, "")
+        both = [one for one in (about, waiting) if (one.get("bytes"), one.get("tables_sha256")) == own]
+        if about and not both:
             raise wrong(f"{total} bytes or tables that {manifest_path(path).name} does not know")
+        about = both[0] if both else {}
+    if about:
         crc = data[end:stop].copy().view(np.uint32)  # not aligned in the file
     image, label = kinds.index(RGB), _label(path, kinds, names, label_field)
     pictures = samples[f"f{image}"]
@@ -209,6 +220,8 @@ def open_beton(path: str | os.PathLike[str], *, label_field: str | None = None) 
     mode, width, height = (np.ascontiguousarray(pictures[name]) for name in ("mode", "width", "height"))
     if not np.isin(mode, (JPEG, RAW)).all() or not width.all() or not height.all():
         raise wrong("an image of no known mode or of no size")
+    largest = int(np.argmax(width.astype(np.int64) * height))
+    check_size(path, int(width[largest]), int(height[largest]))
     if (size[mode == RAW] != 3 * width[mode == RAW].astype(np.uint64) * height[mode == RAW]).any():
         raise wrong("a raw image of another length than its size says")
     labels = samples[f"f{label}"].astype(np.int64)
@@ -252,10 +265,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = manifest_path(path)
     if not file.is_file():
         return {}
-    try:
+    with reading(file, "remove it to read the file without its classes"):
         about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is damaged ({error}): remove it to read the file without its classes") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{file} is no manifest of a .beton file: remove it to read the file without its classes")
     return about

@@ -15,8 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...errors import InputError
-from ...runtime.files import check_free, sync, write_json, writing
+from ...runtime.files import check_free, claimed, publish_with, write_json, writing
 from ...runtime.machine import cores
+from ...runtime.made import beside_new
 from ...runtime.progress import Progress
 from ...version import __version__
 from ..dataset import Dataset, chunks
@@ -103,16 +104,16 @@ class BetonWriter:
             **(identity or {}),
         }
         # So that a command that was killed after this file continues with the next one.
+        self._settle()
         self.complete = (
             resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
         )
         self._part = self.path.with_name(self.path.name + ".part")
         self._journal = self.path.with_name(self.path.name + ".part.journal")
         self._settings = self.path.with_name(self.path.name + ".part.json")
-        if resume and not self.complete and self._unnamed():
-            self._describe()
-            self._discard()
-            self.complete = True
+        if self.complete:
+            with claimed(self.path):
+                self._discard()
         if not self.complete:
             check_free(self.path, overwrite)
         self._resume, self._threads = resume, threads or cores()
@@ -120,6 +121,7 @@ class BetonWriter:
         self._fresh: list[tuple[int, int, int, int, int]] = []
         self._end, self._unflushed = self._start, 0
         self._file: BinaryIO
+        self._claim = contextlib.ExitStack()
 
     def _digest(self) -> int:
         return zlib.crc32(json.dumps(self._identity, sort_keys=True).encode())
@@ -130,22 +132,36 @@ class BetonWriter:
         return sum(map(len, self._notes)) + len(self._fresh)
 
     def __enter__(self) -> BetonWriter:
+        self._claim.enter_context(claimed(self.path, alone=True))
+        try:
+            self._begin()
+        except BaseException:
+            self._claim.close()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        self._settle()
         with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             if not (self._resume and self._recover()):
                 self._discard()
                 write_json(self._settings, self._identity)
                 self._file = self._part.open("w+b")
             self._pool = ThreadPoolExecutor(self._threads)
-        return self
 
-    def _unnamed(self) -> bool:
-        """Whether a writer of the same settings was killed when the file had its name and not yet its manifest."""
-        try:
-            same = json.loads(self._settings.read_text(encoding="utf-8")) == json.loads(json.dumps(self._identity))
-        except (OSError, ValueError):
-            return False
-        return same and self.path.is_file() and not self._part.exists() and not fmt.manifest_path(self.path).exists()
+    def _settle(self) -> None:
+        """Ends what a writer has begun that was killed when the file had its name and not yet its manifest."""
+        waiting = beside_new(fmt.manifest_path(self.path))
+        if not waiting.exists():
+            return
+        with claimed(self.path), writing(self.path):
+            try:
+                mine = fmt.open_beton(self.path).about == json.loads(waiting.read_text(encoding="utf-8"))
+            except (InputError, OSError, ValueError):
+                mine = False
+            if mine:
+                os.replace(waiting, fmt.manifest_path(self.path))
+            waiting.unlink(missing_ok=True)
 
     def _recover(self) -> bool:
         """Goes on with what an interrupted writer left; False where that is of other settings or nothing."""
@@ -238,18 +254,14 @@ class BetonWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        # Killed between these lines: no manifest, so a file that is whole and has no checksums; never a wrong one.
-        fmt.manifest_path(self.path).unlink(missing_ok=True)
-        os.replace(self._part, self.path)
-        self._describe()
-        sync(self.path.parent)
+        publish_with(self._part, self.path, fmt.manifest_path(self.path), self._described())
         self._discard()
 
-    def _describe(self) -> None:
-        """Writes the manifest of the file, which has its name."""
-        mapped = np.memmap(self.path, np.uint8, "r")
+    def _described(self) -> dict[str, Any]:
+        """The manifest of the finished file."""
+        mapped = np.memmap(self._part, np.uint8, "r")
         end = int(np.frombuffer(mapped[: fmt.HEADER.itemsize], fmt.HEADER)["table"][0])
-        about = {
+        return {
             "format": fmt.FORMAT,
             "ulfast": __version__,
             "classes": self.classes,
@@ -260,7 +272,6 @@ class BetonWriter:
             "tables_sha256": fmt.tables_checksum(mapped, self._tables + 4 * self.count, end),
             **self._about,
         }
-        write_json(fmt.manifest_path(self.path), about)
 
     def _discard(self) -> None:
         for file in (self._part, self._journal, self._settings):
@@ -286,6 +297,7 @@ class BetonWriter:
                     self._file.close()
                 if not self._resume:
                     self._discard()
+            self._claim.close()
 
 
 def write_beton(

@@ -52,7 +52,7 @@ def resized_crop(x: Tensor, boxes: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augment:
-    """What happens to a training image, drawn anew an epoch from (seed, epoch, image number) alone.
+    """What happens to a training image, redrawn every epoch from (seed, epoch, image number) alone.
 
     Attributes:
         crop_padding: pixels of black border before a random crop of the original size; 0 for none.

@@ -45,9 +45,9 @@ class MemoryLoader(EpochLoader):
         device: where batches are made. On a GPU the stored images are kept there if they fit.
         part: (i, m): the i-th of m parts of each batch, of which m processes take one each. Batches of fewer than m
             images leave some parts empty.
-        noise: (m, H*W*C) rows, of which every image gets a random mixture, anew in every pass, after the projection and
-            before the augmentation: the weights are standard normal, drawn from (seed, epoch, place in the pass). See
-            `fit_mean_noise`.
+        noise: (m, H*W*C) rows, of which every image gets a random mixture, redrawn every epoch, after the projection
+            and before the augmentation: the weights are standard normal, drawn from (seed, epoch, place in the epoch).
+            See `fit_mean_noise`.
         removal: instead of `basis` and `noise`, all that a `Removal` can do. What its filters make of an image is the
             same in every pass: it is made once and kept in float16 where all images take less than `KEEP_BYTES`.
 

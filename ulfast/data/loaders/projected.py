@@ -19,15 +19,14 @@ import torch
 from torch import Tensor
 
 from ... import distributed
-from ...errors import InputError
 from ...ops.state import ordinary
-from ...runtime.files import atomic_file, publish, write_json, writing
+from ...runtime.files import atomic_file, part_folder, publish, write_json, writing
 from ...runtime.progress import Progress
+from ...runtime.reading import reading
 from ...version import __version__
 from ..dataset import Dataset, chunks
 from ..tensors import as_tensor
 from ..writers.folder import array_header
-from ..writers.resumable import part_folder
 from .memory import MemoryLoader
 from .removal import Removal
 
@@ -54,7 +53,7 @@ def write_projected(
     killed has finished.
 
     Args:
-        removal: what every image loses. Its noise, which is drawn anew in every pass, is left to the loader.
+        removal: what every image loses. Its noise, which is redrawn every epoch, is left to the loader.
 
     Raises:
         InputError: the disk is full, or the folder may not be written.
@@ -134,13 +133,11 @@ class Shards:
     """The images of a folder that `write_projected` made, memory-mapped; indexed like a tensor of them all."""
 
     def __init__(self, path: Path) -> None:
-        try:
+        with reading(path, "make it again", "as a projected set"):
             about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
             self._rows = int(about["shard_images"])
             files = [_shard(path, i) for i in range(-(-int(about["images"]) // self._rows))]
             self._parts = [as_tensor(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is not a whole projected set ({error}): make it again") from None
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """(b, H, W, C) float16 of the images at `index` (b,) int64."""

@@ -33,8 +33,8 @@ class Removal:
             part), (c, r, H*W*C) rows for each class, or None.
         transform: any map of the float images, or None.
         patches: a linear map of the float images (`PatchProjection`), or None.
-        drawn: filters of single images that are drawn anew in every pass (`ulfast.projection.filters`), in order.
-        noise: (m, H*W*C) rows; every image gets a random mixture of them, drawn anew in every pass. None for none.
+        drawn: filters of single images that are redrawn every epoch (`ulfast.projection.filters`), in order.
+        noise: (m, H*W*C) rows; every image gets a random mixture of them, redrawn every epoch. None for none.
     """
 
     rows: Tensor | None = None

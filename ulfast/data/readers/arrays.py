@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import InputError, MissingSplit
+from ...runtime.reading import need_memory, reading, regular
 from ..classes import in_order
 from ..dataset import Dataset
+from .mat5 import read_mat
 from .request import Request
 
 MAX_CLASSES = 1 << 20  # a label beyond is no number of a class
@@ -48,23 +51,13 @@ def npz_arrays(request: Request) -> tuple[np.ndarray, np.ndarray, tuple[str, ...
         InputError: no such arrays, several that might be them, a damaged file, or one of objects.
     """
     path = request.path
-    try:
-        content = np.load(path, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} is one array, an .npy file, under another name: images and labels are needed")
-        with content as file:
-            keys = npz_keys(file.files, request)
-            for key in (*keys, *(["classes"] if "classes" in file.files else [])):
-                _check_size(file, key)
-            images, labels = file[keys[0]], file[keys[1]]
-            if keys == ("arr_0", "arr_1") and images.ndim < 3 <= labels.ndim:
-                images, labels, keys = labels, images, ("arr_1", "arr_0")
-            classes = _names(file["classes"], f"{path}, classes") if "classes" in file.files else ()
-    except InputError:
-        raise
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        said = " ".join(str(error).split())[:120]
-        raise InputError(f"{path} cannot be read as arrays ({said}): save it with numpy.savez") from None
+    with reading(path, "save it with numpy.savez", "as arrays"), open_arrays(path) as file:
+        keys = npz_keys(file.files, request)
+        check_sizes(path, [*keys, "classes"])
+        images, labels = file[keys[0]], file[keys[1]]
+        if keys == ("arr_0", "arr_1") and images.ndim < 3 <= labels.ndim:
+            images, labels, keys = labels, images, ("arr_1", "arr_0")
+        classes = _names(file["classes"], f"{path}, classes") if "classes" in file.files else ()
     return images, labels, classes, keys
 
 
@@ -104,19 +97,37 @@ def npz_keys(files: list[str], request: Request) -> tuple[str, str]:
     )
 
 
-def _check_size(file: Any, key: str) -> None:
-    """Raises ValueError where an array's header says more than the file can hold, before memory is asked for."""
-    name = key if key in file.zip.namelist() else f"{key}.npy"
-    about = file.zip.getinfo(name)
-    with file.zip.open(about) as member:
-        version = np.lib.format.read_magic(member)
-        if version not in ((1, 0), (2, 0)):  # numpy itself says what is wrong
-            return
-        head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = head(member)
-    need = math.prod(shape) * dtype.itemsize
-    if need > about.file_size or about.file_size > INFLATION * about.compress_size + 1024:
-        raise ValueError(f"{key} of shape {shape} is larger than the file says")
+def open_arrays(path: Path) -> np.lib.npyio.NpzFile:
+    """An .npz file, its arrays not yet read.
+
+    Raises:
+        InputError: it is an .npy file, or none at all.
+    """
+    content = np.load(regular(path), allow_pickle=False, mmap_mode="r")
+    if not isinstance(content, np.lib.npyio.NpzFile):
+        raise InputError(f"{path} is one array, an .npy file, under another name: images and labels are needed")
+    return content
+
+
+def check_sizes(path: Path, names: Collection[str] | None = None) -> None:
+    """Before arrays of an .npz are read, all or some: what they are unpacked must fit into memory, and no header may
+    say more than its array unpacks to. A few bytes may well unpack to many, as images of one colour do.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = [one for one in archive.infolist() if names is None or one.filename.removesuffix(".npy") in names]
+        need_memory(path, sum(one.file_size for one in members), "its arrays unpacked")
+        for one in members:
+            with archive.open(one) as member:
+                version = np.lib.format.read_magic(member)
+                if version not in ((1, 0), (2, 0)):  # numpy itself says what is wrong
+                    continue
+                head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = head(member)
+            if (
+                math.prod(shape) * dtype.itemsize > one.file_size
+                or one.file_size > INFLATION * one.compress_size + 1024
+            ):
+                raise ValueError(f"{one.filename} of shape {shape} is larger than the file says")
 
 
 def _text(value: Any) -> str:
@@ -227,18 +238,13 @@ def class_numbers(labels: np.ndarray, where: str) -> np.ndarray:
 def read_svhn(request: Request) -> Dataset:
     """`train_32x32.mat` and `test_32x32.mat` of SVHN's cropped digits; its label 10 is the digit 0."""
     path, split = request.path, request.split
-    from scipy.io import loadmat
-
     file = path / f"{split}_32x32.mat"
     if not file.is_file():
         raise InputError(f"{file} is missing: get it with `ulfast data get svhn`")
-    try:
-        content = loadmat(file, variable_names=["X", "y"])
-        images, labels = content["X"], class_numbers(content["y"], f"{file}, y")
-    except InputError:
-        raise
-    except Exception as error:  # scipy raises many kinds for a damaged file
-        raise InputError(f"{file} cannot be read ({error}): get it again") from None
+    content = read_mat(file, ("X", "y"))
+    if set(content) != {"X", "y"} or content["X"].ndim != 4:
+        raise InputError(f"{file} has no images X (H, W, C, n) with labels y: get it again")
+    images, labels = content["X"], class_numbers(content["y"], f"{file}, y")
     if labels.min(initial=0) < 0 or labels.max(initial=0) > 10:
         raise InputError(f"{file} has labels from {labels.min()} to {labels.max()}, not digits: get it again")
     labels = labels % 10

@@ -40,7 +40,10 @@ def read(request: Request) -> Dataset:
         file = path if split == "train" or request.sole else test_file(path)
         if not file.is_file():
             raise MissingSplit(f"{path} has no {split} images beside it ({file.name}): give them with --test-data")
-    dataset = as_dataset(open_beton(file, label_field=request.label_field), split=split, resize=resize)
+    beton = open_beton(file, label_field=request.label_field)
+    for i in range(len(beton)) if request.verify else ():
+        beton.check(i)
+    dataset = as_dataset(beton, split=split, resize=resize)
     if streams(len(dataset), dataset.image_shape, request.stream):
         return dataset
     return replace(dataset, images=decoded(dataset.images, request.progress))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 import threading
 import warnings
 from collections import Counter
@@ -15,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ..resize import centre_square
+from ...runtime.reading import reading, regular
+from ..resize import centre_square, check_size
 
 _QUIET = threading.Lock()  # Python's filters of warnings belong to all threads
-MAX_PIXELS = 89_478_485  # Pillow's bound for an image that is no attack: 268 MB of RGB
 # libjpeg's warnings after which all pixels are there; whatever else it says, some are missing or made up. A few bytes
 # too many are padding, more of them mean that it lost its way.
 HARMLESS = re.compile(r"\b[1-4] extraneous bytes|Invalid SOS parameters|Unknown Adobe color transform")
@@ -41,30 +40,19 @@ def decode(
     by 256, floats in [0, 1] multiplied by 255. What of this happened is counted in `notes`.
 
     Raises:
-        InputError: no image, a damaged one, one that is declared larger than `MAX_PIXELS`, or values of no known range.
+        InputError: no image, a damaged one, one that is declared too large (`check_size`), or values of no known range.
     """
     notes = Counter() if notes is None else notes
-    data = b"?"
-    try:
-        data = read() if read is not None else Path(file).read_bytes()
+    with reading(file, "repair or remove it", "as an image"):
+        data = read() if read is not None else regular(Path(file)).read_bytes()
+        if not data:
+            raise ValueError("it is empty")
         image = _jpeg(file, data, channels) if data[:3] == b"\xff\xd8\xff" else None
         if image is None:
             image = _pillow(file, data, channels, notes)
         elif _turned(data):
             notes["images with an EXIF orientation, which is not applied"] += 1
-    except InputError:
-        raise
-    except MemoryError:
-        raise InputError(f"{file} cannot be read as an image (not enough memory): repair or remove it") from None
-    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, KeyError, OverflowError) as error:
-        said = " ".join(str(error).split("<_io.")[0].split())[:120] if data else "it is empty"
-        raise InputError(f"{file} cannot be read as an image ({said}): repair or remove it") from None
     return image if resize is None else centre_square(image, resize)
-
-
-def _bound(file: Path | str, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{file} declares {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller")
 
 
 def _jpeg(file: Path | str, data: bytes, channels: int) -> np.ndarray | None:
@@ -77,7 +65,7 @@ def _jpeg(file: Path | str, data: bytes, channels: int) -> np.ndarray | None:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    _bound(file, width, height)
+    check_size(file, width, height)
     if space in ("CMYK", "YCCK"):
         return None
     try:
@@ -97,7 +85,7 @@ def _pillow(file: Path | str, data: bytes, channels: int, notes: Counter[str]) -
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes that are refused below
             picture = Image.open(io.BytesIO(data))
         with picture:
-            _bound(file, *picture.size)
+            check_size(file, *picture.size)
             picture.load()
             if _turned_by_exif(picture):
                 notes["images with an EXIF orientation, which is not applied"] += 1

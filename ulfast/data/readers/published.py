@@ -6,6 +6,7 @@ The files hold pixels or perturbations and follow the order of a base data set, 
 
 from __future__ import annotations
 
+import pickle
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, MissingSplit
-from ...runtime.made import EXPORT, marker_of, read_json
+from ...runtime.made import EXPORT, marker_of, read_marker
 from ...runtime.progress import Progress
+from ...runtime.reading import reading, regular
 from ..classes import unnamed
 from ..dataset import Dataset
-from .arrays import class_numbers, named_labels, nhwc, npz_arrays, npz_keys
+from .arrays import check_sizes, class_numbers, named_labels, nhwc, npz_arrays, npz_keys
 from .image import decode
 from .pairs import is_list, list_arrays
 from .request import Request
-from .restricted import load_pickle
+from .restricted import check_expansion, load_pickle
 
 LAYOUTS = {
     "png-index": "a folder (or its data/) of {index}.png in the base's order: tap, ar, lsp",
@@ -248,33 +250,34 @@ def _load(path: Path, layout: str, base: Dataset | None = None) -> np.ndarray:
     if layout == "int8-pickle":
         return _only_array(load_pickle(path), path)
     if layout == "npy":
-        try:
-            content = np.load(path, allow_pickle=False)
-            content = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
-        except Exception as error:  # numpy raises many kinds for a damaged file
-            raise InputError(f"{path} cannot be read as an array ({_said(error)}): get it again") from None
+        with reading(path, what="as an array"):
+            # Mapped: a header may declare more than the file has.
+            content = np.load(regular(path), allow_pickle=False, mmap_mode="r")
+            if isinstance(content, np.lib.npyio.NpzFile):
+                with content:
+                    check_sizes(path)
+                    content = dict(content)
         return _only_array(content, path)
     return _only_array(_fitting(_load_torch(path), base, path), path)
 
 
 def _load_torch(path: Path) -> Any:
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with reading(path):
+        regular(path)
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path} holds more than tensors and is not read, since that could run code: get the file from its official"
-            " source, or save the tensor alone"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({_said(error)}): get it again") from None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            _check_shared(content, path)
+        except pickle.UnpicklingError as error:
+            raise InputError(
+                f"{path} holds more than tensors and is not read, since that could run code: get the file from its"
+                " official source, or save the tensor alone"
+            ) from error
+        return content
 
 
 def _fitting(content: Any, base: Dataset | None, path: Path) -> Any:
@@ -297,9 +300,11 @@ def _fitting(content: Any, base: Dataset | None, path: Path) -> Any:
     return next(iter(found.values())) if found else content
 
 
-def _said(error: Exception) -> str:
-    """What an error says, in one short line."""
-    return " ".join(str(error).split())[:100] or type(error).__name__
+def _check_shared(content: Any, path: Path) -> None:
+    try:
+        check_expansion(content, path.stat().st_size)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} holds {error}, and is not read: get it again") from error
 
 
 def _only_array(content: Any, path: Path) -> np.ndarray:
@@ -331,12 +336,8 @@ def _images_and_labels(content: Any) -> bool:
 
 def _labels(content: Any, where: str) -> np.ndarray:
     """(m,) int64 of an array, tensor or list of class numbers or one-hot rows."""
-    try:
+    with reading(where, "these are not the numbers of classes, get it again"):
         return class_numbers(np.asarray(content), where)
-    except InputError:
-        raise
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{where}: not the numbers of classes: get it again") from None
 
 
 def _read_images_pt(path: Path, base: Dataset) -> Entries:
@@ -501,14 +502,12 @@ def check_export(path: Path, base: Dataset) -> None:
     Raises:
         InputError: another number of images, or an image of another class.
     """
-    about = read_json(marker_of(path))
+    about = read_marker(path)
     classes, labels = about.get("classes"), about.get("labels")
     if about.get("format") != EXPORT or not isinstance(classes, list) or not isinstance(labels, list):
         return
-    try:
+    with reading(marker_of(path), "remove it to import without its classes"):
         names = [str(classes[label]) for label in labels]
-    except (TypeError, IndexError):
-        raise InputError(f"{marker_of(path)} is damaged: remove it to import without its classes") from None
     mine = [base.classes[label] for label in base.labels]
     if len(names) != len(mine):
         raise InputError(f"{path} has {len(names):,} images, {base.name or 'the base'} {len(mine):,}: {FITTING}")

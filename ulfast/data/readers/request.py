@@ -22,6 +22,7 @@ class Request:
         label_field: of a .beton file with several integer fields, or of a shard's .json, which is the label.
         input_key, target_key: what holds the images and the labels, where a file has several things that might: a
             column of a table, an array of an archive, the suffix of a member of a shard.
+        verify: compare everything with its checksums, where the layout has some, not a sample.
         progress: told how far it is.
     """
 
@@ -35,3 +36,4 @@ class Request:
     input_key: str | None = None
     target_key: str | None = None
     progress: Progress | None = None
+    verify: bool = False

@@ -6,8 +6,10 @@ build the array themselves, so neither code nor crafted array state from a file 
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...runtime.reading import reading, regular
 
 MAX_DEPTH = 64
+
+
+class _Refused(pickle.UnpicklingError):
+    """What a file holds and may not."""
 
 
 class _Dtype:
@@ -25,7 +32,7 @@ class _Dtype:
     def __init__(self, spec: Any, align: Any = False, copy: Any = False) -> None:
         spec = spec.decode("ascii", "replace") if isinstance(spec, bytes) else spec
         if not isinstance(spec, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|[SU]\d{1,4}|\?)", spec):
-            raise pickle.UnpicklingError(f"an array of type {spec!r}")
+            raise _Refused(f"an array of type {spec!r}")
         self.value = np.dtype(spec)
 
     def __setstate__(self, state: Any) -> None:
@@ -45,26 +52,22 @@ class _Array:
         self.value = _build(raw, dtype, shape, "F" if fortran else "C")
 
 
-class _Ndarray:
-    """What the name numpy.ndarray leads to: an argument of _reconstruct, never an instance."""
-
-
 def _build(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if isinstance(raw, str):
         raw = raw.encode("latin1")
     if not isinstance(dtype, _Dtype) or not isinstance(raw, (bytes, bytearray, pickle.PickleBuffer)):
-        raise pickle.UnpicklingError("an array of objects")
+        raise _Refused("an array of objects")
     if not (isinstance(shape, tuple) and all(isinstance(s, int) and s >= 0 for s in shape)):
-        raise pickle.UnpicklingError("an array without a shape")
+        raise _Refused("an array without a shape")
     flat = np.frombuffer(raw, dtype.value)  # type: ignore[arg-type]
     if flat.size != math.prod(shape):
-        raise pickle.UnpicklingError("an array shorter than its shape says")
+        raise _Refused("an array shorter than its shape says")
     return flat.reshape(shape, order="F" if order == "F" else "C")
 
 
 def _reconstruct(subtype: Any, shape: Any, code: Any) -> _Array:
-    if subtype is not _Ndarray:
-        raise pickle.UnpicklingError("an array of an unknown kind")
+    if subtype is not NDARRAY:
+        raise _Refused("an array of an unknown kind")
     return _Array()
 
 
@@ -80,22 +83,47 @@ def _scalar(dtype: Any, raw: Any = b"") -> Any:
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError("an unknown encoding")
+        raise _Refused("an unknown encoding")
     return text.encode("latin1")
 
 
-_NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Ndarray,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): dict,
+def _bytearray(raw: Any = b"", encoding: Any = "latin1") -> bytearray:
+    if isinstance(raw, str):
+        raw = _encode(raw, encoding)
+    if not isinstance(raw, bytes):  # a number would be a length
+        raise _Refused("bytes without content")
+    return bytearray(raw)
+
+
+class _Name:
+    """What a name in a file leads to: it can be called, and nothing else can be done to it."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Refused("a change of the reader")
+
+
+NDARRAY = _Name(None)
+_NAMES: dict[tuple[str, str], _Name] = {
+    ("numpy", "ndarray"): NDARRAY,
+    ("numpy", "dtype"): _Name(_Dtype),
+    ("_codecs", "encode"): _Name(_encode),
+    ("collections", "OrderedDict"): _Name(dict),
 }
 for _module in ("numpy.core", "numpy._core"):
-    _NAMES[f"{_module}.multiarray", "_reconstruct"] = _reconstruct
-    _NAMES[f"{_module}.multiarray", "scalar"] = _scalar
-    _NAMES[f"{_module}.numeric", "_frombuffer"] = _frombuffer
+    _NAMES[f"{_module}.multiarray", "_reconstruct"] = _Name(_reconstruct)
+    _NAMES[f"{_module}.multiarray", "scalar"] = _Name(_scalar)
+    _NAMES[f"{_module}.numeric", "_frombuffer"] = _Name(_frombuffer)
 for _module in ("builtins", "__builtin__"):
-    _NAMES |= {(_module, kind.__name__): kind for kind in (set, frozenset, bytearray, complex)}
+    _NAMES |= {(_module, kind.__name__): _Name(kind) for kind in (set, frozenset)}
+    _NAMES[_module, "bytearray"] = _Name(_bytearray)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -103,10 +131,10 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _NAMES[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name}") from None
+            raise _Refused(f"{module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("a reference outside the file")
+        raise _Refused("a reference outside the file")
 
 
 def load_pickle(path: Path) -> Any:
@@ -115,30 +143,75 @@ def load_pickle(path: Path) -> Any:
     Raises:
         InputError: the file holds anything but arrays and builtin containers, or is damaged.
     """
-    try:
-        with path.open("rb") as file:
-            return _plain(_Unpickler(file, encoding="bytes").load(), 0)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds {error}, not only arrays and builtin containers, and is not read: get the file from its"
-            " official source"
-        ) from None
-    except (EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): get it again") from None
+    with reading(path):
+        raw = regular(path).read_bytes()
+        try:
+            _check_numbers(raw)
+            content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
+            check_expansion(content, len(raw))
+            return _plain(content, {})
+        except _Refused as error:
+            raise InputError(
+                f"{path} holds {error}, not only arrays and builtin containers, and is not read: get the file from its"
+                " official source"
+            ) from None
 
 
-def _plain(value: Any, depth: int) -> Any:
-    """Stand-ins to arrays, inside containers too."""
+def _check_numbers(raw: bytes) -> None:
+    """Before a pickle is carried out: its parts have the lengths they declare, and the numbers under which it keeps
+    objects, for each of which the reader makes room, count up.
+    """
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
+        if "PUT" in opcode.name and int(argument or 0) > count + 1:
+            raise _Refused(f"an object number {argument:,}")
+
+
+def check_expansion(content: Any, most: int) -> None:
+    """Containers may share members, and a short file may say so many times that they would be without end once they
+    are copied, or hold themselves.
+
+    Args:
+        most: members in all, each counted as often as it is reached: a file has a byte or more for each.
+
+    Raises:
+        UnpicklingError: more.
+    """
+    sizes: dict[int, int] = {}  # of containers looked at; 0 while one is looked into
+    stack: list[tuple[Any, bool]] = [(content, False)]
+    while stack:
+        value, left = stack.pop()
+        if not isinstance(value, (dict, list, tuple, set, frozenset)):
+            continue
+        members = [*value, *value.values()] if isinstance(value, dict) else value
+        if left:
+            sizes[id(value)] = 1 + sum(sizes.get(id(one), 1) for one in members)
+            if sizes[id(value)] > most:
+                raise _Refused("containers that share their members without end")
+            continue
+        if id(value) in sizes:
+            if not sizes[id(value)]:
+                raise _Refused("a container that holds itself")
+            continue
+        sizes[id(value)] = 0
+        stack.append((value, True))
+        stack.extend((one, False) for one in members)
+
+
+def _plain(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
+    """Stand-ins to arrays, inside containers too; a shared container stays one."""
     if depth > MAX_DEPTH:
-        raise pickle.UnpicklingError("containers nested too deep")
+        raise _Refused("containers nested too deep")
     if isinstance(value, _Array):
         if value.value is None:
-            raise pickle.UnpicklingError("an array without content")
+            raise _Refused("an array without content")
         return value.value
-    if isinstance(value, (_Dtype, type)) or callable(value):
-        raise pickle.UnpicklingError("a class")
-    if isinstance(value, dict):
-        return {_plain(k, depth + 1): _plain(v, depth + 1) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(v, depth + 1) for v in value)
-    return value
+    if isinstance(value, (_Dtype, _Name)):
+        raise _Refused("a class")
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            done[id(value)] = {_plain(k, done, depth + 1): _plain(v, done, depth + 1) for k, v in value.items()}
+        else:
+            done[id(value)] = type(value)(_plain(v, done, depth + 1) for v in value)
+    return done[id(value)]

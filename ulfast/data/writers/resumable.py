@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -17,11 +15,11 @@ import numpy as np
 
 from ... import distributed
 from ...errors import InputError
-from ...runtime.files import check_free, publish, write_json, writing
+from ...runtime.files import SETTINGS, check_free, claimed, part_folder, publish, write_json, writing
 from ...runtime.progress import Progress
 from ..classes import matched, same_everywhere
 from ..dataset import Dataset, chunks
-from .folder import SplitWriter, array_header, complete_split
+from .folder import Digest, SplitWriter, array_header, complete_split
 
 # Seconds of work that a kill may lose.
 COMMIT_SECONDS = 5.0
@@ -40,6 +38,7 @@ class RowWriter:
         dataset: whose labels, shape and classes the output has.
         identity: settings that a resumed run must match (JSON-serialisable).
         resume: continue what lies there.
+        anew: begin anew where what lies there is of other settings, instead of an error.
 
     Example:
         >>> with RowWriter(out, dataset, settings) as writer:
@@ -52,17 +51,25 @@ class RowWriter:
     """
 
     def __init__(
-        self, path: Path, dataset: Dataset, identity: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        path: Path,
+        dataset: Dataset,
+        identity: dict[str, Any],
+        *,
+        resume: bool = False,
+        anew: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.path, self.folder = path, part_folder(path)
         self._dataset, self._identity, self._resume, self._overwrite = dataset, identity, resume, overwrite
+        self._anew = anew
         self._header = array_header(dataset.images.shape)
         self._row = int(np.prod(dataset.image_shape))
         self._fresh: list[str] = []
         self._notes: dict[Range, Any] = {}
-        self._digest, self._hashed = hashlib.sha256(), 0  # of the rows that came in order
+        self._digest, self._hashed = Digest(), 0  # of the rows that came in order
         self._told = time.monotonic()
-        self._lock = self._file = -1
+        self._claim, self._file = contextlib.ExitStack(), -1
 
     def __enter__(self) -> RowWriter:
         try:
@@ -75,6 +82,8 @@ class RowWriter:
     def _enter(self) -> None:
         if distributed.is_main():
             check_free(self.path, self._overwrite)
+            self._claim.enter_context(claimed(self.path, alone=True))
+            check_free(self.path, self._overwrite)
             with writing(self.path):
                 self._open_folder()
         distributed.wait()
@@ -84,31 +93,26 @@ class RowWriter:
         distributed.wait()  # until all have read the same
 
     def _close(self) -> None:
-        for descriptor in (self._file, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._file = self._lock = -1
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+        self._claim.close()
 
     def _open_folder(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is writing {self.path}: wait for it, or give another --out") from None
-        settings = self.folder / ".settings.json"
+        settings = self.folder / SETTINGS
         if self._resume and settings.is_file():
             kept = json.loads(settings.read_text(encoding="utf-8"))
             other = [key for key, value in json.loads(json.dumps(self._identity)).items() if kept.get(key) != value]
-            if other:
+            if other and not self._anew:
                 raise InputError(
                     f"{self.folder} belongs to a run with another {', '.join(other)}: give the same"
                     " settings, or leave --resume out"
                 )
-            for notes in self.folder.glob(".done-*"):  # a kill may have cut the last line short
-                os.truncate(notes, notes.read_bytes().rfind(b"\n") + 1)
-            return
+            if not other:
+                for notes in self.folder.glob(".done-*"):  # a kill may have cut the last line short
+                    os.truncate(notes, notes.read_bytes().rfind(b"\n") + 1)
+                return
         try:
             self._begin(settings)
         except BaseException:
@@ -198,7 +202,7 @@ class RowWriter:
                 self._dataset.labels,
                 self._dataset.image_shape,
                 self._dataset.classes,
-                self._digest.hexdigest(),
+                self._digest,
                 about,
             )
 
@@ -217,22 +221,17 @@ class RowWriter:
                 with writing(self.path):
                     for file in self.folder.glob(".done-*"):
                         file.unlink()
-                    (self.folder / ".settings.json").unlink()
+                    (self.folder / SETTINGS).unlink()
                     publish(self.folder, self.path)
             elif kind is not None and self._file >= 0 and any(self.folder.glob(".done-*")):
                 with contextlib.suppress(OSError):  # a full disk: the notes before count
                     self.commit()
-            elif kind is not None and distributed.size() == 1 and self._lock >= 0 and self._file >= 0:
+            elif kind is not None and distributed.size() == 1 and self._file >= 0:
                 shutil.rmtree(self.folder, ignore_errors=True)
         finally:
             self._close()
         if kind is None:
             distributed.wait()
-
-
-def part_folder(path: Path) -> Path:
-    """Where `path` is written until it is whole."""
-    return path.with_name(f".{path.name}.part")
 
 
 def write_resumable(
@@ -257,7 +256,7 @@ def write_resumable(
         "data": train.fingerprint(),
         "manifest": train.manifest,
     }
-    with RowWriter(path, train, identity, resume=True, overwrite=overwrite) as writer:
+    with RowWriter(path, train, identity, resume=True, anew=True, overwrite=overwrite) as writer:
         left = writer.left(chunks(train.images, CHUNK_BYTES))
         done = len(train) - sum(stop - begin for begin, stop in left)
         for begin, stop in left:

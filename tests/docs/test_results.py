@@ -1,0 +1,116 @@
+"""The tables of results are those of the committed files, and a new file replaces a typed table."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ulfast.grids import Grid, reproduce
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """tools/results.py as a module."""
+    spec = importlib.util.spec_from_file_location("results", ROOT / "tools" / "results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(tables):
+    return [found for page in tables.pages() for found in tables.BLOCK.finditer(page.read_text())]
+
+
+def test_every_page_is_what_the_files_give(tables):
+    for page in tables.pages():
+        text = page.read_text()
+        assert tables.rendered(text) == text, f"{page.name} is not up to date: run `make results`"
+        assert text.count("<!-- table: ") == len(tables.BLOCK.findall(text)) == text.count("<!-- /table -->")
+
+
+def test_every_kept_file_has_a_table(tables):
+    named = {(tables.FOLDERS[found[2]], found[3]) for found in blocks(tables)}
+    for folder in ("grids", "attacks"):
+        for file in (tables.RESULTS / folder).glob("*.json"):
+            assert (folder, file.stem) in named, file
+
+
+def test_a_table_without_a_file_says_so(tables):
+    """But for the README, whose tables are those of the pages in short."""
+    for page in tables.pages():
+        for found in tables.BLOCK.finditer(page.read_text()):
+            kept = (tables.RESULTS / tables.FOLDERS[found[2]] / f"{found[3]}.json").is_file()
+            if page.name != "README.md":
+                assert ("the result file was not kept" in found[0]) != kept, found[0]
+
+
+def test_kept_files_name_their_machine_and_no_path(tables):
+    for folder in ("grids", "attacks"):
+        for file in (tables.RESULTS / folder).glob("*.json"):
+            text = file.read_text()
+            content = json.loads(text)
+            assert content.get("environment") or content["environments"]
+            assert not re.search(r'": "(/|\w:\\\\)', text), file
+
+
+def test_a_grid_that_was_run_replaces_the_typed_table(tables, make_dataset, tmp_path):
+    from ulfast.data import write_dataset
+
+    write_dataset(tmp_path / "data", make_dataset(), make_dataset(split="test"))
+    grid = Grid.of(
+        {
+            "name": "mine",
+            "data": str(tmp_path / "data"),
+            "poisons": ["clean", "lsp"],
+            "attacks": ["none"],
+            "models": ["cnn"],
+            "epochs": 1,
+            "seeds": [0, 1],
+        },
+        "here",
+    )
+    done = reproduce(grid, tmp_path / "runs")
+    page = "before\n<!-- table: grid mine -->\n\ntyped\n\n<!-- /table -->\nafter\n"
+    assert tables.rendered(page, tmp_path) == page
+    kept = tables.keep(tmp_path / "runs", tmp_path)
+    assert kept == tmp_path / "grids" / "mine.json"
+    content = json.loads(kept.read_text())
+    assert content["environments"][0]["torch"]
+    assert "folders" not in content["rows"][0]
+    made = tables.rendered(page, tmp_path)
+    assert "typed" not in made
+    assert made.startswith("before\n<!-- table: grid mine -->\n\n| trained on | none |\n|---|---|\n| clean | ")
+    row = done.row("lsp", "none")
+    assert f"| lsp | {100 * row.mean:.1f} ± {100 * row.std:.1f} |" in made
+    assert made.endswith("\n<!-- /table -->\nafter\n")
+    assert "2 seeds" in made
+    assert tables.rendered(made, tmp_path) == made
+    # What `reproduce` itself writes will do, too.
+    kept.write_text((tmp_path / "runs" / "summary.json").read_text())
+    assert f"| lsp | {100 * row.mean:.1f} ± {100 * row.std:.1f} |" in tables.rendered(page, tmp_path)
+
+
+def test_the_short_tables_of_speed_take_named_cases(tables, tmp_path):
+    cases = {"project-1x1x1": ("project", 2e-3, 5e-3), "other": ("other", 1e-3, 9e-3)}
+    result = {
+        "environment": {"cpu": "a CPU", "cpu_level": "v3", "threads": 2, "torch": "2", "ulfast": "1", "commit": None},
+        "roof": {"copy_bytes_per_s": 2e10, "sgemm_flops_per_s": 8e10},
+        "rows": [
+            {"key": key, "case": case, "ours": "a", "best_peer": "b", "seconds": {"a": ours, "b": peer}}
+            | {"x_best": peer / ours, "x_plain": 4.0, "x_roof": None}
+            for key, (case, ours, peer) in cases.items()
+        ],
+    }
+    (tmp_path / "speed.json").write_text(json.dumps(result))
+    made = tables.rendered("<!-- table: speed speed cases=project-1x1x1 -->\n<!-- /table -->", tmp_path)
+    assert "| project | 2.0 | 5.0 | 2.5 |" in made
+    assert "other" not in made
+    made = tables.rendered("<!-- table: speed speed -->\n<!-- /table -->", tmp_path)
+    assert "| other | 1.0 | 9.0 (b) | 9.0 | 4.0 |  |" in made
+    assert "a CPU (v3), 2 threads" in made

@@ -1,0 +1,247 @@
+"""Writes the tables of README.md and docs/ from the files in benchmarks/results.
+
+    python tools/results.py                     every table whose file is there
+    python tools/results.py --keep FOLDER ...   first copies the results of `ulfast reproduce` and `ulfast attack`
+
+A table stands between `<!-- table: KIND NAME [what=a,b ...] -->` and `<!-- /table -->`. Where its file is missing, what
+stands there stays: a table of an earlier commit whose file was not kept, which says so. `--keep` names the copy after
+the grid (benchmarks/results/grids/GRID.json) or after the run's folder (benchmarks/results/attacks/FOLDER.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- table: (\S+) (\S+)((?: \w+=[^ ]+)*) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Where tables may stand."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def rendered(text: str, results: Path = RESULTS) -> str:
+    """A page with every table made anew whose file is in `results`."""
+
+    def table(found: re.Match[str]) -> str:
+        start, kind, name, options, end = found.groups()
+        path = results / FOLDERS[kind] / f"{name}.json"
+        if not path.is_file():
+            return found[0]
+        wanted = {key: value.split(",") for key, value in (word.split("=") for word in options.split())}
+        lines = KINDS[kind](json.loads(path.read_text(encoding="utf-8")), **wanted)
+        return "\n".join([start, *lines, "", end])
+
+    return BLOCK.sub(table, text)
+
+
+def rows(head: list[str], body: Iterable[list[str]]) -> list[str]:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(line)} |" for line in (head, *body)]
+    return [lines[0], f"|{'---|' * len(head)}", *lines[1:]]
+
+
+def machine(about: dict[str, Any]) -> str:
+    """What a result was made with, in a few words."""
+    where = about.get("gpu") or f"{about['cpu']} ({about['cpu_level']}), {about['threads']} threads"
+    commit = f", commit {about['commit']}" if about.get("commit") else ""
+    return f"{where}, torch {about['torch']}, ulfast {about['ulfast']}{commit}"
+
+
+def grid(
+    result: dict[str, Any], poisons: Any = None, attacks: Any = None, models: Any = None, short: Any = None
+) -> list[str]:
+    """Poisons x attacks of a grid, and how it was made; `short=1` leaves that out."""
+    asked = result["grid"]
+    poisons = poisons or [poison["label"] for poison in asked["poisons"]]
+    attacks = attacks or [attack["label"] for attack in asked["attacks"]]
+    models = models or asked["models"]
+    found = {(row["poison"], row["attack"], row["model"]): row for row in result["rows"]}
+
+    def accuracy(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return ""
+        spread = f" ± {100 * row['std']:.1f}" if row["std"] is not None else ""
+        return f"{100 * row['mean']:.1f}{spread}"
+
+    columns = [(model, attack) for model in models for attack in attacks]
+    named = [f"`{model}`: {attack}" if len(models) > 1 else attack for model, attack in columns]
+    body = [
+        [poison, *(accuracy(found.get((poison, attack, model))) for model, attack in columns)] for poison in poisons
+    ]
+    table = rows(["trained on", *named], body)
+    if short:
+        return table
+    images = f"{asked['limit']:,} images of {asked['data']}" if asked["limit"] else f"all images of {asked['data']}"
+    images += f" at {asked['resize']} px" if asked.get("resize") else ""
+    model = f"`{models[0]}`, " if len(models) == 1 else ""
+    epochs = f", {asked['epochs']} epochs" if asked.get("epochs") else ""
+    seeds = asked["seeds"]
+    count = "one seed" if len(seeds) == 1 else f"mean ± standard deviation of {len(seeds)} seeds"
+    minutes = sum(row["seconds"] * len(row["seeds"]) for row in result["rows"]) / 60
+    cells = sum(len(row["seeds"]) for row in result["rows"])
+    made = "; ".join(machine(about) for about in result.get("environments", []))
+    return [
+        *table,
+        "",
+        f"`ulfast reproduce {asked['name']}`: {model}recipe `{asked['recipe']}`{epochs}, {images}, {count}; clean test "
+        f"accuracy in %. {cells} trainings of {minutes / cells:.1f} minutes on average{f'; {made}' if made else ''}.",
+    ]
+
+
+def attack(result: dict[str, Any], short: Any = None) -> list[str]:
+    """One attack with its baselines; `short=1` leaves out how it was made."""
+    head = ["trained on", "test accuracy", "train accuracy"]
+    names = {"clean": "clean images", "poisoned": f"poisoned images ({result['poison']})"}
+    body = [
+        [name, f"{100 * result['baselines'][key]:.1f} %", f"{100 * result['baseline_train'][key]:.1f} %"]
+        for key, name in names.items()
+    ]
+    last = [f"{100 * result[key]:.1f} %" for key in ("test_accuracy", "train_accuracy")]
+    body.append([f"poisoned images, {result['method']}", *last])
+    if short:
+        return rows(head, body)
+    about = (
+        f"`{result['model']}`, recipe `{result['recipe']}`, seed {result['seed']}; {machine(result['environment'])}."
+    )
+    return [*rows(head, body), "", about]
+
+
+def speed(result: dict[str, Any], cases: Any = None) -> list[str]:
+    """What benchmarks/run.py --json wrote: all cases with how they were measured, or the main columns of some."""
+    body = []
+    for row in result["rows"]:
+        ours, peer = (f"{1e3 * row['seconds'][row[key]]:.1f}" for key in ("ours", "best_peer"))
+        if cases is None:
+            roof = f"{row['x_roof']:.2f}" if row["x_roof"] is not None else ""
+            peer = f"{peer} ({row['best_peer']})"
+            body.append([row["case"], ours, peer, f"{row['x_best']:.1f}", f"{row['x_plain']:.1f}", roof])
+        elif row["key"] in cases:
+            body.append([row["case"], ours, peer, f"{row['x_best']:.1f}"])
+    about, top = result["environment"], result["roof"]
+    if cases is not None:
+        return rows([f"{about['threads']} threads, {about['cpu_level']}", "ours, ms", "best peer, ms", "×"], body)
+    measured = f"copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s, sgemm {top['sgemm_flops_per_s'] / 1e9:.0f} GFLOP/s"
+    return [
+        *rows(["", "ours, ms", "best peer, ms", "× best", "× plain", "of roof"], body),
+        "",
+        f"`python benchmarks/run.py --compile`: {machine(about)}; {measured}.",
+    ]
+
+
+def gpu(result: dict[str, Any]) -> list[str]:
+    """What benchmarks/gpu.sh measure wrote: time, share of a copy's speed, and how much longer PyTorch takes."""
+    body = []
+    for row in result["rows"]:
+        ratio = {name: f"{value:.1f}" for name, value in row["ratio"].items()}
+        peers = [ratio.get(name, "") for name in ("eager", "compile", "addmm")]
+        body.append([row["case"], f"{1e6 * row['seconds']['ulfast']:.1f}", f"{row['of_copy']:.2f}", *peers])
+    about = result["environment"]
+    head = ["case", "µs", "share of a copy", "× PyTorch, eager", "× `torch.compile`", "× `addmm`"]
+    return [*rows(head, body), "", f"{machine(about)}, driver {about['driver']}, CUDA {about['cuda']}."]
+
+
+def gpu_train(result: dict[str, Any]) -> list[str]:
+    """What benchmarks/gpu_train.py wrote."""
+    body = []
+    for cell in result["cells"]:
+        seconds = [f"{cell['seconds'][part]:.1f}" for part in ("attack", "fit", "train")]
+        body.append([cell["name"], f"{100 * cell['test_accuracy']:.2f}", *seconds])
+    head = ["poison, attack, recipe", "test accuracy, %", "seconds in all", "fit", "training"]
+    return [*rows(head, body), "", f"{machine(result['environment'])}; {result['data']}."]
+
+
+def separability(result: dict[str, Any]) -> list[str]:
+    """What experiments/separability.py wrote."""
+    body = []
+    for name, row in result["results"].items():
+        ended = "converged" if row["converged"] else "stopped"
+        share = f"{100 * row['accuracy']:.1f} %"
+        body.append([f"`{name}`", share, f"{row['evaluations']:,} ({ended})", f"{row['loss']:.3g}"])
+    return [
+        *rows(["perturbations of", "train accuracy", "evaluations", "loss"], body),
+        "",
+        f"`python experiments/separability.py`: {result['images']:,} images of {result['data']}, at most "
+        f"{result['steps']} steps of 20 evaluations, seed {result['seed']}; {machine(result['environment'])}.",
+    ]
+
+
+def imagenet(result: dict[str, Any]) -> list[str]:
+    """What experiments/imagenet.py wrote."""
+    body = [
+        [
+            row["stage"],
+            f"{row['images']:,}",
+            f"{row['seconds']:.1f}",
+            f"{row['ms_an_image']:.2f}",
+            f"{row['peak_mb']:,.0f}",
+        ]
+        for row in result["stages"]
+    ]
+    head = ["stage", "images", "seconds", "ms per image", "peak MB"]
+    return [*rows(head, body), "", f"`{result['model']}`; {machine(result['environment'])}."]
+
+
+KINDS: dict[str, Callable[..., list[str]]] = {
+    "grid": grid,
+    "attack": attack,
+    "speed": speed,
+    "gpu": gpu,
+    "gpu-train": gpu_train,
+    "separability": separability,
+    "imagenet": imagenet,
+}
+FOLDERS = {kind: {"grid": "grids", "attack": "attacks"}.get(kind, "") for kind in KINDS}
+
+
+def keep(folder: Path, results: Path = RESULTS) -> Path:
+    """Copies the numbers of a finished grid or attack, without paths of this machine."""
+    from ulfast.attacks import AttackResult
+    from ulfast.grids import GridResult
+
+    if (folder / "grid.json").is_file():
+        found = GridResult.load(folder)
+        if found.missing:
+            raise SystemExit(f"{folder} is not finished: {len(found.missing)} trainings have no result")
+        content = found.to_dict()
+        kept = {key: content[key] for key in ("grid", "rows", "environments")}
+        for row in kept["rows"]:
+            del row["folders"]
+        environments = kept["environments"]
+        target = results / "grids" / f"{found.grid.name}.json"
+    else:
+        one = AttackResult.load(folder)
+        names = ("method", "poison", "model", "recipe", "seed", "train_accuracy", "test_accuracy", "baselines")
+        kept = {name: getattr(one, name) for name in (*names, "seconds", "environment")}
+        kept["baseline_train"] = {key: rows_[-1]["train_accuracy"] for key, rows_ in one.baseline_history.items()}
+        environments = [kept["environment"]]
+        target = results / "attacks" / f"{folder.name}.json"
+    for about in environments:
+        about.pop("platform", None)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", nargs="+", type=Path, default=[], metavar="FOLDER")
+    for folder in parser.parse_args().keep:
+        print(f"kept {keep(folder).relative_to(ROOT)}")
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        made = rendered(text)
+        if made != text:
+            page.write_text(made, encoding="utf-8")
+            print(f"wrote {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

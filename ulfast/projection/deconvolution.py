@@ -1,0 +1,190 @@
+"""Undoing a convolution of images by what it leaves at their border.
+
+A poison that convolves every image of a class with one filter, zeros outside, makes the border dark: a pixel there
+loses the weights that hang over. How dark the outermost rows, columns and corners of a class's mean image are, against
+what lies inside, gives sums of the filter's weights, and their differences give the filter itself. The images are then
+divided by its response. Neither a clean image nor a network is needed.
+
+Source: ours, docs/research/deconvolution.md. The poison: Sadasivan et al., CUDA: Convolution-based Unlearnable
+Datasets, CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..data.dataset import CHUNK_BYTES, Dataset
+
+NOISE = 1e-2  # power of a filter's response below which a frequency is left as it is, not amplified
+MARGIN = 16  # pixels of mirrored image around what is transformed, at most
+LEVEL = 1.0  # of 255, added to both sides of a ratio: that of two blacks is one
+ROUNDS = 3  # in which it is decided which images were convolved, and the filters are measured again
+FEWEST = 8  # images of a class, below which its border is not measured
+
+
+def border_filter(mean: np.ndarray, width: int) -> np.ndarray:
+    """The filter that has darkened the border of images.
+
+    Args:
+        mean: (H, W) float, the mean over the images, which went through one filter, and over their channels; sides of
+            6 * `width` or more.
+        width: of the dark border in pixels.
+
+    Returns:
+        (K, K) float64 with K = 2 * `width` + 1, which sum to one, correlated with the image as `conv2d` does.
+    """
+    side = 2 * width + 1
+    kernel = np.zeros((side, side))
+    rows, columns = np.zeros(side), np.zeros(side)
+    for down in (1, -1):
+        rows[::down][:width] = _lost(mean[::down, width:-width].mean(1), width)
+        columns[::down][:width] = _lost(mean[width:-width, ::down].mean(0), width)
+    for down in (1, -1):
+        for right in (1, -1):
+            top, left = np.cumsum(rows[::down][:width]), np.cumsum(columns[::right][:width])
+            kernel[::down, ::right][:width, :width] = _corner(mean[::down, ::right], width, top, left)
+    for i in (*range(width), *range(width + 1, side)):
+        kernel[i, width] = rows[i] - kernel[i].sum()
+        kernel[width, i] = columns[i] - kernel[:, i].sum()
+    kernel[width, width] = 1 - kernel.sum()
+    return kernel
+
+
+def _lost(profile: np.ndarray, width: int) -> np.ndarray:
+    """Sums of the filter's first `width` rows, the outermost first, from the light of each row of an image."""
+    inside = 2 * width + 1
+    line = np.polynomial.Polynomial.fit(np.arange(width, width + inside), profile[width : width + inside], 1)
+    stays = (profile[:width] + LEVEL) / (line(np.arange(width)) + LEVEL)
+    # Row k has lost the first width - k rows of the filter.
+    return np.diff(1 - stays[::-1], prepend=0.0)
+
+
+def _corner(mean: np.ndarray, width: int, top: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """The filter's upper left (width, width) weights, from the image's upper left corner and the sums of its first rows
+    and columns."""
+    inside = 2 * width + 1
+    place = np.arange(width, width + inside)
+    y, x = np.meshgrid(place, place, indexing="ij")
+    block = mean[width : width + inside, width : width + inside]
+    plane = np.linalg.lstsq(np.stack([np.ones(y.size), y.ravel(), x.ravel()], 1), block.ravel(), rcond=None)[0]
+    at = np.arange(width)
+    light = plane[0] + plane[1] * at[:, None] + plane[2] * at
+    stays = (mean[:width, :width] + LEVEL) / (light + LEVEL)
+    # What a corner pixel keeps is one less the rows and the columns it has lost, and their common weights again.
+    common = stays[::-1, ::-1] - 1 + top[:, None] + left
+    return np.diff(np.diff(common, axis=0, prepend=0.0), axis=1, prepend=0.0)
+
+
+@dataclass(frozen=True)
+class ClassFilters:
+    """The filters that the images of a data set went through.
+
+    Attributes:
+        kernels: (c, K, K) float64; of a class without convolved images one that does nothing.
+        convolved: (n,) bool: which images.
+        metadata: facts about the fit (JSON-able).
+    """
+
+    kernels: np.ndarray
+    convolved: np.ndarray
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def undo(self, dataset: Dataset, index: np.ndarray) -> np.ndarray:
+        """The images at `index`, (b, H, W, C) uint8, those that were convolved divided by their class's filter.
+
+        A filter whose largest weight is not in the middle has moved the image as well; that is left as it is. The
+        restored image is scaled as the poison scales: its largest value is white.
+        """
+        out = np.array(dataset.images[index])
+        for c in np.unique(dataset.labels[index]):
+            rows = np.flatnonzero((dataset.labels[index] == c) & self.convolved[index])
+            if len(rows):
+                out[rows] = divided(out[rows], self.kernels[c])
+        return out
+
+
+def fit_class_filters(dataset: Dataset, width: int) -> ClassFilters:
+    """Measures the filter of each class, and which images went through it.
+
+    An image counts as convolved if the light of its four sides, against the pixels next to them, is nearer to what the
+    filter leaves than to what an image has that nothing happened to.
+
+    Args:
+        dataset: uint8 images (n, H, W, C) with labels, streamed once for each of a few rounds.
+        width: of the dark border in pixels.
+    """
+    classes, side = dataset.num_classes, 2 * width + 1
+    shape = dataset.image_shape[:2]
+    plain = np.zeros((side, side))
+    plain[width, width] = 1
+    kernels = np.tile(plain, (classes, 1, 1))
+    sides = np.empty((len(dataset), 4), np.float32)
+    convolved = np.ones(len(dataset), bool)
+    step = max(1, CHUNK_BYTES // int(np.prod(dataset.image_shape)))
+    for number in range(ROUNDS):
+        sums, counts = np.zeros((classes, *shape)), np.zeros(classes)
+        for begin in range(0, len(dataset), step):
+            light = np.asarray(dataset.images[begin : begin + step]).mean(3, dtype=np.float32)
+            if not number:
+                sides[begin : begin + step] = _sides(light, width)
+                # The first guess: images all of whose sides are dark.
+                convolved[begin : begin + step] = (sides[begin : begin + step] < -0.05).all(1)
+            here = convolved[begin : begin + step]
+            labels = dataset.labels[begin : begin + step][here]
+            np.add.at(sums, labels, light[here])
+            np.add.at(counts, labels, 1)
+        for c in range(classes):
+            kernels[c] = border_filter(sums[c] / counts[c], width) if counts[c] >= FEWEST else plain
+        expected = np.stack([_shadow(kernel, width) for kernel in kernels])[dataset.labels]
+        convolved = ((sides - expected) ** 2).sum(1) < (sides**2).sum(1)
+        convolved &= (counts >= FEWEST)[dataset.labels]
+    facts = {"border": width, "convolved": int(convolved.sum()), "kernels": kernels.round(4).tolist()}
+    return ClassFilters(kernels, convolved, facts)
+
+
+def _sides(light: np.ndarray, width: int) -> np.ndarray:
+    """(n, 4): logarithms of the light of the outermost row or column over that of the one inside the border."""
+    found = []
+    for image in (light, light[:, ::-1], light.transpose(0, 2, 1), light.transpose(0, 2, 1)[:, ::-1]):
+        found.append(np.log((image[:, 0].mean(1) + LEVEL) / (image[:, width].mean(1) + LEVEL)))
+    return np.stack(found, 1)
+
+
+def _shadow(kernel: np.ndarray, width: int) -> np.ndarray:
+    """(4,): what `_sides` gives of an even image."""
+    rows, columns = kernel.sum(1), kernel.sum(0)
+    lost = [rows[:width].sum(), rows[-width:].sum(), columns[:width].sum(), columns[-width:].sum()]
+    return np.log(np.clip(1 - np.array(lost), 0.05, None))
+
+
+def divided(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Images without what a filter did to them, in the frequency domain, their border taken from within.
+
+    Args:
+        images: (n, H, W, C) uint8, filtered, zeros outside, and scaled.
+        kernel: (K, K) that sum to one.
+
+    Returns:
+        (n, H, W, C) uint8: scaled so that each image's largest value is white; moved by as much as the filter's largest
+        weight lies beside its middle.
+    """
+    width = len(kernel) // 2
+    height, across = images.shape[1:3]
+    margin = min(MARGIN, height - 2 * width - 1 - width, across - 2 * width - 1 - width)
+    around = ((0, 0), (margin + width,) * 2, (margin + width,) * 2, (0, 0))
+    wide = np.pad(images[:, width : height - width, width : across - width].astype(np.float32) / 255, around, "reflect")
+    y, x = (int(i) for i in np.unravel_index(int(kernel.argmax()), kernel.shape))
+    placed = np.zeros(wide.shape[1:3])
+    for (i, j), weight in np.ndenumerate(kernel):
+        placed[(y - i) % wide.shape[1], (x - j) % wide.shape[2]] += weight
+    response = np.fft.rfft2(placed)
+    inverse = ((np.conj(response) + NOISE) / (np.abs(response) ** 2 + NOISE)).astype(np.complex64)
+    spectrum = np.fft.rfft2(wide, axes=(1, 2)) * inverse[:, :, None]
+    clean = np.fft.irfft2(spectrum, s=wide.shape[1:3], axes=(1, 2))[:, margin:-margin, margin:-margin]
+    top = np.maximum(clean.max((1, 2, 3), keepdims=True), 1e-6)
+    return np.rint((clean / np.maximum(top, images.max((1, 2, 3), keepdims=True) / 255) * 255).clip(0, 255)).astype(
+        np.uint8
+    )
