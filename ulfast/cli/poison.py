@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import InputError
 from .common import Output, Share, data_options, existing, settings, tell_notes, verb
@@ -54,6 +55,15 @@ from .completion import Known
     help="Also make this folder of poisoned test images, for `ulfast attack --poison-test`.",
 )
 @click.option(
+    "--generator", type=click.Path(path_type=Path), metavar="FILE", help="Poison with this generator (of gue)."
+)
+@click.option(
+    "--generator-out",
+    type=click.Path(path_type=Path),
+    metavar="FILE.safetensors",
+    help="Keep the generator that gue trains, for images to come.",
+)
+@click.option(
     "--eps", type=Share(), help="Size of the perturbation, pixels in [0, 1], or 8/255 (default: as published)."
 )
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set a parameter of the method.")
@@ -80,6 +90,8 @@ def command(
     assign: str,
     surrogate_data: str | None,
     poison_test: Path | None,
+    generator: Path | None,
+    generator_out: Path | None,
     eps: float | None,
     pairs: tuple[str, ...],
     work: Path | None,
@@ -103,11 +115,21 @@ def command(
     from ..data.writers.resumable import RowWriter
     from ..poisons import Poisoning, Workplace, get_poison, write_rows
     from ..report import pictures
-    from ..runtime.files import SETTINGS, check_free, part_folder
-    from ..runtime.made import check_apart
+    from ..runtime.files import SETTINGS, atomic_file, check_free, part_folder
+    from ..runtime.made import check_apart, check_replace
 
     name, plain = get_poison(method)
     given = settings(pairs)
+    if generator is not None:
+        if click.get_current_context().get_parameter_source("method") == ParameterSource.DEFAULT:
+            name, plain = get_poison("gue")
+        given["generator"] = str(generator)
+    if generator_out is not None:
+        if name != "gue" or generator is not None:
+            raise InputError("--generator-out keeps what --method gue trains: leave it out, or --generator")
+        if generator_out.suffix != ".safetensors":
+            raise InputError(f"--generator-out {generator_out} must end in .safetensors")
+        check_replace(generator_out)
     if data is None:
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
@@ -205,6 +227,11 @@ def command(
     statistics = poisoning.statistics.summary()
     if not distributed.is_main():
         return
+    if generator_out is not None and place is not None:
+        generator_out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(generator_out) as part_file:
+            shutil.copyfile(place / "generator.safetensors", part_file)
+        output.say(f"generator: {generator_out}")
     if place is not None and work is None:
         shutil.rmtree(place)
     output.result(

@@ -107,8 +107,13 @@ class Poison:
 
     @property
     def by_class(self) -> bool:
-        """Whether the label decides what an image gets, so that any image of a class can be poisoned."""
+        """Whether the label decides what an image gets."""
         return True
+
+    @property
+    def for_others(self) -> bool:
+        """Whether images that were not there can be poisoned, too."""
+        return self.by_class
 
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         """The function that perturbs batches.

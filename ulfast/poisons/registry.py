@@ -10,6 +10,7 @@ from .classwise import ClassWiseRandom, Regions, SampleWiseRandom
 from .convolution import ConvolutionPoison
 from .em import AugmentedErrorMinimising, ErrorMinimising
 from .file import FilePoison
+from .gue import GameUnlearnable
 from .hypo import Hypocritical
 from .lsp import LSP
 from .ntga import NeuralTangentGeneralisation
@@ -42,6 +43,7 @@ POISONS: dict[str, Poison] = {
     "dune": ColourAndSpace(),
     "pil": PerturbationInducedLinearisation(),
     "tue": ClassWiseSeparability(),
+    "gue": GameUnlearnable(),
     "ntga": NeuralTangentGeneralisation(),
     "file": FilePoison(),
 }

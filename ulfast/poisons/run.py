@@ -122,7 +122,7 @@ class Poisoning:
         Raises:
             InputError: noise that belongs to single images, or to labels that other images do not have.
         """
-        if not self.poison.by_class:
+        if not self.poison.for_others:
             raise InputError(f"{self.name} finds noise for single images, none for others: leave --poison-test out")
         if self._about is not None:
             raise InputError("test images have none of the labels that drive the poison: leave --poison-test out")

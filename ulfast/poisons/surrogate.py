@@ -3,7 +3,7 @@
 The processes of `distributed.joined` go through all of it together. They train on their part of each batch, and search
 the batches in turn, so that a batch of a search is the same for every number of processes.
 
-It is the only file of the poisons that imports `ulfast.training`.
+This file and `gue`, which trains two networks, alone import `ulfast.training`.
 """
 
 from __future__ import annotations
@@ -137,6 +137,11 @@ class Surrogate:
     def mean(self) -> Tensor:
         """(C, 1, 1) float32: of the data's pixels."""
         return self._mean
+
+    @property
+    def std(self) -> Tensor:
+        """(C, 1, 1) float32: their standard deviation."""
+        return self._std
 
     def normalised(self, x: Tensor) -> Tensor:
         return x.sub(self._mean).div_(self._std).to(self.half or torch.float32)
