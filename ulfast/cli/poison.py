@@ -232,7 +232,7 @@ def command(
         with atomic_file(generator_out) as part_file:
             shutil.copyfile(place / "generator.safetensors", part_file)
         output.say(f"generator: {generator_out}")
-    if place is not None and work is None:
+    if place is not None and work is None and place.is_dir():
         shutil.rmtree(place)
     output.result(
         {

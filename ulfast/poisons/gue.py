@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Generator(nn.Module):
         super().__init__()
         widths = [width << level for level in range(LEVELS + 1)]
         self.down = nn.ModuleList(_double(a, b) for a, b in zip([channels, *widths], widths, strict=False))
-        self.up = nn.ModuleList(_double(a + b, a) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(_double(a + b, a) for a, b in itertools.pairwise(widths))
         self.last = nn.Sequential(nn.Conv2d(width, channels, 1), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,9 +79,7 @@ class GameUnlearnable(SurrogatePoison):
     source = "Liu et al., Game-Theoretic Unlearnable Example Generator, AAAI 2024"
     aliases = ("game-unlearnable-examples",)
 
-    width: int = parameter(
-        64, "channels of the generator at the full size; they double at each of three halvings", at_least=1
-    )
+    width: int = parameter(64, "channels of the generator at full size, doubled at each of three halvings", at_least=1)
     epochs: int = parameter(50, "passes over the images", at_least=1)
     batch_size: int = parameter(256, "images per step", at_least=2)
     inner_steps: int = parameter(10, "steps of the classifier's copy towards its optimum", at_least=1)
