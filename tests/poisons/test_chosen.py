@@ -81,7 +81,7 @@ def test_labels_from_a_file_may_count_otherwise(make_dataset, tmp_path):
     for given, message in {
         str(tmp_path / "few.npy"): "60 images need as many labels",
         str(tmp_path / "half.npy"): "must be whole numbers",
-        str(tmp_path / "words.txt"): "holds no labels",
+        str(tmp_path / "words.txt"): "cannot be read as labels",
         str(tmp_path / "other.npz"): "has no labels, y or targets",
         str(tmp_path / "none.npy"): "there is no file",
         "kmeans": "say kmeans:K",

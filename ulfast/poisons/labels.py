@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from ..data.dataset import Dataset, chunks
+from ..data.readers.arrays import open_arrays
 from ..errors import InputError
 from ..runtime.made import expand
+from ..runtime.reading import reading, regular
 
 CHUNK_BYTES = 64 << 20
 SIDE = 8  # pixels that images are shrunk to before they are clustered
@@ -96,24 +98,19 @@ def clusters(dataset: Dataset, count: int, seed: int) -> np.ndarray:
 
 
 def _read(given: str | os.PathLike[str]) -> np.ndarray:
-    path = expand(given)
-    try:
+    path, hint = expand(given), "give kmeans:K, or a file with a number for each image (.npy, .npz or text)"
+    if not path.exists():
+        raise InputError(f"labels: there is no file {path}: {hint}")
+    with reading(path, hint, "as labels"):
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with open_arrays(path) as file:
                 found = [np.asarray(file[key]) for key in ("labels", "y", "targets") if key in file]
-        elif path.suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
-        else:
-            return np.array([int(word) for word in path.read_text(encoding="utf-8").split()], np.int64)
-    except FileNotFoundError:
-        raise InputError(
-            f"labels: there is no file {path}: give kmeans:K, or a number for each image in a file"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} holds no labels ({' '.join(str(error).split())[:80]}): give .npy, or text") from None
-    if not found:
-        raise InputError(f"{path} has no labels, y or targets: name the array so")
-    return found[0]
+            if not found:
+                raise InputError(f"{path} has no labels, y or targets: name the array so")
+            return found[0]
+        if path.suffix == ".npy":
+            return np.asarray(np.load(regular(path), allow_pickle=False, mmap_mode="r"))
+        return np.array([int(word) for word in regular(path).read_text(encoding="utf-8").split()], np.int64)
 
 
 def shuffled_labels(labels: np.ndarray, seed: int) -> np.ndarray:
