@@ -189,6 +189,34 @@ def imagenet(result: dict[str, Any]) -> list[str]:
     return [*rows(head, body), "", f"`{result['model']}`; {machine(result['environment'])}."]
 
 
+def deconvolution(result: dict[str, Any]) -> list[str]:
+    """What experiments/deconvolution.py wrote."""
+    body = []
+    for row in result["rows"]:
+        size = f"{row['name']}, {row['images']:,} images of {row['shape'][0]} px, {row['classes']} classes"
+        wrong = "" if row["false"] is None else f"{100 * row['false']:.1f} %"
+        body.append(
+            [
+                size,
+                f"{100 * row['rate']:.0f} %",
+                f"{100 * row['clean_share']:.1f} %",
+                f"{100 * row['share']:.1f} %",
+                f"{row['kernel_error_mean']:.3f}",
+                f"{100 * row['found']:.1f} %",
+                wrong,
+                f"{row['psnr_before']:.1f}",
+                f"{row['psnr_after']:.1f} ({row['psnr_after_least']:.1f})",
+            ]
+        )
+    head = ["images", "poisoned", "dark borders: clean", "poisoned", "error of a weight", "found", "wrongly found"]
+    head += ["PSNR poisoned, dB", "restored (worst class)"]
+    return [
+        *rows(head, body),
+        "",
+        f"`python experiments/deconvolution.py`: seed {result['seed']}; {machine(result['environment'])}.",
+    ]
+
+
 KINDS: dict[str, Callable[..., list[str]]] = {
     "grid": grid,
     "attack": attack,
@@ -197,6 +225,7 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "gpu-train": gpu_train,
     "separability": separability,
     "imagenet": imagenet,
+    "deconvolution": deconvolution,
 }
 FOLDERS = {kind: {"grid": "grids", "attack": "attacks"}.get(kind, "") for kind in KINDS}
 

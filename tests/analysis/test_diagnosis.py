@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import ulfast
 from ulfast import InputError
+from ulfast.analysis.border import BORDER, DARKER, dark_border
 from ulfast.analysis.detail import _integrated, fine_detail, patterns
 from ulfast.analysis.diagnosis import CONSTANT, PATCHES, conclude, constant_pixel, diagnose
 from ulfast.analysis.evidence import DETAIL, LINEAR, MARKED, Evidence
@@ -176,7 +177,7 @@ def test_one_class_is_nothing_to_compare(clean):
 
 
 def test_conclusions():
-    def conclusion(linear=0.4, detail=0.2, marked=0.0, smooth=8, whole=8, constant=0.0, doubt=""):
+    def conclusion(linear=0.4, detail=0.2, marked=0.0, smooth=8, whole=8, constant=0.0, border=0.0, doubt=""):
         values = (
             (linear, (LINEAR, None)),
             (detail, DETAIL),
@@ -185,7 +186,8 @@ def test_conclusions():
             (whole, PATCHES),
             (constant, CONSTANT),
         )
-        return conclude(tuple(Evidence("", value, *bounds, "", doubt) for value, bounds in values))
+        measured = tuple(Evidence("", value, *bounds, "", doubt) for value, bounds in values)
+        return conclude((*measured, Evidence("", border, *BORDER, "")))
 
     assert conclusion() == ("clean", "none")
     assert conclusion(doubt="digits") == ("clean", "none")
@@ -199,7 +201,45 @@ def test_conclusions():
     assert conclusion(linear=0.5, detail=0.9) == ("poisoned", "iss-jpeg")
     assert conclusion(linear=0.8, detail=0.9) == ("poisoned", "orthogonal-full")
     assert conclusion(linear=0.5, detail=0.9, marked=0.4) == ("poisoned", "orthogonal-full")
+    assert conclusion(border=0.06) == ("unknown", "orthogonal-full")
+    for other in ({}, {"doubt": "digits"}, {"smooth": 80}, {"linear": 0.5, "detail": 0.9}):
+        assert conclusion(border=0.9, **other) == ("poisoned", "orthogonal-full")
     assert conclusion(smooth=80) == ("poisoned", "orthogonal-patch")
     assert conclusion(detail=0.9, whole=80, constant=1.0) == ("poisoned", "orthogonal-full")
     assert conclusion(whole=40) == ("poisoned", "orthogonal")
     assert conclusion(marked=0.05) == ("poisoned", "orthogonal-full")
+
+
+def test_a_convolution_leaves_dark_borders(every):
+    """At every rate that leaves more of them than photographs have, which are a hundredth here."""
+    assert dark_border(every).share < BORDER[0]
+    for rate in (1.0, 0.2, 0.1):
+        poisoned = ulfast.poison(every, "cuda", seed=0, rate=rate)
+        found = dark_border(poisoned)
+        assert found.share > BORDER[1]
+        assert found.width == 1
+        changed = (poisoned.images != every.images).any(axis=(1, 2, 3))
+        assert changed[found.images].mean() > 0.85
+    assert dark_border(ulfast.poison(every, "lsp", seed=0)).share < BORDER[0]
+
+
+def test_a_border_is_as_wide_as_the_filter_reaches(every):
+    images = np.repeat(np.repeat(every.images[:200], 3, axis=1), 3, axis=2)
+    large = ulfast.Dataset(images, every.labels[:200], every.classes)
+    assert dark_border(ulfast.poison(large, "cuda", seed=0, size=9, blur=0.06)).width == 4
+
+
+def test_neither_a_frame_nor_a_bright_object_is_a_dark_border():
+    digits = sklearn.datasets.load_digits()
+    images = (digits.images / 16 * 255).astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    names = tuple(map(str, range(10)))
+    assert dark_border(ulfast.Dataset(images[..., None], labels, names)).share == 0  # too small for one
+    large = np.repeat(np.repeat(images, 3, axis=1), 3, axis=2)
+    framed = np.pad(large, ((0, 0), (2, 2), (2, 2)))
+    assert dark_border(ulfast.Dataset(framed[..., None], labels, names)).share < BORDER[0]
+    bright = np.full((100, 16, 16, 3), 200, np.uint8)
+    bright[:, 1:-1, 1:-1] = 100  # lighter outside
+    assert dark_border(ulfast.Dataset(bright, np.arange(100) % 2, ("a", "b"))).share == 0
+    bright[:, 1:-1, 1:-1] = np.uint8(200 / DARKER + 5)
+    assert dark_border(ulfast.Dataset(bright, np.arange(100) % 2, ("a", "b"))).share == 1

@@ -137,7 +137,7 @@ def test_diagnose(ulfast):
     assert Path("d.png").exists()
     code, out, _ = ulfast("diagnose", "p", "--json")
     found = json.loads(out)
-    assert (found["verdict"], found["suggested_attack"], len(found["evidence"])) == ("poisoned", "orthogonal", 6)
+    assert (found["verdict"], found["suggested_attack"], len(found["evidence"])) == ("poisoned", "orthogonal", 7)
 
 
 def test_without_data_the_sample_is_poisoned(ulfast):

@@ -197,6 +197,7 @@ def test_shipped_grids_can_be_run():
         "ar-full",
         "cifar10",
         "cifar10-10k",
+        "cuda",
         "demo",
         "fit-start",
         "fits",

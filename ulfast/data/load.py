@@ -138,6 +138,8 @@ def load_splits(
     Raises:
         InputError: as `load_dataset`; test images of another shape or of other classes; no test images in `test_data`.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        return _splits(source, test_data, limit, seed, options)
     return steady(expand(source), lambda: _splits(source, test_data, limit, seed, options))
 
 

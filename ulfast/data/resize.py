@@ -24,7 +24,7 @@ def max_pixels() -> int:
     return int(text)
 
 
-def check_size(file: Path, width: int, height: int) -> None:
+def check_size(file: Path | str, width: int, height: int) -> None:
     """Raises InputError for an image declared larger than `max_pixels`, before memory is asked for."""
     if width * height > (most := max_pixels()):
         raise InputError(

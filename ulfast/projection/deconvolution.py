@@ -95,8 +95,7 @@ class ClassFilters:
     def undo(self, dataset: Dataset, index: np.ndarray) -> np.ndarray:
         """The images at `index`, (b, H, W, C) uint8, those that were convolved divided by their class's filter.
 
-        A filter whose largest weight is not in the middle has moved the image as well; that is left as it is. The
-        restored image is scaled as the poison scales: its largest value is white.
+        A filter whose largest weight is not in the middle has moved the image as well; that is left as it is.
         """
         out = np.array(dataset.images[index])
         for c in np.unique(dataset.labels[index]):
@@ -168,8 +167,8 @@ def divided(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
         kernel: (K, K) that sum to one.
 
     Returns:
-        (n, H, W, C) uint8: scaled so that each image's largest value is white; moved by as much as the filter's largest
-        weight lies beside its middle.
+        (n, H, W, C) uint8: scaled down so that no value exceeds the largest of the image; moved by as much as the
+        filter's largest weight lies beside its middle.
     """
     width = len(kernel) // 2
     height, across = images.shape[1:3]
@@ -184,7 +183,7 @@ def divided(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     inverse = ((np.conj(response) + NOISE) / (np.abs(response) ** 2 + NOISE)).astype(np.complex64)
     spectrum = np.fft.rfft2(wide, axes=(1, 2)) * inverse[:, :, None]
     clean = np.fft.irfft2(spectrum, s=wide.shape[1:3], axes=(1, 2))[:, margin:-margin, margin:-margin]
-    top = np.maximum(clean.max((1, 2, 3), keepdims=True), 1e-6)
-    return np.rint((clean / np.maximum(top, images.max((1, 2, 3), keepdims=True) / 255) * 255).clip(0, 255)).astype(
-        np.uint8
-    )
+    # What is sharper has higher peaks: they go as high as the brightest pixel was.
+    most = images.max((1, 2, 3), keepdims=True).astype(np.float32)
+    scale = np.minimum(255, most / np.maximum(clean.max((1, 2, 3), keepdims=True), 1e-6))
+    return np.rint((clean * scale).clip(0, 255)).astype(np.uint8)
