@@ -584,6 +584,13 @@ TRAINED: dict[str, dict[str, Any]] = {
     "rem": {**CNN, "lr": 0.01, "iterations": 2, "steps": 2, "steps_a": 2, "samples": 2, "batch_size": 25},
     "hypo": {**CNN, "epochs": 1, "steps": 2, "batch_size": 25},
     "sep": {**CNN, "epochs": 2, "checkpoints": 2, "steps": 2, "batch_size": 25},
+    "aue": {**CNN, "lr": 0.01, "rounds": 1, "steps": 2, "train_steps": 2, "batch_size": 25},
+    "aap": {**CNN, "lr": 0.01, "epochs": 1, "steps": 2, "batch_size": 25},
+    "sem": {**CNN, "lr": 0.01, "iterations": 2, "steps": 2, "samples": 2, "batch_size": 25},
+    "dune": {**CNN, "epochs": 2, "checkpoints": 2, "steps": 2, "batch_size": 25, "offset": 1, "flights": 1},
+    "gue": {**CNN, "width": 2, "epochs": 1, "batch_size": 30, "inner_steps": 1},
+    "ntga": {"block_size": 20},
+    "tue": {"batch_size": 20},
     "pil": {"epochs": 2, "batch_size": 25},
 }
 

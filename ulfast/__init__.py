@@ -23,7 +23,7 @@ _HOME = {
             *("Basis", "MeanNoise", "OrthogonalProjection", "PatchBasis", "PatchProjection"),
             *("fit_basis", "fit_mean_noise", "fit_patches", "noise_scale", "partial_rows"),
         ),
-        "poisons": ("poison",),
+        "poisons": ("poison", "poison_arrays"),
         "analysis": ("Diagnosis", "diagnose"),
         "attacks": ("AttackResult", "attack"),
         "grids": ("Grid", "GridResult", "reproduce"),
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from .grids import Grid as Grid, GridResult as GridResult, reproduce as reproduce
     from .ops import ingest as ingest, project as project, project_ as project_, project_classwise as project_classwise
-    from .poisons import poison as poison
+    from .poisons import poison as poison, poison_arrays as poison_arrays
     from .projection import (
         Basis as Basis,
         MeanNoise as MeanNoise,

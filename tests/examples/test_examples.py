@@ -62,3 +62,20 @@ def test_there_is_no_example_without_a_test():
     here = Path(__file__).read_text()
     for file in FOLDER.glob("*.py"):
         assert f'load("{file.stem}")' in here
+
+
+def test_art_adapter():
+    """With ART or without it: the interface of its PoisoningAttackBlackBox."""
+    import numpy as np
+
+    module = load("art_adapter")
+    assert module.main(limit=60) == 1.0
+    attack = module.UlfastPoison("lsp", seed=3)
+    x, y = np.random.default_rng(0).random((12, 3, 9, 8), np.float32), np.arange(12) % 3
+    poisoned, labels = attack.poison(x, y=y)
+    assert poisoned.shape == x.shape
+    assert poisoned.dtype == x.dtype
+    assert labels is y
+    assert (attack.poison(x, y, seed=4)[0] != poisoned).any()
+    with pytest.raises(ValueError, match="needs the labels"):
+        attack.poison(x)

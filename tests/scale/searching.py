@@ -37,6 +37,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "hypo": ("hypo", {**CNN, "epochs": 2, "steps": 6}),
     "sep": ("sep", {**CNN, "epochs": 3, "checkpoints": 2, "steps": 4}),
     "rem": ("rem", {**CNN, "lr": 0.01, "iterations": 5, "steps": 2, "steps_a": 2, "samples": 2}),
+    "aue": ("aue", {**CNN, "lr": 0.01, "rounds": 2, "steps": 3, "train_steps": 3}),
+    "aap": ("aap", {**CNN, "lr": 0.01, "epochs": 2, "steps": 6}),
+    "sem": ("sem", {**CNN, "lr": 0.01, "iterations": 5, "steps": 2, "samples": 2}),
+    "dune": ("dune", {**CNN, "epochs": 3, "checkpoints": 2, "steps": 4, "offset": 1, "flights": 2, "spread": 0.0}),
+    "ntga": ("ntga", {"block_size": 20}),
+    "tue": ("tue", {"batch_size": 20}),
     "pil": ("pil", {"epochs": 3, "batch_size": 25}),
     "pil published": ("pil", {"preset": "published", "epochs": 3, "batch_size": 25}),
 }

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ..data.classes import matched
+from ..data.classes import aligned, matched
 from ..data.dataset import Dataset
 from ..data.load import load_dataset
 from ..data.tensors import channel_statistics
 from ..errors import InputError, MissingSplit
 from ..runtime.progress import Progress
+from .distinct import distinct_perturbations
 
 LOOKED_AT = 10_000  # images searched for poison
 
@@ -22,12 +23,16 @@ def describe(
     *,
     format: str | None = None,
     resize: int | None = None,
+    base: Dataset | None = None,
     look_for_poison: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
     **reading: Any,
 ) -> dict[str, Any]:
     """Images per class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
+
+    Args:
+        base: the clean training images: how many perturbations there are in each class is then counted.
 
     Returns:
         `splits` (by name: images, image_shape, dtype, classes with their counts, mean, std, sha256, manifest,
@@ -72,7 +77,22 @@ def describe(
             if found.suggested_attack != "none":
                 what = "look poisoned" if found.verdict == "poisoned" else "may be poisoned"
                 warnings.append(f"the training images {what}: `ulfast diagnose {source}` says why")
-    return {"data": str(source), "splits": splits, "warnings": warnings}
+    counted: dict[str, Any] = {}
+    if base is not None:
+        counted = {"distinct_perturbations": _distinct(train, base, warnings)}
+    return {"data": str(source), "splits": splits, "warnings": warnings, **counted}
+
+
+def _distinct(train: Dataset, base: Dataset, warnings: list[str]) -> dict[str, int]:
+    """The most frequent mistake with other people's noise is named: sample-wise noise that was added by the label."""
+    train = aligned(base, train, names=("the clean images", "the training images"))
+    counts = distinct_perturbations(base, train)
+    parameters = train.manifest.get("parameters") or {}
+    claimed = parameters.get("wise") == "sample" or parameters.get("per") == "image"
+    if counts and all(count == 1 for count in counts.values()):
+        what = "the perturbation is class-wise: every image of a class has the same"
+        warnings.append(f"{what}, though the manifest says sample-wise" if claimed else what)
+    return counts
 
 
 def _split(dataset: Dataset) -> dict[str, Any]:

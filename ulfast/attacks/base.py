@@ -36,6 +36,7 @@ class Plan:
     Attributes:
         train: the data the attacker has.
         test: clean test images.
+        poisoned_test: perturbed test images, by which the network is measured too, or None.
         recipe: how to train.
         removal: what every training image loses, and the noise that hides the rest. Before the training the noise loses
             the same.
@@ -56,6 +57,7 @@ class Plan:
     test_removal: Removal = field(default_factory=Removal)
     hooks: list[BatchHook] = field(default_factory=list)
     select: Dataset | None = None
+    poisoned_test: Dataset | None = None
     refits: list[Refit] = field(default_factory=list)
     basis: Basis | None = None
     diagnosis: Diagnosis | None = None

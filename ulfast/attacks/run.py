@@ -47,6 +47,7 @@ def attack(
     data: Any = None,
     *,
     test: Dataset | None = None,
+    poisoned_test: Dataset | None = None,
     method: str = "orthogonal",
     model: str | None = None,
     recipe: str = "quick",
@@ -72,6 +73,8 @@ def attack(
         data: a poisoned Dataset, or what `load_dataset` takes. None: the embedded sample, poisoned with `lsp` by
             `seed`; then both baselines are run.
         test: clean test images (default: the test split of `data`, when that is a path or a name).
+        poisoned_test: perturbed test images (`Poisoning.unseen`), on which the network of the attack is measured too:
+            `notes["poisoned_test_accuracy"]`.
         method: name of an attack, or several combined with "+".
         model: see `build_model` (default: "cnn", or "resnet18" with a recipe of the paper).
         recipe: see `ulfast.training.RECIPES`: "quick", "quick-noflip", "fast" (for a GPU; on a CPU it is
@@ -110,6 +113,9 @@ def attack(
     train_set, test_set, baseline = _load(data, test, compare, limit, seed, progress)
     clean = clean or baseline
     test_set, clean = _check(name, steps, train_set, test_set, clean)
+    if poisoned_test is not None:
+        names = ("training images", "poisoned test images")
+        poisoned_test = matched(train_set, poisoned_test, names=names, part=True)
     if baseline is not None:
         baseline = matched(train_set, baseline, names=("training images", "clean images"))
     if evaluate_every is not None and evaluate_every < 1:
@@ -162,7 +168,7 @@ def attack(
 
         context = Context(seed, where, progress, basis, clean, folder, resume)
         try:
-            plan = _carried_out(steps, Plan(train_set, test_set, chosen), context)
+            plan = _carried_out(steps, Plan(train_set, test_set, chosen, poisoned_test=poisoned_test), context)
         except torch.linalg.LinAlgError:
             raise InputError(
                 f"{name}: the images are too few or too alike to fit anything to: give more of each class"

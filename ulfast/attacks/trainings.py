@@ -12,7 +12,7 @@ from .. import distributed
 from ..data.loaders.memory import MemoryLoader
 from ..runtime.devices import fast_half
 from ..runtime.progress import Progress
-from ..training import TrainResult, build_model, mixing, train
+from ..training import TrainResult, build_model, evaluate, mixing, train
 from ..training.refit import MakeLoader, Trained
 from ..training.strong import strong_augmentation
 from .base import Plan
@@ -83,6 +83,9 @@ class Runner:
             note = refit(Trained(network, make_loader, test_loader, half, self.seed, self.progress))
             plan.notes[note["refit"]] = note
             result = replace(result, refitted=note["test_accuracy"])
+        if plan.poisoned_test is not None:
+            loader = make_loader(plan.poisoned_test, part=part)
+            plan.notes["poisoned_test_accuracy"] = evaluate(network, loader, half)[1]
         return result
 
     def _loader(

@@ -45,6 +45,12 @@ from .completion import Known
     metavar="PATH|NAME",
     help="Clean training images, to compare with or for methods that need them.",
 )
+@click.option(
+    "--poison-test",
+    type=Known("data"),
+    metavar="PATH",
+    help="Poisoned test images (of `ulfast poison --poison-test`), to measure the accuracy on too.",
+)
 @click.option("--init", type=click.Choice(["zero", "torch"]), help="Start of the linear fit (torch in the paper).")
 @click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000; see --recipe).")
 @click.option("--fit-epochs", type=click.IntRange(1), help="Epochs of the fit, instead of steps (20 in the paper).")
@@ -72,6 +78,7 @@ def command(
     resume: bool,
     compare: bool,
     clean: str | None,
+    poison_test: str | None,
     init: str | None,
     fit_steps: int | None,
     fit_epochs: int | None,
@@ -122,7 +129,7 @@ def command(
     if resume and out is not None and not out.is_dir():
         raise InputError(f"there is no run {out} to resume: leave --resume out")
     folder = distributed.agreed(out or free_folder(f"runs/{_stem(data)}-{name}"))
-    check_apart(folder, (data, test_data, clean, basis))
+    check_apart(folder, (data, test_data, clean, basis, poison_test))
     if not resume and distributed.is_main():
         check_free(folder, overwrite)
     given = settings(pairs)
@@ -139,6 +146,11 @@ def command(
             raise InputError("--clean needs --data: the embedded sample brings its own baselines")
         with distributed.main_first():
             clean_set = load_dataset(clean, limit=limit, seed=seed, progress=output.bars, **reading)
+    poisoned_test = None
+    if poison_test is not None:
+        if train is None:
+            raise InputError("--poison-test needs --data: the training images that were poisoned with it")
+        poisoned_test = load_dataset(poison_test, split="test", progress=output.bars, **reading)
     tell_notes(output, train, test, clean_set)
     # Methods that need clean images take these; a training on all of them is then asked for with --compare.
     baseline = clean_set if compare or not any(step.needs_clean for step in steps) else None
@@ -169,6 +181,7 @@ def command(
     result: AttackResult = attack(
         train,
         test=test,
+        poisoned_test=poisoned_test,
         method=name,
         model=model,
         recipe=recipe,

@@ -13,8 +13,8 @@ from click.shell_completion import CompletionItem
 
 NAMES = {
     "poisons": (
-        *("lsp", "ops", "ar", "regions-4", "regions-16", "cwrandom", "swrandom", "cuda", "em", "em-classwise", "tap"),
-        *("tap-untargeted", "rem", "hypo", "sep", "pil", "file"),
+        *("lsp", "ops", "ar", "regions-4", "regions-16", "cwrandom", "swrandom", "cuda", "em", "em-classwise", "aue"),
+        *("tap", "tap-untargeted", "aap", "rem", "sem", "hypo", "sep", "dune", "pil", "tue", "gue", "ntga", "file"),
     ),
     "attacks": (
         *("none", "orthogonal", "orthogonal-classwise", "orthogonal-patch", "orthogonal-full", "mean-noise"),

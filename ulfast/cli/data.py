@@ -41,17 +41,36 @@ def get(output: Output, name: str, cache: Path | None) -> None:
     "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
 )
 @reading_options
+@click.option(
+    "--base",
+    type=Known("data"),
+    metavar="PATH|NAME",
+    help="The clean images, to count the different perturbations of each class.",
+)
 @click.option("--quick", is_flag=True, help="Skip the search for poison.")
-def info(output: Output, data: str, format_: str | None, quick: bool, seed: int, reading: dict[str, Any]) -> None:
+def info(
+    output: Output,
+    data: str,
+    format_: str | None,
+    base: str | None,
+    quick: bool,
+    seed: int,
+    reading: dict[str, Any],
+) -> None:
     """Print what a data set is: images, classes, checksum, where it came from, and whether it looks poisoned.
 
     \b
     ulfast data info poisoned/
     ulfast data info cifar10 --quick
+    ulfast data info poisoned/ --base cifar10
     """
     from ..analysis.describe import describe
+    from ..data import load_dataset
 
-    found = describe(data, format=format_, look_for_poison=not quick, seed=seed, progress=output.bars, **reading)
+    clean = load_dataset(base, progress=output.bars, **reading) if base is not None else None
+    found = describe(
+        data, format=format_, base=clean, look_for_poison=not quick, seed=seed, progress=output.bars, **reading
+    )
     output.result(found)
     for split, about in found["splits"].items():
         height, width, channels = about["image_shape"]
@@ -80,6 +99,10 @@ def info(output: Output, data: str, format_: str | None, quick: bool, seed: int,
                 f"  made by {made.get('method')} ({parameters}), seed {made.get('seed')},"
                 f" rate {made.get('rate', 1)}, from {(made.get('source') or {}).get('name')}"
             )
+    counts = found.get("distinct_perturbations")
+    if counts:
+        least, most = min(counts.values()), max(counts.values())
+        output.say(f"perturbations: {least} to {most} different ones in each class, of up to 16 that are told apart")
     for warning in found["warnings"]:
         output.say(f"warning: {warning}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import InputError
 from .common import Output, Share, data_options, existing, settings, tell_notes, verb
@@ -28,6 +29,40 @@ from .completion import Known
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 @click.option("--rate", type=float, default=1.0, show_default=True, help="Share of each class that is poisoned.")
+@click.option("--classes", metavar="3,5|NAME,...", help="Poison only these classes.")
+@click.option(
+    "--labels",
+    metavar="kmeans:K|FILE",
+    help="What drives the perturbation instead of the labels: clusters, or a number for each image from a file.",
+)
+@click.option(
+    "--assign",
+    type=click.Choice(["class", "random"]),
+    default="class",
+    show_default=True,
+    help="random is a control: each image gets the noise of a class drawn at random.",
+)
+@click.option(
+    "--surrogate-data",
+    type=Known("data"),
+    metavar="PATH|NAME",
+    help="Clean images to train the surrogate on, instead of --data.",
+)
+@click.option(
+    "--poison-test",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Also make this folder of poisoned test images, for `ulfast attack --poison-test`.",
+)
+@click.option(
+    "--generator", type=click.Path(path_type=Path), metavar="FILE", help="Poison with this generator (of gue)."
+)
+@click.option(
+    "--generator-out",
+    type=click.Path(path_type=Path),
+    metavar="FILE.safetensors",
+    help="Keep the generator that gue trains, for images to come.",
+)
 @click.option(
     "--eps", type=Share(), help="Size of the perturbation, pixels in [0, 1], or 8/255 (default: as published)."
 )
@@ -50,6 +85,13 @@ def command(
     out: Path | None,
     overwrite: bool,
     rate: float,
+    classes: str | None,
+    labels: str | None,
+    assign: str,
+    surrogate_data: str | None,
+    poison_test: Path | None,
+    generator: Path | None,
+    generator_out: Path | None,
     eps: float | None,
     pairs: tuple[str, ...],
     work: Path | None,
@@ -67,23 +109,33 @@ def command(
     ulfast poison --method em --data cifar10 --set surrogate=resnet18-16 --out em/
     """
     from .. import distributed
-    from ..data import load_dataset
+    from ..data import DatasetWriter, load_dataset
     from ..data.classes import same_everywhere
     from ..data.load import load_splits
     from ..data.writers.resumable import RowWriter
     from ..poisons import Poisoning, Workplace, get_poison, write_rows
     from ..report import pictures
-    from ..runtime.files import SETTINGS, check_free, part_folder
-    from ..runtime.made import check_apart
+    from ..runtime.files import SETTINGS, atomic_file, check_free, part_folder
+    from ..runtime.made import check_apart, check_replace
 
     name, plain = get_poison(method)
     given = settings(pairs)
+    if generator is not None:
+        if click.get_current_context().get_parameter_source("method") == ParameterSource.DEFAULT:
+            name, plain = get_poison("gue")
+        given["generator"] = str(generator)
+    if generator_out is not None:
+        if name != "gue" or generator is not None:
+            raise InputError("--generator-out keeps what --method gue trains: leave it out, or --generator")
+        if generator_out.suffix != ".safetensors":
+            raise InputError(f"--generator-out {generator_out} must end in .safetensors")
+        check_replace(generator_out)
     if data is None:
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
         raise InputError("where to? Give --out FOLDER")
     if out is not None:
-        check_apart(out, (data, test_data))
+        check_apart(out, (data, test_data, surrogate_data, labels if labels and ":" not in labels else None))
     part = part_folder(out) if out is not None else None
     interrupted = part is not None and part.is_dir()  # maybe before its first image
     if out is not None and not dry_run:
@@ -107,17 +159,31 @@ def command(
         train, test = load_splits(
             data, test_data=test_data, limit=limit, seed=seed, format=format_, progress=output.bars, **reading
         )
-    same_everywhere(train, test)
-    tell_notes(output, train, test)
+        others = None
+        if surrogate_data is not None:
+            others = load_dataset(surrogate_data, limit=None, progress=output.bars, **reading)
+    same_everywhere(train, test, others)
+    tell_notes(output, train, test, others)
     poisoning = Poisoning(
         train,
         name,
         seed=seed,
         rate=rate,
+        classes=classes,
+        labels=labels,
+        assign=assign,
         eps=eps,
-        work=Workplace(place, resume, device, output.bars),
+        work=Workplace(place, resume, device, output.bars, others),
         **given,
     )
+    if poison_test is not None:
+        if test is None:
+            raise InputError("--poison-test needs test images: give --test-data")
+        poisoning.check_unseen()
+        if out is not None:
+            check_apart(poison_test, (data, test_data, out, surrogate_data))
+            if distributed.is_main() and not resume:
+                check_free(poison_test, overwrite)
     if eps is not None and _of_whole_images(poisoning.poison):
         size = train.images[:1].size
         output.remark(
@@ -125,9 +191,10 @@ def command(
         )
     summary: dict[str, Any] = {
         "method": name,
-        "parameters": poisoning.poison.resolved(train),
+        "parameters": poisoning.poison.resolved(poisoning.driver),
         "seed": seed,
         "rate": rate,
+        **poisoning.about(),
         "data": str(data),
         "images": len(train),
         "test_images": len(test) if test is not None else 0,
@@ -150,12 +217,32 @@ def command(
             poisoned = load_dataset(writer.folder / "train")
             figure = pictures.comparison_figure(train, poisoned, seed=seed, title=f"{name} on {train.name}")
             pictures.save(figure, writer.folder / "poison.png")
+            if poison_test is not None and test is not None:
+                unseen = poisoning.unseen(test)
+                with DatasetWriter(poison_test, overwrite=overwrite or resume) as folder:
+                    split = folder.split(
+                        "test", unseen.image_shape, unseen.classes, source=unseen.name, manifest=unseen.manifest
+                    )
+                    split.append_all(unseen)
     statistics = poisoning.statistics.summary()
     if not distributed.is_main():
         return
-    if place is not None and work is None:
+    if generator_out is not None and place is not None:
+        generator_out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(generator_out) as part_file:
+            shutil.copyfile(place / "generator.safetensors", part_file)
+        output.say(f"generator: {generator_out}")
+    if place is not None and work is None and place.is_dir():
         shutil.rmtree(place)
-    output.result({**summary, "out": str(out), "figure": str(out / "poison.png"), "statistics": statistics})
+    output.result(
+        {
+            **summary,
+            "out": str(out),
+            "figure": str(out / "poison.png"),
+            "statistics": statistics,
+            **({"poison_test": str(poison_test)} if poison_test else {}),
+        }
+    )
     output.say(
         f"{len(train):,} training images poisoned with {name}"
         + (f" (rate {rate:g})" if rate < 1 else "")
@@ -171,6 +258,8 @@ def command(
             else "nothing changed"
         )
     output.say(f"picture: {out / 'poison.png'}")
+    if poison_test is not None:
+        output.say(f"poisoned test images: {poison_test}")
     if test is None:
         output.remark("no test images were found: give `ulfast attack` some with --test-data")
 
@@ -199,8 +288,9 @@ def _is(out: Path, summary: dict[str, Any]) -> bool:
     from ..data import load_dataset
 
     made = load_dataset(out)
-    wanted = {key: summary[key] for key in ("method", "parameters", "seed", "rate")}
-    same = all(made.manifest.get(key) == value for key, value in json.loads(json.dumps(wanted)).items())
+    keys = ("method", "parameters", "seed", "rate", "classes", "labels", "assign", "surrogate_data")
+    wanted = json.loads(json.dumps({key: summary.get(key) for key in keys}))
+    same = all(made.manifest.get(key) == value for key, value in wanted.items())
     return same and len(made) == summary["images"]
 
 

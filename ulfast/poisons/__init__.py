@@ -1,5 +1,6 @@
 """Poisons: methods that make images unlearnable."""
 
+from .arrays import poison_arrays
 from .base import Poison, Workplace
 from .registry import POISONS, get_poison
 from .run import Poisoning, perturbation, poison, write_poisoned, write_rows
@@ -12,6 +13,7 @@ __all__ = [
     "get_poison",
     "perturbation",
     "poison",
+    "poison_arrays",
     "write_poisoned",
     "write_rows",
 ]

@@ -41,6 +41,7 @@ class Workplace:
         resume: continue from what the folder holds.
         device: "auto", "cpu", "cuda" or a torch.device.
         progress: called as ``progress(stage, done, total, **info)``.
+        surrogate_data: clean images to train the network on, instead of those to poison.
 
     Attributes:
         device: where networks are trained.
@@ -55,7 +56,9 @@ class Workplace:
         resume: bool = False,
         device: str | torch.device = "auto",
         progress: Progress | None = None,
+        surrogate_data: Dataset | None = None,
     ) -> None:
+        self.surrogate_data = surrogate_data
         self.resume, self.device, self.progress = resume, resolve_device(device), progress
         self.noise_device = torch.device("cpu") if device == "auto" else self.device
         self.facts: dict[str, Any] = {}
@@ -100,6 +103,17 @@ class Poison:
     source: ClassVar[str] = ""
     aliases: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[bool] = False  # a network first: minutes to days, not seconds
+    clean_surrogate: ClassVar[bool] = False  # the network is trained on clean images, before the search
+
+    @property
+    def by_class(self) -> bool:
+        """Whether the label decides what an image gets."""
+        return True
+
+    @property
+    def for_others(self) -> bool:
+        """Whether images that were not there can be poisoned, too."""
+        return self.by_class
 
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         """The function that perturbs batches.

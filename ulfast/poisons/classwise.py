@@ -72,6 +72,10 @@ class SampleWiseRandom(Poison):
 
     eps: float = parameter(EPS, "L-infinity bound, pixels in [0, 1]", at_least=0)
 
+    @property
+    def by_class(self) -> bool:
+        return False
+
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         def draw(first: int, n: int, d: int) -> Tensor:
             u = ops.philox_uniform(seed, ops.philox.STREAM_SWRANDOM, first, n, d, device=work.noise_device)

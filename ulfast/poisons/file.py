@@ -28,6 +28,10 @@ class FilePoison(Poison):
     scale: float = parameter(1.0, "factor on the perturbation")
     rounding: str = parameter("nearest", "rounding of the sums to pixels: nearest or truncate", choices=ROUNDINGS)
 
+    @property
+    def by_class(self) -> bool:
+        return False
+
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         if not self.path:
             raise InputError("poison file needs a file: give --set path=FILE")

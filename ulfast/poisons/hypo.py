@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..data.dataset import Dataset
 from ..parameters import parameter
@@ -19,6 +19,7 @@ class Hypocritical(SurrogatePoison):
     summary = "noise that a clean network finds easy"
     source = "Tao et al., Better Safe Than Sorry: Preventing Delusive Adversaries with Adversarial Training, 2021"
     aliases = ("hypocritical",)
+    clean_surrogate: ClassVar[bool] = True
 
     alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
     batch_size: int = parameter(128, "images per step", at_least=1)

@@ -72,7 +72,7 @@ class LSP(Poison):
 
 def default_patch(image_shape: tuple[int, int, int]) -> int:
     """A quarter of the shorter side, down to a power of two: 8 at 32 px, 32 at 224 px."""
-    return max(1, 1 << (min(image_shape[:2]).bit_length() - 3))
+    return 1 << max(0, min(image_shape[:2]).bit_length() - 3)
 
 
 def vertices(seed: int, classes: int, features: int) -> Tensor:

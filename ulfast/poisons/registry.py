@@ -8,15 +8,18 @@ from .ar import AR
 from .base import Poison
 from .classwise import ClassWiseRandom, Regions, SampleWiseRandom
 from .convolution import ConvolutionPoison
-from .em import ErrorMinimising
+from .em import AugmentedErrorMinimising, ErrorMinimising
 from .file import FilePoison
+from .gue import GameUnlearnable
 from .hypo import Hypocritical
 from .lsp import LSP
+from .ntga import NeuralTangentGeneralisation
 from .ops import OnePixelShortcut
 from .pil import PerturbationInducedLinearisation
-from .rem import RobustErrorMinimising
-from .sep import SelfEnsemble
-from .tap import TargetedAdversarial
+from .rem import RobustErrorMinimising, StableErrorMinimising
+from .sep import ColourAndSpace, SelfEnsemble
+from .tap import AugmentedAdversarial, TargetedAdversarial
+from .tue import ClassWiseSeparability
 
 POISONS: dict[str, Poison] = {
     "lsp": LSP(),
@@ -29,12 +32,19 @@ POISONS: dict[str, Poison] = {
     "cuda": ConvolutionPoison(),
     "em": ErrorMinimising(),
     "em-classwise": ErrorMinimising(wise="class"),
+    "aue": AugmentedErrorMinimising(),
     "tap": TargetedAdversarial(),
     "tap-untargeted": TargetedAdversarial(targeted=False),
+    "aap": AugmentedAdversarial(),
     "rem": RobustErrorMinimising(),
+    "sem": StableErrorMinimising(),
     "hypo": Hypocritical(),
     "sep": SelfEnsemble(),
+    "dune": ColourAndSpace(),
     "pil": PerturbationInducedLinearisation(),
+    "tue": ClassWiseSeparability(),
+    "gue": GameUnlearnable(),
+    "ntga": NeuralTangentGeneralisation(),
     "file": FilePoison(),
 }
 

@@ -1,4 +1,4 @@
-"""`rem`: noise that stays easy under adversarial training."""
+"""`rem` and `sem`: noise that stays easy under adversarial training."""
 
 from __future__ import annotations
 
@@ -110,11 +110,17 @@ class RobustErrorMinimising(SurrogatePoison):
     eps_a: float | None = parameter(None, "the adversary's bound (default eps / 2)", at_least=0)
     alpha_a: float | None = parameter(None, "the adversary's step (default eps_a / 5)", at_least=0)
     steps_a: int = parameter(10, "the adversary's steps", at_least=0)
+    inner: str = parameter(
+        "adversarial",
+        "what moves the perturbed image within eps_a: the adversary, or a random draw",
+        choices=("adversarial", "random"),
+    )
     samples: int = parameter(5, "augmentations of each image", at_least=1)
     start: str = parameter(
         "random", "where a search begins: at random, or at the noise that is stored", choices=("random", "stored")
     )
     padding: int = parameter(4, "padding of the random crop", at_least=0)
+    moves: bool = parameter(True, "a random crop and mirroring at every step; false: the image as it is")
     batch_size: int = parameter(128, "images per step", at_least=1)
     lr: float = parameter(0.1, "the surrogate's learning rate (x0.1 after 40 and 80 %)", at_least=0)
 
@@ -181,7 +187,7 @@ class RobustErrorMinimising(SurrogatePoison):
             draws = Draws(seed, at * self._draws, begin)
             x, losses = self._search(surrogate, images, store, index, values, draws)
             store.write(batch, x - images.pixels(index), begin)
-            moved = draws.moved(self.padding, x).there(x)
+            moved = self._moved(draws, x).there(x)
             hardest = self._adversary(surrogate, moved, y, values, draws)
         for group in optimizer.param_groups:
             group["lr"] = self.lr * (1.0 if at < 0.4 * self.iterations else 0.1 if at < 0.8 * self.iterations else 0.01)
@@ -199,9 +205,17 @@ class RobustErrorMinimising(SurrogatePoison):
         """Draws of a search, and of the step of the surrogate after it: a crop and a start of each adversary."""
         return 1 + 2 * self.samples * (self.steps + 1) + 2
 
+    def _moved(self, draws: Draws, x: Tensor) -> Moved:
+        if self.moves:
+            return draws.moved(self.padding, x)
+        still = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return Moved(0, still, still, still.bool())
+
     def _adversary(self, surrogate: Surrogate, x: Tensor, y: Tensor, values: dict[str, Any], draws: Draws) -> Tensor:
-        """x moved up the loss, within its own ball."""
+        """x moved up the loss, within its own ball, or anywhere in it."""
         hardest = x.clone()
+        if self.inner == "random":
+            return hardest.add_(draws.start(x, values["eps_a"])).clamp_(0, 1)
         if self.steps_a and self.start == "random":
             hardest = hardest.add_(draws.start(x, values["eps_a"])).clamp_(0, 1)
         for _ in range(self.steps_a):
@@ -230,7 +244,7 @@ class RobustErrorMinimising(SurrogatePoison):
         for step in range(self.steps + 1):
             total, loss = torch.zeros_like(x), torch.zeros((), device=x.device)
             for _ in range(self.samples):
-                move = draws.moved(self.padding, x)
+                move = self._moved(draws, x)
                 hardest = self._adversary(surrogate, move.there(x), y, values, draws)
                 if step == self.steps:
                     loss += surrogate.judge(hardest, y)[0].sum()
@@ -242,3 +256,20 @@ class RobustErrorMinimising(SurrogatePoison):
             if step < self.steps:
                 ops.pgd_step(x, total, start, alpha=-values["alpha"], eps=self.eps)
         return x, torch.stack([first, last]).double().cpu() / self.samples
+
+
+@dataclass(frozen=True)
+class StableErrorMinimising(RobustErrorMinimising):
+    """The search of `rem` with a uniform draw in the smaller ball where that has an adversary: an eleventh of its
+    passes through the surrogate.
+    """
+
+    summary = "rem with random noise for its adversary: cheaper"
+    source = "Liu et al., Stable Unlearnable Example, AAAI 2024"
+    aliases = ("stable-error-minimizing", "stable-error-minimising")
+
+    inner: str = parameter(
+        "random",
+        "what moves the perturbed image within eps_a: the adversary, or a random draw",
+        choices=("adversarial", "random"),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import ops
-from ..data.classes import aligned
+from ..data.classes import aligned, matched
 from ..data.dataset import Dataset, chunks
 from ..data.writers.folder import SplitWriter
 from ..data.writers.resumable import RowWriter
@@ -22,7 +22,8 @@ from ..parameters import with_parameters
 from ..runtime.devices import same_generators
 from ..runtime.progress import Progress
 from ..version import __version__
-from .base import Workplace
+from .base import Perturb, Workplace
+from .labels import ASSIGNMENTS, class_numbers, driving, shuffled_labels
 from .registry import get_poison
 from .statistics import PerturbationStatistics
 
@@ -45,6 +46,9 @@ class Poisoning:
         *,
         seed: int = 0,
         rate: float = 1.0,
+        classes: Sequence[int | str] | str | None = None,
+        labels: Any = None,
+        assign: str = "class",
         work: Workplace | None = None,
         **parameters: Any,
     ) -> None:
@@ -56,6 +60,23 @@ class Poisoning:
         given = {key: value for key, value in parameters.items() if value is not None}
         self.poison = with_parameters(plain, self.name, given)
         self.dataset, self.seed, self.rate, self.work = dataset, seed, rate, work or Workplace()
+        self._perturb: Perturb | None = None
+        self._chosen = class_numbers(dataset, classes)
+        self._about: dict[str, Any] | None = None
+        self.driver = dataset
+        if labels is not None:
+            self.driver, self._about = driving(dataset, labels, seed)
+        self._assign = assign
+        if assign not in ASSIGNMENTS:
+            raise InputError(f"assign must be one of {', '.join(ASSIGNMENTS)}, got {assign!r}")
+        if assign == "random" and not self.poison.by_class:
+            raise InputError(f"{self.name} finds noise for single images, not for classes: leave --assign random out")
+        if self.work.surrogate_data is not None:
+            if not self.poison.clean_surrogate:
+                raise InputError(f"{self.name} trains no network on clean images: leave --surrogate-data out")
+            names = ("the images to poison", "the surrogate's images")
+            self.work.surrogate_data = matched(self.driver, self.work.surrogate_data, names=names)
+        self._labels = self._assigned(self.driver.labels)
         self.statistics = PerturbationStatistics()
 
     def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -68,11 +89,10 @@ class Poisoning:
 
     def over(self, pieces: list[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray, dict[str, Any]]]:
         """(begin, stop, poisoned images, their `PerturbationStatistics.record`) of some ranges."""
-        perturb = self.poison.prepare(self.dataset, self.seed, self.work)
-        chosen = rate_mask(self.dataset, self.rate, self.seed)
+        perturb, chosen = self._prepared(), self.mask()
         for begin, stop in pieces:
             clean = np.ascontiguousarray(self.dataset.images[begin:stop])
-            out = perturb(begin, clean, self.dataset.labels[begin:stop])
+            out = perturb(begin, clean, self._labels[begin:stop])
             if chosen is not None:
                 out = np.where(chosen[begin:stop, None, None, None], out, clean)
             one = PerturbationStatistics()
@@ -80,14 +100,72 @@ class Poisoning:
             self.statistics.merge(one.record())
             yield begin, stop, out, one.record()
 
+    def _prepared(self) -> Perturb:
+        if self._perturb is None:
+            self._perturb = self.poison.prepare(self.driver, self.seed, self.work)
+        return self._perturb
+
+    def _assigned(self, labels: np.ndarray) -> np.ndarray:
+        return labels if self._assign == "class" else shuffled_labels(labels, self.seed)
+
+    def mask(self) -> np.ndarray | None:
+        """Which images are poisoned, (n,) bool; None: all."""
+        chosen = rate_mask(self.dataset, self.rate, self.seed)
+        if self._chosen is None:
+            return chosen
+        of_classes = np.isin(self.dataset.labels, self._chosen)
+        return of_classes if chosen is None else chosen & of_classes
+
+    def check_unseen(self) -> None:
+        """Whether other images than those of the data set can be poisoned.
+
+        Raises:
+            InputError: noise that belongs to single images, or to labels that other images do not have.
+        """
+        if not self.poison.for_others:
+            raise InputError(f"{self.name} finds noise for single images, none for others: leave --poison-test out")
+        if self._about is not None:
+            raise InputError("test images have none of the labels that drive the poison: leave --poison-test out")
+
+    def unseen(self, test: Dataset) -> Dataset:
+        """Test images with the perturbation that a training image of their class would get; those of the classes that
+        are poisoned.
+
+        Raises:
+            InputError: as `check_unseen`, or images of another shape or of other classes.
+        """
+        self.check_unseen()
+        test = matched(self.dataset, test, names=("training images", "test images"), part=True)
+        perturb, labels = self._prepared(), self._assigned(test.labels)
+        images = np.empty_like(test.images, subok=False)
+        for begin, stop in chunks(test.images, CHUNK_BYTES):
+            clean = np.ascontiguousarray(test.images[begin:stop])
+            out = perturb(len(self.dataset) + begin, clean, labels[begin:stop])
+            if self._chosen is not None:
+                of_classes = np.isin(test.labels[begin:stop], self._chosen)
+                out = np.where(of_classes[:, None, None, None], out, clean)
+            images[begin:stop] = out
+        return replace(test, images=images, manifest={"method": self.name, "seed": self.seed, **self.about()})
+
+    def about(self) -> dict[str, Any]:
+        """Which images are poisoned by what, where it is not all by their own labels; for the manifest."""
+        other = self.work.surrogate_data
+        return {
+            **({"classes": [self.dataset.classes[c] for c in self._chosen]} if self._chosen is not None else {}),
+            **({"labels": self._about} if self._about is not None else {}),
+            **({"assign": self._assign} if self._assign != "class" else {}),
+            **({"surrogate_data": {"name": other.name, "sha256": other.checksum()}} if other is not None else {}),
+        }
+
     def manifest(self) -> dict[str, Any]:
         """What was done, to what: enough to make the same bytes again."""
         source = self.dataset
         return {
             "method": self.name,
-            "parameters": self.poison.resolved(source),
+            "parameters": self.poison.resolved(self.driver),
             "seed": self.seed,
             "rate": self.rate,
+            **self.about(),
             "source": {"name": source.name, "split": source.split, "images": len(source), "sha256": source.checksum()},
             "statistics": self.statistics.summary(),
             **({"making": self.work.facts} if self.work.facts else {}),
@@ -115,6 +193,10 @@ def poison(
     *,
     seed: int = 0,
     rate: float = 1.0,
+    classes: Sequence[int | str] | str | None = None,
+    labels: Any = None,
+    assign: str = "class",
+    surrogate_data: Dataset | None = None,
     device: str | torch.device = "auto",
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -129,6 +211,11 @@ def poison(
         seed: image i's perturbation depends on (seed, method, i, its label) alone; on the whole data set where the
             method trains a network or a linear model on it.
         rate: share of each class that is poisoned.
+        classes: numbers or names of the only classes that are poisoned.
+        labels: what drives the perturbation instead of the true labels, which the result keeps: "kmeans:K" (clusters of
+            the images shrunk to 8 x 8 pixels), a file, or (n,) whole numbers.
+        assign: "random" is a control: each image gets the noise of a class drawn at random.
+        surrogate_data: clean images of the same classes that the network is trained on, instead of those to poison.
         device: "auto", "cpu" or "cuda". Methods that train a network do so there; the others work on the CPU with
             "auto", as most take less time there than the images do to a GPU and back, and on a GPU that is named.
         folder: where those keep network and perturbations while they work; None: a temporary folder.
@@ -145,8 +232,9 @@ def poison(
     Example:
         >>> poisoned = ulfast.poison(ulfast.load_dataset("sample"), "lsp", seed=0)
     """
-    place = Workplace(Path(folder) if folder is not None else None, resume, device, progress)
-    work = Poisoning(dataset, method, seed=seed, rate=rate, work=place, **parameters)
+    place = Workplace(Path(folder) if folder is not None else None, resume, device, progress, surrogate_data)
+    chosen: dict[str, Any] = {"rate": rate, "classes": classes, "labels": labels, "assign": assign}
+    work = Poisoning(dataset, method, seed=seed, work=place, **chosen, **parameters)
     images = np.empty_like(dataset.images, subok=False)
     for begin, stop, block in work:
         images[begin:stop] = block

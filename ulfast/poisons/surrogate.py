@@ -3,7 +3,7 @@
 The processes of `distributed.joined` go through all of it together. They train on their part of each batch, and search
 the batches in turn, so that a batch of a search is the same for every number of processes.
 
-It is the only file of the poisons that imports `ulfast.training`.
+This file and `gue`, which trains two networks, alone import `ulfast.training`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..runtime import devices
 from ..runtime.files import write_json
 from ..runtime.reading import reading
 from ..training import build_model, checkpoint, get_recipe, parallel, train
+from .augment import DRAWS, augmented
 from .base import Perturb, Poison, Workplace
 from .store import KINDS, PerturbationStore
 
@@ -47,6 +48,10 @@ class SurrogatePoison(Poison):
     eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
     surrogate: str = parameter("resnet18", "network: cnn, resnet18, resnet18-WIDTH or timm:NAME")
     store: str = parameter("int8", "how perturbations are stored meanwhile", choices=tuple(KINDS))
+
+    @property
+    def by_class(self) -> bool:
+        return getattr(self, "wise", "sample") == "class"
 
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         if self.eps <= 0:
@@ -133,6 +138,11 @@ class Surrogate:
         """(C, 1, 1) float32: of the data's pixels."""
         return self._mean
 
+    @property
+    def std(self) -> Tensor:
+        """(C, 1, 1) float32: their standard deviation."""
+        return self._std
+
     def normalised(self, x: Tensor) -> Tensor:
         return x.sub(self._mean).div_(self._std).to(self.half or torch.float32)
 
@@ -211,16 +221,31 @@ def new_surrogate(name: str, dataset: Dataset, seed: int, device: torch.device) 
 
 
 def trained_surrogates(
-    name: str, dataset: Dataset, epochs: int | None, seed: int, work: Workplace, count: int = 1
+    name: str,
+    dataset: Dataset,
+    epochs: int | None,
+    seed: int,
+    work: Workplace,
+    count: int = 1,
+    *,
+    strength: float = 0.0,
+    changes: dict[str, Any] | None = None,
 ) -> list[Surrogate]:
-    """Networks trained on the clean images: the last, or `count` checkpoints of one run at even distances.
+    """Networks trained on the clean images, or on the workplace's `surrogate_data`: the last, or `count` checkpoints of
+    one run at even distances.
 
     The recipe is `quick`; networks that are trained already are taken from the workplace.
+
+    Args:
+        strength: of `augmented`, which then takes the place of the recipe's augmentation.
+        changes: to the recipe.
     """
     device = torch.device(work.device)
+    dataset = dataset if work.surrogate_data is None else work.surrogate_data
     surrogate = new_surrogate(name, dataset, seed, device)
     recipe = get_recipe("quick", name, len(dataset))
     recipe = replace(recipe, epochs=epochs or recipe.epochs, batch_size=min(recipe.batch_size, len(dataset)))
+    recipe = replace(recipe, augment=None if strength else recipe.augment, **(changes or {}))
     options: dict[str, Any] = {
         "mean": surrogate._mean.flatten().tolist(),
         "std": surrogate._std.flatten().tolist(),
@@ -238,10 +263,11 @@ def trained_surrogates(
         loader,
         MemoryLoader(few, 250, **options),
         recipe,
+        hooks=[_augmenting(strength)] if strength else [],
         seed=seed,
         folder=folder,
         resume=work.resume,
-        identity={"data": dataset.checksum()},
+        identity={"data": dataset.checksum()} | ({"strength": strength} if strength else {}),
         keep_checkpoints=count > 1,
         evaluate_every=recipe.epochs,
         stage="surrogate",
@@ -260,6 +286,18 @@ def trained_surrogates(
             parallel.same_network(one.model)
         found.append(one)
     return found
+
+
+def _augmenting(strength: float) -> Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]:
+    """`augmented` for the batches of a training, which are normalised."""
+
+    def hook(x: Tensor, y: Tensor, step: Any) -> tuple[Tensor, Tensor]:
+        mean, std = (v[:, None, None] for v in (step.mean, step.std))
+        u = torch.rand(len(x), DRAWS, device=x.device)
+        seen = augmented((x.float() * std + mean).clamp(0, 1), u, strength)
+        return seen.sub_(mean).div_(std).to(x.dtype).contiguous(memory_format=torch.channels_last), y
+
+    return hook
 
 
 # Pixels (b, C, H, W) and the number of the step to what the networks see, and the way back of its gradient.
@@ -405,7 +443,8 @@ def sweep(
                     )
                     found, first, last = _best(surrogates, start, starts, y, alphas, store.eps)
                 else:
-                    found, first, last = _one(surrogates, start, store.read(index, images.device), y, alphas, store.eps)
+                    offset, seen = store.read(index, images.device), augment and augment(index, 0)
+                    found, first, last = _one(surrogates, start, offset, y, alphas, store.eps, seen)
                 losses += torch.stack([first.sum(), last.sum()]).cpu()
             store.write(together, found, at)
             before, after = distributed.sum_(losses).tolist()

@@ -1,17 +1,19 @@
-"""`tap`: targeted adversarial examples as a poison."""
+"""`tap` and `aap`: targeted adversarial examples as a poison."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..data.dataset import Dataset
+from ..errors import InputError
 from ..parameters import parameter
+from .augment import shown
 from .base import PRESETS, Workplace
 from .store import PerturbationStore
 from .surrogate import Augment, Images, Search, SurrogatePoison, sweep, trained_surrogates
@@ -31,6 +33,7 @@ class TargetedAdversarial(SurrogatePoison):
     summary = "targeted adversarial examples of a clean network"
     source = "Fowl et al., Adversarial Examples Make Strong Poisons, NeurIPS 2021"
     aliases = ("targeted-adversarial-poisoning", "adversarial-poisoning")
+    clean_surrogate: ClassVar[bool] = True
 
     preset: str = parameter(
         "published", "published: the authors' step, starts and augmentation; or quick", choices=PRESETS
@@ -74,6 +77,64 @@ class TargetedAdversarial(SurrogatePoison):
             restarts=values["restarts"],
             normal=published,
             augment=augment if published else None,
+            seed=seed,
+        )
+        return store
+
+
+@dataclass(frozen=True)
+class AugmentedAdversarial(SurrogatePoison):
+    """Adversarial examples of a network that was trained on the clean images with the augmentation of contrastive
+    learning, which is inside their gradient too: towards the next class (y + 1), or, untargeted, up the loss of the own
+    one. The steps start at the image. Jitter comes in one order, and hue turns in the plane of NTSC's colours.
+    """
+
+    summary = "targeted adversarial examples through strong augmentation, against contrastive learning too"
+    source = "Wang et al., Efficient Availability Attacks against Supervised and Contrastive Learning, NeurIPS 2024"
+    aliases = ("augmented-adversarial-poisoning",)
+    clean_surrogate: ClassVar[bool] = True
+
+    targeted: bool = parameter(True, "towards class y + 1; false: away from y")
+    alpha: float | None = parameter(None, "size of a step (default 2.5 eps over the number of steps)", at_least=0)
+    steps: int = parameter(250, "steps of each image", at_least=1)
+    batch_size: int = parameter(128, "images per step", at_least=1)
+    epochs: int = parameter(40, "of the clean network, a quarter of them warm-up", at_least=1)
+    lr: float = parameter(0.5, "of the clean network, SGD and a cosine", at_least=0)
+    strength: float | None = parameter(
+        None, "of the augmentation, in [0, 1] (default 0.4; 0.8 for 100 classes and more)", at_least=0
+    )
+
+    def resolved(self, dataset: Dataset) -> dict[str, Any]:
+        return {
+            **self.parameters(),
+            "alpha": 2.5 * self.eps / self.steps if self.alpha is None else self.alpha,
+            "strength": (0.8 if dataset.num_classes >= 100 else 0.4) if self.strength is None else self.strength,
+        }
+
+    def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
+        values = self.resolved(dataset)
+        strength = values["strength"]
+        if strength > 1:
+            raise InputError(f"strength must be between 0 and 1, got {strength:g}")
+        changes = {"optimizer": "sgd", "lr": self.lr, "schedule": "one-cycle", "warmup": 0.25, "weight_decay": 1e-4}
+        surrogates = trained_surrogates(
+            self.surrogate, dataset, self.epochs, seed, work, strength=strength, changes=changes
+        )
+        store = self.open_store(dataset, work)
+        sign, shift = (-1, 1) if self.targeted else (1, 0)
+
+        def augment(index: Tensor, number: int) -> Augment:
+            return lambda x, step: shown(x, strength, seed, step, int(index[0]))
+
+        sweep(
+            surrogates,
+            Images(dataset, surrogates[0].device),
+            store,
+            Search(work, store, self.identity(dataset, seed)),
+            targets=lambda y: (y + shift) % dataset.num_classes,
+            alphas=[sign * values["alpha"]] * self.steps,
+            batch_size=self.batch_size,
+            augment=augment if strength else None,
             seed=seed,
         )
         return store

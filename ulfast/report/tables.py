@@ -36,6 +36,8 @@ def attack_table(result: AttackResult) -> Table:
             table.add_row(name, percent(result.baselines[key]), percent(_train_accuracy(result, key)))
     label = {"none": "the data as it is"}.get(result.method, f"poisoned images, {result.method}")
     table.add_row(label, percent(result.test_accuracy), percent(result.train_accuracy), style="bold")
+    if "poisoned_test_accuracy" in result.notes:
+        table.add_row("  the same on poisoned test images", percent(result.notes["poisoned_test_accuracy"]), "")
     return table
 
 

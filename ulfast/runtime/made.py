@@ -92,7 +92,8 @@ def stranger(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(1 << 16)
     if suffix == ".safetensors":
-        return "" if b"ulfast-basis-1" in head else "it is no basis of ulfast"
+        mine = b"ulfast-basis-1" in head or b"ulfast-generator-1" in head
+        return "" if mine else "it is no basis or generator of ulfast"
     if suffix in (".png", ".svg", ".pdf", ".html", ".htm"):
         return "" if _signed(path, head) else "it is no picture or page of ulfast"
     if suffix == ".beton":

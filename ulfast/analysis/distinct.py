@@ -1,0 +1,41 @@
+"""How many different perturbations a class has: one is class-wise noise, whatever its name says."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..data.dataset import Dataset
+
+# Share of the values that may differ by a level in one and the same perturbation: sums that are rounded.
+ROUNDED = 0.01
+DISTINCT_IMAGES, DISTINCT_MOST = 200, 16  # a class: looked at, and told apart
+
+
+def distinct_perturbations(clean: Dataset, poisoned: Dataset) -> dict[str, int]:
+    """How many different perturbations the changed images of each class have, up to `DISTINCT_MOST`: 1 is class-wise.
+
+    Looks at up to `DISTINCT_IMAGES` images of a class. Two images share a perturbation if the differences agree
+    wherever neither was cut at 0 or 255. Classes in which no image is changed are left out.
+    """
+    found = {}
+    for c, name in enumerate(clean.classes):
+        members = np.flatnonzero(clean.labels == c)[:DISTINCT_IMAGES]
+        after = poisoned.images[members].astype(np.int16)
+        noise = (after - clean.images[members]).reshape(len(members), -1)
+        known = ((after > 0) & (after < 255)).reshape(len(members), -1)
+        changed = noise.any(1)
+        kinds: list[tuple[np.ndarray, np.ndarray]] = []  # the perturbation, and where it is known
+        for one, sure in zip(noise[changed], known[changed], strict=True):
+            for kind, there in kinds:
+                apart = np.abs(kind - one) * (there & sure)
+                if apart.max() <= 1 and np.count_nonzero(apart) <= ROUNDED * apart.size:
+                    kind[sure & ~there] = one[sure & ~there]
+                    there |= sure
+                    break
+            else:
+                kinds.append((one.copy(), sure.copy()))
+            if len(kinds) == DISTINCT_MOST:
+                break
+        if kinds:
+            found[name] = len(kinds)
+    return found

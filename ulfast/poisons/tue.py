@@ -1,0 +1,151 @@
+"""`tue`: noise whose classes lie far apart, found without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..data.dataset import Dataset
+from ..data.tensors import as_tensor
+from ..errors import InputError
+from ..ops.reference import whole_levels
+from ..parameters import parameter
+from .base import Perturb, Poison, Workplace
+
+# Noise is counted in steps of eps / 160 (a twentieth of a level at 8/255), so that sums over a class are whole numbers
+# and the same in any order.
+UNITS = 160
+# What is added to the deviations and distances of the published loss, in pixels of [0, 1].
+SMALL = 1e-5
+# Directions below this share of the largest are none: they are zero but for rounding.
+NOTHING = 1e-9
+
+
+@dataclass(frozen=True)
+class ClassWiseSeparability(Poison):
+    """Sample-wise noise that goes down the class-wise separability discriminant, which is the sum of two classes'
+    deviations over the distance of their centres, mean over the pairs of classes in a batch of perturbations.
+
+    The authors' programs for SimCLR and SimSiam weigh the contrastive loss by zero, and train an encoder that the noise
+    never sees. What is left needs no network, and is all of this method. In their program deviations are constants,
+    so that the centres are pushed apart and the deviations decide how much each pair counts.
+
+    Once a batch, or all of them, would stay as they are, the rest of the steps are left out.
+    """
+
+    summary = "noise with separable classes, without a network"
+    source = "Ren et al., Transferable Unlearnable Examples, ICLR 2023"
+    aliases = ("transferable-unlearnable-examples", "csd")
+
+    eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
+    alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
+    steps: int = parameter(20, "steps of a batch", at_least=1)
+    passes: int = parameter(200, "most passes over all images, each in a new order", at_least=1)
+    batch_size: int = parameter(512, "images per step", at_least=2)
+
+    @property
+    def by_class(self) -> bool:
+        return False
+
+    def resolved(self, dataset: Dataset) -> dict[str, Any]:
+        return {**self.parameters(), "alpha": self.eps / 10 if self.alpha is None else self.alpha}
+
+    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
+        if self.eps <= 0:
+            raise InputError("tue needs an eps above 0")
+        noise = self._find(dataset, seed, work)
+        most = whole_levels(self.eps)
+
+        def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            levels = noise[first : first + len(images)].double() * (255 * self.eps / UNITS)
+            delta = (levels.round().clamp_(-most, most) / 255).float()
+            return ops.apply_perturbation(work.place(images), work.place(delta)).cpu().numpy()
+
+        return perturb
+
+    def _find(self, dataset: Dataset, seed: int, work: Workplace) -> Tensor:
+        """The noise (n, H, W, C) int16 in units of eps / 160, on the CPU."""
+        images, labels = as_tensor(dataset.images), as_tensor(dataset.labels)
+        n, d = len(dataset), int(np.prod(dataset.image_shape))
+        noise = torch.empty((n, d), dtype=torch.int16)
+        for begin in range(0, n, 4096):
+            stop = min(begin + 4096, n)
+            u = ops.philox_uniform(seed, ops.philox.STREAM_SURROGATE, begin, stop - begin, d)
+            noise[begin:stop] = ((u * 2 - 1) * UNITS).round().to(torch.int16)
+        alpha = float(max(1, round(UNITS * self.resolved(dataset)["alpha"] / self.eps)))
+        done, separability = 0, 0.0
+        while done < self.passes:
+            moved, totals = False, []
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + done) % (1 << 63))
+            for index in torch.randperm(n, generator=generator).split(self.batch_size):
+                before = noise[index]
+                pixels = images[index].reshape(len(index), d)
+                after, value = self._steps(work, pixels, labels[index], before, alpha)
+                totals.append(value)
+                moved = moved or not torch.equal(after, before)
+                noise[index] = after
+            done, separability = done + 1, float(np.mean(totals))
+            work.tell("noise", done, self.passes, loss=separability)
+            if not moved:
+                break
+        work.facts |= {"passes": done, "loss_after": separability}
+        return noise.view(n, *dataset.image_shape)
+
+    def _steps(
+        self, work: Workplace, pixels: Tensor, labels: Tensor, noise: Tensor, alpha: float
+    ) -> tuple[Tensor, float]:
+        """A batch's noise (b, d) after its steps, and the loss before them; pixels (b, d) uint8, labels (b,)."""
+        order = labels.argsort(stable=True)
+        _, counts = labels.unique(return_counts=True)
+        unit = 255 * self.eps / UNITS  # levels
+        levels = work.place(pixels[order]).float()
+        low = (-levels / unit).ceil_().clamp_(min=-UNITS)
+        high = ((255 - levels) / unit).floor_().clamp_(max=UNITS)
+        x = work.place(noise[order]).float().clamp(low, high)
+        classes = x.split(counts.tolist())
+        first, before = 0.0, torch.empty_like(x)
+        for step in range(self.steps):
+            direction, loss = separating(classes, SMALL * UNITS / self.eps)
+            first = first if step else loss
+            before.copy_(x)
+            for rows, way in zip(classes, alpha * direction, strict=True):
+                rows.add_(way)
+            torch.minimum(torch.maximum(x, low, out=x), high, out=x)
+            if torch.equal(before, x):
+                break
+        after = torch.empty_like(noise)
+        after[order] = x.cpu().to(torch.int16)
+        return after, first
+
+
+def separating(classes: Sequence[Tensor], small: float) -> tuple[Tensor, float]:
+    """Where each class's noise goes to lower the discriminant, as signs (c, d) float32, and its value.
+
+    Args:
+        classes: c tensors (b, d) float32, the noise of a class's images each; whole numbers below 2^8.
+        small: added to deviations and distances.
+    """
+    centres = torch.stack([rows.sum(0).double() / len(rows) for rows in classes])
+    if len(classes) < 2:
+        return torch.zeros_like(centres, dtype=torch.float32), 0.0
+    deviation = torch.stack(
+        [
+            torch.linalg.vector_norm(rows - centre, dim=1).mean()
+            for rows, centre in zip(classes, centres.float(), strict=True)
+        ]
+    ).double()
+    distance = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
+    others = 1 - torch.eye(len(classes), dtype=torch.float64).to(centres.device)
+    pairs = (deviation[:, None] + deviation + small) * others
+    loss = float((pairs / (distance + small)).sum() / others.sum())
+    # The slope of a centre is the sum of weights times differences to the others; where two centres meet it has none.
+    weights = torch.where(distance > 0, pairs / ((distance + small) ** 2 * distance), torch.zeros_like(pairs))
+    whole = weights.sum(1, keepdim=True)
+    slope, size = whole * centres - weights @ centres, whole * centres.abs() + weights @ centres.abs()
+    return torch.where(slope.abs() > NOTHING * size, slope.sign(), torch.zeros_like(slope)).float(), loss
