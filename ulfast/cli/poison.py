@@ -246,6 +246,7 @@ def command(
     output.say(
         f"{len(train):,} training images poisoned with {name}"
         + (f" (rate {rate:g})" if rate < 1 else "")
+        + (f" (only {', '.join(summary['classes'])}: {statistics['images']:,} images)" if classes else "")
         + (f", {len(test):,} clean test images" if test is not None else "")
         + f": {out}"
     )

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..data.dataset import Dataset, chunks
 from ..data.readers.arrays import open_arrays
+from ..data.tensors import as_tensor
 from ..errors import InputError
 from ..runtime.made import expand
 from ..runtime.reading import reading, regular
@@ -88,7 +89,7 @@ def clusters(dataset: Dataset, count: int, seed: int) -> np.ndarray:
 
     small = []
     for begin, stop in chunks(dataset.images, CHUNK_BYTES):
-        pixels = torch.from_numpy(np.ascontiguousarray(dataset.images[begin:stop])).permute(0, 3, 1, 2).float() / 255
+        pixels = as_tensor(np.ascontiguousarray(dataset.images[begin:stop])).permute(0, 3, 1, 2).float() / 255
         small.append(nn.functional.adaptive_avg_pool2d(pixels, SIDE).flatten(1).double().numpy())
     points = np.concatenate(small)
     with warnings.catch_warnings():

@@ -31,12 +31,14 @@ from ..runtime import devices
 from ..runtime.files import write_json
 from ..runtime.reading import reading
 from ..training import build_model, checkpoint, get_recipe, parallel, train
-from .augment import DRAWS, augmented
+from .augment import shown
 from .base import Perturb, Poison, Workplace
 from .store import KINDS, PerturbationStore
 
 # Seconds of work that a killed run may lose.
 COMMIT_SECONDS = 60.0
+# Draws of the augmentation that a clean network trains with are numbered from here, those of the search from zero.
+CLEAN = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def trained_surrogates(
         loader,
         MemoryLoader(few, 250, **options),
         recipe,
-        hooks=[_augmenting(strength)] if strength else [],
+        hooks=[_augmenting(strength, seed, len(dataset), recipe.batch_size)] if strength else [],
         seed=seed,
         folder=folder,
         resume=work.resume,
@@ -288,13 +290,22 @@ def trained_surrogates(
     return found
 
 
-def _augmenting(strength: float) -> Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]:
-    """`augmented` for the batches of a training, which are normalised."""
+def _augmenting(
+    strength: float, seed: int, n: int, size: int
+) -> Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]:
+    """`augmented` for the batches of a training on n images, `size` at a time, which are normalised. What an image is
+    shown as depends on (seed, epoch, its place in the epoch), for any number of processes.
+    """
+    at = {"epoch": -1, "batch": 0}
 
     def hook(x: Tensor, y: Tensor, step: Any) -> tuple[Tensor, Tensor]:
+        at["batch"] = at["batch"] + 1 if step.epoch == at["epoch"] else 0
+        at["epoch"] = step.epoch
+        place = at["batch"] * size
+        place += distributed.share(min(size, n - place))[0]
         mean, std = (v[:, None, None] for v in (step.mean, step.std))
-        u = torch.rand(len(x), DRAWS, device=x.device)
-        seen = augmented((x.float() * std + mean).clamp(0, 1), u, strength)
+        pixels = (x.float() * std + mean).clamp(0, 1)
+        seen, _ = shown(pixels, strength, seed, CLEAN + step.epoch, place)
         return seen.sub_(mean).div_(std).to(x.dtype).contiguous(memory_format=torch.channels_last), y
 
     return hook
