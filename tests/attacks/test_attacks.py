@@ -135,7 +135,7 @@ def test_the_papers_fit_and_names(data):
     [
         ({"method": "ortogonal"}, "did you mean 'orthogonal'"),
         ({"method": "none+orthogonal"}, "leave it out"),
-        ({"method": "orthogonal+orthogonal"}, "once is enough"),
+        ({"method": "orthogonal+orthogonal"}, "name it once"),
         ({"method": "none", "init": "torch"}, "none has no parameter 'init': it takes none"),
         ({"init": "ones"}, "init must be one of zero, torch"),
         ({"fit_steps": 0}, "fit_steps must be at least 1"),

@@ -147,7 +147,7 @@ def test_ar_coefficient_files(tmp_path, make_dataset):
     with pytest.raises(InputError, match=r"must hold \(3, 3, 3, 3\)"):
         poison(clean, "ar", coefficients=str(tmp_path / "b.json"))
     (tmp_path / "c.pt").write_bytes(b"broken")
-    with pytest.raises(InputError, match="holds no coefficient windows"):
+    with pytest.raises(InputError, match="cannot be read as coefficient windows"):
         poison(clean, "ar", coefficients=str(tmp_path / "c.pt"))
 
 

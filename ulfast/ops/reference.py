@@ -392,7 +392,7 @@ def shift_pixels(
     columns, rows = (torch.arange(side, dtype=torch.float32, device=x.device) for side in (w, h))
     left, right, across = places(columns + steps[..., 0], w)
     top, bottom, down = places(rows[:, None] + steps[..., 1], h)
-    image = torch.arange(n, device=x.device).view(n, 1, 1)
+    image = torch.arange(n, dtype=torch.int64, device=x.device).view(n, 1, 1)
     upper = torch.lerp(wide[image, top, left], wide[image, top, right], across)
     lower = torch.lerp(wide[image, bottom, left], wide[image, bottom, right], across)
     return torch.lerp(upper, lower, down)
