@@ -46,8 +46,10 @@ def statistics_of(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
 
 def level_counts(pixels: np.ndarray, device: torch.device) -> np.ndarray:
     """(C, 256): how often each channel of (m, C) has each value."""
-    channels = as_tensor(pixels).to(device).T.contiguous()
-    return torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).cpu().numpy()
+    there = as_tensor(pixels).to(device)
+    # One plane at a time: a copy of the transposed whole takes three times as long.
+    planes = (there[:, channel].contiguous() for channel in range(there.shape[1]))
+    return torch.stack([torch.bincount(plane, minlength=256) for plane in planes]).cpu().numpy()
 
 
 class LazyTensor:
