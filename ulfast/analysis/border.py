@@ -54,13 +54,21 @@ def dark_border(dataset: Dataset, seed: int = 0) -> Border:
     steps = np.empty((len(rows), widest + 1), np.float32)
     at_once = max(1, CHUNK_BYTES // int(np.prod(dataset.image_shape)))
     for begin in range(0, len(rows), at_once):
-        light = np.asarray(dataset.images[rows[begin : begin + at_once]]).mean(3, dtype=np.float32)
+        light = _light(dataset.images[rows[begin : begin + at_once]])
         for k in range(widest + 1):
             steps[begin : begin + at_once, k] = _step(light, k)
     # A shadow ends: what grows lighter as far as one looks is a bright object on a dark ground, such as a digit.
     widths = np.cumprod((steps < DARKER) & (steps > FRAME), axis=1).sum(1)
     marked = (widths > 0) & (widths <= widest)
     return Border(float(marked.mean()), rows[marked], int(np.median(widths[marked])) if marked.any() else 0)
+
+
+def _light(images: np.ndarray) -> np.ndarray:
+    """(n, H, W) float32 means over the channels; adding planes takes a fraction of the time of `mean`."""
+    total = images[..., 0].astype(np.float32)
+    for channel in range(1, images.shape[3]):
+        total += images[..., channel]
+    return total / images.shape[3]
 
 
 def _step(light: np.ndarray, k: int) -> np.ndarray:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data.classes import aligned, matched
 from ..data.dataset import Dataset
+from ..data.lazy import LazyImages, prefetch
 from ..data.load import load_dataset
-from ..data.tensors import channel_statistics
+from ..data.tensors import level_counts, statistics_of
 from ..errors import InputError, MissingSplit
 from ..runtime.progress import Progress
 from .distinct import distinct_perturbations
 
-LOOKED_AT = 10_000  # images searched for poison
+# Searched for poison: images, bytes of them, and the side of the square of large images that models are fitted to.
+LOOKED_AT, LOOKED_BYTES, CENTRE = 10_000, 512 << 20, 64
+DECODED = 128  # images decoded at a time
 
 
 def describe(
@@ -30,6 +36,9 @@ def describe(
     **reading: Any,
 ) -> dict[str, Any]:
     """Images per class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
+
+    Every image is read once. Whether the training images are poisoned is judged by a class-balanced sample, of at most
+    10,000 images and 512 MiB, and by the centres of large ones where a model is fitted.
 
     Args:
         base: the clean training images: how many perturbations there are in each class is then counted.
@@ -57,7 +66,7 @@ def describe(
             warnings.append(f"{'there are no test images' if missing else 'the test images do not fit'}: {error}")
             continue
         train = dataset if train is None else train
-        splits[split] = _split(dataset)
+        splits[split] = _split(dataset, progress)
         empty = [name for name, count in splits[split]["classes"].items() if count == 0]
         if empty:
             warnings.append(f"{split}: no image of class {', '.join(empty[:5])}")
@@ -68,9 +77,7 @@ def describe(
         from . import diagnose
 
         try:
-            found = diagnose(
-                train.balanced(max(train.num_classes, min(LOOKED_AT, len(train))), seed), seed=seed, progress=progress
-            )
+            found = diagnose(_sample(train, seed, progress), seed=seed, centre=CENTRE, progress=progress)
         except InputError as error:  # too few images
             warnings.append(f"whether they are poisoned cannot be told: {error}")
         else:
@@ -95,9 +102,35 @@ def _distinct(train: Dataset, base: Dataset, warnings: list[str]) -> dict[str, i
     return counts
 
 
-def _split(dataset: Dataset) -> dict[str, Any]:
+def _sample(train: Dataset, seed: int, progress: Progress | None) -> Dataset:
+    """The images that are searched for poison, decoded once."""
+    most = min(LOOKED_AT, len(train), LOOKED_BYTES // int(np.prod(train.image_shape)))
+    some = train.balanced(max(train.num_classes, most), seed)
+    if not isinstance(some.images, LazyImages):
+        return some
+    images = np.empty(some.images.shape, np.uint8)
+    batches = np.array_split(np.arange(len(some)), -(-len(some) // DECODED))
+    with contextlib.closing(prefetch(some.images, batches)) as decoded:
+        for rows, block in zip(batches, decoded, strict=True):
+            images[rows] = block
+            if progress:
+                progress("sample", int(rows[-1]) + 1, len(some))
+    return replace(some, images=images)
+
+
+def _split(dataset: Dataset, progress: Progress | None) -> dict[str, Any]:
     counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
-    mean, std = channel_statistics(dataset)
+    levels, done, cpu = np.zeros((dataset.image_shape[2], 256)), 0, torch.device("cpu")
+
+    def count(images: np.ndarray) -> None:
+        nonlocal levels, done
+        levels += level_counts(images.reshape(-1, images.shape[3]), cpu)
+        done += len(images)
+        if progress:
+            progress("measure", done, len(dataset))
+
+    sha256 = dataset.checksum(count)
+    mean, std = statistics_of(levels)
     return {
         "images": len(dataset),
         "image_shape": list(dataset.image_shape),
@@ -105,7 +138,7 @@ def _split(dataset: Dataset) -> dict[str, Any]:
         "classes": {name: int(count) for name, count in zip(dataset.classes, counts, strict=True)},
         "mean": list(mean),
         "std": list(std),
-        "sha256": dataset.checksum(),
+        "sha256": sha256,
         "manifest": dataset.manifest,
         "notes": dataset.notes,
     }

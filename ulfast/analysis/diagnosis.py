@@ -8,13 +8,13 @@ poison.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.dataset import Dataset, balanced_indices
+from ..data.dataset import Dataset, balanced_indices, chunks
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..projection.patches import PATCH, PRESENT, PatchBasis, fit_patches
@@ -29,6 +29,7 @@ CONSTANT = (0.20, 0.35)
 FEWEST = 2  # fewest images of a class
 # Images per class in which constant pixels are looked for.
 CONSTANT_IMAGES = 500
+BLOCK = 1 << 20  # pixels compared at a time, which stay in a cache
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,16 @@ class Diagnosis:
 
 
 @ordinary
-def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = None) -> Diagnosis:
+def diagnose(
+    dataset: Dataset, *, seed: int = 0, centre: int | None = None, progress: Progress | None = None
+) -> Diagnosis:
     """Look for the traces of known kinds of poison.
 
     Args:
         dataset: training images with labels.
         seed: draws the images to look at.
+        centre: side in pixels of the square that the linear model and the patches are fitted to, for a quick look at
+            large images (default: the whole image).
         progress: called with the stages "fit" and "patches".
 
     Returns:
@@ -102,17 +107,18 @@ def diagnose(dataset: Dataset, *, seed: int = 0, progress: Progress | None = Non
             f" class: {FEWEST} of each are the least"
         )
     try:
-        return _measured(dataset, start, seed, progress)
+        return _measured(dataset, start, seed, centre, progress)
     except torch.linalg.LinAlgError:
         raise InputError(
             f"{dataset.name or 'the data set'} has images too few or too alike to look for poison: give more of each"
         ) from None
 
 
-def _measured(dataset: Dataset, start: float, seed: int, progress: Progress | None) -> Diagnosis:
-    linear = linear_model(dataset, seed, progress)
-    small = min(PATCH, *dataset.image_shape[:2])
-    patches = fit_patches(dataset, patch=small, seed=seed, progress=progress)
+def _measured(dataset: Dataset, start: float, seed: int, centre: int | None, progress: Progress | None) -> Diagnosis:
+    fitted = dataset if centre is None else _centres(dataset, centre)
+    linear = linear_model(fitted, seed, progress)
+    small = min(PATCH, *fitted.image_shape[:2])
+    patches = fit_patches(fitted, patch=small, seed=seed, progress=progress)
     share, where, name = constant_pixel(dataset, seed)
     detail, border = fine_detail(dataset, seed), dark_border(dataset, seed)
     evidence = (
@@ -145,6 +151,17 @@ def _measured(dataset: Dataset, start: float, seed: int, progress: Progress | No
     return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear, patches, detail, border)
 
 
+def _centres(dataset: Dataset, side: int) -> Dataset:
+    """Their central `side` x `side`, of images that are larger, as they are stored."""
+    height, width = dataset.image_shape[:2]
+    top, left = max(0, height - side) // 2, max(0, width - side) // 2
+    if not (top or left):
+        return dataset
+    parts = (dataset.images[begin:stop] for begin, stop in chunks(dataset.images))
+    images = np.concatenate([part[:, top : top + side, left : left + side] for part in parts])
+    return replace(dataset, images=images)
+
+
 def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
     """Verdict and suggested attack."""
     findings = *_, smooth, whole, constant, border = tuple(e.finding for e in evidence)
@@ -175,12 +192,48 @@ def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, i
     rows = balanced_indices(dataset.labels, classes, limit, seed)
     images, labels = dataset.images[rows], dataset.labels[rows]
     best, place, name = -1.0, (0, 0), dataset.classes[0]
-    for c in np.unique(labels):
-        own = labels == c
-        median = np.sort(images[own], axis=0)[own.sum() // 2]
-        same = (images == median).all(axis=3)
-        share = same[own].mean(0) - same[~own].mean(0)
+    there = np.unique(labels)
+    medians = _packed(np.stack([_medians(images[labels == c]) for c in there]))
+    same = np.zeros(medians.shape, np.int64)  # images of any class with that colour; of the class itself
+    mine = np.zeros_like(same)
+    at_once = max(1, BLOCK // int(np.prod(images.shape[1:3])))
+    for k, c in enumerate(there):
+        own = np.flatnonzero(labels == c)
+        for begin in range(0, len(own), at_once):
+            packed = _packed(images[own[begin : begin + at_once]])
+            for j, median in enumerate(medians):
+                count = _count(packed == median)
+                same[j] += count
+                if j == k:
+                    mine[j] += count
+    members = np.bincount(labels, minlength=classes)[there]
+    for k, c in enumerate(there):
+        share = mine[k] / members[k] - (same[k] - mine[k]) / (members.sum() - members[k])
         at = np.unravel_index(int(share.argmax()), share.shape)
         if share[at] > best:
             best, place, name = float(share[at]), (int(at[0]), int(at[1])), dataset.classes[c]
     return best, place, name
+
+
+def _medians(images: np.ndarray) -> np.ndarray:
+    """The upper median of every value of (n, H, W, C) uint8, bit by bit: the largest level that half of the images
+    reach.
+    """
+    most = len(images) - len(images) // 2
+    found = np.zeros(images.shape[1:], np.uint8)
+    for bit in (128, 64, 32, 16, 8, 4, 2, 1):
+        found |= np.where(_count(images >= (found | bit)) >= most, np.uint8(bit), np.uint8(0))
+    return found
+
+
+def _count(flags: np.ndarray) -> np.ndarray:
+    """How many of (n, ...) bool are set, (...) uint16 for up to 65,535 of them."""
+    return np.add.reduce(flags.view(np.uint8), axis=0, dtype=np.uint16 if len(flags) < 1 << 16 else np.int64)
+
+
+def _packed(images: np.ndarray) -> np.ndarray:
+    """(n, H, W) uint32: a pixel's colour as one number."""
+    colours = np.zeros(images.shape[:3], np.uint32)
+    for channel in range(images.shape[3]):
+        colours = (colours << 8) | images[..., channel]
+    return colours

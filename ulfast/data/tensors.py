@@ -29,9 +29,14 @@ def channel_statistics(
     pieces = chunks(dataset.images)
     for begin, stop in pieces[slice(*distributed.share(len(pieces)))] if shared else pieces:
         flat = dataset.images[begin:stop].reshape(-1, channels)
-        counts += _counts(flat, device or torch.device("cpu"))
+        counts += level_counts(flat, device or torch.device("cpu"))
     if shared:
         distributed.sum_(torch.from_numpy(counts))  # whole numbers: exact in any order
+    return statistics_of(counts)
+
+
+def statistics_of(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in units of [0, 1], by how often it has each value, (C, 256)."""
     levels = np.arange(256) / 255
     total = counts.sum(axis=1)
     mean = counts @ levels / total
@@ -39,10 +44,12 @@ def channel_statistics(
     return tuple(mean.tolist()), tuple(np.sqrt(np.maximum(variance, 0)).clip(1e-3).tolist())
 
 
-def _counts(pixels: np.ndarray, device: torch.device) -> np.ndarray:
+def level_counts(pixels: np.ndarray, device: torch.device) -> np.ndarray:
     """(C, 256): how often each channel of (m, C) has each value."""
-    channels = as_tensor(pixels).to(device).T.contiguous()
-    return torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).cpu().numpy()
+    there = as_tensor(pixels).to(device)
+    # One plane at a time: a copy of the transposed whole takes three times as long.
+    planes = (there[:, channel].contiguous() for channel in range(there.shape[1]))
+    return torch.stack([torch.bincount(plane, minlength=256) for plane in planes]).cpu().numpy()
 
 
 class LazyTensor:

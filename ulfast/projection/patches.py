@@ -107,9 +107,10 @@ def statistics(dataset: Dataset, patch: int, indices: np.ndarray, progress: Prog
     done = 0
     for c, rows in enumerate(by_class):
         for begin in range(0, len(rows), batch):
-            x = _floats(dataset, rows[begin : begin + batch])
-            windows = x.unfold(2, patch, 1).unfold(3, patch, 1).permute(0, 2, 3, 1, 4, 5)
-            smooth.add(c, windows[_energy(x, patch) <= thresholds[c]].flatten(1))
+            x = _levels(dataset, rows[begin : begin + batch])
+            even = _energy(x, patch) <= thresholds[c]
+            windows = x.div_(255).unfold(2, patch, 1).unfold(3, patch, 1).permute(0, 2, 3, 1, 4, 5)
+            smooth.add(c, windows[even].flatten(1))
             whole.add(c, windows[:, ::SPARSE, ::SPARSE].reshape(-1, d))
             done += len(x)
             if progress:
@@ -127,7 +128,7 @@ class _PatchSums:
 
     def add(self, c: int, rows: Tensor) -> None:
         self.products[c] += (rows.T @ rows).double()
-        self.sums[c] += rows.sum(0, dtype=torch.float64)
+        self.sums[c] += rows.sum(0)  # in cascades: as exact here as in float64, and no copy
         self.counts[c] += len(rows)
 
     def covariances(self) -> Tensor:
@@ -136,15 +137,27 @@ class _PatchSums:
         return self.products / counts[:, None, None] - mean[:, :, None] * mean[:, None, :]
 
 
-def _floats(dataset: Dataset, rows: np.ndarray) -> Tensor:
-    """(n, C, H, W) float32 from -0.5 to 0.5."""
-    return as_tensor(np.ascontiguousarray(dataset.images[rows])).permute(0, 3, 1, 2).float().div_(255).sub_(0.5)
+def _levels(dataset: Dataset, rows: np.ndarray) -> Tensor:
+    """(n, C, H, W) float32, whole 8-bit levels from -128 to 127, whose sums and squares over a patch are exact."""
+    x = as_tensor(np.ascontiguousarray(dataset.images[rows])).permute(0, 3, 1, 2)
+    return x.to(torch.float32, memory_format=torch.contiguous_format).sub_(128)
 
 
 def _energy(x: Tensor, patch: int) -> Tensor:
     """Sum of squares of each patch's values around their channel's mean in it, (n, H - K + 1, W - K + 1)."""
-    mean, square = F.avg_pool2d(x, patch, 1), F.avg_pool2d(x * x, patch, 1)
-    return (square - mean * mean).sum(1) * (patch * patch)
+    total, square = _box(x, patch), _box((x * x).sum(1), patch)
+    return square - (total * total).sum(1).div_(patch * patch)
+
+
+def _box(x: Tensor, side: int) -> Tensor:
+    """Sums over all `side` x `side` squares of the last two dimensions, in a fraction of the time of pooling."""
+    for dim in (-2, -1):
+        many = x.shape[dim] - side + 1
+        out = x.narrow(dim, 0, many).clone()
+        for i in range(1, side):
+            out += x.narrow(dim, i, many)
+        x = out
+    return x
 
 
 def _thresholds(dataset: Dataset, patch: int, by_class: list[np.ndarray]) -> list[float]:
@@ -155,7 +168,7 @@ def _thresholds(dataset: Dataset, patch: int, by_class: list[np.ndarray]) -> lis
     a_image = (height - patch + 1) * (width - patch + 1)
     images = max(2, 100 * 32 * 32 // (height * width))
     step = max(1, round(max(height, width) / 32))
-    found = [_energy(_floats(dataset, rows[:images]), patch)[:, ::step, ::step].flatten() for rows in by_class]
+    found = [_energy(_levels(dataset, rows[:images]), patch)[:, ::step, ::step].flatten() for rows in by_class]
     common = _quantile(torch.cat(found), SMOOTH)
     least = LEAST * patch * patch * channels
     return [
