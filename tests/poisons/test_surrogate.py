@@ -261,7 +261,7 @@ def test_a_damaged_state_is_said(make_dataset, tmp_path):
     clean = make_dataset(60)
     poison(clean, "hypo", folder=tmp_path, **SMALL["hypo"])
     (tmp_path / "state.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read .* start anew with --overwrite"):
+    with pytest.raises(InputError, match=r"cannot be read .* start anew with --overwrite"):
         poison(clean, "hypo", folder=tmp_path, resume=True, **SMALL["hypo"])
 
 

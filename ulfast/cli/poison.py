@@ -74,6 +74,14 @@ from .completion import Known
     help="Where methods that train a network keep their state (default: OUT.work).",
 )
 @click.option("--resume", is_flag=True, help="Resume the interrupted run of --out.")
+@click.option(
+    "--to",
+    type=click.Choice(["ulfast", "wds"]),
+    default="ulfast",
+    show_default=True,
+    help="Write ulfast's folder of memory-mapped arrays, or WebDataset shards of PNG images.",
+)
+@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Images per shard (default: 1,000).")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
 def command(
     output: Output,
@@ -96,6 +104,8 @@ def command(
     pairs: tuple[str, ...],
     work: Path | None,
     resume: bool,
+    to: str,
+    shard_size: int | None,
     dry_run: bool,
     seed: int,
     device: str,
@@ -113,7 +123,7 @@ def command(
     from ..data.classes import same_everywhere
     from ..data.load import load_splits
     from ..data.writers.resumable import RowWriter
-    from ..poisons import Poisoning, Workplace, get_poison, write_rows
+    from ..poisons import Poisoning, Workplace, get_poison, write_rows, write_shards
     from ..report import pictures
     from ..runtime.files import SETTINGS, atomic_file, check_free, part_folder
     from ..runtime.made import check_apart, check_replace
@@ -130,6 +140,10 @@ def command(
         if generator_out.suffix != ".safetensors":
             raise InputError(f"--generator-out {generator_out} must end in .safetensors")
         check_replace(generator_out)
+    if shard_size is not None and to != "wds":
+        raise InputError("--shard-size belongs to --to wds: leave it out, or add that")
+    if to == "wds" and (resume or poison_test is not None or distributed.size() > 1):
+        raise InputError("--to wds is written by one process, at once: leave --resume, --poison-test and --nproc out")
     if data is None:
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
@@ -208,6 +222,14 @@ def command(
             check_free(out, overwrite)
         output.result({**summary, "out": str(out)})
         output.say(f"{out} is complete already")
+        return
+    if to == "wds":
+        write_shards(poisoning, test, out, size=shard_size, overwrite=overwrite, progress=output.bars)
+        statistics = poisoning.statistics.summary()
+        if place is not None and work is None and place.is_dir():
+            shutil.rmtree(place)
+        output.result({**summary, "out": str(out), "statistics": statistics})
+        output.say(f"{len(train):,} training images poisoned with {name}, in shards: {out}")
         return
     identity = {**summary, "pixels": train.fingerprint(), "image_shape": list(train.image_shape)}
     with RowWriter(out, train, identity, resume=resume, overwrite=overwrite) as writer:

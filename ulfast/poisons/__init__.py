@@ -3,7 +3,7 @@
 from .arrays import poison_arrays
 from .base import Poison, Workplace
 from .registry import POISONS, get_poison
-from .run import Poisoning, perturbation, poison, write_poisoned, write_rows
+from .run import Poisoning, perturbation, poison, write_poisoned, write_rows, write_shards
 
 __all__ = [
     "POISONS",
@@ -16,4 +16,5 @@ __all__ = [
     "poison_arrays",
     "write_poisoned",
     "write_rows",
+    "write_shards",
 ]

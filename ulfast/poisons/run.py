@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,8 +15,10 @@ import torch
 from .. import ops
 from ..data.classes import aligned, matched
 from ..data.dataset import Dataset, chunks
+from ..data.lazy import LazyImages
 from ..data.writers.folder import SplitWriter
 from ..data.writers.resumable import RowWriter
+from ..data.writers.wds import write_wds
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..parameters import with_parameters
@@ -89,16 +92,20 @@ class Poisoning:
 
     def over(self, pieces: list[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray, dict[str, Any]]]:
         """(begin, stop, poisoned images, their `PerturbationStatistics.record`) of some ranges."""
-        perturb, chosen = self._prepared(), self.mask()
+        chosen = self.mask()
         for begin, stop in pieces:
-            clean = np.ascontiguousarray(self.dataset.images[begin:stop])
-            out = perturb(begin, clean, self._labels[begin:stop])
-            if chosen is not None:
-                out = np.where(chosen[begin:stop, None, None, None], out, clean)
+            clean, out = self.block(begin, stop)
             one = PerturbationStatistics()
             one.add(clean, out, None if chosen is None else chosen[begin:stop])
             self.statistics.merge(one.record())
             yield begin, stop, out, one.record()
+
+    def block(self, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The images [begin, stop), (n, H, W, C) uint8, as they are and poisoned."""
+        chosen = self.mask()
+        clean = np.ascontiguousarray(self.dataset.images[begin:stop])
+        out = self._prepared()(begin, clean, self._labels[begin:stop])
+        return clean, out if chosen is None else np.where(chosen[begin:stop, None, None, None], out, clean)
 
     def _prepared(self) -> Perturb:
         if self._perturb is None:
@@ -110,6 +117,10 @@ class Poisoning:
 
     def mask(self) -> np.ndarray | None:
         """Which images are poisoned, (n,) bool; None: all."""
+        return self._mask
+
+    @functools.cached_property
+    def _mask(self) -> np.ndarray | None:
         chosen = rate_mask(self.dataset, self.rate, self.seed)
         if self._chosen is None:
             return chosen
@@ -171,6 +182,52 @@ class Poisoning:
             **({"making": self.work.facts} if self.work.facts else {}),
             "ulfast": __version__,
         }
+
+
+class _Stream(LazyImages):
+    """Poisoned images, made when they are asked for. A range counts in the statistics; single images do not."""
+
+    def __init__(self, work: Poisoning) -> None:
+        super().__init__(work.dataset.images.shape, self._one)
+        self._work = work
+
+    def _one(self, i: int, out: np.ndarray) -> None:
+        out[...] = self._work.block(i, i + 1)[1][0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        if not isinstance(key, slice):
+            return super().__getitem__(key)
+        begin, stop, _ = key.indices(len(self))
+        (_, _, out, _), *_ = self._work.over([(begin, stop)])
+        return out
+
+
+@ordinary
+@same_generators()
+def write_shards(
+    work: Poisoning,
+    test: Dataset | None,
+    path: Path,
+    *,
+    size: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Writes a poisoned set and clean test images as WebDataset shards, in memory that does not grow with it: images
+    that are decoded on demand go from shard to shard.
+
+    Args:
+        work: the poison and the images; its manifest goes into `info.json`.
+        size: images per shard (default: 1,000).
+
+    Raises:
+        InputError: as `write_wds`.
+    """
+    images: Any = _Stream(work)
+    splits = {"train": replace(work.dataset, images=images, manifest={})}
+    if test is not None:
+        splits["test"] = replace(test, manifest={})
+    write_wds(path, splits, size=size, overwrite=overwrite, progress=progress, manifest=work.manifest)
 
 
 def rate_mask(dataset: Dataset, rate: float, seed: int) -> np.ndarray | None:

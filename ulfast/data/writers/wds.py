@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,14 @@ def write_wds(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    manifest: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
     """Writes shards of `size` images (default: 1,000), PNG and label, and `info.json` with the names of the classes.
 
     The same data set gives the same bytes.
+
+    Args:
+        manifest: gives the manifest of the training images once they are written (default: that of the data set).
 
     Raises:
         InputError: as `write_pieces`; a folder's name that is one of a file.
@@ -55,7 +60,7 @@ def write_wds(
                 "num_samples": len(dataset),
                 "filenames": [piece.name for piece in mine],
                 "shard_lengths": [piece.stop - piece.begin for piece in mine],
-                "manifest": dataset.manifest,
+                "manifest": manifest() if manifest and split == "train" else dataset.manifest,
             }
         info = {"name": first.name, "classes": list(first.classes), "image_shape": list(first.image_shape)}
         write_json(folder / "info.json", {**info, "splits": about})
