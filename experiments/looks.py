@@ -5,7 +5,7 @@
 DATA is a folder of JPEGs with train/ and val/. The peer is simplejpeg alone, over the same files on as many threads,
 in the same run. `--base` is a checkout of an earlier version with its extension built, whose `diagnose` takes its turn.
 Each command is a process of its own; medians are taken over the repeats. Seconds by the clock depend on what else runs
-on the machine, processor seconds hardly.
+on the machine, processor seconds much less.
 """
 
 from __future__ import annotations

@@ -217,6 +217,26 @@ def deconvolution(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def looks(result: dict[str, Any]) -> list[str]:
+    """What experiments/looks.py wrote."""
+    peer = result["stages"][0]["processor_seconds"] / result["stages"][0]["images"]
+    body = [
+        [
+            row["stage"],
+            f"{row['images']:,}",
+            f"{row['seconds']:.1f}",
+            f"{row['processor_seconds']:.1f}",
+            f"{row['processor_seconds'] / row['images'] / peer:.1f}",
+        ]
+        for row in result["stages"]
+    ]
+    head = ["stage", "images", "seconds", "processor seconds", "of simplejpeg's per image"]
+    repeats = result["stages"][0]["repeats"]
+    runs = "one run" if repeats == 1 else f"medians of {repeats} runs"
+    about = f"`{result['data']}`, {runs}, on a machine that other work shared"
+    return [*rows(head, body), "", f"{about}; {machine(result['environment'])}."]
+
+
 KINDS: dict[str, Callable[..., list[str]]] = {
     "grid": grid,
     "attack": attack,
@@ -226,6 +246,7 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "separability": separability,
     "imagenet": imagenet,
     "deconvolution": deconvolution,
+    "looks": looks,
 }
 FOLDERS = {kind: {"grid": "grids", "attack": "attacks"}.get(kind, "") for kind in KINDS}
 
