@@ -12,7 +12,7 @@ import torch
 
 import ulfast
 from ulfast.data import Augment, MemoryLoader, channel_statistics
-from ulfast.data.tensors import _counts
+from ulfast.data.tensors import level_counts
 from ulfast.training import Recipe, build_model, get_recipe, loop, train
 from ulfast.training.update import GraphUpdate, Update, make_optimizer
 
@@ -136,7 +136,7 @@ def test_the_counts_of_the_channel_statistics(make_dataset):
         dataset = make_dataset(20, 16, channels=channels)
         flat = dataset.images.reshape(-1, channels)
         want = [np.bincount(flat[:, c], minlength=256) for c in range(channels)]
-        assert np.array_equal(_counts(flat, CPU), want)
+        assert np.array_equal(level_counts(flat, CPU), want)
         assert channel_statistics(dataset) == channel_statistics(dataset, device=CPU)
 
 
