@@ -203,7 +203,7 @@ def test_conclusions():
     assert conclusion(linear=0.667, detail=0.924, marked=0.454) == ("poisoned", "iss-jpeg")  # em, of a ResNet
     assert conclusion(linear=0.421, detail=0.703, marked=0.114) == ("poisoned", "iss-jpeg")  # tap, of a ResNet
     assert conclusion(linear=0.663, detail=1.0, marked=0.929) == ("poisoned", "orthogonal-full")  # em-classwise
-    assert conclusion(linear=0.535, detail=0.989, marked=0.343) == ("poisoned", "orthogonal-full")  # lsp, 40 classes
+    assert conclusion(linear=0.526, detail=0.961, marked=0.285) == ("poisoned", "orthogonal-full")  # lsp, 40 classes
     assert conclusion(linear=0.5, detail=0.9, marked=0.6) == ("poisoned", "orthogonal-full")
     assert conclusion(border=0.06) == ("unknown", "orthogonal-full")
     for other in ({}, {"doubt": "digits"}, {"smooth": 80}, {"linear": 0.5, "detail": 0.9}):

@@ -31,7 +31,8 @@ def slow(names, quick):
 def test_every_poison(make_dataset, name, channels):
     data = tall(make_dataset, channels)
     own = {f.name for f in dataclasses.fields(POISONS[name])}
-    got = poison(data, name, **{key: value for key, value in SHORT.items() if key in own})
+    aim = {"offset": 1} if name == "dune" else {}  # its own, 3, is the own class of three
+    got = poison(data, name, **{key: value for key, value in SHORT.items() if key in own}, **aim)
     assert got.image_shape == (16, 12, channels)
     assert (got.images != data.images).any()
 

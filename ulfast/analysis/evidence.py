@@ -19,8 +19,8 @@ LINEAR = 0.42
 DETAIL = (0.35, 0.48)
 MARKED = (0.005, 0.01)
 # Noise made with a network: 0.17 to 0.41 more, 0.64 to 0.92 of the images told by detail, up to 0.45 of a class marked.
-# Patterns of classes: up to 0.13 more, or 0.98 and more told by detail, or 0.68 and more marked.
-NOT_LINEAR, OWN_DETAIL, OWN_MARKED = 0.15, 0.97, 0.5
+# Patterns of classes: up to 0.13 more, or 0.96 and more told by detail, or 0.62 and more marked.
+NOT_LINEAR, OWN_DETAIL, OWN_MARKED = 0.15, 0.945, 0.5
 # 8-bit levels. Classes of photographs, poisoned or not, differ by 1 to 22 along the weights of a linear model; more is
 # what the images show (digits: 35 to 46).
 PERTURBATION = 25.0

@@ -92,6 +92,7 @@ class Poisoning:
 
     def over(self, pieces: list[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray, dict[str, Any]]]:
         """(begin, stop, poisoned images, their `PerturbationStatistics.record`) of some ranges."""
+        self._prepared()  # by all processes together, also those without a piece
         chosen = self.mask()
         for begin, stop in pieces:
             clean, out = self.block(begin, stop)
