@@ -231,6 +231,7 @@ def test_noise_of_each_image_is_not_hidden_under_more(clean, monkeypatch):
     """Where fine detail says that it was made with a network, directions go in part and nothing is added."""
     monkeypatch.setattr("ulfast.analysis.evidence.NOT_LINEAR", -1.0)
     monkeypatch.setattr("ulfast.analysis.evidence.OWN_MARKED", 2.0)
+    monkeypatch.setattr("ulfast.analysis.evidence.OWN_DETAIL", 2.0)
     data = ulfast.poison(clean, "lsp")
     options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn"}
     full = ulfast.attack(data, method="orthogonal-full", **options)
