@@ -311,7 +311,7 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0, hint
     resume from the last checkpoint.
 
     Args:
-        hint: how the user goes on with what was interrupted, "" where nothing of it is kept.
+        hint: how the user resumes what was interrupted, "" where nothing of it is kept.
 
     Raises:
         InputError: what a process said of wrong input.

@@ -43,7 +43,7 @@ def undo_convolution(plan: Plan, context: Context, width: int | None = None) -> 
         )
     with plan.timed("fit"):
         if width is None:
-            border = dark_border(train, context.seed)
+            border = plan.diagnosis.border if plan.diagnosis else dark_border(train, context.seed)
             plan.notes["dark_border"] = border.share
             if border.share < BORDER[0]:
                 return False

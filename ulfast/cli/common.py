@@ -249,7 +249,7 @@ class Output:
             click.get_current_context().with_resource(claimed(path))
 
     def resumes(self, kept: Callable[[], bool], how: str = "the same command with --resume") -> None:
-        """Says how to go on where the command is interrupted when `kept` says that there is something to go on with."""
+        """Says how to resume the command if it is interrupted when `kept` says that there is something to resume."""
         state = click.get_current_context().obj
         if isinstance(state, dict):
             state["resumes"] = lambda: how if kept() else ""

@@ -93,7 +93,7 @@ class Poisoning:
     def over(self, pieces: list[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray, dict[str, Any]]]:
         """(begin, stop, poisoned images, their `PerturbationStatistics.record`) of some ranges."""
         self._prepared()  # by all processes together, also those without a piece
-        chosen = self.mask()
+        chosen = self.mask
         for begin, stop in pieces:
             clean, out = self.block(begin, stop)
             one = PerturbationStatistics()
@@ -103,7 +103,7 @@ class Poisoning:
 
     def block(self, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The images [begin, stop), (n, H, W, C) uint8, as they are and poisoned."""
-        chosen = self.mask()
+        chosen = self.mask
         clean = np.ascontiguousarray(self.dataset.images[begin:stop])
         out = self._prepared()(begin, clean, self._labels[begin:stop])
         return clean, out if chosen is None else np.where(chosen[begin:stop, None, None, None], out, clean)
@@ -116,12 +116,9 @@ class Poisoning:
     def _assigned(self, labels: np.ndarray) -> np.ndarray:
         return labels if self._assign == "class" else shuffled_labels(labels, self.seed)
 
+    @functools.cached_property
     def mask(self) -> np.ndarray | None:
         """Which images are poisoned, (n,) bool; None: all."""
-        return self._mask
-
-    @functools.cached_property
-    def _mask(self) -> np.ndarray | None:
         chosen = rate_mask(self.dataset, self.rate, self.seed)
         if self._chosen is None:
             return chosen

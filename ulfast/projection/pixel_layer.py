@@ -52,7 +52,7 @@ class PixelLayer(nn.Module):
 
     def pixels(self, x: Tensor) -> Tensor:
         """What the layer makes of pixels."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what to do")
 
     def _look(self, x: Tensor) -> None:
         """Warns once if the first batch cannot be pixels. Neither a compiled graph nor a captured one is looked at."""

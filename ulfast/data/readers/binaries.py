@@ -14,10 +14,10 @@ import numpy as np
 
 from ...errors import InputError, MissingSplit
 from ..dataset import Dataset
+from .arrays import INFLATION
 from .request import Request
 
 IDX = re.compile(r"(?P<set>[\w-]*?)-?(?P<split>train|test|t10k)-images[-.]idx3-ubyte(?:\.gz)?")
-INFLATION = 1032  # what deflate makes of a byte, at most
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 STL_SIDE, STL_CLASSES = 96, ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 

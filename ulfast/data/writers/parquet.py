@@ -34,16 +34,7 @@ def write_parquet(
     parquet(path)  # before the work
     if path.suffix == ".parquet":
         raise InputError(f"--out {path} must be a folder for this layout: leave .parquet out")
-    pieces = [
-        piece
-        for split, dataset in splits.items()
-        for piece in pieces_of(
-            split,
-            dataset,
-            size or FILE_IMAGES,
-            lambda i, n, split=split: f"data/{split}-{i:05d}-of-{n:05d}.parquet",  # type: ignore[misc]
-        )
-    ]
+    pieces = pieces_of(splits, size or FILE_IMAGES, lambda split, i, n: f"data/{split}-{i:05d}-of-{n:05d}.parquet")
     write_pieces(
         path,
         pieces,

@@ -7,7 +7,6 @@ whole are kept when a run is killed, and the next one resumes after them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -18,16 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
-from ...runtime.files import check_free, publish, sync, write_json, writing
+from ...runtime.files import SETTINGS, check_free, claimed, part_folder, publish, sync, write_json, writing
 from ...runtime.made import EXPORT, MARKER, count_files
 from ...runtime.progress import Progress
 from ...version import __version__
 from ..dataset import Dataset
 from ..png import pngs
-from .resumable import part_folder
 
-SETTINGS = ".settings.json"
 BLOCK_BYTES = 16 << 20  # of pixels encoded at a time
 
 
@@ -52,10 +48,15 @@ class Piece:
             yield number, image, int(self.dataset.labels[number])
 
 
-def pieces_of(split: str, dataset: Dataset, size: int, name: Callable[[int, int], str]) -> list[Piece]:
-    """Files of `size` images; `name` is given the number of a file and how many there are."""
-    count = -(-len(dataset) // size)
-    return [Piece(split, dataset, name(i, count), i * size, min((i + 1) * size, len(dataset))) for i in range(count)]
+def pieces_of(splits: dict[str, Dataset], size: int, name: Callable[[str, int, int], str]) -> list[Piece]:
+    """Files of `size` images; `name` is given the split, the number of a file, and how many of that split there are."""
+    pieces = []
+    for split, dataset in splits.items():
+        starts = range(0, len(dataset), size)
+        for i, begin in enumerate(starts):
+            stop = min(begin + size, len(dataset))
+            pieces.append(Piece(split, dataset, name(split, i, len(starts)), begin, stop))
+    return pieces
 
 
 def write_pieces(
@@ -125,14 +126,9 @@ def write_pieces(
 @contextlib.contextmanager
 def _part(path: Path, identity: dict[str, Any], resume: bool) -> Iterator[Path]:
     """The folder beside `path` in which it is made, with what may be kept of it."""
-    part = part_folder(path)
-    part.mkdir(parents=True, exist_ok=True)
-    lock = os.open(part, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is writing {path}: wait for it, or give another --out") from None
+    with claimed(path, alone=True):
+        part = part_folder(path)
+        part.mkdir(parents=True, exist_ok=True)
         settings = part / SETTINGS
         identity = json.loads(json.dumps(identity))
         try:
@@ -149,5 +145,3 @@ def _part(path: Path, identity: dict[str, Any], resume: bool) -> Iterator[Path]:
             if not resume:
                 shutil.rmtree(part, ignore_errors=True)
             raise
-    finally:
-        os.close(lock)

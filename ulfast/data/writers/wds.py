@@ -39,16 +39,7 @@ def write_wds(
     """
     if path.suffix == ".tar":
         raise InputError(f"--out {path} must be a folder for this layout: leave .tar out")
-    pieces = [
-        piece
-        for split, dataset in splits.items()
-        for piece in pieces_of(
-            split,
-            dataset,
-            size or SHARD_IMAGES,
-            lambda i, n, split=split: f"{split}-{i:06d}.tar",  # type: ignore[misc]
-        )
-    ]
+    pieces = pieces_of(splits, size or SHARD_IMAGES, lambda split, i, n: f"{split}-{i:06d}.tar")
 
     def finish(folder: Path) -> None:
         first = next(iter(splits.values()))
