@@ -17,12 +17,16 @@ import torch
 
 import ulfast
 from ulfast import InputError, load_dataset, write_dataset
+from ulfast.attacks.snapshots import Examples
 from ulfast.cli.main import run
 from ulfast.data.beton import format as fmt, open_beton, write_beton
+from ulfast.data.loaders.projected import Shards, write_projected
+from ulfast.data.loaders.removal import Removal
 from ulfast.data.readers import restricted
 from ulfast.data.readers.mat5 import read_mat
 from ulfast.data.readers.restricted import load_pickle
 from ulfast.grids.grid import Grid
+from ulfast.poisons import labels as poison_labels
 from ulfast.poisons.imported import import_published
 from ulfast.runtime import reading
 from ulfast.runtime.files import save_tensors
@@ -309,6 +313,110 @@ def test_aliases_without_end_are_refused(tmp_path):
 def test_a_grid_that_cannot_be_run_is_refused_in_the_dry_run(tmp_path, text, match):
     (tmp_path / "g.yaml").write_text(text)
     assert len(one_line(Grid.load, tmp_path / "g.yaml", match=match)) < 400
+
+
+def test_settings_that_are_all_brackets_are_refused_before_they_are_parsed(tmp_path):
+    """PyYAML would take minutes for this."""
+    (tmp_path / "g.yaml").write_text(("- " + "[" * 150 + "]" * 150 + "\n") * 3000)
+    one_line(Grid.load, tmp_path / "g.yaml", match="characters: settings have")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: sample\npoisons: {method: lsp, nan: 1}\nattacks: none",
+        "data: sample\npoisons: lsp\nattacks: {method: orthogonal, fit-steps: x}",
+        "data: sample\npoisons: lsp\nattacks: nothing",
+        "data: sample\npoisons: lsp\nattacks: none\nmodels: x",
+    ],
+)
+def test_a_grid_that_is_refused_is_named(tmp_path, text):
+    (tmp_path / "g.yaml").write_text(text)
+    one_line(Grid.load, tmp_path / "g.yaml", match=r"g\.yaml: ")
+
+
+# what is wrong with a value, not with its file
+
+
+def test_a_set_whose_values_do_not_fit_together_is_named_by_its_file(tmp_path, make_dataset):
+    data = make_dataset(12, 16)
+    for name, arrays in (
+        ("labels", {"images": data.images, "labels": data.labels[:5]}),
+        ("classes", {"images": data.images, "labels": data.labels, "classes": np.array(["a"] * 10)}),
+        ("range", {"images": data.images, "labels": data.labels + 50, "classes": np.array(list("abcdefghij"))}),
+        ("channels", {"images": data.images[..., :2], "labels": data.labels}),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        one_line(load_dataset, tmp_path / f"{name}.npz", match=rf"{name}\.npz")
+    np.save(tmp_path / "x_train_a.npy", data.images[..., :2])
+    np.save(tmp_path / "y_train_a.npy", data.labels)
+    one_line(import_published, tmp_path / "x_train_a.npy", match=r"x_train_a\.npy")
+
+
+def test_a_field_with_a_line_break_in_its_name_is_one_line(tmp_path, make_dataset):
+    write_beton(tmp_path / "x.beton", make_dataset(4, 16))
+    fmt.manifest_path(tmp_path / "x.beton").unlink()
+    raw = bytearray((tmp_path / "x.beton").read_bytes())
+    field = fmt.HEADER.itemsize
+    raw[field + 1 : field + 5] = b"a\n\x1bb"
+    raw[field + fmt.FIELD.itemsize] = 125  # a kind that nobody knows
+    (tmp_path / "x.beton").write_bytes(raw)
+    assert r"a\n\x1bb" in one_line(open_beton, tmp_path / "x.beton", match="of the kinds")
+
+
+@pytest.mark.parametrize("classes", [5, "ab", {"a": 1}, True])
+def test_a_beton_whose_manifest_has_no_list_of_classes_is_one_line(tmp_path, make_dataset, classes):
+    write_beton(tmp_path / "x.beton", make_dataset(12, 16))
+    file = fmt.manifest_path(tmp_path / "x.beton")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "classes": classes}))
+    one_line(open_beton, tmp_path / "x.beton", match=r"x\.beton")
+    one_line(load_dataset, tmp_path / "x.beton", match=r"x\.beton")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"given": np.zeros((3, 8, 8, 3), np.uint8), "classes": np.array(["a"])},
+        {"given": np.zeros((3, 8, 8, 3)), "learned": np.zeros((3, 8, 8, 3)), "classes": np.array(["a"])},
+        {
+            "given": np.zeros((3, 8, 8, 3), np.uint8),
+            "learned": np.zeros((2, 8, 8, 3), np.uint8),
+            "classes": np.array(["a"]),
+        },
+    ],
+)
+def test_snapshots_of_a_run_that_are_no_images_are_one_line(tmp_path, arrays):
+    np.savez(tmp_path / "examples.npz", **arrays)
+    one_line(Examples.load, tmp_path / "examples.npz", match=r"examples\.npz cannot be read")
+
+
+def test_members_of_an_archive_that_are_no_arrays_are_one_line(tmp_path):
+    """numpy gives their bytes."""
+    for name in ("examples.npz", "labels.npz"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for member in ("given.npy", "learned.npy", "classes.npy", "labels.npy"):
+                archive.writestr(member, b"no array at all")
+    one_line(Examples.load, tmp_path / "examples.npz", match="cannot be read")
+    one_line(poison_labels._read, tmp_path / "labels.npz", match="cannot be read")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": 2**62},
+        {"images": 0},
+        {"shard_images": 0},
+        {"shard_images": -1},
+        {"image_shape": [8, 8, 3]},
+        {"images": 7},
+    ],
+    ids=str,
+)
+def test_a_projected_set_with_another_manifest_is_one_line(tmp_path, make_dataset, change):
+    write_projected(tmp_path / "p", make_dataset(12, 16), Removal())
+    file = tmp_path / "p" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    one_line(Shards, tmp_path / "p", match="cannot be read as a projected set")
 
 
 # the command line

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from ..data.dataset import Dataset
+from ..data.readers.arrays import check_sizes, open_arrays
 from ..data.tensors import as_tensor
 from ..runtime.files import atomic_file
-from ..runtime.reading import reading, regular
+from ..runtime.reading import reading
 from .base import Plan
 
 COUNT = 10  # one of each of the first classes
@@ -53,9 +54,15 @@ class Examples:
         Raises:
             InputError: the file is damaged.
         """
-        with reading(path, "delete it"), np.load(regular(Path(path)), allow_pickle=False) as file:
-            names = tuple(str(name) for name in file["classes"])
-            return cls(file["given"], file["learned"], file.get("clean"), names)
+        path = Path(path)
+        with reading(path, "delete it"), open_arrays(path) as file:
+            check_sizes(path)
+            given, learned = file["given"], file["learned"]
+            clean = file.get("clean")
+            for images in (given, learned, given if clean is None else clean):
+                if images.dtype != np.uint8 or images.ndim != 4 or images.shape != given.shape:
+                    raise ValueError(f"images of shape {images.shape} and type {images.dtype}")
+            return cls(given, learned, clean, tuple(str(name) for name in file["classes"]))
 
 
 def examples(given: Dataset, clean: Dataset | None, plan: Plan) -> Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from ..registry import nearest
 from ..runtime.files import recover
 from ..runtime.made import expand
 from ..runtime.progress import Progress
-from ..runtime.reading import reading, steady
+from ..runtime.reading import naming, reading, steady
 from . import catalog
 from .classes import matched
 from .dataset import Dataset
@@ -159,7 +160,8 @@ def _splits(
         if test_data is not None:
             raise
         return train, None
-    return train, matched(train, test, names=("training images", "test images"), part=True)
+    with naming(source) if isinstance(source, (str, os.PathLike)) else contextlib.nullcontext():
+        return train, matched(train, test, names=("training images", "test images"), part=True)
 
 
 def load_named(name: str, *, split: str = "train", limit: int | None = None, seed: int = 0) -> Dataset:

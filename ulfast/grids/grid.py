@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..parameters import with_parameters
 from ..poisons import get_poison
 from ..registry import nearest, resolve
-from ..runtime.reading import read_yaml, shown
+from ..runtime.reading import naming, read_yaml, shown
 from ..training import build_model, get_recipe
 from .literature import PUBLISHED
 
@@ -152,6 +152,11 @@ class Grid:
         for key in ("data", "poisons", "attacks"):
             if not content.get(key):
                 raise InputError(f"{where}: `{key}` is missing")
+        with naming(where):
+            return cls._of(content, where)
+
+    @classmethod
+    def _of(cls, content: dict[str, Any], where: str) -> Grid:
         values = dict(content)
         values["poisons"] = _variants(content["poisons"], f"{where}: poisons")
         values["attacks"] = _variants(content["attacks"], f"{where}: attacks")

@@ -28,6 +28,7 @@ from ..data.readers.published import (
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..runtime.progress import Progress
+from ..runtime.reading import naming
 from .statistics import PerturbationStatistics
 
 CHUNK_BYTES = 4 << 20  # of pixels; the sum in float64 takes eight times as much
@@ -64,7 +65,19 @@ def import_published(
         InputError: unknown layout or rounding; damaged files; files that hold code; another number, size, order or
             other labels of images than the base's; values that are neither pixels nor perturbations.
     """
-    path = Path(source)
+    with naming(source):
+        return _imported(Path(source), base, layout, rounding, scale, name, progress)
+
+
+def _imported(
+    path: Path,
+    base: Dataset | None,
+    layout: str,
+    rounding: str,
+    scale: float | None,
+    name: str | None,
+    progress: Progress | None,
+) -> Dataset:
     if rounding not in ROUNDINGS:
         raise InputError(f"unknown rounding {rounding!r}: known are {', '.join(ROUNDINGS)}")
     found = layout if layout != "auto" else detect_layout(path)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..data.dataset import Dataset, chunks
-from ..data.readers.arrays import open_arrays
+from ..data.readers.arrays import check_sizes, open_arrays
 from ..data.tensors import as_tensor
 from ..errors import InputError
 from ..runtime.made import expand
@@ -105,6 +105,7 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
     with reading(path, hint, "as labels"):
         if path.suffix == ".npz":
             with open_arrays(path) as file:
+                check_sizes(path)
                 found = [np.asarray(file[key]) for key in ("labels", "y", "targets") if key in file]
             if not found:
                 raise InputError(f"{path} has no labels, y or targets: name the array so")

@@ -16,7 +16,8 @@ from ..errors import InputError
 
 T = TypeVar("T")
 
-LARGEST_YAML, MOST_NODES = 1 << 20, 100_000  # characters of a settings file, entries of it
+# Characters of a settings file, which PyYAML reads in seconds even where they are all brackets; entries of it.
+LARGEST_YAML, MOST_NODES = 1 << 16, 100_000
 CHECKSUM = "checksum"  # the key of it in what `save_tensors` writes
 TRIES = 50  # to read one version of what is replaced again and again
 LONGEST = 160  # characters of a reason
@@ -29,7 +30,8 @@ def reading(path: str | os.PathLike[str], hint: str = "get it again", what: str 
     """
     cannot = f"{path} cannot be read{what and ' '}{what}"
     try:
-        yield
+        with naming(path):
+            yield
     except InputError:
         raise
     except MemoryError as error:
@@ -43,6 +45,20 @@ def reading(path: str | os.PathLike[str], hint: str = "get it again", what: str 
         raise InputError(f"{cannot} ({said(error)}): {hint}") from error
     except Exception as error:
         raise InputError(f"{cannot} ({said(error)}): {hint}") from error
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An `InputError` within it names `path`, as what checks a value knows no file, and is one line, whatever stands in
+    the file."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error) if str(path) in str(error) else f"{path}: {error}"
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def said(error: BaseException) -> str:

@@ -154,7 +154,8 @@ def open_beton(path: str | os.PathLike[str], *, label_field: str | None = None) 
         InputError: not a .beton file, one that is cut, damaged or half written, or one without an RGB image and an
             integer field.
     """
-    return steady(Path(path), lambda: _open(Path(path), label_field))
+    with reading(path, "write it again"):
+        return steady(Path(path), lambda: _open(Path(path), label_field))
 
 
 def _open(path: Path, label_field: str | None) -> Beton:
@@ -267,6 +268,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         return {}
     with reading(file, "remove it to read the file without its classes"):
         about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    classes = about.get("classes", []) if isinstance(about, dict) else None
+    named = isinstance(classes, list) and all(isinstance(one, str) for one in classes)
+    if not named or about.get("format") != FORMAT:
         raise InputError(f"{file} is no manifest of a .beton file: remove it to read the file without its classes")
     return about

@@ -22,7 +22,7 @@ from ... import distributed
 from ...ops.state import ordinary
 from ...runtime.files import atomic_file, part_folder, publish, write_json, writing
 from ...runtime.progress import Progress
-from ...runtime.reading import reading
+from ...runtime.reading import reading, regular
 from ...version import __version__
 from ..dataset import Dataset, chunks
 from ..tensors import as_tensor
@@ -135,9 +135,16 @@ class Shards:
     def __init__(self, path: Path) -> None:
         with reading(path, "make it again", "as a projected set"):
             about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            self._rows = int(about["shard_images"])
-            files = [_shard(path, i) for i in range(-(-int(about["images"]) // self._rows))]
-            self._parts = [as_tensor(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files]
+            count, self._rows, shape = about["images"], about["shard_images"], tuple(about["image_shape"])
+            starts = range(0, count, self._rows)
+            if not starts or len(starts) != len(list(path.glob("images-*.npy"))):
+                raise ValueError(f"{len(starts):,} files of images by its manifest, and others in it")
+            self._parts = []
+            for i, begin in enumerate(starts):
+                part = np.load(regular(_shard(path, i)), mmap_mode="r", allow_pickle=False)
+                if part.shape != (min(self._rows, count - begin), *shape) or part.dtype != np.float16:
+                    raise ValueError(f"{part.shape} {part.dtype} in {_shard(path, i).name}")
+                self._parts.append(as_tensor(part))
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """(b, H, W, C) float16 of the images at `index` (b,) int64."""
