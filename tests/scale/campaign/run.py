@@ -132,11 +132,9 @@ def run_part(
     return tally
 
 
-def keep(file: Path, tallies: dict[str, Tally], seed: int, jobs: int) -> None:
-    """Writes what was found to a JSON file; parts that stand in it and were not run again stay."""
+def keep(file: Path, tallies: dict[str, Tally], seed: int, jobs: int, about: dict[str, Any]) -> None:
+    """Writes what was found, and with what, to a JSON file; parts that stand in it and were not run again stay."""
     kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"parts": {}}
-    about = describe()
-    del about["platform"]  # the name of a kernel
     for part, tally in tallies.items():
         kept["parts"][part] = {
             "seed": seed,
@@ -166,13 +164,15 @@ def main(arguments: list[str] | None = None) -> int:
     parts = given.part or list(PARTS)
     seconds = 60 * (given.minutes if given.hours is None else 60 * given.hours) / len(parts)
     torch.set_num_threads(1)  # libgomp's threads do not survive a fork
+    about = describe()  # before the checkout may change
+    del about["platform"]  # the name of a kernel
     quicken()
     print(f"seed {seed}, {f'{given.tries:,} tries' if given.tries else f'{seconds:.0f} s'} for each part", flush=True)
     tallies = {}
     for part in parts:
         tallies[part] = run_part(part, seed, seconds, only=given.only, tries=given.tries, jobs=given.jobs)
         if given.json:
-            keep(given.json, {part: tallies[part]}, seed, given.jobs)
+            keep(given.json, {part: tallies[part]}, seed, given.jobs, about)
     print(f"\n{'part':<10} {'tries':>9} {'seconds':>8} {'findings':>9}  how they ended")
     for part, tally in tallies.items():
         ends = ", ".join(f"{times:,} {end}" for end, times in tally.ends.most_common(SHOWN))
