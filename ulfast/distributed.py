@@ -34,9 +34,10 @@ from .runtime.reading import said
 
 T = TypeVar("T")
 
-# How long a process waits in a sum or a broadcast. It must cover what the first process does alone (a picture, a
-# checksum of all); a process that died is noticed at once, and one that does not answer by `_Watch`.
-TIMEOUT = timedelta(minutes=30)
+# Seconds that a process waits in a sum or a broadcast; ULFAST_RANK_WAIT sets another number. It must cover what one
+# process does alone (a picture, a checksum of all), so a process that is stuck in its own work ends the job only then;
+# one that died is noticed at once, and one that gives no sign of life by `_Watch`.
+PATIENCE = 1800.0
 # Seconds without a sign of life after which a process counts as lost, and in which all must have come;
 # ULFAST_RANK_TIMEOUT sets another number.
 SILENCE = 60.0
@@ -92,10 +93,12 @@ def joined(device: str = "auto") -> Iterator[None]:
                 raise InputError(f"--device {device} names one GPU, each process takes its own: say --device cuda")
             torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        store, number, count = _met(silence := _silence())
+        silence, patience = _seconds("ULFAST_RANK_TIMEOUT", SILENCE), _seconds("ULFAST_RANK_WAIT", PATIENCE)
+        store, number, count = _met(silence)
         watch = _Watch(number, count, silence)
         try:
-            dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+            waits = timedelta(seconds=patience)
+            dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=waits)
         except (RuntimeError, ValueError) as error:
             raise WorkerError(f"process {number} of {count} could not join the others ({said(error)})") from error
         if "ULFAST_LAUNCHED" not in os.environ:  # torchrun gives each one thread
@@ -111,23 +114,31 @@ def joined(device: str = "auto") -> Iterator[None]:
             # the interpreter: "terminate called without an active exception".
             gc.collect()
             dist.destroy_process_group()
+    except RuntimeError as error:
+        if not ours or "timed out waiting" not in str(error).lower():  # gloo's words; NCCL ends the process itself
+            raise
+        raise WorkerError(
+            f"process {_RANK} of {_SIZE} has waited {patience:g} s for another one, which lives: it is stuck in its own"
+            " work, say on a disk that does not answer, or this takes longer; finished work is kept (ULFAST_RANK_WAIT"
+            " sets another time)"
+        ) from error
     finally:
         if ours:  # after an error too: the caller may go on alone
             watch.end()
         _RANK, _SIZE = 0, 1
 
 
-def _silence() -> float:
-    """Seconds after which a process that gives no sign of life is lost.
+def _seconds(variable: str, default: float) -> float:
+    """What an environment variable sets.
 
     Raises:
-        InputError: ULFAST_RANK_TIMEOUT is no number of seconds.
+        InputError: it is no number of seconds.
     """
-    text = os.environ.get("ULFAST_RANK_TIMEOUT", str(SILENCE))
+    text = os.environ.get(variable, str(default))
     with contextlib.suppress(ValueError):
         if 1 <= float(text) < float("inf"):
             return float(text)
-    raise InputError(f"ULFAST_RANK_TIMEOUT is {text!r}: give a number of seconds, 1 or more")
+    raise InputError(f"{variable} is {text!r}: give a number of seconds, 1 or more")
 
 
 def _met(silence: float) -> tuple[dist.Store, int, int]:

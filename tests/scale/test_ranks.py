@@ -133,6 +133,36 @@ def test_a_process_that_stops_ends_the_job_in_the_time_that_is_set(data, port):
                 job.kill()
 
 
+STUCK = """
+import os
+from ulfast import distributed
+with distributed.joined("cpu"):
+    distributed.wait()
+    if distributed.rank():
+        os.read(os.pipe()[0], 1)  # for ever
+    distributed.wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stuck_in_its_own_work_ends_the_job_when_the_others_have_waited(port):
+    """It gives signs of life all the while."""
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    variables |= {"ULFAST_RANK_WAIT": "12", "ULFAST_RANK_TIMEOUT": "5"}
+    jobs = []
+    for rank in range(2):
+        environment = {**os.environ, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        jobs.append(subprocess.Popen([sys.executable, "-c", STUCK], env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        error = jobs[0].communicate(timeout=90)[1]
+    finally:
+        for job in jobs:
+            job.kill()
+    line = next(line for line in error.splitlines() if "WorkerError: " in line)
+    assert "process 0 of 2 has waited 12 s for another one, which lives" in line
+    assert "ULFAST_RANK_WAIT sets another time" in line
+
+
 @pytest.mark.slow
 def test_a_port_in_use_and_a_missing_process_are_one_line(data):
     words = ["fit", "--data", data / "a", "--steps", "5", "--device", "cpu", "--out", data / "o.safetensors"]

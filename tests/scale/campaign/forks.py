@@ -14,13 +14,29 @@ from pathlib import Path
 from ulfast import InputError
 
 MEMORY = 4 << 30  # beyond what the process has, that a try may ask for
-SECONDS = 20.0  # for one try
+SECONDS = 20.0  # of work for one try; of waiting ten times as many, as the machine may be busy
+BUSY = 10
 GROWN = 1 << 30  # beyond what a fork began with, after which another one continues
 
 
 def used() -> int:
     """Bytes of this process's address space."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def hangs(child: int, began: float, worked: float, seconds: float) -> bool:
+    """Whether a process that had worked for `worked` seconds at time `began` has not ended its try in due time."""
+    waited = time.monotonic() - began
+    return waited > BUSY * seconds or (waited > seconds and processor_time(child) - worked > seconds)
+
+
+def processor_time(child: int) -> float:
+    """Seconds of processor time that a process has taken, in all of its threads."""
+    try:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def limit_memory(more: int) -> int:
@@ -46,7 +62,7 @@ class Fork:
 
     def __init__(self, work: Callable[[], str], *, memory: int | None = None, seconds: float = SECONDS) -> None:
         self._read, write = os.pipe()
-        self._end, self.said = time.monotonic() + seconds, ""
+        self._began, self._seconds, self.said = time.monotonic(), seconds, ""
         self._child = os.fork()
         if not self._child:
             os.close(self._read)
@@ -67,7 +83,7 @@ class Fork:
         if self.said:
             return False
         done, status = os.waitpid(self._child, os.WNOHANG)
-        if not done and time.monotonic() < self._end:
+        if not done and not hangs(self._child, self._began, 0.0, self._seconds):
             return True
         if not done:
             os.kill(self._child, signal.SIGKILL)
@@ -121,13 +137,16 @@ def in_one_fork(
     kept = b""
     try:
         for number in numbers:
-            end = time.monotonic() + seconds
+            began, worked = time.monotonic(), None
             while len(kept) < 4 or len(kept) < 4 + int.from_bytes(kept[:4], "little"):
-                ready = select.select([read], [], [], max(0.0, end - time.monotonic()))[0]
-                more = os.read(read, 1 << 16) if ready else b""
-                if not more:
+                if not select.select([read], [], [], min(1.0, seconds))[0]:
+                    worked = processor_time(child) if worked is None else worked
+                    if hangs(child, began, worked, seconds):
+                        return
+                elif more := os.read(read, 1 << 16):
+                    kept += more
+                else:
                     return
-                kept += more
             size = 4 + int.from_bytes(kept[:4], "little")
             said, kept = kept[4:size].decode(), kept[size:]
             yield number, said

@@ -388,14 +388,14 @@ class _Samples:
         windows = torch.rand(CLASSES, 3, 3, 3)
         coefficients = self.folder("coefficients")
         save_coefficients(windows, coefficients / "c.json")
-        self.add("coefficients", coefficients, lambda: load_coefficients(str(coefficients / "c.json"), CLASSES, 3))
+        self.add("coefficients", coefficients, lambda: _windows(coefficients / "c.json"))
         for suffix, save in (
             (".npy", lambda p: np.save(p, windows.numpy())),
             (".pt", lambda p: torch.save(windows, p)),
         ):
             place = self.folder(f"coefficients{suffix}") / f"c{suffix}"
             save(place)
-            self.add(f"coefficients{suffix}", place, lambda place=place: load_coefficients(str(place), CLASSES, 3))
+            self.add(f"coefficients{suffix}", place, lambda place=place: _windows(place))
         for suffix, save in (
             (".txt", lambda p: p.write_text(" ".join(map(str, self.data.labels)))),
             (".npy", lambda p: np.save(p, self.data.labels)),
@@ -403,7 +403,7 @@ class _Samples:
         ):
             place = self.folder(f"labels{suffix}") / f"l{suffix}"
             save(place)
-            self.add(f"labels{suffix}", place, lambda place=place: read_labels(place))
+            self.add(f"labels{suffix}", place, lambda place=place: read_labels(place).tobytes())
 
     def settings(self) -> None:
         grid = self.folder("grid") / "g.yaml"
@@ -429,7 +429,11 @@ class _Samples:
         folder = self.folder("grid-result")
         plain = {"name": "g", "data": "sample", "poisons": ["clean"], "attacks": ["none"], "seeds": [0]}
         (folder / "grid.json").write_text(json.dumps(plain))
-        self.add("grid-result", folder, lambda: GridResult.load(folder))
+        self.add("grid-result", folder, lambda: GridResult.load(folder).to_dict())
+
+
+def _windows(file: Path) -> bytes:
+    return load_coefficients(str(file), CLASSES, 3).numpy().tobytes()
 
 
 def _splits(place: Path) -> Any:
