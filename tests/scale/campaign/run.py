@@ -41,6 +41,7 @@ PARTS: dict[str, Callable[[Path, int], Part]] = {
     "downloads": Downloads,
 }
 MEMORY_DISK, ROOM = Path("/dev/shm"), 2 << 30  # bytes of it that must be free
+TELL = 60.0  # seconds
 SHOWN = 6  # ends of a part in the table
 
 
@@ -106,9 +107,16 @@ def _worker(pipe: Connection, part: str, seed: int, job: int, jobs: int) -> None
 
 
 def run_part(
-    part: str, seed: int, seconds: float, *, only: int | None = None, tries: int | None = None, jobs: int = 1
+    part: str,
+    seed: int,
+    seconds: float,
+    *,
+    only: int | None = None,
+    tries: int | None = None,
+    jobs: int = 1,
+    tell: Callable[[Tally], None] = lambda _: None,
 ) -> Tally:
-    """A part of the campaign for some seconds, or as many tries; at least one."""
+    """A part of the campaign for some seconds, or as many tries; at least one. `tell` is called now and then."""
     tally, begun, told = Tally(), time.monotonic(), time.monotonic()
     if only is not None:
         found = tried(part, seed, iter([only]))
@@ -123,30 +131,32 @@ def run_part(
                 words = " ".join(finding.split())[:300]
                 tally.findings.append(f"--seed {seed} --part {part} --try {number}: {words}")
                 print(f"finding: {tally.findings[-1]}", flush=True)
-            if now - told > 60:
-                told = now
-                print(f"{part}: {tally.tries:,} tries, {len(tally.findings)} findings", flush=True)
+            if now - told > TELL:
+                told, tally.seconds = now, now - begun
+                tell(tally)
             if tally.tries == tries if tries is not None else now - begun > seconds:
                 break
     tally.seconds = time.monotonic() - begun
+    tell(tally)
     return tally
 
 
-def keep(file: Path, tallies: dict[str, Tally], seed: int, jobs: int, about: dict[str, Any]) -> None:
-    """Writes what was found, and with what, to a JSON file; parts that stand in it and were not run again stay."""
+def keep(file: Path, part: str, tally: Tally, seed: int, jobs: int, about: dict[str, Any]) -> None:
+    """Writes what a part found, and with what, to a JSON file; the other parts that stand in it stay."""
     kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"parts": {}}
-    for part, tally in tallies.items():
-        kept["parts"][part] = {
-            "seed": seed,
-            "jobs": jobs,
-            "tries": tally.tries,
-            "seconds": round(tally.seconds, 1),
-            "ends": dict(tally.ends.most_common()),
-            "findings": tally.findings,
-            "environment": about,
-        }
+    kept["parts"][part] = {
+        "seed": seed,
+        "jobs": jobs,
+        "tries": tally.tries,
+        "seconds": round(tally.seconds, 1),
+        "ends": dict(tally.ends.most_common()),
+        "findings": tally.findings,
+        "environment": about,
+    }
     kept["parts"] = {part: kept["parts"][part] for part in PARTS if part in kept["parts"]}
-    file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part_file = file.with_name(f".{file.name}.{part}")
+    part_file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part_file.replace(file)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,9 +180,15 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"seed {seed}, {f'{given.tries:,} tries' if given.tries else f'{seconds:.0f} s'} for each part", flush=True)
     tallies = {}
     for part in parts:
-        tallies[part] = run_part(part, seed, seconds, only=given.only, tries=given.tries, jobs=given.jobs)
-        if given.json:
-            keep(given.json, {part: tallies[part]}, seed, given.jobs, about)
+
+        def tell(tally: Tally, part: str = part) -> None:
+            if tally.tries != given.tries:
+                print(f"{part}: {tally.tries:,} tries, {len(tally.findings)} findings", flush=True)
+            if given.json:
+                keep(given.json, part, tally, seed, given.jobs, about)
+
+        many = {"only": given.only, "tries": given.tries, "jobs": given.jobs}
+        tallies[part] = run_part(part, seed, seconds, tell=tell, **many)
     print(f"\n{'part':<10} {'tries':>9} {'seconds':>8} {'findings':>9}  how they ended")
     for part, tally in tallies.items():
         ends = ", ".join(f"{times:,} {end}" for end, times in tally.ends.most_common(SHOWN))
