@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from ulfast import InputError
 from ulfast.data.dataset import Dataset
 
 
@@ -31,9 +32,22 @@ def tiny(
     return Dataset(images.astype(np.uint8), labels, tuple(f"class{c}" for c in range(classes)), "tiny", split)
 
 
+def line_of(function, *arguments, match: str | None = None, **options) -> str:
+    """The InputError of a call: one line, with its cause behind it where it was translated."""
+    with pytest.raises(InputError, match=match) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 @pytest.fixture(scope="session")
 def make_dataset():
     return tiny
+
+
+@pytest.fixture(scope="session")
+def one_line():
+    return line_of
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -237,6 +237,20 @@ def looks(result: dict[str, Any]) -> list[str]:
     return [*rows(head, body), "", f"{about}; {machine(result['environment'])}."]
 
 
+def campaign(result: dict[str, Any]) -> list[str]:
+    """What tools/campaign.sh --json wrote."""
+    body, about = [], []
+    for part, found in result["parts"].items():
+        ends = ", ".join(f"{times:,} {end.replace('InputError', 'one line')}" for end, times in found["ends"].items())
+        rate = found["tries"] / found["seconds"]
+        hours = f"{found['seconds'] / 3600:.1f} h" if found["seconds"] >= 3600 else f"{found['seconds'] / 60:.0f} min"
+        body.append([f"`{part}`", f"{found['tries']:,}", hours, f"{rate:.3g}", f"{len(found['findings']):,}", ends])
+        made = f"{machine(found['environment'])}, seed {found['seed']}"
+        about += [made] if made not in about else []
+    head = ["part", "tries", "time", "a second", "findings", "how they ended"]
+    return [*rows(head, body), "", f"`tools/campaign.sh`: {'; '.join(about)}; other work shared the machine."]
+
+
 KINDS: dict[str, Callable[..., list[str]]] = {
     "grid": grid,
     "attack": attack,
@@ -247,6 +261,7 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "imagenet": imagenet,
     "deconvolution": deconvolution,
     "looks": looks,
+    "campaign": campaign,
 }
 FOLDERS = {kind: {"grid": "grids", "attack": "attacks"}.get(kind, "") for kind in KINDS}
 

@@ -16,30 +16,18 @@ import pytest
 import torch
 
 import ulfast
-from ulfast import InputError, load_dataset, write_dataset
+from ulfast import load_dataset
 from ulfast.attacks.snapshots import Examples
-from ulfast.cli.main import run
 from ulfast.data.beton import format as fmt, open_beton, write_beton
 from ulfast.data.loaders.projected import Shards, write_projected
 from ulfast.data.loaders.removal import Removal
 from ulfast.data.readers import restricted
 from ulfast.data.readers.mat5 import read_mat
 from ulfast.data.readers.restricted import load_pickle
-from ulfast.grids.grid import Grid
 from ulfast.poisons import labels as poison_labels
 from ulfast.poisons.imported import import_published
 from ulfast.runtime import reading
-from ulfast.runtime.files import save_tensors
 from ulfast.runtime.reading import load_tensors, read_yaml
-
-
-def one_line(function, *arguments, match: str | None = None, **options) -> str:
-    """The InputError of a call: one line, with its cause behind it where it was translated."""
-    with pytest.raises(InputError, match=match) as caught:
-        function(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
 
 # pickles
 
@@ -66,7 +54,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_pickle_that_asks_for_all_memory_is_refused_in_little(tmp_path, name):
+def test_a_pickle_that_asks_for_all_memory_is_refused_in_little(tmp_path, name, one_line):
     (tmp_path / "x.pkl").write_bytes(BOMBS[name])
     tracemalloc.start()
     one_line(load_pickle, tmp_path / "x.pkl", match=r"x\.pkl")
@@ -81,7 +69,7 @@ def test_lists_that_are_shared_a_few_times_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["_codecs\nencode", "numpy\nndarray", "numpy\ndtype", "builtins\nset"])
-def test_a_refused_pickle_changes_nothing_in_the_process(tmp_path, name):
+def test_a_refused_pickle_changes_nothing_in_the_process(tmp_path, name, one_line):
     """BUILD sets attributes of what a name leads to."""
     before = {f: dict(vars(v)) if hasattr(v, "__dict__") else v for f, v in vars(restricted).items()}
     raw = b"\x80\x04c" + name.encode() + b"\nN}X\x0c\x00\x00\x00__defaults__)s\x86b."
@@ -94,7 +82,7 @@ def test_a_refused_pickle_changes_nothing_in_the_process(tmp_path, name):
     assert after["_Dtype"] == before["_Dtype"]
 
 
-def test_labels_of_a_torch_file_that_share_their_members_are_refused(tmp_path, make_dataset):
+def test_labels_of_a_torch_file_that_share_their_members_are_refused(tmp_path, make_dataset, one_line):
     base, inner = make_dataset(), [1] * 10
     for _ in range(12):
         inner = [inner] * 10
@@ -157,14 +145,14 @@ def test_mat_files_are_read_as_scipy_reads_them(tmp_path, packed):
     ids=str,
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_damaged_mat_file_never_kills_the_process(tmp_path, damage, packed):
+def test_a_damaged_mat_file_never_kills_the_process(tmp_path, damage, packed, one_line):
     (tmp_path / "x.mat").write_bytes(mat(packed=packed))
     assert read_mat(tmp_path / "x.mat", "X")["X"].shape == (8, 8, 3, 4)
     (tmp_path / "x.mat").write_bytes(mat(packed=packed, **damage))
     one_line(read_mat, tmp_path / "x.mat", "X", match=r"x\.mat cannot be read")
 
 
-def test_a_small_mat_file_does_not_unpack_to_all_memory(tmp_path):
+def test_a_small_mat_file_does_not_unpack_to_all_memory(tmp_path, one_line):
     packed = zlib.compress(struct.pack("<II", 14, 2**32 - 1) + mat()[136:] + bytes(64 << 20), 9)
     (tmp_path / "x.mat").write_bytes(mat()[:128] + struct.pack("<II", 15, len(packed)) + packed)
     one_line(read_mat, tmp_path / "x.mat", "X", match=r"cannot be read|would take")
@@ -185,7 +173,7 @@ def jpeg(side: int) -> bytes:
     return bytes(raw)
 
 
-def test_the_size_of_a_jpeg_is_looked_at_before_it_is_decoded(tmp_path, make_dataset, monkeypatch):
+def test_the_size_of_a_jpeg_is_looked_at_before_it_is_decoded(tmp_path, make_dataset, monkeypatch, one_line):
     for c in "ab":
         (tmp_path / c).mkdir()
         (tmp_path / c / "0.jpg").write_bytes(jpeg(65500))
@@ -197,7 +185,7 @@ def test_the_size_of_a_jpeg_is_looked_at_before_it_is_decoded(tmp_path, make_dat
     one_line(load_dataset, tmp_path, match="give a number of pixels")
 
 
-def test_a_jpeg_in_a_beton_has_the_size_of_the_table(tmp_path, make_dataset, monkeypatch):
+def test_a_jpeg_in_a_beton_has_the_size_of_the_table(tmp_path, make_dataset, monkeypatch, one_line):
     write_beton(tmp_path / "x.beton", make_dataset(4, 16), mode="jpeg")
     fmt.manifest_path(tmp_path / "x.beton").unlink()
     beton, raw = open_beton(tmp_path / "x.beton"), bytearray((tmp_path / "x.beton").read_bytes())
@@ -209,7 +197,7 @@ def test_a_jpeg_in_a_beton_has_the_size_of_the_table(tmp_path, make_dataset, mon
     one_line(open_beton, tmp_path / "x.beton", match="declares 16 x 16 pixels, more than 100")
 
 
-def test_a_thin_image_is_not_blown_up(tmp_path):
+def test_a_thin_image_is_not_blown_up(tmp_path, one_line):
     from PIL import Image
 
     for c in "ab":
@@ -218,7 +206,7 @@ def test_a_thin_image_is_not_blown_up(tmp_path):
     one_line(load_dataset, tmp_path, resize=512, match="too narrow for --resize 512")
 
 
-def test_arrays_that_would_not_fit_into_memory_are_not_unpacked(tmp_path, make_dataset, monkeypatch):
+def test_arrays_that_would_not_fit_into_memory_are_not_unpacked(tmp_path, make_dataset, monkeypatch, one_line):
     data = make_dataset(40, 16)
     np.savez_compressed(tmp_path / "x.npz", images=data.images, labels=data.labels)
     monkeypatch.setattr(reading, "free_memory", lambda: 1000)
@@ -229,7 +217,7 @@ def test_arrays_that_would_not_fit_into_memory_are_not_unpacked(tmp_path, make_d
 
 
 @pytest.mark.parametrize("name", ["delta.npy", "x_train_a.npy"])
-def test_a_header_that_declares_more_than_the_file_has(tmp_path, make_dataset, name):
+def test_a_header_that_declares_more_than_the_file_has(tmp_path, make_dataset, name, one_line):
     head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 3), }"
     (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.ljust(117) + b"\n" + bytes(64))
     one_line(import_published, tmp_path / name, make_dataset(), match="cannot be read as an array")
@@ -252,20 +240,20 @@ def test_a_header_that_declares_more_than_the_file_has(tmp_path, make_dataset, n
     ],
     ids=["pickle", "basis", "yaml", "checkpoint", "mat", "beton", "coefficients", "npz"],
 )
-def test_pipes_and_devices_are_refused_everywhere(tmp_path, read):
+def test_pipes_and_devices_are_refused_everywhere(tmp_path, read, one_line):
     os.mkfifo(tmp_path / "pipe")
     one_line(read, tmp_path / "pipe", match="is a pipe, not a file")
     (tmp_path / "zero").symlink_to("/dev/zero")
     one_line(read, tmp_path / "zero", match="is a device, not a file")
 
 
-def test_published_files_that_are_pipes_are_refused(tmp_path, make_dataset):
+def test_published_files_that_are_pipes_are_refused(tmp_path, make_dataset, one_line):
     for name in ("a.pt", "a.npy", "a.pkl", "a.safetensors"):
         os.mkfifo(tmp_path / name)
         one_line(import_published, tmp_path / name, make_dataset(), match="is a pipe, not a file")
 
 
-def test_notes_beside_files_that_are_pipes_are_none(tmp_path, make_dataset):
+def test_notes_beside_files_that_are_pipes_are_none(tmp_path, make_dataset, one_line):
     from ulfast.data.export import export_dataset
 
     export_dataset(make_dataset(30), tmp_path / "i", "imagefolder")
@@ -278,67 +266,10 @@ def test_notes_beside_files_that_are_pipes_are_none(tmp_path, make_dataset):
     one_line(ulfast.AttackResult.load, tmp_path / "run", match="is a pipe, not a file")
 
 
-# settings
-
-
-def test_aliases_without_end_are_refused(tmp_path):
-    laughs = "data: &a0 [1,1,1,1,1,1,1,1,1,1]\n"
-    laughs += "".join(f"k{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
-    (tmp_path / "g.yaml").write_text(laughs + "poisons: [[*a9, *a9]]\n")
-    one_line(Grid.load, tmp_path / "g.yaml", match="aliases that make more than 100,000 entries")
-    (tmp_path / "g.yaml").write_text("data: &a [*a]\n")
-    one_line(Grid.load, tmp_path / "g.yaml", match="holds itself")
-    (tmp_path / "g.yaml").write_text("a" * (1 << 21))
-    one_line(Grid.load, tmp_path / "g.yaml", match="characters: settings have")
-    (tmp_path / "g.yaml").write_text("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}\n")
-    assert read_yaml(tmp_path / "g.yaml") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
-
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("data: 2001-99-99", "month"),
-        ("[" * 5000, "nested too deep"),
-        ("data: sample\npoisons: lsp\nattacks: none\nrecipe: [a]", "recipe must be a word"),
-        ("data: sample\npoisons: lsp\nattacks: none\npublished: [a]", "published must be a word"),
-        ("data: sample\npoisons: {method: lsp, eps: abc}\nattacks: none", "eps must be a number"),
-        ("data: sample\npoisons: {method: lsp, eps: [1, 2]}\nattacks: none", "eps must be a number"),
-        ("data: sample\npoisons: {method: lsp, rate: abc}\nattacks: none", "rate must be a number"),
-        ("data: sample\npoisons: {method: lsp, rate: 2}\nattacks: none", "rate must be a number from 0 to 1"),
-        ("data: sample\npoisons: {method: lsp, name: '" + "x" * 300 + "'}\nattacks: none", "cannot name a folder"),
-        ('data: sample\npoisons: {method: lsp, name: "a\\0b"}\nattacks: none', "cannot name a folder"),
-        ('data: sample\npoisons: {method: lsp, name: "a\\e[31m"}\nattacks: none', "cannot name a folder"),
-    ],
-)
-def test_a_grid_that_cannot_be_run_is_refused_in_the_dry_run(tmp_path, text, match):
-    (tmp_path / "g.yaml").write_text(text)
-    assert len(one_line(Grid.load, tmp_path / "g.yaml", match=match)) < 400
-
-
-def test_settings_that_are_all_brackets_are_refused_before_they_are_parsed(tmp_path):
-    """PyYAML would take minutes for this."""
-    (tmp_path / "g.yaml").write_text(("- " + "[" * 150 + "]" * 150 + "\n") * 3000)
-    one_line(Grid.load, tmp_path / "g.yaml", match="characters: settings have")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "data: sample\npoisons: {method: lsp, nan: 1}\nattacks: none",
-        "data: sample\npoisons: lsp\nattacks: {method: orthogonal, fit-steps: x}",
-        "data: sample\npoisons: lsp\nattacks: nothing",
-        "data: sample\npoisons: lsp\nattacks: none\nmodels: x",
-    ],
-)
-def test_a_grid_that_is_refused_is_named(tmp_path, text):
-    (tmp_path / "g.yaml").write_text(text)
-    one_line(Grid.load, tmp_path / "g.yaml", match=r"g\.yaml: ")
-
-
 # what is wrong with a value, not with its file
 
 
-def test_a_set_whose_values_do_not_fit_together_is_named_by_its_file(tmp_path, make_dataset):
+def test_a_set_whose_values_do_not_fit_together_is_named_by_its_file(tmp_path, make_dataset, one_line):
     data = make_dataset(12, 16)
     for name, arrays in (
         ("labels", {"images": data.images, "labels": data.labels[:5]}),
@@ -353,7 +284,14 @@ def test_a_set_whose_values_do_not_fit_together_is_named_by_its_file(tmp_path, m
     one_line(import_published, tmp_path / "x_train_a.npy", match=r"x_train_a\.npy")
 
 
-def test_a_field_with_a_line_break_in_its_name_is_one_line(tmp_path, make_dataset):
+def test_a_published_file_whose_labels_are_arrays_of_words_is_one_line(tmp_path, make_dataset, one_line):
+    images = make_dataset(4, 16).images
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps([(image, np.array(["a", "b"])) for image in images]))
+    one_line(import_published, tmp_path / "x.pkl", match=r"x\.pkl cannot be read")
+    one_line(load_dataset, tmp_path / "x.pkl", match=r"x\.pkl cannot be read")
+
+
+def test_a_field_with_a_line_break_in_its_name_is_one_line(tmp_path, make_dataset, one_line):
     write_beton(tmp_path / "x.beton", make_dataset(4, 16))
     fmt.manifest_path(tmp_path / "x.beton").unlink()
     raw = bytearray((tmp_path / "x.beton").read_bytes())
@@ -365,7 +303,7 @@ def test_a_field_with_a_line_break_in_its_name_is_one_line(tmp_path, make_datase
 
 
 @pytest.mark.parametrize("classes", [5, "ab", {"a": 1}, True])
-def test_a_beton_whose_manifest_has_no_list_of_classes_is_one_line(tmp_path, make_dataset, classes):
+def test_a_beton_whose_manifest_has_no_list_of_classes_is_one_line(tmp_path, make_dataset, classes, one_line):
     write_beton(tmp_path / "x.beton", make_dataset(12, 16))
     file = fmt.manifest_path(tmp_path / "x.beton")
     file.write_text(json.dumps({**json.loads(file.read_text()), "classes": classes}))
@@ -385,12 +323,12 @@ def test_a_beton_whose_manifest_has_no_list_of_classes_is_one_line(tmp_path, mak
         },
     ],
 )
-def test_snapshots_of_a_run_that_are_no_images_are_one_line(tmp_path, arrays):
+def test_snapshots_of_a_run_that_are_no_images_are_one_line(tmp_path, arrays, one_line):
     np.savez(tmp_path / "examples.npz", **arrays)
     one_line(Examples.load, tmp_path / "examples.npz", match=r"examples\.npz cannot be read")
 
 
-def test_members_of_an_archive_that_are_no_arrays_are_one_line(tmp_path):
+def test_members_of_an_archive_that_are_no_arrays_are_one_line(tmp_path, one_line):
     """numpy gives their bytes."""
     for name in ("examples.npz", "labels.npz"):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
@@ -412,219 +350,8 @@ def test_members_of_an_archive_that_are_no_arrays_are_one_line(tmp_path):
     ],
     ids=str,
 )
-def test_a_projected_set_with_another_manifest_is_one_line(tmp_path, make_dataset, change):
+def test_a_projected_set_with_another_manifest_is_one_line(tmp_path, make_dataset, change, one_line):
     write_projected(tmp_path / "p", make_dataset(12, 16), Removal())
     file = tmp_path / "p" / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     one_line(Shards, tmp_path / "p", match="cannot be read as a projected set")
-
-
-# the command line
-
-
-@pytest.fixture
-def small(tmp_path, make_dataset):
-    write_dataset(tmp_path / "d", make_dataset(60, 16), make_dataset(30, 16, split="test", seed=1))
-    return tmp_path / "d"
-
-
-def damaged_labels(raw: bytes) -> dict[str, bytes]:
-    head = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,), }"
-    return {
-        "empty": b"",
-        "cut": raw[:8] + b"\x20\x00{'descr': '<i8', 'fortran_order'",
-        "huge": b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.ljust(117) + b"\n",
-    }
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "huge"])
-def test_a_damaged_file_is_no_interrupt_and_no_fault_of_ours(small, capsys, damage):
-    file = small / "train" / "labels.npy"
-    file.write_bytes(damaged_labels(file.read_bytes())[damage])
-    assert run(["data", "info", str(small)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "cannot be read" in error
-    with pytest.raises(InputError) as caught:  # as --debug shows it
-        load_dataset(small)
-    assert caught.value.__cause__ is not None
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda about: about.pop("images"),
-        lambda about: about.update(classes=None),
-        lambda about: about.update(classes=[1, 2, 3]),
-        lambda about: about.update(image_shape="x"),
-        lambda about: about.update(manifest=[]),
-        lambda about: about.update(images_crc32=[]),
-        lambda about: about.update(images_crc32="x", block=0),
-    ],
-)
-def test_a_manifest_that_says_something_else_is_one_line(small, change):
-    file = small / "train" / "manifest.json"
-    about = json.loads(file.read_text())
-    change(about)
-    file.write_text(json.dumps(about))
-    one_line(load_dataset, small)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["poison", "--data", "sample", "--out", "afile/p"],
-        ["poison", "--data", "sample", "--out", "x" * 300],
-        ["data", "info", "x" * 5000],
-        ["poison", "--data", "sample", "--out", "p", "--seed", "-1"],
-        ["poison", "--data", "sample", "--out", "p", "--seed", str(2**63)],
-        ["poison", "--data", "sample", "--method", "ops", "--set", "sparsity=abc", "--out", "p"],
-        ["poison", "--data", "sample", "--method", "ops", "--set", "sparsity=1.5", "--out", "p"],
-        ["poison", "--data", "sample", "--method", "ops", "--set", "sparsity=[1]", "--out", "p"],
-    ],
-    ids=lambda words: " ".join(words[-3:])[:40],
-)
-def test_what_cannot_be_is_one_line(tmp_path, monkeypatch, capsys, words):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "afile").write_text("x")
-    assert run(words) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert len(error) < 600
-
-
-NASTY = ("\x1b]0;owned\x07\x1b[31mred", "[/red]", "[bold]x\x9b2J")
-
-
-def test_no_escape_sequence_reaches_the_terminal(tmp_path, make_dataset, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    data = ulfast.data.dataset.replace(make_dataset(60, 16), classes=NASTY, name="\x1b[5mset")
-    write_dataset(tmp_path / "clean", data, data)
-    write_dataset(tmp_path / "d", ulfast.poison(data, "lsp"), data)
-    for words in (
-        ["data", "info", "d", "--quick"],
-        ["data", "info", "d", "--quick", "--json"],
-        ["show", "d", "--clean", "clean", "--out", "s.png"],
-        ["data", "export", "d", "--layout", "imagefolder", "--out", "folders"],
-        ["fit", "--data", "d", "--steps", "3", "--device", "cpu", "--out", "b.safetensors"],
-    ):
-        code = run(words)
-        out, error = capsys.readouterr()
-        said = out + error
-        assert code == 0, said
-        assert not [c for c in said if not c.isprintable() and c not in "\n\t"], repr(said)
-        assert "[/red]" in said or words[0] != "show"
-
-
-# checksums
-
-
-def test_pixels_that_were_changed_are_found(small, capsys):
-    file = small / "train" / "images.npy"
-    raw = bytearray(file.read_bytes())
-    raw[5000] ^= 1
-    file.write_bytes(raw)
-    one_line(load_dataset, small, match=r"images\.npy does not match its checksum")  # small: the sample is all of it
-    assert run(["data", "info", str(small), "--quick"]) == 2
-    assert "does not match its checksum" in capsys.readouterr().err
-
-
-def test_of_a_large_set_some_blocks_are_looked_at_and_all_with_verify(tmp_path, make_dataset, monkeypatch):
-    from ulfast.data.writers import folder
-
-    monkeypatch.setattr(folder, "BLOCK", 1000)
-    write_dataset(tmp_path / "d", make_dataset(600, 16))
-    file = tmp_path / "d" / "train" / "images.npy"
-    raw = bytearray(file.read_bytes())
-    damaged = range(50_000, len(raw) - 50_000, 10_000)  # in a tenth of the blocks
-    for at in damaged:
-        raw[at] ^= 1
-    file.write_bytes(raw)
-    one_line(load_dataset, tmp_path / "d", verify=True, match="does not match its checksum")
-    found = 0
-    for _ in range(80):
-        try:
-            load_dataset(tmp_path / "d")
-        except InputError:
-            found += 1
-    assert 0 < found < 80  # two of 461 blocks are drawn anew each time
-    for at in damaged:
-        raw[at] ^= 1
-    raw[-1] ^= 1  # the last block is always looked at
-    file.write_bytes(raw)
-    one_line(load_dataset, tmp_path / "d", match="does not match its checksum")
-
-
-def test_labels_that_were_changed_or_are_no_whole_numbers_are_found(small):
-    file = small / "train" / "labels.npy"
-    labels = np.load(file)
-    np.save(file, labels[::-1].copy())
-    one_line(load_dataset, small, match=r"labels\.npy does not match its checksum")
-    np.save(file, labels + 0.9)
-    one_line(load_dataset, small, match="holds float64, not whole numbers")
-
-
-def test_a_set_written_before_there_were_checksums_is_read(small):
-    file = small / "train" / "manifest.json"
-    about = json.loads(file.read_text())
-    for key in ("images_crc32", "labels_crc32", "block"):
-        del about[key]
-    file.write_text(json.dumps(about))
-    assert len(load_dataset(small, verify=True)) == 60
-
-
-READERS = [["fit", "--steps", "3", "--device", "cpu", "--out", "b.safetensors"], ["poison", "--out", "p"]]
-
-
-@pytest.mark.parametrize("verb", READERS, ids=lambda words: words[0])
-def test_verify_is_an_option_of_what_reads(small, monkeypatch, capsys, tmp_path, verb):
-    monkeypatch.chdir(tmp_path)
-    asked = []
-    from ulfast.data.readers import folder
-
-    check = folder._check_images
-    monkeypatch.setattr(folder, "_check_images", lambda *a: asked.append(a[-1]) or check(*a))
-    assert run([*verb, "--data", str(small), "--verify", "--quiet"]) == 0, capsys.readouterr().err
-    assert asked[0] is True
-
-
-def test_a_changed_weight_of_a_checkpoint_is_found(tmp_path):
-    content = {"model": {"weight": torch.rand(50)}, "state": {"epoch": 3, "history": [{"loss": 0.5}]}}
-    save_tensors(tmp_path / "x.pt", content)
-    got = load_tensors(tmp_path / "x.pt", "again")
-    assert got.keys() == content.keys()
-    assert torch.equal(got["model"]["weight"], content["model"]["weight"])
-    raw = bytearray((tmp_path / "x.pt").read_bytes())
-    at = bytes(raw).find(content["model"]["weight"].numpy().tobytes())
-    raw[at] ^= 1
-    (tmp_path / "x.pt").write_bytes(raw)
-    one_line(load_tensors, tmp_path / "x.pt", "again", match="does not match its checksum")
-
-
-def test_a_basis_must_be_orthonormal(tmp_path):
-    rows = torch.linalg.qr(torch.rand(192, 3))[0].T.contiguous()
-    for change, match in (
-        (lambda r: r * 1.01, "not orthonormal"),
-        (lambda r: r.clone().index_fill_(0, torch.tensor([0]), float("nan")), "not orthonormal"),
-        (lambda r: r.double(), "not float32"),
-    ):
-        ulfast.Basis(change(rows), (8, 8, 3)).save(tmp_path / "b.safetensors")
-        one_line(ulfast.Basis.load, tmp_path / "b.safetensors", match=match)
-    ulfast.Basis(rows, (8, 8, 3)).save(tmp_path / "b.safetensors")
-    assert torch.equal(ulfast.Basis.load(tmp_path / "b.safetensors").rows, rows)
-    from safetensors.torch import save
-
-    raw = save({"rows": rows}, metadata={"format": "ulfast-basis-1"})
-    (tmp_path / "b.safetensors").write_bytes(raw)
-    one_line(ulfast.Basis.load, tmp_path / "b.safetensors", match="image_shape")
-
-
-def test_an_archive_with_a_damaged_member_is_one_line(tmp_path, make_dataset):
-    data = make_dataset(40, 16)
-    np.savez_compressed(tmp_path / "x.npz", images=data.images, labels=data.labels)
-    raw = bytearray((tmp_path / "x.npz").read_bytes())
-    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
-        at = archive.infolist()[0].header_offset + 200
-    raw[at] ^= 255
-    (tmp_path / "x.npz").write_bytes(raw)
-    one_line(load_dataset, tmp_path / "x.npz", match="cannot be read as arrays")

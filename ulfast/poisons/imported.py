@@ -28,7 +28,7 @@ from ..data.readers.published import (
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..runtime.progress import Progress
-from ..runtime.reading import naming
+from ..runtime.reading import reading
 from .statistics import PerturbationStatistics
 
 CHUNK_BYTES = 4 << 20  # of pixels; the sum in float64 takes eight times as much
@@ -65,7 +65,7 @@ def import_published(
         InputError: unknown layout or rounding; damaged files; files that hold code; another number, size, order or
             other labels of images than the base's; values that are neither pixels nor perturbations.
     """
-    with naming(source):
+    with reading(source):
         return _imported(Path(source), base, layout, rounding, scale, name, progress)
 
 
