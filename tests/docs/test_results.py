@@ -114,3 +114,13 @@ def test_the_short_tables_of_speed_take_named_cases(tables, tmp_path):
     made = tables.rendered("<!-- table: speed speed -->\n<!-- /table -->", tmp_path)
     assert "| other | 1.0 | 9.0 (b) | 9.0 | 4.0 |  |" in made
     assert "a CPU (v3), 2 threads" in made
+
+
+def test_the_table_of_a_campaign_says_how_tries_ended_and_with_what(tables):
+    about = {"cpu": "a CPU", "cpu_level": "v3", "threads": 1, "torch": "2.0", "ulfast": "0.2", "commit": "abc"}
+    part = {"seed": 5, "jobs": 2, "tries": 30_000, "seconds": 7200.0, "environment": about}
+    found = {"ends": {"InputError": 29_999, "finding": 1}, "findings": ["--seed 5 --part readers --try 7: x"]}
+    lines = tables.campaign({"parts": {"readers": {**part, **found}, "kills": {**part, **found, "seconds": 60.0}}})
+    assert lines[2] == "| `readers` | 30,000 | 2.0 h | 4.17 | 1 | 29,999 one line, 1 finding |"
+    assert "1 min" in lines[3]
+    assert lines[-1].count("commit abc, seed 5") == 1
