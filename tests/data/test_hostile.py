@@ -302,12 +302,25 @@ def test_a_field_with_a_line_break_in_its_name_is_one_line(tmp_path, make_datase
     assert r"a\n\x1bb" in one_line(open_beton, tmp_path / "x.beton", match="of the kinds")
 
 
-@pytest.mark.parametrize("classes", [5, "ab", {"a": 1}, True])
-def test_a_beton_whose_manifest_has_no_list_of_classes_is_one_line(tmp_path, make_dataset, classes, one_line):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": 5},
+        {"classes": "ab"},
+        {"classes": {"a": 1}},
+        {"classes": [1, 2, 3]},
+        {"image_shape": [16, 16, True]},
+        {"image_shape": [16, 16, 1]},
+        {"image_shape": 3},
+        {"manifest": []},
+        {"name": 3},
+    ],
+    ids=str,
+)
+def test_a_beton_whose_manifest_says_something_else_is_one_line(tmp_path, make_dataset, change, one_line):
     write_beton(tmp_path / "x.beton", make_dataset(12, 16))
     file = fmt.manifest_path(tmp_path / "x.beton")
-    file.write_text(json.dumps({**json.loads(file.read_text()), "classes": classes}))
-    one_line(open_beton, tmp_path / "x.beton", match=r"x\.beton")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     one_line(load_dataset, tmp_path / "x.beton", match=r"x\.beton")
 
 

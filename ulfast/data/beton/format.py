@@ -234,6 +234,20 @@ def _open(path: Path, label_field: str | None) -> Beton:
     return Beton(path, mode, width, height, labels, ptr, size, crc, names[image], names[label], about, data)
 
 
+def _whole(about: dict[str, Any]) -> bool:
+    """Whether the entries of a manifest are of their types."""
+    classes, shape, manifest = about.get("classes", []), about.get("image_shape", [1, 1, 3]), about.get("manifest", {})
+    return (
+        isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and isinstance(shape, list)
+        and [type(side) for side in shape] == [int] * 3
+        and shape[2] in (1, 3)
+        and isinstance(manifest, dict)
+        and isinstance(about.get("name", ""), str)
+    )
+
+
 def _label(path: Path, kinds: list[int], names: list[str], wanted: str | None) -> int:
     """Which field is the label."""
     integers = [i for i, kind in enumerate(kinds) if kind == INT]
@@ -268,8 +282,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
         return {}
     with reading(file, "remove it to read the file without its classes"):
         about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    classes = about.get("classes", []) if isinstance(about, dict) else None
-    named = isinstance(classes, list) and all(isinstance(one, str) for one in classes)
-    if not named or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") != FORMAT or not _whole(about):
         raise InputError(f"{file} is no manifest of a .beton file: remove it to read the file without its classes")
     return about

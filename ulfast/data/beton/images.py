@@ -34,6 +34,8 @@ def as_dataset(beton: Beton, *, split: str = "train", resize: int | None = None)
         if beton.crc is not None:  # without one, decoding is the check
             checked.need(np.array([i]))
         image = beton.decode(i)
+        if gray and (image != image[..., :1]).any():
+            raise InputError(f"{beton.path}: image {i} has colours and its manifest says that none has: write it again")
         out[:] = (image if resize is None else centre_square(image, resize))[..., : out.shape[2]]
 
     images = cast(np.ndarray, LazyImages((len(beton), *shape), decode))
