@@ -86,8 +86,9 @@ def damaged_bytes(raw: bytes, draw: random.Random, others: Sequence[bytes] = ())
             piece = draw.choice(others)
             begin = draw.randrange(len(piece) or 1)
             data[at:at] = piece[begin : begin + draw.randrange(1, 4096)]
-        elif kind == 10 and others and draw.random() < 0.1:
-            data[:] = draw.choice(others)[:LARGEST]
+        elif kind == 10 and others and draw.random() < 0.2:  # another kind of file under the name
+            whole = draw.choice((draw.choice(others), b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh9", b"\xfd7zXZ\0", b""))
+            data[: draw.choice((n, min(n, len(whole), 16)))] = whole[: draw.choice((LARGEST, 16))]
         else:  # digits are sizes and shapes in headers of text
             places = [i for i in range(min(n, 4096)) if 48 <= data[i] <= 57]
             if places:

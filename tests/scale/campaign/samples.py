@@ -276,7 +276,10 @@ class _Samples:
         with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
             for i in range(6):
                 label = json.dumps({"label": int(self.data.labels[i])}).encode()
-                for suffix, raw in (("png", png(self.data.images[i])), ("json", label)):
+                picture = io.BytesIO()
+                Image.fromarray(self.data.images[i]).save(picture, "JPEG")
+                image = ("png", png(self.data.images[i])) if i % 2 else ("jpg", picture.getvalue())
+                for suffix, raw in (image, ("json", label)):
                     member = tarfile.TarInfo(f"{'ö' * 60}/{i}.{suffix}")
                     member.size = len(raw)
                     archive.addfile(member, io.BytesIO(raw))
