@@ -173,6 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
     parts = given.part or list(PARTS)
     seconds = 60 * (given.minutes if given.hours is None else 60 * given.hours) / len(parts)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no files behind
     torch.set_num_threads(1)  # libgomp's threads do not survive a fork
     about = describe()  # before the checkout may change
     del about["platform"]  # the name of a kernel
