@@ -368,3 +368,11 @@ def test_a_projected_set_with_another_manifest_is_one_line(tmp_path, make_datase
     file = tmp_path / "p" / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     one_line(Shards, tmp_path / "p", match="cannot be read as a projected set")
+
+
+def test_a_projected_set_of_one_file_is_read_whatever_the_size_of_a_full_one(tmp_path, make_dataset):
+    write_projected(tmp_path / "p", make_dataset(12, 16), Removal())
+    file = tmp_path / "p" / "manifest.json"
+    before = Shards(tmp_path / "p")[torch.arange(12)]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "shard_images": 2**63}))
+    assert torch.equal(Shards(tmp_path / "p")[torch.arange(12)], before)

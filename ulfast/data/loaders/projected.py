@@ -135,7 +135,8 @@ class Shards:
     def __init__(self, path: Path) -> None:
         with reading(path, "make it again", "as a projected set"):
             about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            count, self._rows, shape = about["images"], about["shard_images"], tuple(about["image_shape"])
+            count, shape = about["images"], tuple(about["image_shape"])
+            self._rows = min(about["shard_images"], count)
             starts = range(0, count, self._rows)
             if not starts or len(starts) != len(list(path.glob("images-*.npy"))):
                 raise ValueError(f"{len(starts):,} files of images by its manifest, and others in it")
