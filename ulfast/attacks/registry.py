@@ -19,6 +19,7 @@ from .filters import (
     SpectrumNoise,
 )
 from .full import OrthogonalFull
+from .hidden_noise import LinearNoise, StrongerAugmentation
 from .mix import CutMix, Cutout, MixUp
 from .noise import ClassMeanNoise
 from .none import NoAttack
@@ -35,6 +36,8 @@ ATTACKS: dict[str, Attack] = {
     "orthogonal-full": OrthogonalFull(),
     "mean-noise": ClassMeanNoise(),
     "deconvolve": Deconvolve(),
+    "linear-noise": LinearNoise(),
+    "sdaan": StrongerAugmentation(),
     "rsk": Sharpening(),
     "ssk": FixedSharpening(),
     "lowpass": LowPassFilter(),

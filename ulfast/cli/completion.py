@@ -18,7 +18,7 @@ NAMES = {
     ),
     "attacks": (
         *("none", "orthogonal", "orthogonal-classwise", "orthogonal-patch", "orthogonal-full", "mean-noise"),
-        *("deconvolve", "rsk", "ssk", "lowpass", "coin", "spectral-noise", "iss-gray"),
+        *("deconvolve", "linear-noise", "sdaan", "rsk", "ssk", "lowpass", "coin", "spectral-noise", "iss-gray"),
         *(
             "iss-jpeg",
             "iss-bdr",
