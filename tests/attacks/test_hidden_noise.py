@@ -109,7 +109,7 @@ def test_sdaan_resumes_to_the_same_images(data, tmp_path):
         pass
 
     def stop(stage, done, total, **info):
-        if stage == "noise network" and done == 2:
+        if stage == "sdaan" and done == 2:
             raise Stop
 
     context = replace(CPU, folder=tmp_path)
@@ -118,7 +118,7 @@ def test_sdaan_resumes_to_the_same_images(data, tmp_path):
     seen = []
     resumed = replace(context, resume=True, progress=lambda stage, done, total, **info: seen.append((stage, done)))
     assert np.array_equal(planned("sdaan", data, resumed, hidden=16, noise_epochs=4).train.images, whole)
-    assert [done for stage, done in seen if stage == "noise network"] == [3, 4]
+    assert [done for stage, done in seen if stage == "sdaan"] == [3, 4]
     with pytest.raises(InputError, match="another hidden"):
         planned("sdaan", data, resumed, hidden=8, noise_epochs=4)
 

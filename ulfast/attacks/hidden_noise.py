@@ -20,14 +20,13 @@ from ..ops.reference import whole_levels
 from ..parameters import parameter
 from ..poisons.augment import DRAWS, augmented
 from ..projection.fit import fit_basis
-from ..training import checkpoint
 from ..training.mixing import BatchHook, Step
 from .base import IMAGES, Attack, Context, Plan
+from .side_network import trained
 
 # The two-layer network as published: SGD, and the search inside its training and after it.
 BATCH, LR, MOMENTUM, DECAY, DROPS = 128, 0.01, 0.9, 5e-4, (0.75, 0.9)
 SEARCH_STEPS, TRAIN_STEP, LAST_STEP = 10, 2 / 255, 1 / 255
-NETWORK_FILE = "noise.pt"  # in the run's folder: the two-layer network, for --resume
 
 # (b, d) float32 pixels in [0, 1], (b,) int64 labels -> the gradient of the cross-entropy, (b, d), up to a factor.
 Gradient = Callable[[Tensor, Tensor], Tensor]
@@ -128,18 +127,11 @@ class StrongerAugmentation(HiddenNoise):
             network = nn.Sequential(nn.Linear(d, width), nn.ReLU(), nn.Linear(width, data.num_classes))
         network.to(device)
         optimizer = torch.optim.SGD(network.parameters(), LR, MOMENTUM, weight_decay=DECAY)
-        file = context.folder / NETWORK_FILE if context.folder is not None else None
-        identity = {"data": data.fingerprint(), "hidden": width, "epochs": self.noise_epochs, "eps": self.noise_eps}
-        identity["seed"] = seed
-        history: list[dict[str, float]] = []
-        if file is not None and distributed.agreed(context.resume and file.is_file()):
-            history = checkpoint.load(file, network, optimizer, identity)["history"]
         gradient = gradient_of(network)
-        while len(history) < self.noise_epochs:
-            epoch = len(history)
-            rate = LR * 0.1 ** sum(epoch >= share * self.noise_epochs for share in DROPS)
+
+        def epoch_of(epoch: int) -> dict[str, float]:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = LR * 0.1 ** sum(epoch >= share * self.noise_epochs for share in DROPS)
             total = torch.zeros(2, device=device)
             for x, y in _batches(data, seed, epoch, device):
                 x = ascended(x, y, gradient, SEARCH_STEPS, TRAIN_STEP, self.noise_eps)
@@ -150,14 +142,18 @@ class StrongerAugmentation(HiddenNoise):
                 optimizer.step()
                 total += torch.stack([loss.detach() * len(y), (out.argmax(1) == y).sum()])
             loss_sum, right = (total / len(data)).tolist()
-            history.append({"loss": loss_sum, "accuracy": right})
-            if file is not None and distributed.is_main():
-                checkpoint.save(file, network, optimizer, {"identity": identity, "history": history})
-            if context.progress:
-                context.progress("noise network", len(history), self.noise_epochs, loss=loss_sum, accuracy=right)
-        for value in network.parameters():  # every process has trained alike, but for rounding
-            value.data.copy_(distributed.same(value.data))
-        return network, history
+            return {"loss": loss_sum, "accuracy": right}
+
+        identity = {"data": data.fingerprint(), "hidden": width, "epochs": self.noise_epochs, "eps": self.noise_eps}
+        return network, trained(
+            network,
+            optimizer,
+            self.noise_epochs,
+            epoch_of,
+            name="sdaan",
+            identity={**identity, "seed": seed},
+            context=context,
+        )
 
 
 def gradient_of(network: nn.Sequential) -> Gradient:

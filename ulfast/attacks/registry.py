@@ -7,7 +7,9 @@ from ..registry import nearest, resolve
 from .adversarial import AdversarialTraining, UEraser
 from .auto import Auto
 from .base import IMAGES, Attack
+from .d_vae import DisentanglingVAE
 from .deconvolve import Deconvolve
+from .diffusion import DiffusionPurification
 from .filters import (
     Corrupting,
     Dilate,
@@ -38,6 +40,8 @@ ATTACKS: dict[str, Attack] = {
     "deconvolve": Deconvolve(),
     "linear-noise": LinearNoise(),
     "sdaan": StrongerAugmentation(),
+    "d-vae": DisentanglingVAE(),
+    "avatar": DiffusionPurification(),
     "rsk": Sharpening(),
     "ssk": FixedSharpening(),
     "lowpass": LowPassFilter(),
