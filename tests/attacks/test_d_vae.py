@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import ulfast
 from ulfast import InputError
 from ulfast.attacks import Context, Plan, get_attack
 from ulfast.attacks.d_vae import DisentangledVAE
@@ -101,18 +100,14 @@ def test_resumed_it_gives_the_same_images(data, tmp_path):
     assert [step for step in seen if step[0].startswith("d-vae")] == [("d-vae 2", 2)]
 
 
-@pytest.mark.slow
-def test_what_a_class_shares_is_found_and_removed(bars):
-    """Half of its energy at least, of which the network is told nothing; as strong as 8 levels a pixel."""
-    clean, _, test = bars(600, 60, 40)
-    poisoned = ulfast.poison(clean, "lsp", eps=0.9)
-    plan = planned((clean, poisoned, test), width=8, vae_epochs=30, stages=1)
-
-    def error(images):
-        means = np.stack([(images - clean.images.astype(float))[clean.labels == c].mean(0) for c in range(3)])
-        return np.square(means).mean()
-
-    assert error(plan.train.images) < 0.5 * error(poisoned.images)
+def test_training_lowers_the_error_and_bounds_rate_and_power(data):
+    rows = []
+    context = replace(CPU, progress=lambda stage, done, total, **info: rows.append(info) if "error" in info else None)
+    planned(data, context, width=8, vae_epochs=8, stages=1)
+    assert len(rows) == 8
+    assert rows[-1]["error"] < 0.95 * rows[0]["error"]
+    assert rows[-1]["rate"] < 3
+    assert rows[-1]["power"] < 0.01
 
 
 def test_more_than_two_stages_are_refused(data):
