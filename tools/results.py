@@ -56,9 +56,16 @@ def machine(about: dict[str, Any]) -> str:
 
 
 def grid(
-    result: dict[str, Any], poisons: Any = None, attacks: Any = None, models: Any = None, short: Any = None
+    result: dict[str, Any],
+    poisons: Any = None,
+    attacks: Any = None,
+    models: Any = None,
+    short: Any = None,
+    regret: Any = None,
 ) -> list[str]:
-    """Poisons x attacks of a grid, and how it was made; `short=1` leaves that out."""
+    """Poisons x attacks of a grid, and how it was made; `short=1` leaves that out. `regret=auto` adds, for one model,
+    how far that attack is below the best of all.
+    """
     asked = result["grid"]
     poisons = poisons or [poison["label"] for poison in asked["poisons"]]
     attacks = attacks or [attack["label"] for attack in asked["attacks"]]
@@ -76,6 +83,13 @@ def grid(
     body = [
         [poison, *(accuracy(found.get((poison, attack, model))) for model, attack in columns)] for poison in poisons
     ]
+    if regret:
+        (chosen,), (model,) = regret, models
+        named.append(f"best less {chosen}")
+        for poison, line in zip(poisons, body, strict=True):
+            cells = [found.get((poison, attack, model)) for attack in attacks]
+            best = max(row["mean"] for row in cells if row is not None)
+            line.append(f"{100 * (best - found[poison, chosen, model]['mean']):.1f}")
     table = rows(["trained on", *named], body)
     if short:
         return table

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from ulfast import InputError
 from ulfast.cli.main import group
 from ulfast.data import load_dataset, write_dataset
-from ulfast.poisons import Poisoning, get_poison, gue, poison
+from ulfast.poisons import Poisoning, generator as of_generator, get_poison, gue, poison
 from ulfast.poisons.surrogate import Images, new_surrogate
 
 GUE = {"surrogate": "cnn", "width": 2, "epochs": 2, "batch_size": 30, "inner_steps": 2}
@@ -20,12 +20,12 @@ GUE = {"surrogate": "cnn", "width": 2, "epochs": 2, "batch_size": 30, "inner_ste
 @pytest.mark.parametrize(("size", "channels"), [((12, 12), 3), ((9, 14), 1), ((32, 32), 3)])
 def test_the_generator_keeps_the_shape_and_the_bound(size, channels):
     torch.manual_seed(0)
-    network = gue.Generator(channels, 4)
+    network = of_generator.Generator(channels, 4)
     out = network(torch.rand(5, channels, *size))
     assert out.shape == (5, channels, *size)
     assert out.abs().max() <= 1
     assert out.std() > 0.1
-    full = sum(p.numel() for p in gue.Generator(3, 64).parameters())
+    full = sum(p.numel() for p in of_generator.Generator(3, 64).parameters())
     assert 7e6 < full < 9e6
 
 
@@ -36,7 +36,7 @@ def test_a_step_is_that_of_the_value_function(make_dataset):
     surrogate = new_surrogate("cnn", clean, 0, torch.device("cpu"))
     surrogate.half = None
     torch.manual_seed(1)
-    generator = gue.Generator(3, 2)
+    generator = of_generator.Generator(3, 2)
     images = Images(clean, torch.device("cpu"))
     x, y = images.pixels(torch.arange(30)), images.labels
     before = copy.deepcopy((surrogate.model, generator))
@@ -147,7 +147,7 @@ def test_a_generator_is_a_file_that_poisons_images_to_come(make_dataset, tmp_pat
     with pytest.raises(InputError, match="there is no generator"):
         poison(new, "gue", generator=str(tmp_path / "none.safetensors"))
     for words, message in {
-        ("--method", "lsp", "--generator-out", "x.safetensors"): "keeps what --method gue trains",
+        ("--method", "lsp", "--generator-out", "x.safetensors"): "keeps what --method gue or dc trains",
         ("--method", "gue", "--generator-out", "x.pt"): "must end in .safetensors",
         ("--method", "lsp", "--generator", str(file)): "lsp has no parameter 'generator'",
     }.items():

@@ -67,7 +67,10 @@ def small(clean, method, **more):
 
 def test_all_of_them_are_here():
     names = {name.split()[0] for name in TRAINED}
-    assert {name for name, plain in POISONS.items() if plain.trains} == names | {"gue"}  # which has a file of its own
+    assert {name for name, plain in POISONS.items() if plain.trains} == names | {
+        "gue",
+        "dc",
+    }  # which have files of their own
     for name in names:
         assert POISONS[name].parameters()["surrogate"] == ("fnn" if name == "ntga" else "resnet18")
         assert POISONS[name].eps == pytest.approx(8 / 255)

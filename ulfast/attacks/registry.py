@@ -7,7 +7,9 @@ from ..registry import nearest, resolve
 from .adversarial import AdversarialTraining, UEraser
 from .auto import Auto
 from .base import IMAGES, Attack
+from .d_vae import DisentanglingVAE
 from .deconvolve import Deconvolve
+from .diffusion import DiffusionPurification
 from .filters import (
     Corrupting,
     Dilate,
@@ -19,6 +21,7 @@ from .filters import (
     SpectrumNoise,
 )
 from .full import OrthogonalFull
+from .hidden_noise import LinearNoise, StrongerAugmentation
 from .mix import CutMix, Cutout, MixUp
 from .noise import ClassMeanNoise
 from .none import NoAttack
@@ -35,6 +38,10 @@ ATTACKS: dict[str, Attack] = {
     "orthogonal-full": OrthogonalFull(),
     "mean-noise": ClassMeanNoise(),
     "deconvolve": Deconvolve(),
+    "linear-noise": LinearNoise(),
+    "sdaan": StrongerAugmentation(),
+    "d-vae": DisentanglingVAE(),
+    "avatar": DiffusionPurification(),
     "rsk": Sharpening(),
     "ssk": FixedSharpening(),
     "lowpass": LowPassFilter(),

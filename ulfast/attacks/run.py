@@ -29,6 +29,7 @@ from ..runtime.files import atomic_folder, check_free, claimed, write_json, writ
 from ..runtime.made import expand, read_json
 from ..runtime.progress import Progress
 from ..training import Recipe, TrainResult, build_model, default_model, get_recipe
+from ..training.start import Start
 from .base import FIT_FILE, Attack, Context, Plan
 from .orthogonal import OrthogonalProjection
 from .registry import get_attack
@@ -64,6 +65,7 @@ def attack(
     limit: int | None = None,
     keep_checkpoints: bool = False,
     evaluate_every: int | None = None,
+    start: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     **parameters: Any,
 ) -> AttackResult:
@@ -92,6 +94,9 @@ def attack(
         keep_checkpoints: keep every epoch's network in `out`, not only the last.
         evaluate_every: epochs between two evaluations on the test images (default: the recipe's, mostly 1); the last
             epoch always has one.
+        start: weights that every training starts from instead of random ones: a run's folder, a checkpoint, a
+            `state_dict` (.pt, .pth, .safetensors) or `timm:NAME`, pretrained weights of timm. The last layer stays
+            random where theirs has another number of classes.
         progress: called as ``progress(stage, done, total, **numbers)``.
         parameters: parameters of the method, for example ``init="torch", fit_epochs=20, project_test=True``.
 
@@ -152,13 +157,15 @@ def attack(
             "manifest": train_set.manifest,
         },
     }
-    _rehearse(model, train_set)
+    begin = Start(start, train_set.image_shape) if start is not None else None
+    config["start"] = {"source": begin.source, "checksum": begin.checksum} if begin is not None else None
+    _rehearse(model, train_set, begin)
     with claimed(folder) if folder is not None and distributed.is_main() else contextlib.nullcontext():
         if folder is not None:
             if distributed.is_main():
                 _open(folder, config, resume, overwrite)
             distributed.wait()
-        runner = Runner(model, seed, where, folder, resume, keep_checkpoints, evaluate_every, progress)
+        runner = Runner(model, seed, where, folder, resume, keep_checkpoints, evaluate_every, progress, begin)
 
         baselines: dict[str, TrainResult] = {}
         if baseline is not None:
@@ -316,10 +323,14 @@ def _fingerprints(folder: Path | None, train: Dataset, test: Dataset, clean: Dat
     return {f"{key}_fingerprint": one.fingerprint() for key, one in sets.items() if one is not None}
 
 
-def _rehearse(model: str, data: Dataset) -> None:
-    """Refuses a wrong model name before anything is written; on the meta device this costs nothing."""
+def _rehearse(model: str, data: Dataset, start: Start | None) -> None:
+    """Refuses a wrong model name, and weights that do not fit it, before anything is written; on the meta device this
+    costs nothing.
+    """
     with torch.device("meta"):
-        build_model(model, num_classes=data.num_classes, image_shape=data.image_shape)
+        network = build_model(model, num_classes=data.num_classes, image_shape=data.image_shape)
+    if start is not None:
+        start.into(network)
 
 
 def _open(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from ..runtime.devices import fast_half
 from ..runtime.progress import Progress
 from ..training import TrainResult, build_model, evaluate, mixing, train
 from ..training.refit import MakeLoader, Trained
+from ..training.start import Start
 from ..training.strong import strong_augmentation
 from .base import Plan
 
@@ -27,6 +28,7 @@ class Runner:
         resume: continue from checkpoints in it.
         keep: keep every epoch's network of the attack itself.
         evaluate_every: epochs between two evaluations on the test images; None: the recipe's.
+        start: weights to start from, instead of random ones.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class Runner:
         keep: bool,
         evaluate_every: int | None,
         progress: Progress | None,
+        start: Start | None = None,
     ) -> None:
+        self.start = start
         self.model, self.seed, self.device, self.folder = model, seed, device, folder
         self.resume, self.keep, self.evaluate_every, self.progress = resume, keep, evaluate_every, progress
 
@@ -60,6 +64,9 @@ class Runner:
         test_loader = make_loader(plan.test, part=part)
         network = build_model(self.model, num_classes=data.num_classes, image_shape=data.image_shape, seed=self.seed)
         identity = {"model": self.model, "stage": stage, "images": len(data), "method": data.manifest.get("method", "")}
+        identity["start"] = self.start.checksum if self.start is not None else None
+        if self.start is not None:
+            plan.notes["start"] = {"source": self.start.source, "last_layer": self.start.into(network)}
         result = train(
             network,
             self._loader(plan, mean, std, dtype, materialize),

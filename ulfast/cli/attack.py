@@ -35,6 +35,11 @@ from .completion import Known
     help="quick, quick-noflip, fast (GPU), paper, paper-plain, paper-dfr, imagenet (see `ulfast ls recipes`).",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Number of epochs (default: the recipe's).")
+@click.option(
+    "--start",
+    metavar="PATH|timm:NAME",
+    help="Weights to start from instead of random ones: a run, a checkpoint, a state_dict, or pretrained ones of timm.",
+)
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the run (default: a new one in runs/).")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 @click.option("--resume", is_flag=True, help="Resume the interrupted run in --out.")
@@ -73,6 +78,7 @@ def command(
     model: str | None,
     recipe: str,
     epochs: int | None,
+    start: str | None,
     out: Path | None,
     overwrite: bool,
     resume: bool,
@@ -115,6 +121,7 @@ def command(
     from ..runtime.files import check_free
     from ..runtime.made import check_apart, check_replace
     from ..training import build_model, default_model, get_recipe
+    from ..training.start import Start
 
     name, steps = get_attack(method)
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
@@ -129,7 +136,7 @@ def command(
     if resume and out is not None and not out.is_dir():
         raise InputError(f"there is no run {out} to resume: leave --resume out")
     folder = distributed.agreed(out or free_folder(f"runs/{_stem(data)}-{name}"))
-    check_apart(folder, (data, test_data, clean, basis, poison_test))
+    check_apart(folder, (data, test_data, clean, basis, poison_test, start))
     if not resume and distributed.is_main():
         check_free(folder, overwrite)
     given = settings(pairs)
@@ -159,6 +166,8 @@ def command(
     if dry_run:
         shape, count = (train.image_shape, train.num_classes) if train is not None else ((32, 32, 3), 10)
         network = build_model(model, num_classes=count, image_shape=shape)
+        if start is not None:
+            Start(start, shape).into(network)
         plan = {
             "method": name,
             "model": model,
@@ -197,6 +206,7 @@ def command(
         epochs=epochs,
         limit=limit if train is None else None,
         keep_checkpoints=keep_checkpoints,
+        start=start,
         progress=output.bars,
         init=init,
         fit_steps=fit_steps,

@@ -55,13 +55,13 @@ from .completion import Known
     help="Also make this folder of poisoned test images, for `ulfast attack --poison-test`.",
 )
 @click.option(
-    "--generator", type=click.Path(path_type=Path), metavar="FILE", help="Poison with this generator (of gue)."
+    "--generator", type=click.Path(path_type=Path), metavar="FILE", help="Poison with this generator (of gue or dc)."
 )
 @click.option(
     "--generator-out",
     type=click.Path(path_type=Path),
     metavar="FILE.safetensors",
-    help="Keep the generator that gue trains, for images to come.",
+    help="Keep the generator that gue or dc trains, for images to come.",
 )
 @click.option(
     "--eps", type=Share(), help="Size of the perturbation, pixels in [0, 1], or 8/255 (default: as published)."
@@ -124,19 +124,20 @@ def command(
     from ..data.load import load_splits
     from ..data.writers.resumable import RowWriter
     from ..poisons import Poisoning, Workplace, get_poison, write_rows, write_shards
+    from ..poisons.generator import FILE as GENERATOR_FILE, GeneratorPoison, method_of
     from ..report import pictures
     from ..runtime.files import SETTINGS, atomic_file, check_free, part_folder
-    from ..runtime.made import check_apart, check_replace
+    from ..runtime.made import check_apart, check_replace, expand
 
     name, plain = get_poison(method)
     given = settings(pairs)
     if generator is not None:
         if click.get_current_context().get_parameter_source("method") == ParameterSource.DEFAULT:
-            name, plain = get_poison("gue")
+            name, plain = get_poison(method_of(expand(generator)))
         given["generator"] = str(generator)
     if generator_out is not None:
-        if name != "gue" or generator is not None:
-            raise InputError("--generator-out keeps what --method gue trains: leave it out, or --generator")
+        if not isinstance(plain, GeneratorPoison) or generator is not None:
+            raise InputError("--generator-out keeps what --method gue or dc trains: leave it out, or --generator")
         if generator_out.suffix != ".safetensors":
             raise InputError(f"--generator-out {generator_out} must end in .safetensors")
         check_replace(generator_out)
@@ -252,7 +253,7 @@ def command(
     if generator_out is not None and place is not None:
         generator_out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(generator_out) as part_file:
-            shutil.copyfile(place / "generator.safetensors", part_file)
+            shutil.copyfile(place / GENERATOR_FILE, part_file)
         output.say(f"generator: {generator_out}")
     if place is not None and work is None and place.is_dir():
         shutil.rmtree(place)
@@ -301,7 +302,7 @@ def _clear(place: Path, resume: bool, overwrite: bool) -> None:
             raise InputError(
                 f"{place} holds an unfinished run: give --resume to continue it, or --overwrite to start again"
             )
-        if not ((place / "delta.npy").is_file() or (place / "surrogate").is_dir()):
+        if not any((place / name).exists() for name in ("delta.npy", "surrogate", "state.pt")):
             raise InputError(f"{place} holds something other than a run of this program: choose another --work")
         shutil.rmtree(place)
 

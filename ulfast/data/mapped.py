@@ -40,9 +40,17 @@ def map_images(dataset: Dataset, function: ImageMap, progress: Progress | None =
 
 
 def map_rows(
-    dataset: Dataset, function: Callable[[np.ndarray], np.ndarray], progress: Progress | None = None
+    dataset: Dataset,
+    function: Callable[[np.ndarray], np.ndarray],
+    progress: Progress | None = None,
+    *,
+    threads: int | None = None,
 ) -> Dataset:
-    """The same for a function of the images' numbers (b,) int64, which gives (b, H, W, C) uint8."""
+    """The same for a function of the images' numbers (b,) int64, which gives (b, H, W, C) uint8.
+
+    Args:
+        threads: that call `function` (default: torch's number); 1 where it uses torch's own.
+    """
     out = room(dataset.images.shape)
     pieces = chunks(dataset.images, CHUNK_BYTES)
 
@@ -50,7 +58,7 @@ def map_rows(
         out[piece[0] : piece[1]] = function(np.arange(*piece))
         return piece[1]
 
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+    with ThreadPoolExecutor(threads or max(1, torch.get_num_threads())) as pool:
         for done in pool.map(work, pieces):
             if progress:
                 progress("images", done, len(dataset))

@@ -3,71 +3,27 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from .. import distributed
 from ..data.dataset import Dataset
-from ..data.tensors import as_tensor
 from ..errors import InputError
-from ..ops.reference import whole_levels
 from ..parameters import parameter
-from ..runtime.files import atomic_file
-from ..runtime.made import expand
-from ..runtime.reading import reading, regular
 from ..training import checkpoint
-from .base import Perturb, Workplace
-from .surrogate import Images, SurrogatePoison, check_finite, new_surrogate, part, shuffled
+from .base import Workplace
+from .generator import Generator, GeneratorPoison, normal, shared
+from .surrogate import Images, Surrogate, check_finite, new_surrogate, part, shuffled
 
-FORMAT = "ulfast-generator-1"
-FILE = "generator.safetensors"  # in the workplace, once it is trained
-LEVELS = 3  # halvings of the generator
-BATCH = 64  # images that it perturbs at a time
 ETA = 1.5  # how fast the classifier's own optimum must be approached
 
 
-class Generator(nn.Module):
-    """A U-Net from images (b, C, H, W) in [0, 1] to noise of the same shape in [-1, 1]: two 3 x 3 convolutions at each
-    of four widths, average pooling down, bilinear up, skip connections.
-    """
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        widths = [width << level for level in range(LEVELS + 1)]
-        self.down = nn.ModuleList(_double(a, b) for a, b in zip([channels, *widths], widths, strict=False))
-        self.up = nn.ModuleList(_double(a + b, a) for a, b in itertools.pairwise(widths))
-        self.last = nn.Sequential(nn.Conv2d(width, channels, 1), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept = []
-        for level, block in enumerate(self.down):
-            x = block(x if level == 0 else nn.functional.avg_pool2d(x, 2, ceil_mode=True))
-            kept.append(x)
-        for level in reversed(range(LEVELS)):
-            wide = nn.functional.interpolate(x, size=kept[level].shape[2:], mode="bilinear", align_corners=False)
-            x = self.up[level](torch.cat([kept[level], wide], 1))
-        return torch.tanh(self.last(x))
-
-
-def _double(inputs: int, outputs: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a in (inputs, outputs):
-        layers += [nn.Conv2d(a, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
-
-
 @dataclass(frozen=True)
-class GameUnlearnable(SurrogatePoison):
+class GameUnlearnable(GeneratorPoison):
     """The leader of a game is a generator of noise, its follower a classifier that trains on the noisy images; the
     leader wants every wrong label to be likely on clean ones. A value function ties the two: how much the classifier,
     on a batch of noisy images, could still gain in a few steps of Adam. Only first derivatives are needed.
@@ -79,44 +35,16 @@ class GameUnlearnable(SurrogatePoison):
     source = "Liu et al., Game-Theoretic Unlearnable Example Generator, AAAI 2024"
     aliases = ("game-unlearnable-examples",)
 
-    width: int = parameter(64, "channels of the generator at full size, doubled at each of three halvings", at_least=1)
+    name = "gue"
+
     epochs: int = parameter(50, "passes over the images", at_least=1)
     batch_size: int = parameter(256, "images per step", at_least=2)
     inner_steps: int = parameter(10, "steps of the classifier's copy towards its optimum", at_least=1)
     inner_lr: float = parameter(1e-4, "learning rate of these, Adam", at_least=0)
     lr: float = parameter(0.01, "the classifier's learning rate", at_least=0)
     generator_lr: float = parameter(0.1, "the generator's learning rate", at_least=0)
-    generator: str | None = parameter(None, "a generator's file, made before: nothing is trained")
 
-    @property
-    def for_others(self) -> bool:
-        return True
-
-    def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
-        if self.eps <= 0:
-            raise InputError("gue needs an eps above 0")
-        device = torch.device(work.device)
-        if self.generator is not None:
-            generator, about = load_generator(expand(self.generator), dataset.image_shape[2])
-            work.facts |= {"generator": about}
-        else:
-            generator = self._train(dataset, seed, work)
-        generator = generator.to(device).eval()
-        most = whole_levels(self.eps)
-
-        @torch.no_grad()
-        def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            out = np.empty_like(images)
-            for begin in range(0, len(images), BATCH):
-                block = images[begin : begin + BATCH]
-                x = as_tensor(np.ascontiguousarray(block)).to(device).permute(0, 3, 1, 2).float() / 255
-                levels = (255 * self.eps * generator(x)).round().clamp(-most, most)
-                out[begin : begin + BATCH] = (block + levels.permute(0, 2, 3, 1).cpu().numpy()).clip(0, 255)
-            return out
-
-        return perturb
-
-    def _train(self, dataset: Dataset, seed: int, work: Workplace) -> Generator:
+    def train(self, dataset: Dataset, seed: int, work: Workplace) -> Generator:
         device = torch.device(work.device)
         images, surrogate = Images(dataset, device), new_surrogate(self.surrogate, dataset, seed, device)
         size = min(self.batch_size, images.n)
@@ -154,17 +82,13 @@ class GameUnlearnable(SurrogatePoison):
             if distributed.is_main():
                 checkpoint.save(file, both, optimizer, {"identity": identity, "history": history})
             work.tell("epochs", len(history), self.epochs, loss=noisy)
-        if distributed.is_main():
-            about = {"method": "gue", "parameters": self.parameters(), "seed": seed, "data": dataset.checksum()}
-            save_generator(work.folder / FILE, generator, about)
-        distributed.wait()
         work.facts |= {"epochs": history}
         return generator
 
 
 def _step(
     poison: GameUnlearnable,
-    surrogate: Any,
+    surrogate: Surrogate,
     generator: Generator,
     optimizer: torch.optim.Optimizer,
     x: Tensor,
@@ -175,25 +99,25 @@ def _step(
     theta, phi = list(classifier.parameters()), list(generator.parameters())
 
     def loss(network: nn.Module, pixels: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(surrogate.forward(_normal(surrogate, pixels), network), y)
+        return nn.functional.cross_entropy(surrogate.forward(normal(surrogate, pixels), network), y)
 
     noisy = (x + poison.eps * generator(x)).clamp(0, 1)
     best = copy.deepcopy(classifier)
     inner = torch.optim.Adam(best.parameters(), lr=poison.inner_lr)
     for _ in range(poison.inner_steps):
         gradients = torch.autograd.grad(loss(best, noisy.detach()), list(best.parameters()))
-        for p, g in zip(best.parameters(), _shared(gradients, share), strict=True):
+        for p, g in zip(best.parameters(), shared(gradients, share), strict=True):
             p.grad = g
         inner.step()
     best.requires_grad_(False)
     now = loss(classifier, noisy)
     gain = now - loss(best, noisy)  # theta* is a constant, the noise is not
-    of_both = _shared(torch.autograd.grad(gain, [*theta, *phi]), share)
+    of_both = shared(torch.autograd.grad(gain, [*theta, *phi]), share)
     q_theta, q_phi = of_both[: len(theta)], of_both[len(theta) :]
-    logits = surrogate.forward(_normal(surrogate, x))
+    logits = surrogate.forward(normal(surrogate, x))
     wrong = -logits.log_softmax(1)
     wrong = wrong.masked_fill(nn.functional.one_hot(y, logits.shape[1]).bool(), -math.inf).amax(1).mean()
-    f_theta = _shared(torch.autograd.grad(wrong, theta), share)
+    f_theta = shared(torch.autograd.grad(wrong, theta), share)
     square = sum(float(g.double().square().sum()) for g in of_both)
     inside = sum(float((f.double() * q.double()).sum()) for f, q in zip(f_theta, q_theta, strict=True))
     weight = max(0.0, (ETA * square - inside) / square) if square else 0.0
@@ -204,51 +128,3 @@ def _step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return distributed.sum_(torch.stack([now.detach(), wrong.detach()]).double().cpu() * share)
-
-
-def _normal(surrogate: Any, x: Tensor) -> Tensor:
-    """As `Surrogate.normalised`, with a gradient."""
-    out: Tensor = ((x - surrogate.mean) / surrogate.std).to(surrogate.half or torch.float32)
-    return out
-
-
-def _shared(gradients: Any, share: float) -> list[Tensor]:
-    """The whole batch's gradients, from those of the mean over each process's part."""
-    if distributed.size() == 1:
-        return list(gradients)
-    flat = distributed.sum_(torch.cat([g.flatten() for g in gradients]) * share)
-    pieces = flat.split([g.numel() for g in gradients])
-    return [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)]
-
-
-def save_generator(path: Path, generator: Generator, about: dict[str, Any]) -> None:
-    """A safetensors file, atomically; `about` stands in its metadata."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
-    with atomic_file(path) as whole:
-        whole.write_bytes(save(tensors, metadata={"format": FORMAT, "about": json.dumps(about)}))
-
-
-def load_generator(path: Path, channels: int) -> tuple[Generator, dict[str, Any]]:
-    """What `save_generator` wrote, and what its file says of it.
-
-    Raises:
-        InputError: the file is missing or is no generator, or one of images with other channels.
-    """
-    hint = "make one with `ulfast poison --method gue --generator-out FILE`"
-    if not path.exists():
-        raise InputError(f"there is no generator {path}: {hint}")
-    with reading(path, hint, "as a generator"):
-        with safe_open(regular(path), framework="pt") as file:
-            text = file.metadata() or {}
-            if text.get("format") != FORMAT:
-                raise InputError(f"{path} is no generator of ulfast: {hint}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        about: dict[str, Any] = json.loads(text["about"])
-        width, theirs = tensors["last.0.weight"].shape[1], tensors["last.0.weight"].shape[0]
-        if theirs != channels:
-            raise InputError(f"{path} is for images of {theirs} channels, these have {channels}: convert the images")
-        generator = Generator(channels, width)
-        generator.load_state_dict(tensors)
-        if not all(torch.isfinite(value).all() for value in tensors.values()):
-            raise ValueError("weights that are not finite")
-    return generator, about

@@ -8,6 +8,7 @@ from .ar import AR
 from .base import Poison
 from .classwise import ClassWiseRandom, Regions, SampleWiseRandom
 from .convolution import ConvolutionPoison
+from .dc import DeepConfuse
 from .em import AugmentedErrorMinimising, ErrorMinimising
 from .file import FilePoison
 from .gue import GameUnlearnable
@@ -43,6 +44,7 @@ POISONS: dict[str, Poison] = {
     "dune": ColourAndSpace(),
     "pil": PerturbationInducedLinearisation(),
     "tue": ClassWiseSeparability(),
+    "dc": DeepConfuse(),
     "gue": GameUnlearnable(),
     "ntga": NeuralTangentGeneralisation(),
     "file": FilePoison(),

@@ -3,7 +3,7 @@
 The processes of `distributed.joined` go through all of it together. They train on their part of each batch, and search
 the batches in turn, so that a batch of a search is the same for every number of processes.
 
-This file and `gue`, which trains two networks, alone import `ulfast.training`.
+This file, `gue` and `dc`, which train two networks, alone import `ulfast.training`.
 """
 
 from __future__ import annotations

@@ -147,19 +147,24 @@ def _builder(name: str) -> Builder:
         width = int(match[1])
         return lambda classes, shape: ResNet18(classes, shape, width)
     if low.startswith("timm:"):
-        return lambda classes, shape: _timm(name[5:], classes, shape)
+        return lambda classes, shape: timm_network(name[5:], shape, num_classes=classes)
     raise InputError(f"unknown model {name!r}{nearest(name, MODELS)}: known are {', '.join(MODELS)}, {PATTERNS}")
 
 
-def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+def timm_network(name: str, image_shape: tuple[int, int, int], **options: Any) -> nn.Module:
+    """A network of timm for images (H, W, C); `name` may end in `.TAG`, which names pretrained weights.
+
+    Raises:
+        InputError: timm is not installed, or has no such network.
+    """
     try:
         import timm
     except ImportError as error:
         raise InputError(f"timm:{name} needs timm ({error}): pip install 'ulfast[timm]'") from None
-    if name not in timm.list_models():
+    if name.partition(".")[0] not in timm.list_models():
         close = nearest(name, timm.list_models())
         raise InputError(f"timm has no model {name!r}{close}: timm.list_models() names them all")
-    options: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": image_shape[2]}
+    options["in_chans"] = image_shape[2]
     try:
         return timm.create_model(name, img_size=image_shape[:2], **options)
     except TypeError:  # most convolutional networks take any size and no such argument
