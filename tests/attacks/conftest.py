@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 import ulfast
+from ulfast.attacks import Context
 
 
 def draw(rng: np.random.Generator, n: int, bar: int) -> ulfast.Dataset:
@@ -32,3 +36,29 @@ def bars():
         return clean, ulfast.poison(clean, "lsp", eps=3.0), held_out
 
     return make
+
+
+class _Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """`interrupted(run, stage, at)` calls `run(context)`, stops it in step `at` of a stage, and calls it again to
+    resume; it returns what that gives, and the steps of the stage that the second call reported.
+    """
+
+    def resume(run, stage, at):
+        context = Context(0, torch.device("cpu"), folder=tmp_path)
+
+        def stop(name, done, total, **info):
+            if (name, done) == (stage, at):
+                raise _Stopped
+
+        with pytest.raises(_Stopped):
+            run(replace(context, progress=stop))
+        steps = []
+        told = replace(context, resume=True, progress=lambda name, done, total, **info: steps.append((name, done)))
+        return run(told), [step for step in steps if step[0].startswith(stage.split()[0])]
+
+    return resume

@@ -77,24 +77,12 @@ def test_images_are_replaced_and_labels_and_test_images_stay(data):
     assert not np.array_equal(one.train.images, plan.train.images)
 
 
-def test_resumed_it_gives_the_same_images(data, tmp_path, monkeypatch):
+def test_resumed_it_gives_the_same_images(data, interrupted, monkeypatch):
     monkeypatch.setattr("ulfast.attacks.diffusion.PIECE", 2)
     whole = planned(data, diffusion_steps=5).train.images
-
-    class Stop(Exception):
-        pass
-
-    def stop(stage, done, total, **info):
-        if stage == "avatar" and done == 2:
-            raise Stop
-
-    context = replace(CPU, folder=tmp_path)
-    with pytest.raises(Stop):
-        planned(data, replace(context, progress=stop), diffusion_steps=5)
-    seen = []
-    resumed = replace(context, resume=True, progress=lambda stage, done, total, **info: seen.append((stage, done)))
-    assert np.array_equal(planned(data, resumed, diffusion_steps=5).train.images, whole)
-    assert [step for step in seen if step[0] == "avatar"] == [("avatar", 3)]
+    plan, steps = interrupted(lambda context: planned(data, context, diffusion_steps=5), "avatar", 2)
+    assert np.array_equal(plan.train.images, whole)
+    assert steps == [("avatar", 3)]
 
 
 @pytest.mark.slow

@@ -102,25 +102,14 @@ def test_sdaan_is_as_wide_as_the_images_unless_told_otherwise(data):
     assert planned("sdaan", data, noise_epochs=1).notes["noise_network"]["hidden"] == 12 * 12 * 3
 
 
-def test_sdaan_resumes_to_the_same_images(data, tmp_path):
-    whole = planned("sdaan", data, hidden=16, noise_epochs=4).train.images
-
-    class Stop(Exception):
-        pass
-
-    def stop(stage, done, total, **info):
-        if stage == "sdaan" and done == 2:
-            raise Stop
-
-    context = replace(CPU, folder=tmp_path)
-    with pytest.raises(Stop):
-        planned("sdaan", data, replace(context, progress=stop), hidden=16, noise_epochs=4)
-    seen = []
-    resumed = replace(context, resume=True, progress=lambda stage, done, total, **info: seen.append((stage, done)))
-    assert np.array_equal(planned("sdaan", data, resumed, hidden=16, noise_epochs=4).train.images, whole)
-    assert [done for stage, done in seen if stage == "sdaan"] == [3, 4]
+def test_sdaan_resumes_to_the_same_images(data, interrupted, tmp_path):
+    options = {"hidden": 16, "noise_epochs": 4}
+    whole = planned("sdaan", data, **options).train.images
+    plan, steps = interrupted(lambda context: planned("sdaan", data, context, **options), "sdaan", 2)
+    assert np.array_equal(plan.train.images, whole)
+    assert steps == [("sdaan", 3), ("sdaan", 4)]
     with pytest.raises(InputError, match="another hidden"):
-        planned("sdaan", data, resumed, hidden=8, noise_epochs=4)
+        planned("sdaan", data, replace(CPU, folder=tmp_path, resume=True), hidden=8, noise_epochs=4)
 
 
 def test_the_strong_augmentation_differs_per_image_and_stays_normalised():
