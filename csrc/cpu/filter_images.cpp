@@ -5,15 +5,13 @@
 // Bytes: n d (1 or 4, and 4). Flops: 2 n d side^2. An image is copied once, with its border, to memory at hand, and its
 // result is clamped while it is still there. The taps are added in reading order on every level (convolution.h).
 #include "convolution.h"
+#include "pixels.h"
 #include "table.h"
 
 namespace ulfast {
 namespace ULFAST_LEVEL {
 
 namespace {
-
-ULFAST_INLINE float pixel(uint8_t v) { return (float)v / 255.0f; }
-ULFAST_INLINE float pixel(float v) { return v; }
 
 template <class T> void run(const FilterImages& a, float* bordered, int64_t begin, int64_t end) {
   const int64_t wc = a.w * a.c, d = a.h * wc, r = a.side / 2, stride = (a.w + a.side - 1) * a.c;
@@ -22,12 +20,8 @@ template <class T> void run(const FilterImages& a, float* bordered, int64_t begi
     for (int64_t y = 0; y < a.h + 2 * r; ++y) {
       const int64_t from = y < r ? 0 : y >= a.h + r ? a.h - 1 : y - r;
       float* to = bordered + y * stride;
-      if (y > r && y < a.h + r) {
-        for (int64_t i = 0; i < wc; ++i) to[r * a.c + i] = pixel(x[from * wc + i]);
-        for (int64_t i = r * a.c - 1; i >= 0; --i) to[i] = to[i + a.c];
-        for (int64_t i = r * a.c + wc; i < stride; ++i) to[i] = to[i - a.c];
-      } else if (y == 0) {
-        for (int64_t i = 0; i < wc; ++i) to[r * a.c + i] = pixel(x[i]);
+      if (y == 0 || (y > r && y < a.h + r)) {  // others repeat the line before
+        for (int64_t i = 0; i < wc; ++i) to[r * a.c + i] = unit(x[from * wc + i]);
         for (int64_t i = r * a.c - 1; i >= 0; --i) to[i] = to[i + a.c];
         for (int64_t i = r * a.c + wc; i < stride; ++i) to[i] = to[i - a.c];
       } else {

@@ -1,5 +1,5 @@
-// One stored pixel plus one perturbation, to one stored pixel. Files that include this are compiled without
-// contraction.
+// Stored pixels to floats, and one stored pixel plus one perturbation to one stored pixel. Files that include this are
+// compiled without contraction.
 #pragma once
 #include "simd.h"
 
@@ -10,6 +10,10 @@ namespace {
 ULFAST_INLINE float round_even(float v) {  // exact for |v| < 2**22, which a clamped pixel is
   return (v + 0x1.8p23f) - 0x1.8p23f;
 }
+
+// A pixel in [0, 1], of either format.
+ULFAST_INLINE float unit(uint8_t v) { return (float)v / 255.0f; }
+ULFAST_INLINE float unit(float v) { return v; }
 
 // Deltas are pixels in [0, 1], or levels in [0, 255] already.
 template <bool Truncate, bool Levels> ULFAST_INLINE uint8_t pixel(uint8_t x, float delta) {

@@ -6,6 +6,7 @@
 // images are copied to four channels, so that a pixel is one vector; the row's places and shares are computed first, as
 // a loop that the compiler turns into vectors. Compiled without contraction: the same on every level.
 #include "normals.h"
+#include "pixels.h"
 #include "table.h"
 
 namespace ulfast {
@@ -14,9 +15,6 @@ namespace ULFAST_LEVEL {
 namespace {
 
 constexpr int64_t kAtOnce = 64;  // pixels of a row whose places are computed together
-
-ULFAST_INLINE float pixel(uint8_t v) { return (float)v / 255.0f; }
-ULFAST_INLINE float pixel(float v) { return v; }
 
 // Places that m pixels of row y, from column x on, are read from: the left one of two in [0, side), and the share of
 // the right one.
@@ -42,9 +40,9 @@ template <class T> void run(const ShiftPixels& a, float* scratch, int64_t begin,
     const T* x = static_cast<const T*>(a.x) + n * d;
     if (a.c == 3) {
       for (int64_t p = 0; p < pixels; ++p)
-        for (int64_t c = 0; c < 3; ++c) image[4 * p + c] = pixel(x[3 * p + c]);
+        for (int64_t c = 0; c < 3; ++c) image[4 * p + c] = unit(x[3 * p + c]);
     } else {
-      for (int64_t i = 0; i < d; ++i) image[i] = pixel(x[i]);
+      for (int64_t i = 0; i < d; ++i) image[i] = unit(x[i]);
     }
     float* out = a.out + n * d;
     for (int64_t y = 0; y < a.h; ++y) {
