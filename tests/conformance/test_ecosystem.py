@@ -1,4 +1,4 @@
-"""Other libraries take what ulfast gives and the other way round, where they are installed (tools/compat.sh does)."""
+"""Other libraries take what ulfast gives and the other way round, where they are installed (tools/compat.sh installs them)."""
 
 from __future__ import annotations
 
