@@ -28,7 +28,7 @@ def test_a_torchvision_dataset_is_read_and_its_compose_projects(torchvision, mak
     folder = torchvision.datasets.ImageFolder(tmp_path / "out" / "train")
     read = ulfast.load_dataset(folder)
     assert read.images.shape == data.images.shape
-    assert read.counts().tolist() == data.counts().tolist()
+    assert np.bincount(read.labels).tolist() == np.bincount(data.labels).tolist()
     to_tensor = torchvision.transforms.ToTensor()
     compose = torchvision.transforms.Compose([to_tensor, Project(basis), torchvision.transforms.RandomCrop(12, 2)])
     again = torchvision.datasets.ImageFolder(tmp_path / "out" / "train", compose)
@@ -74,9 +74,9 @@ def test_accelerate_trains_and_restores_a_network_that_projects(make_dataset, tm
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(pixels, torch.from_numpy(data.labels.copy())), 20
     )
-    network, optimizer, loader = accelerator.prepare(network, torch.optim.SGD(network.parameters(), 0.1), loader)
+    network, optimizer, loader = accelerator.prepare(network, torch.optim.Adam(network.parameters(), 1e-3), loader)
     losses = []
-    for _ in range(4):
+    for _ in range(30):
         for x, y in loader:
             loss = nn.functional.cross_entropy(network(x), y)
             accelerator.backward(loss)
