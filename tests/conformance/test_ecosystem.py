@@ -1,4 +1,4 @@
-"""Other libraries take what ulfast gives and the other way round, where they are installed (tools/compat.sh installs them)."""
+"""Other libraries take what ulfast gives and the other way round. tools/compat.sh installs them; see docs/results/compat.md."""
 
 from __future__ import annotations
 
