@@ -1,4 +1,4 @@
-"""Other libraries take what ulfast gives and the other way round. tools/compat.sh installs them; see docs/results/compat.md."""
+"""Other libraries take what ulfast gives and the other way round; tools/compat.sh installs them."""
 
 from __future__ import annotations
 
