@@ -25,11 +25,12 @@ from ulfast.cli.main import group
 from ulfast.data import load_dataset
 from ulfast.grids.grid import SHIPPED, Grid, shipped_grids
 from ulfast.grids.run import GridResult, reproduce
-from ulfast.report import page, text
+from ulfast.report import networks, page, text
 from ulfast.report.collect import Verdict, collect
 from ulfast.report.networks import Inspection, inspected
 from ulfast.runtime.files import CHECKSUM
 from ulfast.training import evaluate
+from ulfast.training.refit import head_of
 
 GRID = {
     "name": "tiny",
@@ -451,7 +452,7 @@ def test_networks_are_seen_as_they_were_evaluated(tmp_path):
         assert accuracy == pytest.approx(entry.accuracy, abs=1e-6), stage
 
 
-def test_what_is_not_there_is_left_out_of_the_page(run):
+def test_what_is_not_there_is_left_out_of_the_page(run, monkeypatch):
     (table,) = collect([run])
     (run / "checkpoints/poisoned/last.pt").unlink()
     assert list(inspected(table, Inspection())["lsp"]) == ["clean", "orthogonal"]
@@ -459,6 +460,11 @@ def test_what_is_not_there_is_left_out_of_the_page(run):
     asked = Inspection()
     assert list(inspected(table, asked)["lsp"]) == ["clean"]
     assert re.search(r"last\.pt cannot be read", asked.left_out[0])
+    with monkeypatch.context() as patched:  # as of a network that ends with a convolution
+        patched.setattr(networks, "head_of", lambda model: head_of(torch.nn.Sequential()))
+        asked = Inspection()
+        assert not inspected(table, asked)["lsp"]
+        assert any("has no linear layer" in reason for reason in asked.left_out)
     (run / "examples.npz").unlink()
     assert inspected(table, Inspection())["lsp"]["clean"].saliency is None
     shutil.rmtree(run / "checkpoints")

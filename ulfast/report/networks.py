@@ -17,7 +17,7 @@ from ..data.load import load_named
 from ..errors import InputError
 from ..runtime.devices import same_generators
 from ..runtime.progress import Progress
-from ..training.refit import MakeLoader, features
+from ..training.refit import MakeLoader, features, head_of
 from .collect import CLEAN, NONE, Entry, Table
 
 POINTS, MOST_CLASSES = 500, 10
@@ -106,7 +106,9 @@ def _seen(entry: Entry, examples: Examples | None, tests: dict[str, Dataset | No
     outline = outline_of(result)
     try:
         network = trained_network(entry.folder, result, entry.stage, asked.device)
-    except InputError as error:  # a damaged checkpoint, or timm is not here: the rest of the page does not need it
+        if network is not None and asked.features != "none":
+            head_of(network[0])
+    except InputError as error:  # damaged, timm is not here, no linear layer: the rest of the page does without it
         asked.left_out.append(str(error))
         return None
     if network is None or outline is None:
@@ -143,8 +145,7 @@ def _test(entry: Entry, asked: Inspection) -> Dataset | None:
     test = test.subset(np.flatnonzero(test.labels < MOST_CLASSES))
     if len(test) < 2:
         return None
-    chosen = test.balanced(max(POINTS, test.num_classes))
-    return chosen.subset(np.arange(len(chosen)))
+    return test.balanced(max(POINTS, test.num_classes))
 
 
 def _saliency(
