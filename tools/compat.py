@@ -40,8 +40,11 @@ TESTS = (
 def main() -> None:
     content = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"environments": []}
     wheel = build()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
     for wanted in sys.argv[1:] or ENVIRONMENTS:
-        found = run(wanted.split(), wheel)
+        found = {"commit": commit, **run(wanted.split(), wheel)}
         same = (found["python"], found["packages"]["torch"])
         others = [e for e in content["environments"] if (e["python"], e["packages"]["torch"]) != same]
         content["environments"] = sorted([found, *others], key=lambda e: release(e["packages"]["torch"]), reverse=True)
@@ -93,11 +96,9 @@ def run(wanted: list[str], wheel: Path) -> dict[str, Any]:
         ran = tested(place / "bin" / "pytest", work)
     listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
     versions = {entry["name"].lower(): entry["version"] for entry in json.loads(listed.stdout)}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         "wheel": wheel.name,
-        "commit": commit.stdout.strip(),
         "packages": {name: versions.get(name) for name in SHOWN},
         **ran,
     }
