@@ -11,6 +11,9 @@ import argparse
 
 import timm
 import torch
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
 
 import ulfast
 from ulfast.data import Augment, MemoryLoader
@@ -33,9 +36,9 @@ def main(model="resnet18", epochs=5, limit=None, batch_size=128):
     test = MemoryLoader(ulfast.load_dataset("sample", split="test"), 500, mean=mean, std=std)
     network = timm.create_model(model, pretrained=False, num_classes=poisoned.num_classes)
     network = network.to(memory_format=torch.channels_last)
-    mix = timm.data.Mixup(mixup_alpha=0.2, num_classes=poisoned.num_classes, label_smoothing=0.1)
-    criterion = timm.loss.SoftTargetCrossEntropy()
-    optimizer = timm.optim.create_optimizer_v2(network, opt="adamw", lr=1e-3, weight_decay=0.05)
+    mix = Mixup(mixup_alpha=0.2, num_classes=poisoned.num_classes, label_smoothing=0.1)
+    criterion = SoftTargetCrossEntropy()
+    optimizer = create_optimizer_v2(network, opt="adamw", lr=1e-3, weight_decay=0.05)
     for epoch in range(epochs):
         network.train()
         train.set_epoch(epoch)

@@ -265,6 +265,30 @@ def campaign(result: dict[str, Any]) -> list[str]:
     return [*rows(head, body), "", f"`tools/campaign.sh`: {'; '.join(about)}; other work shared the machine."]
 
 
+def compat(result: dict[str, Any]) -> list[str]:
+    """What tools/compat.sh wrote: a column for each environment; libraries, examples and tests as rows."""
+    made = result["environments"]
+
+    def row(name: str, value: Callable[[dict[str, Any]], str]) -> list[str]:
+        return [name, *(value(one) for one in made)]
+
+    def outcome(one: dict[str, Any], name: str) -> str:
+        ran = one["examples"].get(name, {"outcome": ""})
+        return f"{ran['outcome']}: {ran['reason']}" if "reason" in ran else ran["outcome"]
+
+    def counts(one: dict[str, Any]) -> str:
+        tests = one["tests"]
+        return f"{tests['passed']:,} passed, {len(tests['failed'])} failed, {len(tests['skipped'])} skipped"
+
+    packages = list(dict.fromkeys(name for one in made for name in one["packages"] if name != "torch"))
+    examples = list(dict.fromkeys(name for one in made for name in one["examples"]))
+    body = [row("Python", lambda one: one["python"])]
+    body += [row(name, lambda one, name=name: one["packages"].get(name) or "not installed") for name in packages]
+    body += [row(f"`{name}.py`", lambda one, name=name: outcome(one, name)) for name in examples]
+    body += [row("tests", counts), row("commit", lambda one: one["commit"])]
+    return rows(["torch", *(one["packages"]["torch"] for one in made)], body)
+
+
 KINDS: dict[str, Callable[..., list[str]]] = {
     "grid": grid,
     "attack": attack,
@@ -276,6 +300,7 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "deconvolution": deconvolution,
     "looks": looks,
     "campaign": campaign,
+    "compat": compat,
 }
 FOLDERS = {kind: {"grid": "grids", "attack": "attacks"}.get(kind, "") for kind in KINDS}
 

@@ -124,3 +124,25 @@ def test_the_table_of_a_campaign_says_how_tries_ended_and_with_what(tables):
     assert lines[2] == "| `readers` | 30,000 | 2.0 h | 4.17 | 1 | 29,999 one line, 1 finding |"
     assert "1 min" in lines[3]
     assert lines[-1].count("commit abc, seed 5") == 1
+
+
+def test_the_table_of_other_libraries(tables, tmp_path):
+    """A column for each environment; what one of them lacks or what failed there is said."""
+
+    def made(torch, timm, outcome):
+        return {
+            "python": "3.11.7",
+            "commit": "abc",
+            "packages": {"torch": torch, "timm": timm},
+            "examples": {"plain_pytorch": {"outcome": "passed"}, "timm_style": outcome},
+            "tests": {"passed": 1234, "failed": [{"test": "a", "reason": "b"}], "skipped": []},
+        }
+
+    failed = {"outcome": "failed", "reason": "no attribute"}
+    result = {"environments": [made("2.14.1", "1.0.31", {"outcome": "passed"}), made("2.6.0", None, failed)]}
+    (tmp_path / "compat.json").write_text(json.dumps(result))
+    page = tables.rendered("<!-- table: compat compat -->\n\n<!-- /table -->\n", tmp_path)
+    assert "| torch | 2.14.1 | 2.6.0 |" in page
+    assert "| timm | 1.0.31 | not installed |" in page
+    assert "| `timm_style.py` | passed | failed: no attribute |" in page
+    assert "| tests | 1,234 passed, 1 failed, 0 skipped | 1,234 passed, 1 failed, 0 skipped |" in page

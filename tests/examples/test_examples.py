@@ -79,3 +79,11 @@ def test_art_adapter():
     assert (attack.poison(x, y, seed=4)[0] != poisoned).any()
     with pytest.raises(ValueError, match="needs the labels"):
         attack.poison(x)
+
+
+def test_the_adapter_is_an_attack_of_art():
+    attack = pytest.importorskip("art.attacks.attack")
+    made = load("art_adapter").UlfastPoison("lsp", seed=3)
+    assert isinstance(made, attack.PoisoningAttackBlackBox)
+    made.set_params(method="ops")
+    assert made.method == "ops"

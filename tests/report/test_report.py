@@ -19,13 +19,18 @@ from click.testing import CliRunner
 
 import ulfast
 from ulfast import InputError
+from ulfast.attacks.checkpoints import trained_network
 from ulfast.attacks.snapshots import Examples
 from ulfast.cli.main import group
 from ulfast.data import load_dataset
 from ulfast.grids.grid import SHIPPED, Grid, shipped_grids
 from ulfast.grids.run import GridResult, reproduce
-from ulfast.report import page, text
+from ulfast.report import networks, page, text
 from ulfast.report.collect import Verdict, collect
+from ulfast.report.networks import Inspection, inspected
+from ulfast.runtime.files import CHECKSUM
+from ulfast.training import evaluate
+from ulfast.training.refit import head_of
 
 GRID = {
     "name": "tiny",
@@ -385,3 +390,135 @@ def test_the_page_in_a_browser(done, tmp_path):
 
     picture = np.asarray(Image.open(shot).convert("RGB"))
     assert picture.std() > 20  # something is drawn
+
+
+def trained(folder, name="orthogonal", **options):
+    """A run of an attack with both baselines."""
+    clean = ulfast.load_dataset("sample", limit=200)
+    test = ulfast.load_dataset("sample", split="test")
+    poisoned = ulfast.poison(clean, "lsp", eps=3.0)
+    ulfast.attack(poisoned, test=test, method=name, compare=clean, epochs=1, out=folder, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kept_run(tmp_path_factory):
+    """For tests that only read it."""
+    return trained(tmp_path_factory.mktemp("networks") / "run")
+
+
+@pytest.fixture
+def run(kept_run, tmp_path):
+    """For tests that change it."""
+    return shutil.copytree(kept_run, tmp_path / "run")
+
+
+def test_the_page_shows_what_the_networks_see(kept_run):
+    (table,) = collect([kept_run])
+    seen = inspected(table, Inspection())
+    assert {poison: list(row) for poison, row in seen.items()} == {
+        "clean": ["none"],
+        "lsp": ["clean", "none", "orthogonal"],
+    }
+    row = seen["lsp"]
+    assert all(one.points.shape == (500, 2) and one.saliency.shape == (10, 32, 32, 1) for one in row.values())
+    assert np.bincount(row["none"].labels).tolist() == [50] * 10
+    assert len({one.saliency.tobytes() for one in row.values()}) == 3
+    assert np.array_equal(row["clean"].points, seen["clean"]["none"].points)
+    source = page.render([table], networks=Inspection())
+    found = Page(source)
+    assert len(found.ids) == len(set(found.ids))
+    assert all(s.startswith("data:image/") for s in found.sources)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", source)
+    assert {"clean: looks at", "none: looks at", "orthogonal: looks at"} <= set(captions)
+    accuracy = f"orthogonal: {100 * table.values['lsp', 'orthogonal'].mean:.1f} %"
+    assert [c for c in captions if c.startswith(accuracy) and c.endswith("% of the variance")]
+    assert source.count("PCA of each network") == 2
+    bare = page.render([table])
+    assert "looks at" not in bare
+    assert "of each network" not in bare
+
+
+def test_networks_are_seen_as_they_were_evaluated(tmp_path):
+    """The weights of the chosen epoch, and the normalisation of that training: what was measured is measured again."""
+    clean = ulfast.load_dataset("sample", limit=200)
+    run = trained(tmp_path / "run", "early-stop", clean=clean.balanced(60))
+    (table,) = collect([run])
+    entries = {stage: entry for value in table.values.values() for entry in value.entries for stage in [entry.stage]}
+    assert set(entries) == {"clean", "poisoned", "attack"}
+    for stage, entry in entries.items():
+        model, make, half = trained_network(run, entry.result, stage)
+        accuracy = evaluate(model, make(ulfast.load_dataset("sample", split="test")), half)[1]
+        assert accuracy == pytest.approx(entry.accuracy, abs=1e-6), stage
+
+
+def test_what_is_not_there_is_left_out_of_the_page(run, monkeypatch):
+    (table,) = collect([run])
+    (run / "checkpoints/poisoned/last.pt").unlink()
+    assert list(inspected(table, Inspection())["lsp"]) == ["clean", "orthogonal"]
+    (run / "checkpoints/attack/last.pt").write_bytes(b"damaged")
+    asked = Inspection()
+    assert list(inspected(table, asked)["lsp"]) == ["clean"]
+    assert re.search(r"last\.pt cannot be read", asked.left_out[0])
+    with monkeypatch.context() as patched:  # as of a network that ends with a convolution
+        patched.setattr(networks, "head_of", lambda model: head_of(torch.nn.Sequential()))
+        asked = Inspection()
+        assert not inspected(table, asked)["lsp"]
+        assert any("has no linear layer" in reason for reason in asked.left_out)
+    (run / "examples.npz").unlink()
+    assert inspected(table, Inspection())["lsp"]["clean"].saliency is None
+    shutil.rmtree(run / "checkpoints")
+    assert inspected(table, Inspection()) == {"clean": {}, "lsp": {}}
+    assert "looks at" not in page.render([table], networks=Inspection())
+
+
+def test_checkpoints_of_an_older_ulfast_have_the_normalisation_of_the_attack(run):
+    (table,) = collect([run])
+    newer = inspected(table, Inspection())["lsp"]
+    for stage in ("clean", "attack"):
+        path = run / "checkpoints" / stage / "last.pt"
+        content = torch.load(path, weights_only=True)
+        del content["state"]["normalisation"], content[CHECKSUM]
+        torch.save(content, path)
+    older = inspected(table, Inspection())["lsp"]
+    assert list(older) == ["none", "orthogonal"]
+    assert np.array_equal(older["orthogonal"].points, newer["orthogonal"].points)
+
+
+def test_a_refitted_network_is_not_shown_as_it_was_before(tmp_path):
+    clean = ulfast.load_dataset("sample", limit=200)
+    (table,) = collect([trained(tmp_path / "run", "linear-probe", clean=clean.balanced(60))])
+    assert list(inspected(table, Inspection())["lsp"]) == ["clean", "none"]
+
+
+def test_test_images_are_those_of_the_run_or_given(tmp_path, make_dataset):
+    train, test = make_dataset(60, 12), make_dataset(30, 12, seed=1, split="test")
+    ulfast.attack(train, test=test, method="none", epochs=1, out=tmp_path / "run")
+    (table,) = collect([tmp_path / "run"])
+    assert inspected(table, Inspection())["as given"]["none"].points is None
+    shown = inspected(table, Inspection(test=test))["as given"]["none"]
+    assert shown.points.shape == (30, 2)
+    assert sorted(shown.labels) == sorted(test.labels)
+    assert inspected(table, Inspection(test=test, features="none"))["as given"]["none"].points is None
+    assert inspected(table, Inspection(test=test, saliency=False))["as given"]["none"].saliency is None
+    with pytest.raises(InputError, match="test images differ"):
+        inspected(table, Inspection(test=ulfast.load_dataset("sample", split="test")))
+    many = make_dataset(130, 12, classes=13)
+    ulfast.attack(many, test=many, method="none", epochs=1, out=tmp_path / "many")
+    (table,) = collect([tmp_path / "many"])
+    assert set(inspected(table, Inspection(test=many))["as given"]["none"].labels) == set(range(10))
+
+
+@pytest.mark.slow
+def test_the_options_of_the_command_line_reach_the_page(kept_run, tmp_path):
+    def made(*words):
+        out = tmp_path / "page.html"
+        CliRunner().invoke(group, ["report", str(kept_run), "--out", str(out), *words], catch_exceptions=False)
+        return out.read_text()
+
+    assert "PCA of each network" in made()
+    bare = made("--features", "none", "--no-saliency")
+    assert "of each network" not in bare
+    assert "looks at" not in bare
+    pytest.importorskip("sklearn")
+    assert "t-SNE of each network" in made("--features", "tsne", "--test", "sample", "--no-saliency")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.classes import Outline, matched
 from ..data.dataset import Dataset
@@ -42,10 +42,9 @@ class Run:
         """
         folder = Path(folder)
         result = AttackResult.load(folder)
-        data = result.config["data"]
-        if "mean" not in result.notes or "class_names" not in data:
+        outline = outline_of(result)
+        if "mean" not in result.notes or outline is None:
             raise InputError(f"{folder} was made by an older ulfast: run it again with --overwrite")
-        outline = Outline(tuple(data["image_shape"]), tuple(data["class_names"]))
         test = matched(outline, test, names=("the run's images", "test images"), part=True)
         return cls(folder, result, test, resolve_device(device), outline)
 
@@ -70,15 +69,7 @@ class Run:
 
     def network(self, path: Path) -> nn.Module:
         """The network with a checkpoint's weights."""
-        height, width, channels = self.test.image_shape
-        model = build_model(self.result.model, num_classes=self.test.num_classes, image_shape=(height, width, channels))
-        try:
-            model.load_state_dict(checkpoint.load_weights(path))
-        except RuntimeError as error:
-            raise InputError(
-                f"{path} does not fit the network {self.result.model} ({str(error).splitlines()[0]})"
-            ) from None
-        return model.to(self.device)
+        return _network(self.result, self.outline, path, checkpoint.load_weights(path)).to(self.device)
 
     @property
     def half(self) -> torch.dtype | None:
@@ -90,6 +81,55 @@ class Run:
         notes, half = self.result.notes, self.half
         make = MakeLoader(notes["mean"], notes["std"], half or torch.float32, self.result.seed, self.device)
         return Trained(self.network(path), make, make(self.test), half, seed, progress)
+
+
+def outline_of(result: AttackResult) -> Outline | None:
+    """Shape and classes of a run's images; None where an older ulfast made it."""
+    data = result.config["data"]
+    if "class_names" not in data:
+        return None
+    return Outline(tuple(data["image_shape"]), tuple(data["class_names"]))
+
+
+def trained_network(
+    folder: Path, result: AttackResult, stage: str = "attack", device: torch.device | str = "cpu"
+) -> tuple[nn.Module, MakeLoader, torch.dtype | None] | None:
+    """The network that a training of a finished run ended with, what makes its batches, and the half-precision format
+    of its evaluation. None where the run does not have it: no checkpoint, one of an older ulfast, or a network that was
+    refitted after its last checkpoint.
+
+    Args:
+        stage: "attack", or the baselines "clean" and "poisoned".
+
+    Raises:
+        InputError: a damaged checkpoint.
+    """
+    outline, where = outline_of(result), resolve_device(device)
+    last = folder / "checkpoints" / stage / "last.pt"
+    refitted = any(isinstance(note, dict) and "refit" in note for note in result.notes.values())
+    if outline is None or not last.is_file() or (refitted and stage == "attack"):
+        return None
+    weights, normalisation = checkpoint.load_network(last)
+    if normalisation is None and stage == "attack" and "mean" in result.notes:
+        normalisation = result.notes["mean"], result.notes["std"]
+    if normalisation is None:
+        return None
+    best = last.with_name("best.pt")  # of the epoch that was chosen
+    if best.is_file():
+        last, weights = best, checkpoint.load_weights(best)
+    half = fast_half(where) if result.config.get("half") else None
+    make = MakeLoader(*normalisation, half or torch.float32, result.seed, where)
+    return _network(result, outline, last, weights).to(where).eval(), make, half
+
+
+def _network(result: AttackResult, outline: Outline, path: Path, weights: dict[str, Tensor]) -> nn.Module:
+    """The run's network with the weights of a checkpoint."""
+    model = build_model(result.model, num_classes=outline.num_classes, image_shape=outline.image_shape)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the network {result.model} ({str(error).splitlines()[0]})") from None
+    return model
 
 
 @same_generators()

@@ -117,6 +117,7 @@ def command(
     from ..projection.basis import Basis
     from ..report import page, pictures, tables
     from ..report.collect import collect
+    from ..report.networks import Inspection
     from ..runtime.devices import resolve_device
     from ..runtime.files import check_free
     from ..runtime.made import check_apart, check_replace
@@ -224,7 +225,7 @@ def command(
     pages = {}
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
-        page.write(collect([folder]), report)
+        page.write(collect([folder]), report, networks=Inspection(test, device=device, progress=output.bars))
         pages = {"report": str(report)}
     output.result({**result.to_dict(), "out": str(folder), "figure": str(figure), **pages})
     output.show(tables.attack_table(result))

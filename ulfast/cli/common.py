@@ -131,6 +131,7 @@ class Bars:
         "npm": "npm pack",
         "cells": "cells of the grid",
         "surrogate": "train the surrogate",
+        "networks": "what the networks see",
     }
 
     def __init__(self, quiet: bool) -> None:

@@ -17,6 +17,7 @@ from ..runtime.files import atomic_file
 from ..runtime.made import check_replace
 from ..version import __version__
 from .collect import CLEAN, NONE, Entry, Table, Value
+from .networks import PALETTE, Inspection, Seen, inspected, scatter
 from .text import cell
 
 MOST_ROWS = 10  # of a basis
@@ -25,14 +26,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 DASHES = ("-", "--", "-.", ":")
 
 
-def render(tables: list[Table], title: str = "Learning from unlearnable images") -> str:
-    """The page as text."""
+def render(
+    tables: list[Table], title: str = "Learning from unlearnable images", networks: Inspection | None = None
+) -> str:
+    """The page as text. `networks` says what to show of the trained networks; None: nothing."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(loader=PackageLoader("ulfast", "report"), autoescape=select_autoescape(default=True))
     environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
     template = environment.get_template("page.html.j2")
-    shown = [_table(i, table) for i, table in enumerate(tables)]
+    networks = networks or Inspection(features="none", saliency=False)
+    shown = [_table(i, table, inspected(table, networks), networks.features) for i, table in enumerate(tables)]
     return template.render(
         title=title,
         tables=shown,
@@ -41,19 +45,24 @@ def render(tables: list[Table], title: str = "Learning from unlearnable images")
     )
 
 
-def write(tables: list[Table], path: Path, title: str = "Learning from unlearnable images") -> None:
+def write(
+    tables: list[Table],
+    path: Path,
+    title: str = "Learning from unlearnable images",
+    networks: Inspection | None = None,
+) -> None:
     """Renders to a file, atomically.
 
     Raises:
         InputError: a file is there that ulfast did not make.
     """
     check_replace(path)
-    text = render(tables, title)
+    text = render(tables, title, networks)
     with atomic_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def _table(number: int, table: Table) -> dict[str, Any]:
+def _table(number: int, table: Table, seen: dict[str, dict[str, Seen]], method: str) -> dict[str, Any]:
     entries = [e for value in table.values.values() for e in value.entries]
     rows: list[dict[str, Any]] = [
         {"poison": p, "cells": [_cell(table, p, a) for a in table.attacks], "key": f"row-{number}-{_slug(p)}"}
@@ -69,7 +78,9 @@ def _table(number: int, table: Table) -> dict[str, Any]:
             {"poison": v.poison, "text": v.sentence(), "key": f"row-{number}-{_slug(v.poison)}"}
             for v in table.verdicts()
         ],
-        "poisons": [_poison(table, p, f"row-{number}-{_slug(p)}") for p in table.poisons],
+        "poisons": [_poison(table, p, f"row-{number}-{_slug(p)}", seen[p]) for p in table.poisons],
+        "method": {"pca": "PCA", "tsne": "t-SNE"}.get(method, ""),
+        "legend": _legend(entries, seen),
         "runs": [_run(e) for e in entries],
         "classes": _classes(entries),
     }
@@ -112,7 +123,14 @@ def _share(table: Table, value: Value | None) -> float | None:
     return round(min(1.0, max(0.0, (value.mean - low) / max(high - low, 1e-9))), 3)
 
 
-def _poison(table: Table, poison: str, key: str) -> dict[str, Any]:
+def _legend(entries: list[Entry], seen: dict[str, dict[str, Seen]]) -> list[tuple[str, str]]:
+    """Classes of the points and their colours."""
+    names = entries[0].result.config["data"].get("class_names", [])
+    labels = {int(c) for row in seen.values() for one in row.values() for c in one.labels}
+    return [(names[c], PALETTE[c]) for c in sorted(labels)]
+
+
+def _poison(table: Table, poison: str, key: str, seen: dict[str, Seen]) -> dict[str, Any]:
     """Curves and pictures for a row."""
     values = {a: table.values[poison, a] for a in table.attacks if (poison, a) in table.values}
     first = {a: v.entries[0] for a, v in values.items()}
@@ -121,6 +139,12 @@ def _poison(table: Table, poison: str, key: str) -> dict[str, Any]:
         "key": key,
         "curves": _curves(first),
         "strips": _strips(first),
+        "looks": [
+            _strip(f"{name}: looks at", one.saliency, ", ".join(one.classes))
+            for name, one in seen.items()
+            if one.saliency is not None
+        ],
+        "planes": _planes(seen, values, table),
         "about": _about(first),
     }
 
@@ -219,6 +243,18 @@ def _strips(entries: dict[str, Entry]) -> list[dict[str, str]]:
             pictures = Basis.load(basis).images()[:MOST_ROWS]
             strips.append(_strip(f"{attack}: removed", (pictures * 255).round().astype(np.uint8), names))
     return strips
+
+
+def _planes(seen: dict[str, Seen], values: dict[str, Value], table: Table) -> list[dict[str, str]]:
+    """A scatter plot for each network, with what stands below it."""
+    found = []
+    for name, one in seen.items():
+        if one.points is not None:
+            value = values.get(name) or table.values.get((CLEAN, NONE))
+            shown = "" if one.variance is None else f", {100 * one.variance:.0f} % of the variance"
+            source = "data:image/png;base64," + base64.b64encode(scatter(one)).decode()
+            found.append({"name": name, "accuracy": cell(value), "shown": shown, "src": source})
+    return found
 
 
 def _strip(title: str, images: np.ndarray, names: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from ..runtime.reading import load_tensors, reading
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`state` is JSON-like: epoch, history, the settings of the run."""
+    """`state` is JSON-like: the settings of the run, its history, mean and std of the normalised batches."""
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, content)
@@ -32,13 +32,24 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing or damaged.
     """
+    return load_network(path)[0]
+
+
+def load_network(path: Path) -> tuple[dict[str, Tensor], tuple[list[float], list[float]] | None]:
+    """The network's `state_dict`, and mean and std of each channel by which its images were normalised (None where the
+    file does not say).
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     if not path.exists():
         raise InputError(f"there is no checkpoint {path}: make it with `ulfast attack --keep-checkpoints`")
     content = load_tensors(path, "make it anew")
     if not isinstance(content.get("model"), dict):
         raise InputError(f"{path} is not a checkpoint of ulfast (it has no model): make it anew")
-    weights: dict[str, Tensor] = content["model"]
-    return weights
+    state = content.get("state")
+    found = state.get("normalisation") if isinstance(state, dict) else None
+    return content["model"], None if found is None else (found[0], found[1])
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> dict[str, Any]:

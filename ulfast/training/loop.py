@@ -150,7 +150,7 @@ def train(
                 if folder and main:
                     checkpoint.save_weights(folder / "best.pt", best)
             if folder and main:
-                state = {"identity": settings, "history": history}
+                state = {"identity": settings, "history": history, "normalisation": [mean.tolist(), std.tolist()]}
                 if keep_checkpoints:  # before the one that says that the epoch is done
                     checkpoint.save(folder / f"epoch-{epoch + 1:03d}.pt", model, optimizer, state)
                 checkpoint.save(folder / "last.pt", model, optimizer, state)
