@@ -186,7 +186,7 @@ def test_a_manifest_of_another_file_is_refused(tmp_path, make_dataset):
     with pytest.raises(InputError, match="does not know"):
         load_dataset(tmp_path / "x.beton")
     (tmp_path / "x.beton.json").write_text("[]")
-    with pytest.raises(InputError, match="is no manifest"):
+    with pytest.raises(InputError, match="is not the manifest"):
         load_dataset(tmp_path / "x.beton")
 
 

@@ -250,7 +250,7 @@ def test_flat_splits_need_a_table(tmp_path):
     for split in ("train", "test"):
         for i in range(4):
             save(tmp_path / split / f"{split}{i}.png", i % 2, i)
-    with pytest.raises(InputError, match="images and no class folders in them, nor a table"):
+    with pytest.raises(InputError, match="images but no class folders in them, nor a table"):
         load_dataset(tmp_path)
     rows = [f"{split}{i}.png,{('cat', 'dog')[i % 2]}\n" for split in ("train", "test") for i in range(4)]
     (tmp_path / "labels.csv").write_text("file,label\n" + "".join(rows))
