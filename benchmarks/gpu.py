@@ -231,7 +231,7 @@ def run_table(report: Report, device: torch.device, seconds: float, only: str, d
         try:
             free = 1 << 62 if dry else torch.cuda.mem_get_info()[0]
             if time.monotonic() - begun > seconds:
-                reason = f"{seconds:g} s were over"
+                reason = f"{seconds:g} s had passed"
             elif 2 * job.memory > 0.8 * free:
                 reason = f"needs {2 * job.memory / 1e9:.0f} GB, {free / 1e9:.0f} are free"
             elif job.missing:
@@ -266,7 +266,7 @@ def run_steps(report: Report, device: torch.device, seconds: float, dry: bool) -
     for name, batch, side, network in steps_of(dry):
         case = f"step of {name}, {batch} x {side} px"
         if time.monotonic() - begun > seconds:
-            report.leave_out(case, f"{seconds:g} s were over")
+            report.leave_out(case, f"{seconds:g} s had passed")
             continue
         try:
             warm(device)

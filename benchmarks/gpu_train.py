@@ -300,7 +300,7 @@ def main() -> int:
             for text in result["cells"][-1]["warnings"]:
                 print(f"  warning: {text}", flush=True)
         except Over as error:
-            reason = f"{options.seconds:g} s were over: {error}"
+            reason = f"{options.seconds:g} s had passed: {error}"
         except Exception as error:  # one cell's fault is said, and the others are measured
             text = str(error).splitlines() or [""]
             reason, failed = f"failed: {type(error).__name__}: {text[0]}", failed + 1

@@ -175,7 +175,7 @@ def test_time_is_limited_and_what_was_not_reached_is_off(machine):
         found = machine.verdict()
     at = OPERATORS.index("ingest")
     assert found.on == set(OPERATORS[:at])
-    assert {found.off[name] for name in OPERATORS[at + 1 :]} == {"not tried: 1 s were over"}
+    assert {found.off[name] for name in OPERATORS[at + 1 :]} == {"not tried: 1 s had passed"}
 
 
 def test_a_gpu_that_a_crash_has_broken_is_not_tried_again(machine):
