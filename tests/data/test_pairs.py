@@ -145,7 +145,7 @@ def test_avatars_archive_is_a_set_with_labels(tmp_path, make_dataset):
     assert np.array_equal(got.images, own.images)
     assert got.classes == base.classes
     np.savez(tmp_path / "noise.npz", noise=np.zeros_like(base.images, np.float32))
-    with pytest.raises(InputError, match="give it with --base"):
+    with pytest.raises(InputError, match="give that with --base"):
         import_published(tmp_path / "noise.npz")
 
 
@@ -180,5 +180,5 @@ def test_a_perturbation_inside_a_checkpoint_with_its_bound_apart(tmp_path, make_
     with pytest.raises(InputError, match=r"perturbation, best, not one array"):
         import_published(tmp_path / "two.pth", base, scale=8 / 255)
     for wrong in (0.0, 2.0):
-        with pytest.raises(InputError, match=r"--scale .* lies in \(0, 1\]"):
+        with pytest.raises(InputError, match=r"--scale .* must be in \(0, 1\]"):
             import_published(tmp_path / "cp.pth", base, scale=wrong)

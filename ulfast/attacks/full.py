@@ -53,7 +53,7 @@ class OrthogonalFull(OrthogonalProjection):
             evidence = pixel_space(linear, detail, plan.train)
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
         if context.basis is not None or has_pattern(evidence):
-            # Without the noise, what remains of a direction would show.
+            # Without noise, the remainder of a direction would show.
             whole = self.fit == "leace" or self.noise_scale == 0
             OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
             scale = self.noise_scale
@@ -64,7 +64,7 @@ class OrthogonalFull(OrthogonalProjection):
 
     @staticmethod
     def hiding(plan: Plan, evidence: tuple[Evidence, ...]) -> float:
-        """The scale of the noise. Of a poison that is each image's own, the class means have nothing to hide."""
+        """The scale of the noise. If a poison is individual to each image, the class means have nothing to hide."""
         if is_its_own(evidence):
             return 0.0
         return 1.0 if plan.removal.rows is None else noise_scale(plan.removal.rows)

@@ -30,9 +30,9 @@ from .base import Perturb, Workplace
 from .surrogate import Images, SurrogatePoison, check_finite, new_surrogate, part, shuffled
 
 FORMAT = "ulfast-generator-1"
-FILE = "generator.safetensors"  # in the workplace, once it is trained
-LEVELS = 3  # halvings of the generator
-BATCH = 64  # images that it perturbs at a time
+FILE = "generator.safetensors"  # in the work folder, once trained
+LEVELS = 3  # halvings of the resolution in the generator
+BATCH = 64  # images perturbed at a time
 ETA = 1.5  # how fast the classifier's own optimum must be approached
 
 
@@ -68,11 +68,11 @@ def _double(inputs: int, outputs: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class GameUnlearnable(SurrogatePoison):
-    """The leader of a game is a generator of noise, its follower a classifier that trains on the noisy images; the
-    leader wants every wrong label to be likely on clean ones. A value function ties the two: how much the classifier,
-    on a batch of noisy images, could still gain in a few steps of Adam. Only first derivatives are needed.
+    """In this game the leader is a generator of noise and the follower a classifier that trains on the noisy images;
+    the leader wants wrong labels to be likely on clean images. A value function couples the two: how much the
+    classifier could still gain on a batch of noisy images in a few steps of Adam. Only first derivatives are needed.
 
-    The generator is kept as a file, and poisons images that it has never seen (`--generator`).
+    The generator is saved to a file and also poisons unseen images (`--generator`).
     """
 
     summary = "noise from a generator, which poisons unseen images too"
@@ -83,10 +83,10 @@ class GameUnlearnable(SurrogatePoison):
     epochs: int = parameter(50, "passes over the images", at_least=1)
     batch_size: int = parameter(256, "images per step", at_least=2)
     inner_steps: int = parameter(10, "steps of the classifier's copy towards its optimum", at_least=1)
-    inner_lr: float = parameter(1e-4, "learning rate of these, Adam", at_least=0)
+    inner_lr: float = parameter(1e-4, "learning rate of these steps (Adam)", at_least=0)
     lr: float = parameter(0.01, "the classifier's learning rate", at_least=0)
     generator_lr: float = parameter(0.1, "the generator's learning rate", at_least=0)
-    generator: str | None = parameter(None, "a generator's file, made before: nothing is trained")
+    generator: str | None = parameter(None, "file of an existing generator; nothing is then trained")
 
     @property
     def for_others(self) -> bool:
@@ -169,8 +169,8 @@ def _step(
     optimizer: torch.optim.Optimizer,
     x: Tensor,
     y: Tensor,
-    share: float,  # of the whole batch that these images are
-) -> Tensor:  # losses on the noisy images, and towards the wrong labels on the clean ones, (2,) float64
+    share: float,  # fraction of the whole batch that these images form
+) -> Tensor:  # losses on the noisy images, and towards wrong labels on the clean ones, (2,) float64
     classifier = surrogate.model
     theta, phi = list(classifier.parameters()), list(generator.parameters())
 
@@ -213,7 +213,7 @@ def _normal(surrogate: Any, x: Tensor) -> Tensor:
 
 
 def _shared(gradients: Any, share: float) -> list[Tensor]:
-    """The whole batch's gradients, from those of the mean over each process's part."""
+    """The gradients of the whole batch, from those of the mean over each process's part."""
     if distributed.size() == 1:
         return list(gradients)
     flat = distributed.sum_(torch.cat([g.flatten() for g in gradients]) * share)
@@ -222,17 +222,17 @@ def _shared(gradients: Any, share: float) -> list[Tensor]:
 
 
 def save_generator(path: Path, generator: Generator, about: dict[str, Any]) -> None:
-    """A safetensors file, atomically; `about` stands in its metadata."""
+    """Writes a safetensors file atomically; `about` goes into its metadata."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
     with atomic_file(path) as whole:
         whole.write_bytes(save(tensors, metadata={"format": FORMAT, "about": json.dumps(about)}))
 
 
 def load_generator(path: Path, channels: int) -> tuple[Generator, dict[str, Any]]:
-    """What `save_generator` wrote, and what its file says of it.
+    """Loads what `save_generator` wrote, and the metadata of the file.
 
     Raises:
-        InputError: the file is missing or is no generator, or one of images with other channels.
+        InputError: the file is missing, is not a generator, or is for images with other channels.
     """
     hint = "make one with `ulfast poison --method gue --generator-out FILE`"
     if not path.exists():
@@ -241,7 +241,7 @@ def load_generator(path: Path, channels: int) -> tuple[Generator, dict[str, Any]
         with safe_open(regular(path), framework="pt") as file:
             text = file.metadata() or {}
             if text.get("format") != FORMAT:
-                raise InputError(f"{path} is no generator of ulfast: {hint}")
+                raise InputError(f"{path} is not a generator of ulfast: {hint}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         about: dict[str, Any] = json.loads(text["about"])
         width, theirs = tensors["last.0.weight"].shape[1], tensors["last.0.weight"].shape[0]
