@@ -154,7 +154,7 @@ def test_state_dict_and_gradient(poisoned):
 def test_errors(poisoned):
     with pytest.raises(InputError, match="a patch of 40 px does not fit"):
         fit_patches(poisoned, patch=40)
-    with pytest.raises(InputError, match="27 directions, 28 were asked for"):
+    with pytest.raises(InputError, match="27 directions, 28 were requested"):
         fit_patches(poisoned, patch=3, rank=28)
 
 
