@@ -84,7 +84,7 @@ def test_import_without_a_base_and_with_a_scale(run, tmp_path, make_dataset):
     command = ("data", "import", tmp_path / "delta.npy", "--out", tmp_path / "d")
     assert "give that with --base" in run(*command, code=2).stderr
     assert "--scale 8/255" in run(*command, "--base", tmp_path / "clean", code=2).stderr
-    assert "--scale x is no number" in run(*command, "--scale", "x", code=2).stderr
+    assert "--scale x is not a number" in run(*command, "--scale", "x", code=2).stderr
     run(*command, "--base", tmp_path / "clean", "--scale", "8/255", "--rounding", "nearest")
     want = (data.images.astype(int) + 8 * delta.astype(int)).clip(0, 255)
     assert np.array_equal(load_dataset(tmp_path / "d").images, want)

@@ -1,4 +1,4 @@
-"""Published test accuracies to compare our tables with."""
+"""Published test accuracies for comparison with our tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ISS: dict[str, dict[str, float]] = {
     "ops": {"none": 36.55, "iss-gray": 42.44, "iss-jpeg": 82.53},
 }
 
-# name -> (accuracies in percent by poison and attack, where they come from)
+# name -> (accuracies in percent by poison and attack, their source)
 PUBLISHED: dict[str, tuple[dict[str, dict[str, float]], str]] = {
     "iss": (ISS, "Liu, Zhao and Larson, ICML 2023: CIFAR-10, ResNet-18"),
 }
