@@ -223,7 +223,7 @@ def _run(
 
 
 def _start_worker(threads: int) -> None:
-    """The number of threads per job. It changes the order of sums, so results depend on `jobs` in the last digits."""
+    """Prepares a worker. The number of threads changes the order of sums, and so the last digits of results."""
     from ..runtime.machine import keep_freed_memory
 
     torch.set_num_threads(threads)
