@@ -1,4 +1,4 @@
-"""The verbs that read and write other people's formats."""
+"""The verbs that read and write other formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two sets that meet are matched by the names of their classes, or refused."""
+"""Two sets that are used together are matched by class name, or refused."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = next((TESTS.parent / "docs").rglob("data.md"))
 
-# The first cell of a row, as it stands there, and the functions that test what the row says.
+# The first cell of a row, verbatim, and the functions that test the row's claim.
 ROWS: dict[str, tuple[str, ...]] = {
-    # Two sets that meet
+    # Two sets that are used together
     "the same names in another order": ("data/test_classes.py::test_classes_are_matched_by_name",),
     "test images of some of the classes": (
         "data/test_classes.py::test_classes_are_matched_by_name",

@@ -196,7 +196,7 @@ def test_archives_may_not_leave_their_folder(tmp_path):
 
 
 def test_two_at_once_get_one_whole_file(server, tmp_path):
-    """The second waits for the first, in whose file nobody else writes; a moment between any two blocks."""
+    """The second download waits for the first, whose file no other process writes; there is a pause between blocks."""
     server.files["a.bin"], server.pause = CONTENT, 0.02
     with ThreadPoolExecutor(3) as pool:
         got = list(pool.map(lambda _: download(f"{server.url}/a.bin", tmp_path, SHA), range(3)))

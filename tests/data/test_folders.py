@@ -1,4 +1,4 @@
-"""Image folders as people have them: names of splits, tables of labels, links, leftovers, order of classes."""
+"""Image folders found in practice: names of splits, tables of labels, links, leftovers, order of classes."""
 
 from __future__ import annotations
 

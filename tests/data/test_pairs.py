@@ -1,4 +1,4 @@
-"""Sets whose images come each with a label: NTGA's arrays, pickled lists of pairs, AVATAR's archives."""
+"""Sets whose images each have a label: NTGA's arrays, pickled lists of pairs, AVATAR's archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strong augmentation, and the poisons that are made through it, with random noise, or with a colour."""
+"""Strong augmentation, and the poisons made through it, with random noise, or with a colour."""
 
 from __future__ import annotations
 

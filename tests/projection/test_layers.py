@@ -1,4 +1,4 @@
-"""The layers and transforms in other people's models: where they stand, what they are given, what they say about it."""
+"""The layers and transforms in other models: their position, their inputs, and their warnings."""
 
 from __future__ import annotations
 

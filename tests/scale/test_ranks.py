@@ -38,7 +38,7 @@ def data(make_dataset, tmp_path):
 
 
 def start(rank: int, port: int, words: list, size: int = 2, **variables: str) -> subprocess.Popen:
-    """A process as somebody starts it who sets the variables himself."""
+    """A process started by hand with the launcher's variables."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
