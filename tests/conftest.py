@@ -100,9 +100,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` deselects tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked `pairs` the quick run takes so many cases that every two values of two parameters meet; the
+    """For a test marked `pairs` the quick run takes enough cases that all pairs of values of two parameters occur; the
     other cases of the product are slow. Parameters named in the mark count as one: `pairs("level", "dtype")` has every
-    level and dtype meet every value of every other parameter."""
+    level and dtype occur with every value of every other parameter."""
     marked = [item for item in items if isinstance(item, pytest.Function) and item.get_closest_marker("pairs")]
     for _, group in itertools.groupby(marked, lambda item: (item.path, item.originalname)):
         cases = list(group)
