@@ -1,6 +1,7 @@
-"""What is measured: the operators from ulfast's own registry, and whole tasks: a linear fit, poisons, a loader.
+"""The measured cases: the operators from ulfast's own registry, and whole tasks: a linear fit, poisons, a loader.
 
-The first contestant of a case is ours. Operators race by `ulfast.profiling`; `ulfast profile` has the same ones.
+The first contestant of a case is ours. Operators are measured by `ulfast.profiling`; `ulfast profile` has the same
+ones.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def fit(n: int, d: int, classes: int, batch: int) -> Case:
             optimizer.step()
         return model.weight
 
-    # One step from a small start: after many on such data the rounding of the first decides the rest.
+    # One step from a small start: after many steps on such data, the rounding of the first decides the rest.
     few, a = slice(0, batch), torch.full((classes, d), 1e-3)
     b = a.double()
     ops.softmax_regression_step(images[few], labels[few], a, 0.1)
@@ -145,7 +146,7 @@ def generated(method: str, n: int) -> tuple[np.ndarray, np.ndarray, Thunk]:
 
 
 def scaled(run: Thunk, times: float) -> Thunk:
-    """A peer so slow that it runs on a part: its time is multiplied."""
+    """A peer so slow that it runs on a part of the data: its time is multiplied."""
     run.times = times  # type: ignore[attr-defined]
     return run
 
@@ -166,7 +167,7 @@ def logistic(n: int) -> Case:
 
     def theirs() -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that it has not converged
+            warnings.simplefilter("ignore")  # about not having converged
             model = LogisticRegression(C=np.inf, tol=0, max_iter=steps * ITERATIONS).fit(x, y)
         assert model.n_iter_[0] == steps * ITERATIONS
 
@@ -182,7 +183,7 @@ def logistic(n: int) -> Case:
 
 
 def ops_search(n: int) -> Case:
-    """The published search: every position and corner colour of every class, a tensor expression each."""
+    """The published search: one tensor expression per position and corner colour of every class."""
     images, labels, _ = generated("ops", n)
     from ulfast.data import Dataset
     from ulfast.data.class_moments import class_moments
@@ -212,7 +213,7 @@ def ops_search(n: int) -> Case:
 
 
 def ar(n: int) -> Case:
-    """The published generator: a product of 3 x 3 for every value, image by image."""
+    """The published generator: a 3 x 3 product for every value, image by image."""
     _, _, ours = generated("ar", n)
     windows = torch.randn(3, 3, 3)
 
@@ -257,7 +258,7 @@ def convolution(n: int) -> Case:
 
 
 def encoder(method: str, n: int) -> Case:
-    """At 224 px a generator should outrun a JPEG encoder on the same cores."""
+    """At 224 px a generator should be faster than a JPEG encoder on the same cores."""
     from concurrent.futures import ThreadPoolExecutor
 
     import simplejpeg
@@ -291,7 +292,7 @@ def encoder(method: str, n: int) -> Case:
 
 
 def pil(n: int) -> Case:
-    """The whole poison, and its steps as one writes them in torch, a batch at a time, by autograd."""
+    """The whole poison, against its steps as one writes them in torch, batch by batch, with autograd."""
     images, labels, ours = generated("pil", n)
     weight = torch.randn(10, 3072) * 0.01
     share = 8  # the peer runs on this part
@@ -410,7 +411,7 @@ def loader(n: int) -> Case:
 
 
 def cases(compiled: bool) -> dict[str, Callable[[], Case]]:
-    """Every case by its key; nothing is allocated before it is called."""
+    """Every case by its key; nothing is allocated before a case is called."""
     table: dict[str, Callable[[], Case]] = {}
     shapes = {
         "project": (

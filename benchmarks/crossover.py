@@ -1,4 +1,4 @@
-"""From which rank of the basis on library products beat the fused kernels: the table behind ulfast/ops/crossover.py.
+"""The rank of the basis above which library products beat the fused kernels: the table behind ulfast/ops/crossover.py.
 
     python benchmarks/crossover.py [--op project ingest ...] [--rounds N] [--json FILE]
 
@@ -33,11 +33,11 @@ OPS = ("project", "project_classwise", "ingest")
 
 
 def task(op: str, dtype: torch.dtype, n: int, side: int, rank: int):
-    """A function without arguments that does the work once."""
+    """A function without arguments that runs the operator once."""
     shape, d = (n, side, side, 3), 3 * side * side
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     x = images if dtype == torch.uint8 else (images / 255).to(dtype)
-    basis = torch.randn(rank, d) / d**0.5  # as long as orthonormal rows: enough for a time
+    basis = torch.randn(rank, d) / d**0.5  # with the norm of orthonormal rows, which suffices for timing
     if op == "project":
         out = torch.empty(shape, dtype=reference.projected_dtype(dtype))
         return lambda: ops.project(x, basis, out=out)
@@ -57,7 +57,7 @@ def ratio(work, rounds: int) -> float:
             with mock.patch.object(crossover, "fused", lambda *_, fused=fused: fused):
                 start = time.perf_counter()
                 work()
-            if number:  # the first is warming up
+            if number:  # the first warms up
                 times[fused].append(time.perf_counter() - start)
     return statistics.median(times[False]) / statistics.median(times[True])
 

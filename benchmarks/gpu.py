@@ -36,7 +36,7 @@ STEPS = (("resnet18", 128, 32), ("resnet18", 512, 32), ("resnet50", 128, 224))
 
 
 def machine() -> dict[str, Any]:
-    """Versions, commit, and the GPU as it is now."""
+    """Versions, commit, and the current state of the GPU."""
     about = environment.describe()
     about["commit"] = os.environ.get("ULFAST_COMMIT") or about["commit"]
     about |= {"nvcc": nvcc(), "cuda": torch.version.cuda, "nvidia_smi": answer(ask())}
@@ -169,7 +169,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def steps_of(dry: bool) -> list[tuple[str, int, int, Callable[[], Any]]]:
-    """Name, batch, side, and what gives step_share its network."""
+    """Name, batch, side, and a function that returns the network for step_share."""
 
     def resnet50() -> Any:
         if importlib.util.find_spec("timm") is not None:
@@ -184,7 +184,7 @@ def steps_of(dry: bool) -> list[tuple[str, int, int, Callable[[], Any]]]:
 
 
 class Report:
-    """What is written after every case, so that one that is cut off loses only itself."""
+    """The output so far, written after every case, so that an interruption loses only one case."""
 
     def __init__(self, folder: Path, name: str, dry: bool, fresh: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ def run_table(report: Report, device: torch.device, seconds: float, only: str, d
         try:
             free = 1 << 62 if dry else torch.cuda.mem_get_info()[0]
             if time.monotonic() - begun > seconds:
-                reason = f"{seconds:g} s were over"
+                reason = f"{seconds:g} s had passed"
             elif 2 * job.memory > 0.8 * free:
                 reason = f"needs {2 * job.memory / 1e9:.0f} GB, {free / 1e9:.0f} are free"
             elif job.missing:
@@ -266,7 +266,7 @@ def run_steps(report: Report, device: torch.device, seconds: float, dry: bool) -
     for name, batch, side, network in steps_of(dry):
         case = f"step of {name}, {batch} x {side} px"
         if time.monotonic() - begun > seconds:
-            report.leave_out(case, f"{seconds:g} s were over")
+            report.leave_out(case, f"{seconds:g} s had passed")
             continue
         try:
             warm(device)

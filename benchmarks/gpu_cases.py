@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures: ours and what PyTorch users write, over several input sets."""
+"""The cases of benchmarks/gpu.py: ours and what PyTorch users write, over several input sets."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def rows_of(k: int, d: int, device: torch.device) -> Tensor:
 
 
 def deviation(got: Tensor, exact: Tensor) -> float:
-    """Not a number anywhere makes it infinite."""
+    """A NaN anywhere makes it infinite."""
     return float((got.double() - exact).abs().nan_to_num(torch.inf).max())
 
 
@@ -97,7 +97,7 @@ def tf32(function: Callable[[int], Any]) -> Thunk:
 
 
 def forced(fused: bool, function: Callable[[int], Any]) -> Thunk:
-    """With the fused kernel, or with library products, whatever `ulfast.ops.crossover` says."""
+    """With the fused kernel or with library products, regardless of `ulfast.ops.crossover`."""
 
     def run(i: int) -> Any:
         before, crossover.fused = crossover.fused, lambda *_: fused
@@ -186,7 +186,7 @@ def backward(n: int, d: int, k: int, device: torch.device) -> Job:
 
 
 def crossing(op: str, n: int, side: int, k: int, dtype: torch.dtype, device: torch.device) -> Job:
-    """The fused kernel against our own library products: what `ulfast.ops.crossover` must know."""
+    """The fused kernel against our own library products, as input for `ulfast.ops.crossover`."""
     d = 3 * side * side
 
     def make(sets: int) -> Race:
@@ -295,7 +295,7 @@ def softmax(n: int, d: int, k: int, device: torch.device) -> Job:
 
 
 def generator(name: str, n: int, device: torch.device, missing: bool) -> Job:
-    """A perturbation of n images of 32 px straight onto them: lsp, ar, regions (added by class), cuda (convolution)."""
+    """A perturbation added directly to n images of 32 px: lsp, ar, regions (added by class), cuda (convolution)."""
 
     def make(sets: int) -> Race:
         xs = [pixels(n, 3072, U8, device).view(n, 32, 32, 3) for _ in range(sets)]
@@ -368,7 +368,7 @@ def philox(name: str, n: int, d: int, device: torch.device) -> Job:
 
 
 def linear(n: int, d: int, steps: int, device: torch.device) -> Job:
-    """perturb_linear; k is the number of steps. Its bits are nobody's, so all that is sure is the budget."""
+    """perturb_linear; k is the number of steps. Its bits may differ, so only the budget is checked."""
 
     def make(sets: int) -> Race:
         xs = [pixels(n, d, U8, device) for _ in range(sets)]
@@ -415,7 +415,7 @@ GENERATORS = {"lsp": "perturb_lsp", "ar": "perturb_ar", "regions": "apply_pertur
 
 
 def jobs(device: torch.device, dry: bool) -> Iterator[Job]:
-    """The most wanted first: time may end before the list."""
+    """The most important first, as time may run out before the end of the list."""
     kernels = getattr(_extension.load(), "cuda", None)
     if dry:
         yield ingest(12, 8, 3, device, fast=True)
@@ -448,7 +448,7 @@ def jobs(device: torch.device, dry: bool) -> Iterator[Job]:
     yield classwise(4096, small, 10, device, fast=True)
     for name, kernel in GENERATORS.items():
         yield generator(name, 4096, device, not hasattr(kernels, kernel))
-    # Ranks from which library products win.
+    # Ranks above which library products win.
     for k in (8, 12, 16, 24, 32):
         for dtype in (F32, BF16, U8):
             yield crossing("project", 4096, 32, k, dtype, device)

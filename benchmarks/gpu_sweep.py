@@ -30,7 +30,7 @@ LIMITS = {U8: 1e-4, F32: 1e-4, F64: 1e-9, F16: 5e-3, BF16: 2e-2}
 
 
 def rows_of(k: int, d: int) -> Tensor:
-    """(k, d) short rows: nothing here asks for orthonormal ones."""
+    """(k, d) short rows: nothing here needs orthonormal ones."""
     return torch.nn.functional.normalize(torch.randn(k, d), dim=1) / max(1, k) ** 0.5
 
 
@@ -206,7 +206,7 @@ def generators(large: bool) -> Iterator[Check]:
         images, labels = pixels(n, d, U8), torch.arange(n) % classes
         weight = torch.randn(classes, d) / 50
         rest = (5, 2 / 255, 8 / 255, 0.9)
-        # A slope that is zero but for rounding sends a value the other way: all that is sure is the budget.
+        # A slope that is zero up to rounding may send a value the other way, so only the budget is checked.
         yield (
             "perturb_linear",
             f"{n} x {d}, {classes} classes",
@@ -227,7 +227,7 @@ def checks(large: bool) -> Iterator[Check]:
 
 
 def gap(got: Any, want: Any) -> float:
-    """Not a number anywhere makes it infinite."""
+    """A NaN anywhere makes it infinite."""
     pairs = zip(*(t if isinstance(t, (list, tuple)) else [t] for t in (got, want)), strict=True)
     each = [(a.cpu().double() - b.double()).abs().nan_to_num(torch.inf) for a, b in pairs if b.numel()]
     return max((float(t.max()) for t in each), default=0.0)
@@ -242,7 +242,7 @@ def main() -> int:
     if not options.dry and not (torch.cuda.is_available() and cuda.enabled("project", torch.device("cuda"))):
         sys.exit("gpu_sweep.py: needs a GPU, a build with nvcc and ULFAST_CUDA_KERNELS=1.")
     wanted = tuple(name for name in options.kernels.split(",") if name)
-    crossover.fused = lambda *_: True  # the kernels, whatever is quicker
+    crossover.fused = lambda *_: True  # always the kernels, even where slower
     torch.manual_seed(0)
     worst, count, bad, before = 0.0, 0, [], "the start"
     for name, note, ours, twin, tolerance in checks(options.large):

@@ -19,21 +19,21 @@ from typing import Any
 import torch
 
 Thunk = Callable[[int], Any]
-SPAN = 1e-3  # seconds of work between two events, where a call takes less
+SPAN = 1e-3  # seconds of work between two events, if a call takes less
 CALLS = 200  # but not more calls than this, unless there are more sets
 QUEUED = 20  # calls behind a pause: the queue of a GPU holds about a thousand launches
-LONG = 0.03  # seconds from which not every set has its call
-SLOW = 0.05  # seconds from which a call is measured by itself
+LONG = 0.03  # from this many seconds on, not every set is called
+SLOW = 0.05  # from this many seconds on, a call is measured individually
 HOST = 32  # calls for the latency of the host
 FIELDS = (
     "name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,"
     "temperature.gpu"
 )
-SLOW_ANSWER: list[bool] = []  # not empty once nvidia-smi took long: it is asked at the end only
+SLOW_ANSWER: list[bool] = []  # not empty once nvidia-smi took long: it is then called only at the end
 
 
 class Broken(Exception):
-    """The GPU answers no more in this process: an error of a kernel that stays."""
+    """The GPU no longer answers in this process, because of a sticky kernel error."""
 
 
 @dataclass
@@ -74,12 +74,12 @@ def events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
 
 
 def pause(seconds: float) -> None:
-    """The GPU waits, and what comes next is queued meanwhile. Cycles are those of the fastest clock or fewer."""
+    """Pauses the GPU while the following work is queued. Cycles are counted at the fastest clock or below."""
     torch.cuda._sleep(int(2e9 * min(seconds, 0.1)))
 
 
 class Contestant:
-    """A function of the number of the input set, made ready to be measured."""
+    """A function of the number of the input set, prepared for measuring."""
 
     def __init__(self, run: Thunk, sets: int) -> None:
         self.run, self.sets, self.fault = run, sets, ""
@@ -100,7 +100,7 @@ class Contestant:
         begin, end = self._queued()
         torch.cuda.synchronize()
         one = begin.elapsed_time(end) / 1e3 / self.calls
-        if one * sets > LONG:  # a cache keeps nothing of what takes so long: a few sets do
+        if one * sets > LONG:  # nothing of such long calls stays in a cache, so a few sets suffice
             self.calls = min(sets, max(2, int(LONG / one)))
         else:
             times = min(round(SPAN / max(one, 1e-7) / sets), CALLS // sets)
@@ -133,7 +133,7 @@ class Contestant:
                 self.run(i)
             side.synchronize()
             collecting = gc.isenabled()
-            gc.disable()  # what is freed during a capture spoils it
+            gc.disable()  # freeing memory during a capture invalidates it
             try:
                 graph.capture_begin()
                 try:
@@ -159,7 +159,7 @@ class Contestant:
         return begin, end
 
     def issue(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        """One reading, not waited for."""
+        """Starts a reading without waiting for it."""
         if self.graph is None:
             return self._queued()
         begin, end = events()
@@ -171,7 +171,7 @@ class Contestant:
 
 
 def race(runs: dict[str, Thunk], sets: int, device: torch.device, rounds: int) -> dict[str, Time]:
-    """Times of every contestant; they take turns, so that a slow moment hits all.
+    """Times of every contestant; they take turns, so that a slow moment affects all.
 
     Raises:
         Broken: the GPU does not answer any more.
@@ -185,7 +185,7 @@ def race(runs: dict[str, Thunk], sets: int, device: torch.device, rounds: int) -
             turn = {
                 name: one.issue()
                 for name, one in ready.items()
-                if one.way != "alone" or round_ < 3  # what takes long has two rounds
+                if one.way != "alone" or round_ < 3  # long calls have two rounds
             }
             torch.cuda.synchronize()
             if round_:  # the first warms up
@@ -212,7 +212,7 @@ def on_the_cpu(run: Thunk, sets: int, rounds: int) -> Time:
 
 
 def warm(device: torch.device, seconds: float = 0.2, always: bool = False) -> dict[str, str]:
-    """Works until the clocks are up; what nvidia-smi says meanwhile, unless it is slow to answer."""
+    """Runs work until the clocks are up; returns the output of nvidia-smi meanwhile, unless it is slow to answer."""
     if device.type == "cpu":
         return {}
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Attacks on a GPU, whole: accuracy and seconds by part, `resnet18`, CIFAR-10 as 32 px JPEG files.
+"""Whole attacks on a GPU: accuracy and seconds by part, `resnet18`, CIFAR-10 as 32 px JPEG files.
 
     python benchmarks/gpu_train.py --out FOLDER --data FOLDER [--seconds 300] [--probe]
     python benchmarks/gpu_train.py --out FOLDER --dry     the same on the CPU, tiny: tests this file, measures nothing
@@ -38,7 +38,7 @@ from ulfast.training import RECIPES, Recipe, get_recipe, update
 ARCHIVE, JPEGS = "cifar10-jpeg.tar.xz", "CIFAR-10 as 32 px JPEG files of quality 75: not the original pixels"
 GOAL_ACCURACY, GOAL_SECONDS = 0.85, 60
 PROBES = ("graph", "graph, convolutions tried", "no graph")
-# The published schedule, batch and augmentation; what makes it fast changes the arithmetic's precision.
+# The published schedule, batch and augmentation; the speed comes from lower arithmetic precision.
 PAPER = "paper-plain, bfloat16 and graph"
 SLOWER = "fast at half its rate"
 
@@ -64,7 +64,7 @@ ZERO, TORCH = {"init": "zero", "fit_steps": 1000}, {"init": "torch", "fit_epochs
 
 
 def plan() -> list[Cell]:
-    """The most telling first: time may end anywhere."""
+    """The most telling first, as time may run out at any point."""
     fast = [
         Cell("lsp", "orthogonal", ZERO),
         Cell("lsp", "none"),
@@ -127,7 +127,7 @@ def half_the_rate(model: str, n: int) -> Recipe:
 
 
 class Over(Exception):
-    """The time is."""
+    """The time is over."""
 
 
 def measure(cell: Cell, data: Dataset, test: Dataset, dry: bool, poisoning: float, until: float) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def measure(cell: Cell, data: Dataset, test: Dataset, dry: bool, poisoning: floa
 
 
 def probe(name: str, dry: bool) -> dict[str, Any]:
-    """Seconds of two epochs on noise, in a process that has done nothing before."""
+    """Seconds of two epochs on noise, in a new process."""
     update.TRY_CONVOLUTIONS = "tried" in name
     if name == "no graph":
         update.GraphUpdate = update.Update  # type: ignore[misc]
@@ -300,7 +300,7 @@ def main() -> int:
             for text in result["cells"][-1]["warnings"]:
                 print(f"  warning: {text}", flush=True)
         except Over as error:
-            reason = f"{options.seconds:g} s were over: {error}"
+            reason = f"{options.seconds:g} s had passed: {error}"
         except Exception as error:  # one cell's fault is said, and the others are measured
             text = str(error).splitlines() or [""]
             reason, failed = f"failed: {type(error).__name__}: {text[0]}", failed + 1

@@ -40,7 +40,7 @@ QUALITY = 90
 
 
 def make(n: int, side: int) -> Dataset:
-    """Coarse colours blown up, with a little grain: JPEGs of about 20 kB at 224 px."""
+    """Coarse colours enlarged, with a little grain: JPEGs of about 20 kB at 224 px."""
     rng = np.random.default_rng(0)
     images = np.empty((n, side, side, 3), np.uint8)
     for i in range(n):
@@ -52,7 +52,7 @@ def make(n: int, side: int) -> Dataset:
 
 
 class Usual(torch.utils.data.Dataset):
-    """What everybody writes: one image, decoded by Pillow where it is a file, cropped, flipped, normalised."""
+    """The usual data set: one image, decoded by Pillow if it is a file, cropped, flipped, normalised."""
 
     def __init__(self, images, labels, augment):
         self.images, self.labels, self.augment = images, labels, augment
@@ -116,7 +116,7 @@ def contestants(name, n, folder):
 
 
 class Bare:
-    """FFCV's own loader as it comes, then the same augmentation and normalisation by the same kernel."""
+    """FFCV's own loader, followed by the same augmentation and normalisation in the same kernel."""
 
     def __init__(self, path, batch, augment):
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder

@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [CASE ...] [--list] [--json FILE] [--compile] [--base REV]
 
-Every round runs each contestant once, so that a slow moment hits all; medians are compared. "roof" is the larger of
+Every round runs each contestant once, so that a slow moment affects all; medians are compared. "roof" is the larger of
 bytes / measured copy bandwidth and flops / measured sgemm rate, both measured in the same run.
 """
 
@@ -42,7 +42,7 @@ HEAD = "| case | ours, ms | best peer, ms | x best | x plain | of roof | error |
 
 
 def compare(base: str, names: list[str]) -> int:
-    """The same cases on another revision, built apart and run alternately, three times each."""
+    """The same cases on another revision, built separately and run alternately, three times each."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", folder, base], check=True)
         try:

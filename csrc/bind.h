@@ -1,9 +1,9 @@
 // Python functions whose keywords are the fields of an argument struct (fields.h).
 //
 // Every field must be given, by name; a missing or an unknown one is a TypeError. Addresses and sizes are integers, an
-// enum's value is its name. The interpreter hands keywords over as they stand in the call, so nothing is allocated,
-// and a call in the order of the struct looks at each name once: 16 fields cost less than pybind11 takes for as many
-// positional arguments.
+// enum's value is its name. The interpreter passes keywords in the order of the call, so nothing is allocated, and a
+// call in the order of the struct checks each name once: 16 fields cost less than as many positional arguments in
+// pybind11.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -57,7 +57,7 @@ template <class T> bool set(void* to, PyObject* value) {
   return !PyErr_Occurred();
 }
 
-// The field called `key`, looked for from `*next` on.
+// The field called `key`; the search starts at `*next`.
 inline const Field* find(const Function& f, PyObject* key, size_t* next) {
   const size_t count = f.fields.size();
   for (size_t i = 0, at = *next; i < count; ++i, ++at) {
@@ -98,7 +98,7 @@ inline PyObject* result(const char* problem) {
   return PyErr_Format(PyExc_RuntimeError, "ulfast: a CUDA kernel could not be launched: %s", problem), nullptr;
 }
 
-// A function of the struct and of one thing more: how many threads, or the stream. The interpreter's lock is released.
+// A function of the struct and one more argument: the number of threads, or the stream. The GIL is released.
 template <auto> struct Bound;
 template <class R, class A, class E, R (*F)(const A&, E)> struct Bound<F> {
   struct Call {
@@ -119,7 +119,7 @@ template <class R, class A, class E, R (*F)(const A&, E)> struct Bound<F> {
     f.fields.push_back({PyUnicode_InternFromString(name), at, &set<T>});
   }
 };
-// A size that follows from the struct's numbers: it takes no addresses.
+// A size computed from the struct's numbers, without addresses.
 template <class R, class A, R (*F)(const A&)> struct Bound<F> {
   struct Call {
     A a;
@@ -142,7 +142,7 @@ template <auto F> PyObject* call(PyObject* self, PyObject* const* args, Py_ssize
 
 }  // namespace bind_detail
 
-// Adds F to the module; its fields stand in its signature (inspect.signature).
+// Adds F to the module; its fields appear in its signature (inspect.signature).
 template <auto F> void bind(pybind11::module_& m, const char* name) {
   auto* f = new bind_detail::Function{};  // lives as long as the module
   bind_detail::Bound<F>::add_fields(*f);

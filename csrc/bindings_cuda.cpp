@@ -1,4 +1,4 @@
-// The CUDA kernels' side of the extension module, as bindings.cpp.
+// The CUDA kernels' part of the extension module; see bindings.cpp.
 #include "bind.h"
 
 namespace py = pybind11;

@@ -1,7 +1,7 @@
-// Structs and enums that know the names of what is in them, so that Python can set their fields by name (bind.h).
+// Structs and enums that know the names of their members, so that Python can set fields by name (bind.h).
 //
 // A list is a macro that applies its argument F to every field: the struct is made from it, and so is the binding.
-// There is no second list that could have another order.
+// So there is no second list whose order could differ.
 #pragma once
 
 #include <stddef.h>

@@ -1,4 +1,4 @@
-// Arithmetic that host and device share bit for bit: the bits of floats, half precision, the window of perturb_ar.
+// Arithmetic that is bit-identical on host and device: the bits of floats, half precision, the window of perturb_ar.
 //
 // Everything is inlined where it is used, as files compiled for one instruction level need it (cpu/simd.h).
 #pragma once
@@ -48,7 +48,7 @@ ULFAST_HD float widened(f16 v) {
   return sign ? -tiny : tiny;
 }
 
-// To the nearest, ties to even; not a number stays so.
+// To nearest, ties to even; NaN stays NaN.
 ULFAST_HD bf16 rounded_bf16(float v) {
   const uint32_t u = bits_of_f32(v);
   if ((u & 0x7FFFFFFF) > 0x7F800000) return bf16{(uint16_t)((u >> 16) | 0x40)};

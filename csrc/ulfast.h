@@ -1,12 +1,12 @@
 // The whole kernel API of ulfast: addresses, sizes, strides, dtypes and a thread count. No torch, no Python.
 //
-// Every function reads and writes memory of the caller and allocates nothing. Sizes are in elements unless a name
-// says bytes. Shapes: n images (rows), d features, k basis rows, c classes. The PyTorch twin of each function, which
-// says what it computes, has the same name in ulfast/ops/reference.py.
+// Every function reads and writes the caller's memory and allocates nothing. Sizes are in elements unless a name says
+// bytes. Shapes: n images (rows), d features, k basis rows, c classes. The PyTorch twin of each function, which defines
+// what it computes, has the same name in ulfast/ops/reference.py.
 //
-// An operator is written down here once: its arguments as a list of fields, how the CPU shares its rows out
-// (`share_of`), and a line in ULFAST_ROW_OPERATORS, from which its declarations, its place in every CPU level's table
-// and its binding are made. ULFAST_CUDA_OPERATORS does the same for CUDA. `PatchFilter` is the one to copy.
+// An operator is defined here once: its arguments as a list of fields, how the CPU distributes its rows (`share_of`),
+// and a line in ULFAST_ROW_OPERATORS, which generates its declarations, its place in every CPU level's table and its
+// binding. ULFAST_CUDA_OPERATORS does the same for CUDA. `PatchFilter` is the one to copy.
 #pragma once
 
 #include <stdint.h>
@@ -25,7 +25,7 @@ ULFAST_ENUM(Norm, ULFAST_NORMS)
 // Returned by the functions that read an index: the first position whose value is out of range, or kIndexOk.
 constexpr int64_t kIndexOk = -1;
 
-// How the CPU shares the rows of an operator out to threads.
+// How the CPU distributes the rows of an operator to threads.
 struct Share {
   int64_t rows = 0;
   int64_t work = 0;                // operations of a group
@@ -35,7 +35,7 @@ struct Share {
   int64_t limit = 0;
 };
 
-// clang-format off: a field a line
+// clang-format off: one field per line
 
 #define ULFAST_FIELDS_PROJECT(F)                                                                                        \
   F(const void*, x)         /* (n, d), rows `x_stride` apart */                                                         \
@@ -341,7 +341,7 @@ static inline Share share_of(const PerturbLinear& a) {
 
 // clang-format on
 
-// Operators whose rows are independent of each other: dispatch.cpp needs no line for them.
+// Operators whose rows are independent: dispatch.cpp needs no line for them.
 #define ULFAST_ROW_OPERATORS(F)              \
   F(apply_perturbation, ApplyPerturbation)   \
   F(pgd_step, PgdStep)                       \
@@ -356,14 +356,14 @@ static inline Share share_of(const PerturbLinear& a) {
   F(shift_pixels, ShiftPixels)               \
   F(count_changes, CountChanges)
 
-// Those with a function of their own in dispatch.cpp, and kernels of their own in table.h.
+// Operators with their own function in dispatch.cpp and their own kernels in table.h.
 #define ULFAST_OTHER_OPERATORS(F)                   \
   F(project, Project)                               \
   F(ingest, Ingest)                                 \
   F(softmax_regression_step, SoftmaxRegressionStep) \
   F(class_moments, ClassMoments)
 
-// Those that CUDA has.
+// Operators that CUDA has.
 #define ULFAST_CUDA_OPERATORS(F)                    \
   F(project, Project)                               \
   F(ingest, Ingest)                                 \
@@ -378,8 +378,8 @@ static inline Share share_of(const PerturbLinear& a) {
   F(perturb_convolution, PerturbConvolution)        \
   F(perturb_linear, PerturbLinear)
 
-// What CUDA needs beside: sizes of scratch; whether shared memory takes an operator's arguments, and whether the rows
-// had better come sorted by label (1 or 0). They read no address.
+// Further functions for CUDA: sizes of scratch; whether an operator's arguments fit into shared memory, and whether the
+// rows should be sorted by label (1 or 0). They read no address.
 #define ULFAST_CUDA_SIZES(F)                            \
   F(project_scratch, Project) /* coef */                \
   F(project_sorts, Project)   /* order */               \
@@ -393,7 +393,7 @@ static inline Share share_of(const PerturbLinear& a) {
   F(perturb_ar_fits, PerturbAr)                         \
   F(perturb_linear_fits, PerturbLinear)
 
-// Constants that Python reads: of all builds, and of those with CUDA.
+// Constants that Python reads, of all builds and of those with CUDA.
 #define ULFAST_CONSTANTS(F) F(ingest_width) F(class_moments_block) F(patch_filter_lanes) F(count_changes_block)
 #define ULFAST_CUDA_CONSTANTS(F) F(ingest_width) F(ingest_channels) F(perturb_lsp_latents) F(perturb_convolution_side)
 
@@ -404,11 +404,11 @@ ULFAST_ROW_OPERATORS(ULFAST_DECLARE)
 ULFAST_OTHER_OPERATORS(ULFAST_DECLARE)
 #undef ULFAST_DECLARE
 
-// Floats that the threads of a row operator need, each.
+// Floats that each thread of a row operator needs.
 template <class Arguments> int64_t scratch(const Arguments& a) { return share_of(a).scratch; }
 
-// Asks the system to back fresh memory with large pages, before it is first touched: a result of tens of megabytes
-// otherwise spends more time in page faults than in the kernel. A hint: nothing happens where it is not known.
+// Asks the system to back new memory with large pages before it is first touched: a result of tens of megabytes
+// otherwise costs more time in page faults than in the kernel. This is a hint, which some systems ignore.
 void advise_huge_pages(void* begin, int64_t bytes);
 
 // The instruction levels this build holds, best last, and the one in use ("baseline", "v3", "v4").

@@ -2,8 +2,8 @@
 
     python examples/art_adapter.py [--method ops]
 
-ART hands attacks numpy arrays, (n, H, W, C) or (n, C, H, W), floats in [0, 1], and labels that may be one-hot.
-`UlfastPoison` has the interface of its `PoisoningAttackBlackBox`, and derives from it where ART is installed.
+ART passes attacks numpy arrays, (n, H, W, C) or (n, C, H, W), floats in [0, 1], and labels that may be one-hot.
+`UlfastPoison` has the interface of its `PoisoningAttackBlackBox`, and derives from it if ART is installed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class UlfastPoison(Base):
         self.method, self.parameters = method, parameters
 
     def poison(self, x, y=None, **kwargs):
-        """The poisoned images, of x's shape and dtype, and the labels as they were."""
+        """The poisoned images, with x's shape and dtype, and the unchanged labels."""
         if y is None:
             raise ValueError("an availability attack needs the labels of the images")
         return ulfast.poison_arrays(x, y, self.method, **{**self.parameters, **kwargs}), y

@@ -15,7 +15,7 @@ from ulfast.transforms import Project
 
 
 class Images(torch.utils.data.Dataset):
-    """What everybody writes: an image, transformed, and its label."""
+    """The usual data set: a transformed image and its label."""
 
     def __init__(self, dataset, transforms):
         self.dataset, self.transforms = dataset, transforms

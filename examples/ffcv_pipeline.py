@@ -3,7 +3,7 @@
     tools/ffcv.sh                      # installs FFCV, once
     python examples/ffcv_pipeline.py
 
-`ffcv_project` stands right after `ToTensor`, before any crop or flip, and gives a fresh tensor. `FFCVLoader` does the
+`ffcv_project` comes right after `ToTensor`, before any crop or flip, and returns a new tensor. `FFCVLoader` does the
 same with crop, flip and normalisation in one kernel, and guards what FFCV does not: damaged files, errors in its
 thread, epochs that are left early.
 """

@@ -14,7 +14,7 @@ from ulfast.training import build_model
 
 
 class Recovering(L.LightningModule):
-    """Trains on poisoned images without the directions of a basis. The basis is part of the checkpoint."""
+    """Trains on poisoned images after removing the directions of a basis. The basis is part of the checkpoint."""
 
     def __init__(self, basis, num_classes):
         super().__init__()

@@ -1,8 +1,8 @@
-"""The fused pass in a training script that is built around timm's models and mixup: bytes in, batch out.
+"""The fused pass in a training script built around timm's models and mixup: bytes in, batch out.
 
     pip install timm && python examples/timm_style.py --model resnet18
 
-`MemoryLoader` projects, crops, flips, normalises and casts in one kernel call; the rest is as timm's own script.
+`MemoryLoader` projects, crops, flips, normalises and casts in one kernel call; the rest is as in timm's own script.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Noise that was not made for the projection in patch space, and noise that was made against it.
+"""Noise that the projection in patch space was not made for, and noise made against it.
 
     python experiments/adaptive.py [--only NAME ...] [--attacks none orthogonal-patch] [--limit 10000] [--json FILE]
 
@@ -36,7 +36,7 @@ from ulfast.projection.patches import PATCH, RIDGE, fit_patches
 from ulfast.runtime import environment
 
 SIGNALS, LARGEST_NORM = 3, 50.0  # as in the search of the published generator
-SETS = 10  # coefficient sets that `smooth` picks from
+SETS = 10  # coefficient sets from which `smooth` picks
 BUMPS = 6  # copies of a class's pattern in an image, for `shifted`
 
 
@@ -65,7 +65,7 @@ def stable(k: int, count: int, side: int, generator: torch.Generator) -> Tensor:
 
 
 def added(data: Dataset, noise: Callable[[Tensor], Tensor], name: str) -> Dataset:
-    """`noise` makes (n, H, W, 3) from (n,) labels; scaled to norm 1 an image."""
+    """`noise` makes (n, H, W, 3) from (n,) labels; each image is scaled to norm 1."""
     labels = torch.from_numpy(data.labels)
     delta = noise(labels)
     delta /= delta.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
@@ -88,7 +88,7 @@ def other_windows(data: Dataset, k: int, seed: int) -> Dataset:
 
 
 def visibility(windows: Tensor, data: Dataset) -> Tensor:
-    """(m,): the largest share that noise of (m, 1, 3, 3) windows has of any direction of a photograph's patches."""
+    """(m,): the largest share of noise from (m, 1, 3, 3) windows in any direction of a photograph's patches."""
     gray = torch.from_numpy(data.images[:2000]).float().mean(3, keepdim=True).permute(0, 3, 1, 2) / 255
 
     def covariance(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How well the filters of `cuda` are read off images, and what comes back (docs/research/deconvolution.md).
+"""How well the filters of `cuda` are inferred from images, and the images restored (docs/research/deconvolution.md).
 
     python experiments/deconvolution.py [--data NAME=PATH[:SIDE] ...] [--limit 5000] [--json FILE]
 
@@ -26,7 +26,7 @@ CUT = 4  # pixels of border that are not compared
 
 
 def true_filters(data: ulfast.Dataset, seed: int) -> np.ndarray:
-    """(c, K, K) that sum to one: those that `cuda` draws."""
+    """The kernels that `cuda` draws, (c, K, K), each with sum one."""
     large = min(data.image_shape[:2]) >= 96
     side, blur = (9, 0.06) if large else (3, 0.3)
     u = ops.philox_uniform(seed, ops.philox.STREAM_CUDA, 0, data.num_classes, side * side + 1)
@@ -38,7 +38,7 @@ def true_filters(data: ulfast.Dataset, seed: int) -> np.ndarray:
 
 
 def psnr(images: np.ndarray, clean: np.ndarray, kernel: np.ndarray) -> float:
-    """In decibels, where the filter has moved the images to, each scaled to fit best, without their border."""
+    """PSNR in decibels, with the filter's shift, each image optimally scaled, without its border."""
     middle = len(kernel) // 2
     y, x = (int(i) - middle for i in np.unravel_index(int(kernel.argmax()), kernel.shape))
     want = np.roll(clean, (-y, -x), (1, 2))[:, middle + CUT : -middle - CUT, middle + CUT : -middle - CUT].astype(float)

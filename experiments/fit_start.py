@@ -1,4 +1,4 @@
-"""The grid fit-start as a picture: what the start and the length of the linear fit decide (docs/research/fit.md).
+"""The grid fit-start as a picture: the effect of the start and length of the linear fit (docs/research/fit.md).
 
     ulfast reproduce fit-start --out runs/fit-start
     python experiments/fit_start.py runs/fit-start docs/images/fit-start.png
@@ -30,7 +30,7 @@ STYLE = {"zero": ("#1b6ca8", "o", "from zero"), "torch": ("#c8553d", "s", "from 
 
 
 def case(clean: ulfast.Dataset, poison: str, seed: int) -> tuple[ulfast.Dataset, tuple[Tensor, Tensor], int]:
-    """The poisoned images, their perturbations (n, d) and what their class means differ by (c, d), the seed."""
+    """The poisoned images, their perturbations (n, d), the differences of their class means (c, d), and the seed."""
     poisoned = ulfast.poison(clean, poison, seed=seed)
     means = moments(poisoned, second=False).means.float()
     return poisoned, (perturbation(clean, poisoned).flatten(1), means - means.mean(0)), seed
@@ -39,7 +39,7 @@ def case(clean: ulfast.Dataset, poison: str, seed: int) -> tuple[ulfast.Dataset,
 def shares(
     poisoned: ulfast.Dataset, parts: tuple[Tensor, Tensor], seed: int, init: str, steps: int
 ) -> tuple[float, float, float]:
-    """Of the energy of each of the `parts`, what lies in the basis; of the weights', what their start had."""
+    """The share of the energy of each of the `parts` in the basis, and of the weights' energy due to their start."""
     basis = ulfast.fit_basis(poisoned, init=init, steps=steps, seed=seed)
     assert basis.weights is not None
     # PyTorch draws rows whose squares sum to a third.

@@ -1,4 +1,4 @@
-"""The picture of README.md: what a poison adds to images and costs a network, by the kept result of the demo.
+"""The picture of README.md: what a poison adds to images and costs a network, from the saved result of the demo.
 
 python experiments/front.py docs/images/front.png
 """

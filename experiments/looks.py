@@ -1,4 +1,4 @@
-"""How long looking at a data set of photographs takes: `data info`, and `diagnose` at 64 px, beside decoding alone.
+"""The time to examine a data set of photographs: `data info`, and `diagnose` at 64 px, compared with decoding alone.
 
     python experiments/looks.py DATA [--base FOLDER] [--repeats 3] [--json FILE]
 

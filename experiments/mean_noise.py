@@ -1,4 +1,4 @@
-"""What noise along the class means leaves of the classes to a linear model, and how images look with it.
+"""How well a linear model finds the classes under noise along the class means, and how images look with it.
 
     python experiments/mean_noise.py docs/images/mean-noise.png
 
@@ -25,7 +25,7 @@ STEPS, BATCH, RATE = 600, 256, 0.02
 
 
 def held_out_accuracy(x: Tensor, y: Tensor, noise: Tensor | None, seed: int = 0) -> float:
-    """Of softmax regression with bias, fitted to four fifths of the rows x (n, d), on the others."""
+    """Accuracy of softmax regression with bias, fitted to four fifths of the rows x (n, d), on the others."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Linear(x.shape[1], int(y.max()) + 1)
     nn.init.zeros_(model.weight)

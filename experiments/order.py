@@ -37,7 +37,7 @@ def patch(data: Dataset) -> nn.Module:
 
 
 def orders(data: Dataset, after: Callable[[nn.Module], Dataset]) -> dict[str, nn.Module]:
-    """`after` gives the images that a projection leaves, for the second one to be fitted to."""
+    """`after` returns the images after one projection, to which the second is fitted."""
     first, second = pixel(data), patch(data)
     return {
         "neither": nn.Identity(),

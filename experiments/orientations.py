@@ -1,8 +1,8 @@
-"""A data set of photographs with more classes: every class in two or four orientations, each a class of its own.
+"""A data set of photographs with more classes: every class in two or four orientations, each a separate class.
 
     python experiments/orientations.py FOLDER [--turns 4] [--data cifar10] [--limit 10000]
 
-Which image is turned how is drawn from the seed; test images are turned as well. With four, a mirrored image of one
+The orientation of each image is drawn from the seed; test images are turned as well. With four, a mirrored image of one
 class looks like one of another: train without flips.
 """
 

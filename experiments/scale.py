@@ -1,4 +1,4 @@
-"""How long the whole path takes past this machine: bytes, flops and seconds for ImageNet-1k and for 14 million images.
+"""The cost of the whole path beyond this machine: bytes, flops and seconds for ImageNet-1k and 14 million images.
 
     python experiments/scale.py [--measured benchmarks/results/imagenet-2cores.json]
 
@@ -63,7 +63,7 @@ def stages(n: int, classes: int, gpus: int, x: dict[str, Input]) -> list[dict]:
     read = n * v["jpeg_bytes"] / (nodes * v["disk"])
     decode = n / (cores * v["decode"])
     weights = classes * D * 4
-    # A ring moves twice the weights through every link; one GPU has nobody to talk to.
+    # A ring moves twice the weights through every link; a single GPU communicates nothing.
     exchange = 0.0 if gpus == 1 else 2 * weights / (v["link"] if nodes == 1 else v["network"])
     steps = FIT_TOTAL / FIT_BATCH
     fit_flops = FIT_TOTAL * 2 * 2 * classes * D

@@ -3,7 +3,7 @@
 
     python experiments/separability.py [--data cifar10] [--images 10000] [--of clean lsp ar ...] [--json FILE]
 
-Each result goes into FILE when it is there; what FILE has already is not computed again.
+Each result is written to FILE when it is ready; results already in FILE are not computed again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all tests share: small data made here, no network, a fork, and which tests are slow and which run together."""
+"""Shared by all tests: small data made here, no network, a fork, and which tests are slow or run together."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def one_line():
 
 @pytest.fixture(scope="session", autouse=True)
 def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or fills the user's cache. What is downloaded by a test goes to a folder of its own."""
+    """Keeps tests away from the user's cache: their downloads go to a separate folder."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ULFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -83,7 +83,7 @@ def forked():
     return run
 
 
-# Files whose tests take long and share nothing that takes long to make: each runs wherever there is room.
+# Files whose tests take long and share no expensive fixtures: each test runs wherever there is room.
 SPREAD = {
     "analysis/test_diagnosis.py",
     "attacks/test_bases.py",
@@ -99,8 +99,9 @@ SPREAD = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """The tests of a file run in one process, which makes what they share once; those of SPREAD anywhere. (By files
-    and not by `xdist_group`, which xdist 3.8 does not see with pytest 9.2.)"""
+    """The tests of a file run in one process, which makes their fixtures once; those in SPREAD run anywhere. (By file
+    rather than `xdist_group`, which xdist 3.8 does not see with pytest 9.2.)
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Files(LoadScopeScheduling):
@@ -111,11 +112,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return Files(config, log) if config.getvalue("dist") == "load" else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before what `-m` leaves out is left out
+@pytest.hookimpl(tryfirst=True)  # before `-m` deselects tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked `pairs` the quick run takes so many cases that every two values of two parameters meet; the
+    """For a test marked `pairs` the quick run takes enough cases that all pairs of values of two parameters occur; the
     other cases of the product are slow. Parameters named in the mark count as one: `pairs("level", "dtype")` has every
-    level and dtype meet every value of every other parameter."""
+    level and dtype occur with every value of every other parameter."""
     marked = [item for item in items if isinstance(item, pytest.Function) and item.get_closest_marker("pairs")]
     for _, group in itertools.groupby(marked, lambda item: (item.path, item.originalname)):
         cases = list(group)
@@ -126,7 +127,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def axes(case: pytest.Function) -> list[object]:
-    """A case's value of each parameter, those that count as one together."""
+    """A case's value of each parameter; parameters that count as one are grouped."""
     mark = case.get_closest_marker("pairs")
     assert mark is not None
     at = {name: str(value) for name, value in case.callspec.params.items()}
@@ -135,7 +136,7 @@ def axes(case: pytest.Function) -> list[object]:
 
 
 def covering(cases: list[list[object]]) -> set[int]:
-    """Places of cases in which every pair of values occurs that occurs in any: always the next with most new pairs."""
+    """Indices of cases that cover every pair of values that occurs, chosen greedily by the most new pairs."""
     pairs = [set(itertools.combinations(enumerate(case), 2)) for case in cases]
     left, chosen = set().union(*pairs), set()
     while left:

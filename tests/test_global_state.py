@@ -1,4 +1,4 @@
-"""The caller's global state does not reach the kernels: every operator, loader, fit and poison under odd ones."""
+"""The caller's global state does not reach the kernels: every operator, loader, fit and poison in odd states."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ STATES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "inference_mode": torch.inference_mode,
     "no_grad": torch.no_grad,
     "high": lambda: precision("high"),
-    "medium": lambda: precision("medium"),  # the one that a CPU with products of bfloat16 heeds
+    "medium": lambda: precision("medium"),  # the one respected by CPUs with bfloat16 products
     "deterministic": lambda: setting(  # fills fresh memory with NaN
         torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
     ),
@@ -77,7 +77,7 @@ STATES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "all of them": everything,
 }
 EACH = pytest.mark.parametrize("odd", STATES)
-# The quick tests take all of them at once, which fails where any one fails; the slow ones say which.
+# The quick tests set all of them at once and fail if any one fails; the slow tests tell which.
 ONCE = pytest.mark.parametrize(
     "odd", [name if name == "all of them" else pytest.param(name, marks=pytest.mark.slow) for name in STATES]
 )
@@ -104,7 +104,7 @@ def flat(value: Any) -> list[Tensor]:
 
 
 def same(run: Callable[[], Any], odd: str, want: Any = None) -> None:
-    """What `run` gives in the odd state is what it gives in the usual one, and the state is as it was before."""
+    """The result of `run` in the odd state is that in the usual state, and the state is then unchanged."""
     want = flat(run() if want is None else want)
     with STATES[odd]():
         before = facts()
@@ -399,7 +399,7 @@ def twin(name: str, *given: Any) -> Tensor:
 
 
 def test_twins_take_numbers_out_of_range_as_the_cuda_kernels_do():
-    """On a GPU indexing with them ends in an assertion of the device, and -1 was the last row."""
+    """On a GPU, indexing with them triggers a device assertion, and -1 was the last row."""
     bases, delta = ROWS[:4, :48].reshape(2, 2, 48).contiguous(), torch.full((2, 4, 4, 3), 0.1)
     rest = (torch.ones(3), torch.ones(3), torch.float32)
     shift = torch.full((6, 2), 2, dtype=torch.int32)

@@ -1,5 +1,5 @@
-"""The pages of the site that are made when it is built (a hook of MkDocs): the command line, the Python API, the
-operators, the parameters of poisons and attacks, and the files of the repository's root that belong to the site."""
+"""The pages that are generated when the site is built (a MkDocs hook): the command line, the Python API, the operators,
+the parameters of poisons and attacks, and the files of the repository's root that belong to the site."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def cell(text: object) -> str:
-    """Text for a cell of a table. Its code is HTML's: there a bar may stand as an entity."""
+    """Text for a table cell. Code is written as HTML, where a bar can be an entity."""
     escaped = html.escape(str(text), quote=False).replace("|", "&#124;")
     return re.sub("`([^`]+)`", r"<code>\1</code>", escaped)
 
 
 def command_line() -> str:
-    """Every verb: what it does, examples, options."""
+    """Every verb: its purpose, examples, options."""
     from ulfast.cli.main import VERBS, group
 
     root = click.Context(group, info_name="ulfast")
@@ -169,7 +169,7 @@ def attacks() -> str:
 
 
 def copied(name: str) -> Callable[[], str]:
-    """A file of the root, its links to pages turned."""
+    """A file of the root, with its links to pages rewritten."""
     return lambda: re.sub(r"\]\(docs/", "](../", (ROOT / name).read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Makes the embedded sample again from the full CIFAR-10: the first 500 training and 100 test images of each class.
+"""Rebuilds the embedded sample from the full CIFAR-10: the first 500 training and 100 test images of each class.
 
     python tools/make_sample.py [--data cifar10]
 
@@ -29,7 +29,7 @@ def first_of_each_class(dataset: Dataset, count: int) -> np.ndarray:
 
 
 def mosaic(images: np.ndarray, columns: int) -> np.ndarray:
-    """(n, H, W, C) to one picture, images in reading order."""
+    """Tiles (n, H, W, C) to one picture, in reading order."""
     n, height, width, channels = images.shape
     grid = images.reshape(n // columns, columns, height, width, channels)
     return grid.transpose(0, 2, 1, 3, 4).reshape(n // columns * height, columns * width, channels)

@@ -3,7 +3,7 @@
     python tools/results.py                     every table whose file is there
     python tools/results.py --keep FOLDER ...   first copies the results of `ulfast reproduce` and `ulfast attack`
 
-A table stands between `<!-- table: KIND NAME [what=a,b ...] -->` and `<!-- /table -->`. Where its file is missing, what
+A table is between `<!-- table: KIND NAME [what=a,b ...] -->` and `<!-- /table -->`. Where its file is missing, what
 stands there stays: a table of an earlier commit whose file was not kept, which says so. `--keep` names the copy after
 the grid (benchmarks/results/grids/GRID.json) or after the run's folder (benchmarks/results/attacks/FOLDER.json).
 """
@@ -23,12 +23,12 @@ BLOCK = re.compile(r"(<!-- table: (\S+) (\S+)((?: \w+=[^ ]+)*) -->\n).*?(<!-- /t
 
 
 def pages() -> list[Path]:
-    """Where tables may stand."""
+    """The files that may hold tables."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def rendered(text: str, results: Path = RESULTS) -> str:
-    """A page with every table made anew whose file is in `results`."""
+    """A page with every table regenerated whose file is in `results`."""
 
     def table(found: re.Match[str]) -> str:
         start, kind, name, options, end = found.groups()
@@ -49,7 +49,7 @@ def rows(head: list[str], body: Iterable[list[str]]) -> list[str]:
 
 
 def machine(about: dict[str, Any]) -> str:
-    """What a result was made with, in a few words."""
+    """The environment of a result, in a few words."""
     where = about.get("gpu") or f"{about['cpu']} ({about['cpu_level']}), {about['threads']} threads"
     commit = f", commit {about['commit']}" if about.get("commit") else ""
     return f"{where}, torch {about['torch']}, ulfast {about['ulfast']}{commit}"

@@ -71,7 +71,7 @@ def _public(name: str) -> Any:
     return value
 
 
-if not TYPE_CHECKING:  # a type checker that saw it would take any name for public
+if not TYPE_CHECKING:  # a type checker that saw it would accept any name
     __getattr__ = _public
 
 

@@ -1,4 +1,4 @@
-"""Where ulfast keeps what it can get again."""
+"""The folder where ulfast keeps what it can fetch again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """The argument, else ULFAST_CACHE, else `ulfast` in XDG_CACHE_HOME or ~/.cache."""
+    """The argument, otherwise ULFAST_CACHE, otherwise `ulfast` in XDG_CACHE_HOME or ~/.cache."""
     if cache is not None:
         return Path(cache)
     if os.environ.get("ULFAST_CACHE"):

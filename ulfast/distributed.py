@@ -1,8 +1,8 @@
-"""One piece of work by several processes, on torch's process groups and its elastic launcher.
+"""Running one job in several processes, with torch's process groups and its elastic launcher.
 
 Every process runs the same program on its own share of each batch or of the images; the first one writes and prints.
-The helpers do nothing where there is one process, and they act inside of `joined` only: a program of yours that has a
-process group of its own and calls ulfast in one of its processes is not drawn into collective calls.
+The helpers do nothing if there is only one process, and they act only inside `joined`: a program of yours that has its
+own process group and calls ulfast in one of its processes is not drawn into collective calls.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from .runtime.reading import said
 T = TypeVar("T")
 
 # Seconds that a process waits in a sum or a broadcast; ULFAST_RANK_WAIT sets another number. It must cover what one
-# process does alone (a picture, a checksum of all), so a process that is stuck in its own work ends the job only then;
-# one that died is noticed at once, and one that gives no sign of life by `_Watch`.
+# process does alone (a picture, a checksum of all images), so a process that is stuck in its own work ends the job only
+# then. One that died is noticed at once; `_Watch` finds one that gives no sign of life.
 PATIENCE = 1800.0
-# Seconds without a sign of life after which a process counts as lost, and in which all must have come;
+# Seconds without a sign of life after which a process counts as lost, and within which all must join;
 # ULFAST_RANK_TIMEOUT sets another number.
 SILENCE = 60.0
-# Seconds that processes have to end after one of them failed, before they are killed.
+# Seconds that processes have to end after one of them failed; then they are killed.
 SHUTDOWN = 5
 
 _RANK, _SIZE = 0, 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Number of this process, counted from 0."""
     return _RANK
 
 
@@ -63,20 +63,20 @@ def is_main() -> bool:
 
 
 def restarted() -> bool:
-    """Whether the launcher has started this process again, after one of the processes had died."""
+    """Whether the launcher restarted this process after one of the processes died."""
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     return count.isdecimal() and int(count) > 0
 
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[None]:
-    """Joins the processes that torchrun started, for as long as the block lasts; nothing with one process.
+    """Joins the processes that torchrun started for the duration of the block; does nothing with one process.
 
-    NCCL for tensors on GPUs, one GPU a process, and gloo for those on CPUs. Where the program has joined them already,
-    its process group is used and left alone. CPU threads are shared among the processes of a machine.
+    NCCL serves tensors on GPUs, with one GPU per process, and gloo those on CPUs. If the program has already joined the
+    processes, its process group is used and left alone. The processes of a machine share its CPU threads.
 
     Raises:
-        InputError: more processes than GPUs, or one GPU for all of them.
+        InputError: there are more processes than GPUs, or `device` names one GPU for all of them.
     """
     global _RANK, _SIZE
     ours = not dist.is_initialized()
@@ -101,12 +101,12 @@ def joined(device: str = "auto") -> Iterator[None]:
             dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=waits)
         except (RuntimeError, ValueError) as error:
             raise WorkerError(f"process {number} of {count} could not join the others ({said(error)})") from error
-        if "ULFAST_LAUNCHED" not in os.environ:  # torchrun gives each one thread
+        if "ULFAST_LAUNCHED" not in os.environ:  # torchrun gives each process one thread
             torch.set_num_threads(cores())
     _RANK, _SIZE = dist.get_rank(), dist.get_world_size()
     try:
         yield
-        # Nobody leaves before the last has arrived. After an error the others may wait for this process; it ends
+        # No process leaves before the last has arrived. After an error the others may wait for this process; it ends
         # without them, and the launcher ends them.
         wait()
         if ours:
@@ -123,7 +123,7 @@ def joined(device: str = "auto") -> Iterator[None]:
             " sets another time)"
         ) from error
     finally:
-        if ours:  # after an error too: the caller may go on alone
+        if ours:  # after an error too: the caller may continue alone
             watch.end()
         _RANK, _SIZE = 0, 1
 
@@ -132,7 +132,7 @@ def _seconds(variable: str, default: float) -> float:
     """What an environment variable sets.
 
     Raises:
-        InputError: it is no number of seconds.
+        InputError: it is not a number of seconds.
     """
     text = os.environ.get(variable, str(default))
     with contextlib.suppress(ValueError):
@@ -142,18 +142,18 @@ def _seconds(variable: str, default: float) -> float:
 
 
 def _met(silence: float) -> tuple[dist.Store, int, int]:
-    """The store at which all processes meet, this one's number, and how many there are.
+    """The store through which all processes meet, the number of this one, and their count.
 
     Raises:
-        InputError: the port is in use, or not all came in time.
+        InputError: the port is in use, or not all processes joined in time.
     """
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     count = launched_size()
-    # Twice as long as for a sign of life: they import torch first, and not all from the same disk.
+    # Twice the time of a sign of life: processes import torch first, and not all from the same disk.
     patience = timedelta(seconds=2 * silence)
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=patience))
-        # The launcher's store outlives a restart, and with it the addresses of processes that are gone.
+        # The launcher's store outlives a restart, and so do the addresses in it of processes that are gone.
         store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         store.set(f"here/{number}", "1")
         store.wait([f"here/{other}" for other in range(count)], patience)
@@ -162,18 +162,18 @@ def _met(silence: float) -> tuple[dist.Store, int, int]:
         if "EADDRINUSE" in text or "address already in use" in text.lower():
             raise InputError(f"port {port} is in use on this machine: set another MASTER_PORT for all") from error
         raise InputError(
-            f"not all of {count} processes came to {address}:{port} within {patience.seconds} s: start them all,"
+            f"not all of {count} processes joined at {address}:{port} within {patience.seconds} s: start them all,"
             " check MASTER_ADDR and MASTER_PORT, or set ULFAST_RANK_TIMEOUT"
         ) from error
     return store, number, count
 
 
 class _Watch:
-    """Ends this process when another one has given no sign of life for some seconds: stopped, or its machine lost.
+    """Ends this process when another has given no sign of life for some seconds: it was stopped, or its machine is
+    lost.
 
-    A thread notes its sign in the store of the rendezvous, over a connection of its own. The first process looks for
-    the others', the
-    others for the first one's: when the first ends, all do.
+    A thread writes its own sign of life to the rendezvous store over a separate connection. The first process watches
+    the others, and the others watch the first: when the first ends, all do.
     """
 
     def __init__(self, number: int, count: int, silence: float) -> None:
@@ -181,13 +181,13 @@ class _Watch:
         self._every = min(5.0, silence / 8)
         self._name = f"life/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._seen = {other: (b"", time.monotonic()) for other in (range(1, count) if number == 0 else range(1))}
-        # Two, as a call to a store whose process is stopped does not return.
+        # Two threads, as a call to a store whose process is stopped does not return.
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._signs, self._judge)]
         for thread in self._threads:
             thread.start()
 
     def end(self) -> None:
-        """Nobody is watched any more."""
+        """Stops watching."""
         self._stop.set()
         for thread in self._threads:
             thread.join(1 + self._every)
@@ -197,7 +197,7 @@ class _Watch:
         beat = 0
         while not self._stop.wait(self._every):
             beat += 1
-            with contextlib.suppress(RuntimeError, ValueError, OSError):  # of a store that is gone
+            with contextlib.suppress(RuntimeError, ValueError, OSError):  # the store is gone
                 store = store or self._connected()
                 store.set(f"{self._name}/{self._number}", str(beat))
                 for other, (before, _) in list(self._seen.items()):
@@ -228,10 +228,10 @@ class _Watch:
 
 
 def check_same(facts: dict[str, Any]) -> None:
-    """Raises InputError where the processes are not about to do the same: the versions, the settings, the data.
+    """Raises InputError if the processes differ in what they are about to do: in versions, settings or data.
 
     Args:
-        facts: what must be equal, by the words for it; compared by their `repr`.
+        facts: values that must be equal, keyed by their names for the error; compared by `repr`.
     """
     if _SIZE == 1:
         return
@@ -251,20 +251,20 @@ def _short(text: str) -> str:
 
 
 def share(n: int, rank: int | None = None, size: int | None = None) -> tuple[int, int]:
-    """[begin, stop) of this process's part of n things: parts differ by one at most, and follow each other."""
+    """[begin, stop) of this process's share of n items: shares are consecutive and differ in size by one at most."""
     rank, size = _RANK if rank is None else rank, size or _SIZE
     return n * rank // size, n * (rank + 1) // size
 
 
 def sum_(tensor: Tensor) -> Tensor:
-    """Adds up a tensor over the processes, in place; the same bytes in each of them."""
+    """Sums a tensor over the processes, in place; every process gets the same bytes."""
     if _SIZE > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def same(tensor: Tensor) -> Tensor:
-    """The first process's tensor, in place of everybody's own of the same shape."""
+    """Overwrites each process's tensor with that of the first process, which has the same shape."""
     if _SIZE > 1:
         tensor = tensor.contiguous()
         dist.broadcast(tensor, 0)
@@ -272,7 +272,7 @@ def same(tensor: Tensor) -> Tensor:
 
 
 def agreed(value: T) -> T:
-    """The first process's value, for all: what it found on the disk, for example. Must be picklable."""
+    """Gives all processes the first one's value, such as what it found on the disk. It must be picklable."""
     if _SIZE == 1:
         return value
     box = [value]
@@ -281,7 +281,7 @@ def agreed(value: T) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """Everybody's value, by rank."""
+    """The values of all processes, by rank."""
     if _SIZE == 1:
         return [value]
     box: list[Any] = [None] * _SIZE
@@ -290,24 +290,24 @@ def gathered(value: T) -> list[T]:
 
 
 def first_here() -> int:
-    """The first process on this process's machine. Every process must ask."""
+    """The rank of the first process on this machine. Every process must call it."""
     names = gathered(_machine())
     return names.index(names[_RANK])
 
 
 def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id")  # host names may repeat
+    boot = Path("/proc/sys/kernel/random/boot_id")  # host names need not be unique
     return platform.node() + (boot.read_text() if boot.is_file() else "")
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Waits until every process has arrived."""
     sum_(torch.zeros(1))
 
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The block runs in the first process, then in the others: what the first downloads, the others find."""
+    """Runs the block in the first process, then in the others, which find what the first downloaded."""
     if not is_main():
         wait()
     yield
@@ -316,23 +316,23 @@ def main_first() -> Iterator[None]:
 
 
 def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0, hint: str = "") -> None:
-    """Runs ``ulfast ARGUMENTS`` in several processes of this machine, by torch's elastic launcher, until all are done.
+    """Runs ``ulfast ARGUMENTS`` in several processes on this machine with torch's elastic launcher until all are done.
 
-    When one of them fails or is killed the others are ended. Up to `max_restarts` times all are started again then, and
+    If one of them fails or is killed, the others are ended. All are then restarted, up to `max_restarts` times, and
     resume from the last checkpoint.
 
     Args:
-        hint: how the user resumes what was interrupted, "" where nothing of it is kept.
+        hint: how the user resumes an interrupted run, "" if nothing of it is kept.
 
     Raises:
-        InputError: what a process said of wrong input.
-        WorkerError: a process died or failed, and no restart was left. One line that names it.
+        InputError: a process reported wrong input.
+        WorkerError: a process died or failed, and no restart was left. The one-line message names it.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.CRITICAL)  # of the launcher, for our one line
+    logging.disable(logging.CRITICAL)  # silences the launcher in favour of our one line
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     os.environ["ULFAST_LAUNCHED"] = "1"
     logs = temporary_folder()
@@ -347,7 +347,7 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0, hint
         max_restarts=max_restarts,
         monitor_interval=0.1,
         shutdown_timeout=SHUTDOWN,
-        logs_specs=DefaultLogsSpecs(log_dir=str(logs)),  # errors too; torch would leave a folder of its own behind
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs)),  # errors too; otherwise torch would leave a folder behind
     )
     try:
         elastic_launch(config, sys.executable)("-m", "ulfast", *arguments)
@@ -364,8 +364,9 @@ def launch(processes: int, arguments: Sequence[str], max_restarts: int = 0, hint
 
 
 def _reason(failures: dict[int, Any], processes: int, hint: str) -> Exception:
-    """The first cause: a process that was killed, then one that said why, then one that lost the others, then those
-    that the launcher ended."""
+    """The most telling failure: first a process that was killed, then one that gave a reason, then one that lost the
+    others, then those that the launcher ended.
+    """
 
     def weight(item: tuple[int, Any]) -> tuple[int, int]:
         failure = item[1]
@@ -385,7 +386,7 @@ def _reason(failures: dict[int, Any], processes: int, hint: str) -> Exception:
 
 
 def tell_launcher(line: str, error: BaseException) -> bool:
-    """Leaves the line where the launcher looks for it; False where there is none that prints it."""
+    """Stores the line where the launcher looks for it; False if there is no launcher to print it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is None:
         return False

@@ -6,11 +6,11 @@ The command line turns an `InputError` into one line and exit code 2; anything e
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The message says what, where, and what to do, in one line."""
+    """The user's input cannot be used. The one-line message says what is wrong, where, and what to do."""
 
 
 class MissingSplit(InputError):
-    """The data set is there and does not have the images that were asked for: no test images, most often."""
+    """The data set exists but lacks the requested images, most often the test images."""
 
 
 class ExtensionError(ImportError):
@@ -18,4 +18,4 @@ class ExtensionError(ImportError):
 
 
 class WorkerError(RuntimeError):
-    """One of several processes died or failed. The message names it, in one line."""
+    """One of several processes died or failed. The one-line message names it."""

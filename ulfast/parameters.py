@@ -1,4 +1,4 @@
-"""Poisons and attacks are frozen dataclasses; their fields are the parameters that users may set."""
+"""Parameters of poisons and attacks: these are frozen dataclasses whose fields users may set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def parameter(default: T, help: str, *, at_least: float | None = None, choices: tuple[str, ...] | None = None) -> T:
-    """A field that the command line shows, with its help text, lower bound and allowed words."""
+    """A field that the command line shows, with help text, lower bound and allowed words."""
     return field(default=default, metadata={"help": help, "at_least": at_least, "choices": choices})
 
 
@@ -31,7 +31,7 @@ def with_parameters(method: T, name: str, given: dict[str, Any]) -> T:
     """A poison or attack with some parameters replaced.
 
     Raises:
-        InputError: a parameter that the method does not have, or a value out of bounds.
+        InputError: the method has no such parameter, or a value is out of bounds.
     """
     fields = {f.name: f for f in dataclasses.fields(method)}  # type: ignore[arg-type]
     given = dict(given)
@@ -45,7 +45,7 @@ def with_parameters(method: T, name: str, given: dict[str, Any]) -> T:
         bound = (key == "eps" or key.endswith("_eps")) and norm == "linf" and _of_pixels(fields, key)
         if bound and isinstance(value, (int, float)) and value > 1:
             raise InputError(
-                f"{name}: {key} {value:g} is more than all of [0, 1]: for {value:g} levels of 255 give {value:g}/255"
+                f"{name}: {key} {value:g} is more than the range [0, 1]: for {value:g} levels of 255 give {value:g}/255"
             )
         if choices and value not in choices:
             raise InputError(f"{name}: {key} must be one of {', '.join(choices)}, got {value!r}")
@@ -55,17 +55,17 @@ def with_parameters(method: T, name: str, given: dict[str, Any]) -> T:
 
 
 def _of_pixels(fields: dict[str, Any], key: str) -> bool:
-    """Whether a bound is one of pixels in [0, 1], and not the length of a whole image's noise."""
+    """Whether a bound is on pixels in [0, 1] rather than on the norm of a whole image's noise."""
     if any(name.endswith("norm") for name in fields):
         return True
     return "bound, pixels in [0, 1]" in fields[key].metadata.get("help", "")
 
 
 def _typed(name: str, key: str, value: Any, kind: str) -> Any:
-    """The value, if it is of its field's kind. Whole numbers pass for floats, fractions such as 8/255 too.
+    """The value, if its type fits the field. Integers and fractions such as 8/255 are accepted as floats.
 
     Raises:
-        InputError: a word for a number, a number that is not finite, and the like.
+        InputError: the value is a word instead of a number, a number that is not finite, or the like.
     """
     kinds = {part.strip() for part in kind.split("|")}
     if value is None or not kinds & {"int", "float", "bool", "str"}:

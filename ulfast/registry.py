@@ -1,4 +1,4 @@
-"""Looking names up in a registry: aliases, any case, and the nearest name for a message."""
+"""Looking up names in a registry: aliases, any case, and the nearest name for a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transforms for other people's input pipelines; torchvision is not needed."""
+"""Transforms for other input pipelines; torchvision is not needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .projection.layer import OrthogonalProjection
 class Project:
     """Removes a basis from an image or a batch, as a callable for a `torchvision.transforms`-style compose.
 
-    Put it where pixels are still unshifted and in [0, 1]: after `ToTensor`, before crops, flips and `Normalize`.
+    Place it where pixels are still unshifted and in [0, 1]: after `ToTensor`, before crops, flips and `Normalize`.
 
     Args:
         basis: a `Basis`, or a (k, d) float tensor in NHWC pixel order: orthonormal rows, or `partial_rows`.
@@ -23,7 +23,7 @@ class Project:
         Returns a float tensor (C, H, W) or (n, C, H, W).
 
     Raises:
-        ValueError: rows that are not orthogonal, or images of another shape than those of a `Basis`.
+        ValueError: the rows are not orthogonal, or the images do not have the shape of those of the `Basis`.
     """
 
     def __init__(self, basis: Basis | Tensor) -> None:

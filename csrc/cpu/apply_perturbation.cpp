@@ -2,7 +2,7 @@
 //
 // apply_perturbation: clamp(images + 255 * delta[index]) to uint8. Bytes: n d (1 + 4 + 1); bound by memory.
 //
-// Compiled without contraction, so that every level rounds alike.
+// Compiled without contraction, so that all levels round identically.
 #include "pixels.h"
 #include "table.h"
 

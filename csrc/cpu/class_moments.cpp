@@ -1,9 +1,10 @@
 // flags: -ffp-contract=fast
 //
-// class_moments: sums and sums of squares of every value over the images of each class, exact whole numbers.
+// class_moments: sums and sums of squares of every value over the images of each class, exact, in integers.
 //
 // Bytes: n d, read once. Flops: 3 n d. The accumulators of a block of features stay in the first-level cache while the
-// images of a class go by; a float holds 256 squares of a byte exactly, then they are added to the 64-bit result.
+// images of a class are read; a float holds the sum of 256 squared bytes exactly, which is then added to the 64-bit
+// result.
 #include "simd.h"
 #include "table.h"
 
@@ -14,7 +15,7 @@ namespace {
 
 constexpr int64_t kExact = 256;  // rows: 256 * 255^2 < 2^24
 
-// R rows at a time: the accumulators are read and written once for all of them.
+// R rows at a time: the accumulators are read and written only once for all of them.
 template <int R> void add(const uint8_t* const* x, int64_t first, float* sum, float* square, int64_t d) {
   constexpr int n = Vec<float>::size;
   int64_t i = 0;

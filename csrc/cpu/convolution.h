@@ -1,9 +1,9 @@
-// Rows of an image convolved with a filter: what perturb_convolution and filter_images share. Files that include this
-// are compiled without contraction, so that the taps are added alike on every level.
+// Rows of an image convolved with a filter, shared by perturb_convolution and filter_images. Files that include this
+// are compiled without contraction, so that the taps are added identically on every level.
 //
 // In NHWC order a shift by one pixel is a shift by c values, so a row of the result is side^2 shifted rows of the
-// bordered image, each times one weight. Most of those loads straddle two cache lines, so three or four rows go
-// together and share them.
+// bordered image, each times one weight. Most of those loads straddle two cache lines, so three or four rows are
+// computed together and share them.
 #pragma once
 
 #include "simd.h"
@@ -15,11 +15,11 @@ namespace {
 
 constexpr int kN = Vec<float>::size;
 
-// Rows of the result at a time, each loaded vector then serves that many, and vectors of each: as the registers allow.
+// Rows of the result at a time (each loaded vector serves that many) and vectors of each: as the registers allow.
 constexpr int kTall = kRegisters == 32 ? 4 : 3, kVectors = kRegisters == 32 ? 4 : 3;
 
-// What one line of the bordered image adds to the rows [first, last] of a tile: known when inlined, so that nothing is
-// asked for each tap.
+// The contribution of one line of the bordered image to the rows [first, last] of a tile; the bounds are constants
+// after inlining, so there is no branch per tap.
 template <int R, int U> ULFAST_INLINE void line_taps(const float* in, const float* weights, int64_t side,
                                                      int64_t stride, int64_t c, int64_t line, int64_t i, int first,
                                                      int last, vecf (*acc)[U]) {
@@ -39,7 +39,7 @@ template <int R, int U> ULFAST_INLINE void line_taps(const float* in, const floa
 template <int R, int U> ULFAST_INLINE void tile(const float* in, const float* weights, int64_t side, int64_t stride,
                                                 int64_t c, int64_t m, int64_t i, float* out, vecf* top) {
   vecf acc[R][U] = {};
-  // Only the lines in the middle serve every row of the tile; the others stop at, or begin with, a row of their own.
+  // Only the middle lines serve every row of the tile; the others stop at, or begin with, a certain row.
   for (int last = 0; last < R - 1; ++last) line_taps<R, U>(in, weights, side, stride, c, last, i, 0, last, acc);
   for (int64_t line = R - 1; line < side; ++line) line_taps<R, U>(in, weights, side, stride, c, line, i, 0, R - 1, acc);
   for (int first = 1; first < R; ++first)
@@ -72,8 +72,8 @@ float rows(const float* in, const float* weights, int64_t side, int64_t stride, 
   return most;
 }
 
-// As many rows of the result at a time as there can be: a tall tile needs a filter that reaches over all of its rows.
-// `in` is the bordered image, `stride` values a row; returns the largest value, or zero.
+// As many rows of the result at a time as possible: a tall tile needs a filter that reaches over all of its rows. `in`
+// is the bordered image, `stride` values a row; returns the largest value, or zero.
 ULFAST_INLINE float convolve(const float* in, const float* weights, int64_t side, int64_t stride, int64_t c, int64_t h,
                              int64_t m, float* out) {
   float most = 0;

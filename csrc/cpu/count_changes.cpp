@@ -3,8 +3,8 @@
 // count_changes: how an image differs from another, in whole numbers. Bytes: 2 n d; a few operations on bytes per
 // value.
 //
-// Values go in blocks of a fixed length, a multiple of the channels, through loops that the compiler turns into vectors
-// of bytes. A last, shorter block is filled up with values that do not differ.
+// Values are processed in blocks of a fixed length, a multiple of the channels, in loops that the compiler vectorises.
+// A last, shorter block is padded with values that do not differ.
 #include "simd.h"
 #include "table.h"
 
@@ -25,7 +25,7 @@ ULFAST_INLINE void count(const uint8_t* a, const uint8_t* b, const uint8_t* firs
   for (int i = 0; i < kBlock; ++i) size[i] = a[i] > b[i] ? a[i] - b[i] : b[i] - a[i];
   for (int i = 0; i < kBlock; ++i) any[i] = changed[i] = size[i] != 0;
   for (int64_t j = 1; j < c; ++j)
-    for (int i = 0; i < kBlock; ++i) any[i] |= changed[i + j];  // what lies past the block belongs to no first channel
+    for (int i = 0; i < kBlock; ++i) any[i] |= changed[i + j];  // values past the block belong to no first channel
   uint8_t largest = 0;
   int positions = 0, values = 0, extreme = 0, squares = 0;
   for (int i = 0; i < kBlock; ++i) largest = size[i] > largest ? size[i] : largest;

@@ -1,4 +1,4 @@
-// Chooses the CPU level and shares rows out to threads.
+// Chooses the CPU level and distributes rows to threads.
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,8 +42,8 @@ constexpr int kTableCount = sizeof kTables / sizeof kTables[0];
 constexpr unsigned bits() { return 0; }
 template <class... Rest> constexpr unsigned bits(int first, Rest... rest) { return 1u << first | bits(rest...); }
 
-// The highest of the psABI's levels that the processor has and the system keeps the registers of; 1 is any processor.
-// __builtin_cpu_supports knows the levels only from GCC 12 and Clang 18 on, and Clang before that not each feature.
+// The highest psABI level that the processor has and whose registers the system saves; 1 is any processor.
+// __builtin_cpu_supports knows the levels only from GCC 12 and Clang 18 on, and older Clangs lack some features.
 int processor_level() {
   constexpr unsigned first = bits(0, 9, 12, 13, 19, 20, 22, 23, 27, 28, 29);  // SSE3, SSSE3, FMA, CX16, SSE4.1, SSE4.2,
                                                                               // MOVBE, POPCNT, OSXSAVE, AVX, F16C
@@ -84,8 +84,8 @@ const Table* best() {
 
 const Table* current = nullptr;
 
-// Rows [0, n) in pieces of at least `least` rows, whole tiles, to at most `threads` threads. One thread opens no
-// parallel region: a forked worker that did would wait for threads that the fork did not copy.
+// Distributes rows [0, n) in pieces of at least `least` rows, in whole tiles, to at most `threads` threads. A single
+// thread opens no parallel region: in a forked worker that would wait for threads that the fork did not copy.
 template <class F> void share(int64_t n, int64_t least, int threads, F&& f, int64_t tile = current->tile) {
   const int64_t pieces = n < least * threads ? (n + least - 1) / least : threads;
   if (pieces <= 1) {
@@ -107,7 +107,7 @@ int64_t first_outside(const int64_t* index, int64_t n, int64_t limit) {
   return kIndexOk;
 }
 
-// Row numbers in the order of their labels, a counting sort: order (n), behind it the classes' next places.
+// Row numbers in the order of their labels, by counting sort: order (n), followed by the classes' next places.
 void sort_by_label(const int64_t* labels, int64_t n, int64_t classes, int64_t* order) {
   int64_t* place = order + n;
   for (int64_t c = 0; c < classes; ++c) place[c] = 0;
@@ -127,7 +127,7 @@ int64_t least(int64_t work_a_row) { return work_a_row >= kWork ? 1 : kWork / (wo
 template <class A> auto scratch_of(const A& a) -> decltype(a.scratch) { return a.scratch; }
 float* scratch_of(...) { return nullptr; }
 
-// A row operator: its index is read first, then its groups of rows are shared out, each thread with its own scratch.
+// A row operator: its index is checked first, then its groups of rows are distributed; each thread has its own scratch.
 template <class A>
 int64_t run(const A& a, void (*kernel)(const A& a, float* scratch, int64_t begin, int64_t end), int threads) {
   const Share s = share_of(a);
@@ -185,7 +185,7 @@ int64_t ingest(const Ingest& a, int threads) {
   const int64_t bad = first_outside(a.index, a.n, a.images_n);
   if (bad != kIndexOk) return bad;
   const int64_t strange = first_outside(a.labels, a.n, a.classes);
-  if (strange != kIndexOk) return a.n + strange;  // told from a bad index
+  if (strange != kIndexOk) return a.n + strange;  // distinguishes it from a bad index
   const Table* t = current;
   share(a.n, least(a.h * a.w * a.c * (a.k + 2)), threads, [&](int, int64_t b, int64_t e) { t->ingest(a, b, e); });
   return kIndexOk;
@@ -230,7 +230,7 @@ int64_t class_moments(const ClassMoments& a, int threads) {
   if (bad != kIndexOk) return bad;
   sort_by_label(a.labels, a.n, a.classes, a.order);
   const Table* t = current;
-  // Threads share the features out, so that no sums have to be joined.
+  // The features are divided among threads, so that no sums have to be combined.
   constexpr int64_t line = 64;
   const int64_t lines = (a.d + line - 1) / line;
   share(

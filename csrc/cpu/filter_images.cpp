@@ -1,9 +1,9 @@
 // flags: -ffp-contract=off
 //
-// filter_images: every image through a filter of its own, the same for all channels; the border is repeated outwards.
+// filter_images: filters every image with its own kernel, the same for all channels; the border is replicated.
 //
-// Bytes: n d (1 or 4, and 4). Flops: 2 n d side^2. An image is copied once, with its border, to memory at hand, and its
-// result is clamped while it is still there. The taps are added in reading order on every level (convolution.h).
+// Bytes: n d (1 or 4, and 4). Flops: 2 n d side^2. An image is copied once, with its border, to scratch memory, and its
+// result is clamped while it is in the cache. The taps are added in reading order on every level (convolution.h).
 #include "convolution.h"
 #include "pixels.h"
 #include "table.h"

@@ -15,18 +15,18 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-constexpr int64_t kTile = 768;   // floats an image of the tile
-constexpr int64_t kPacked = 16;  // basis rows that are packed, at most
+constexpr int64_t kTile = 768;   // floats per image in the tile
+constexpr int64_t kPacked = 16;  // most basis rows that are packed
 constexpr int64_t kApart = kTile + 16;
 constexpr int64_t kGroup = 32;  // images that share a pass over the basis
 constexpr int64_t kWide = ingest_width;
 
-template <class O> struct Line {  // per position in an image row: value = x * scale + bias; what black becomes
+template <class O> struct Line {  // per position in an image row: value = x * scale + bias, and the value of black
   alignas(64) float scale[kWide], bias[kWide];
   alignas(64) O black[kWide];
 };
 
-// A cropped row is seldom a whole number of vectors: the last one lies over the one before it.
+// A cropped row is rarely a whole number of vectors: the last one overlaps the one before it.
 template <class O> ULFAST_INLINE void normalise(const float* x, const Line<O>& line, int64_t at, int64_t d, O* out) {
   constexpr int n = Vec<float>::size;
   if (d < n) {
@@ -48,7 +48,7 @@ template <class O> ULFAST_INLINE void pad(O* out, const Line<O>& line, int64_t f
   __builtin_memcpy(out + from, line.black + from, (to - from) * sizeof(O));
 }
 
-// Where three channels leave a vector with pixels in reverse order: ten pixels of 2 bytes, five of 4.
+// Source of each value when the pixels of a three-channel vector are reversed: ten pixels of 2 bytes, five of 4.
 template <class O> struct Reversed {
   static constexpr int64_t values = 64 / (int64_t)sizeof(O), pixels = values / 3;
   using Index = std::conditional_t<sizeof(O) == 2, uint16_t, uint32_t>;
@@ -82,7 +82,7 @@ template <class O> ULFAST_INLINE void mirror(const O* in, O* out, int64_t w, int
   }
 }
 
-// One image row, projected, to its place in the result: out[y, x] = in[y + dy, x + dx], mirrored after that.
+// Writes one projected image row to its place in the result: out[y, x] = in[y + dy, x + dx], mirrored after that.
 template <class O> ULFAST_INLINE void place(const float* row, const Line<O>& line, int64_t w, int64_t c, int64_t dx,
                                             bool flip, O* out, O* spare) {
   O* dst = flip ? spare : out;
@@ -98,7 +98,7 @@ template <class O> ULFAST_INLINE void place(const float* row, const Line<O>& lin
   if (flip) mirror(spare, out, w, c);
 }
 
-// Where R images begin, and what they share: their basis.
+// The addresses of R images, and the basis that they share.
 template <int R> struct Images {
   int64_t first;  // of the result
   DType dtype;
@@ -110,14 +110,14 @@ template <int R> struct Images {
   }
 };
 
-// Features [i, i + m) of an image as floats; what lies `next` behind them will be read soon.
+// Features [i, i + m) of an image as floats; those `next` after them will be read soon.
 template <class T> ULFAST_INLINE void read(const void* image, int64_t i, int64_t m, int64_t next, float* out) {
   const T* x = static_cast<const T*>(image) + i;
   for (int64_t t = 0; t < next; t += 64 / (int64_t)sizeof(T)) __builtin_prefetch(x + m + t);
   widen(x, m, out);
 }
 
-// The formats meet here, once a tile, so that the kernel is not compiled for each of them.
+// The formats are dispatched here, once per tile, so that the kernel is not compiled for each of them.
 ULFAST_INLINE void read_as(DType dtype, const void* image, int64_t i, int64_t m, int64_t next, float* out) {
   switch (dtype) {
     case DType::u8:
@@ -133,8 +133,8 @@ ULFAST_INLINE void read_as(DType dtype, const void* image, int64_t i, int64_t m,
   }
 }
 
-// A block of basis rows, close together: rows of a large image lie multiples of 4 KB apart, where the first-level cache
-// cannot hold more than eight of them.
+// A compact block of basis rows: rows for a large image are multiples of 4 KB apart, and the first-level cache cannot
+// hold more than eight of those.
 struct Block {
   alignas(64) float values[kPacked * kApart];
   const float* rows;
@@ -149,8 +149,8 @@ struct Block {
 
 template <int R> struct Tile {
   alignas(64) float values[R * kTile];
-  // Features [i, i + m) as floats. The group comes back to each image a tile later, too seldom for the processor to see
-  // a stream, so what will be read then is asked for now.
+  // Features [i, i + m) as floats. The group returns to each image one tile later, too rarely for the hardware
+  // prefetcher, so the values that will be read then are prefetched now.
   void fill(const Images<R>& s, int64_t i, int64_t m) {
     for (int r = 0; r < R; ++r) read_as(s.dtype, s.x[r], i, m, m, values + r * kTile);
   }
@@ -164,7 +164,7 @@ ULFAST_INLINE void measure(const Ingest& a, const Images<R>& s, const Block& bas
   dots_all(strided<R>((const float*)tile.values, kTile), basis.rows, basis.apart, m, a.k, a.coef + s.first * a.k, a.k);
 }
 
-// Image rows [y, y + some) to their places in the result, projected.
+// Writes image rows [y, y + some), projected, to their places in the result.
 template <class O, int R, bool Bytes> ULFAST_INLINE void write(const Ingest& a, const Line<O>& line, const Images<R>& s,
                                                                const Block& basis, int64_t y, int64_t some) {
   const int64_t wc = a.w * a.c, d = a.h * wc, i = y * wc, m = some * wc;
@@ -197,8 +197,9 @@ template <class O, int R, bool Bytes> ULFAST_INLINE void write(const Ingest& a, 
   }
 }
 
-// Images [first, last) by one basis. A block of the basis serves all of them before the next is fetched: at 224 px the
-// basis lies beyond the second-level cache, and its traffic, not the arithmetic, would bound four images alone.
+// Images [first, last) with one basis. A block of the basis serves all of them before the next is fetched: at 224 px
+// the basis exceeds the second-level cache, and with only four images its traffic, not the arithmetic, would be the
+// bound.
 template <class O, bool Bytes> void group(const Ingest& a, const Line<O>& line, int64_t first, int64_t last) {
   const int64_t wc = a.w * a.c, d = a.h * wc, full = first + (last - first) / kRows * kRows;
   const float* basis = a.basis + (a.labels ? a.labels[first] * a.k * d : 0);
@@ -214,7 +215,7 @@ template <class O, bool Bytes> void group(const Ingest& a, const Line<O>& line, 
     }
     for (int64_t i = 0; Bytes && i < count; ++i) coef[i] *= kUnit;
   }
-  // Whole image rows to a tile; a row wider than the tile is done alone.
+  // A tile holds whole image rows; a row wider than the tile is processed alone.
   const int64_t lines = wc <= kTile ? kTile / wc : 1;
   for (int64_t y = 0; y < a.h; y += lines) {
     const int64_t some = a.h - y < lines ? a.h - y : lines;
@@ -235,12 +236,11 @@ template <class O, bool Bytes> void run(const Ingest& a, int64_t begin, int64_t 
   Line<O> line;
   for (int64_t i = 0; i < a.w * a.c; ++i) {
     const double s = 1.0 / a.std[i % a.c];
-    line.scale[i] =
-        (float)(a.k || !Bytes ? s : s / 255);  // a projected tile is in [0, 1] already, one of bytes alone is not
+    line.scale[i] = (float)(a.k || !Bytes ? s : s / 255);  // a projected tile is already in [0, 1], one of bytes is not
     line.bias[i] = (float)(-a.mean[i % a.c] * s);
     line.black[i] = from_float<O>(line.bias[i]);
   }
-  const int64_t some = a.labels ? 1 : kGroup;  // images of a group share their basis, so class-wise ones go alone
+  const int64_t some = a.labels ? 1 : kGroup;  // images of a group share their basis, so class-wise ones go singly
   for (int64_t i = begin; i < end; i += some) group<O, Bytes>(a, line, i, i + some < end ? i + some : end);
 }
 

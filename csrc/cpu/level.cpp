@@ -1,4 +1,4 @@
-// The table of the level this file is compiled for.
+// The table of the level for which this file is compiled.
 #include "table.h"
 
 #define ULFAST_STRING_(x) #x

@@ -9,7 +9,7 @@ namespace ulfast {
 namespace ULFAST_LEVEL {
 namespace {
 
-constexpr int kBlocks = 16;  // Philox blocks at a time: one a lane
+constexpr int kBlocks = 16;  // Philox blocks at a time, one per lane
 
 // Words of blocks first .. first + 15 of one item: word j of block l at w[j][l].
 ULFAST_INLINE void lanes(uint64_t seed, uint32_t stream, uint64_t item, uint32_t first, uint32_t w[4][kBlocks]) {

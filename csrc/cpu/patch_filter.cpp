@@ -1,11 +1,11 @@
 // flags: -ffp-contract=fast
 //
-// patch_filter: out = x - filter(x), where the filter of a pixel depends on how near it is to the border.
+// patch_filter: out = x - filter(x), where the filter of a pixel depends on its distance to the border.
 //
 // Bytes: 8 n d. Flops: 2 n d taps^2 c, which bound it. Images are NHWC, so a tap is a shift by a whole number of
-// values, and what a lane multiplies it with depends on the lane's channel and on its column, near the border: the
-// weights come as vectors, made once a call (ulfast/ops/cpu_filters.py). A vector of weights serves four images, so
-// that loads do not outnumber multiplications by more than two.
+// values, and its weight in a lane depends on the lane's channel and, near the border, on its column. The weights are
+// passed as vectors, made once per call (ulfast/ops/cpu_filters.py). A vector of weights serves four images, so that
+// loads do not outnumber multiplications by more than two.
 #include "simd.h"
 #include "table.h"
 
@@ -40,7 +40,7 @@ template <int G> void filter(const PatchFilter& a, float* bordered, int64_t firs
         vecf acc[G][kU] = {};
         for (int64_t dy = 0; dy < a.taps; ++dy) {
           const int64_t from = y + dy - r;
-          if (from < 0 || from >= a.h) continue;  // a patch lies within the image: these weights are zero
+          if (from < 0 || from >= a.h) continue;  // patches are within the image, so these weights are zero
           const float* w = weights + dy * offsets * patch_filter_lanes + at;
           const float* in = bordered + from * pitch + j;
           for (int64_t o = 0; o < offsets; ++o) {

@@ -1,11 +1,11 @@
 // flags: -ffp-contract=off
 //
-// perturb_ar: autoregressive noise, scaled and put straight onto the stored image.
+// perturb_ar: autoregressive noise, scaled and added directly to the stored image.
 //
 // A value is the weighted sum of the eight before it in its 3 x 3 window, so one image is serial along its rows.
-// Sixteen images go side by side, a lane each, whatever their labels. Only the first two rows and columns are random:
-// 2 (h + w + 6) normals a channel instead of (h + 4)(w + 4). The size of a whole image must be known before its first
-// pixel can be written, and sixteen images at 224 px are 10 MB: they are swept twice, once to measure and once to
+// Sixteen images are processed together, one per lane, whatever their labels. Only the first two rows and columns are
+// random: 2 (h + w + 6) normals a channel instead of (h + 4)(w + 4). The size of a whole image must be known before its
+// first pixel can be written, and sixteen images at 224 px are 10 MB: they are swept twice, once to measure and once to
 // write, with three rows in the cache at a time, which is quicker than keeping them.
 //
 // Arithmetic: 2 * 16 (h + 2)(w + 2) channels multiplications and additions, uncontracted; at 32 px 55,500 and 420

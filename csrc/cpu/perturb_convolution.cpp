@@ -1,7 +1,7 @@
 // flags: -ffp-contract=off
 //
 // perturb_convolution: every image convolved with its class's filter (zero border, the same filter for all channels),
-// divided by its largest value, back to bytes by truncation.
+// divided by its largest value, and truncated to bytes.
 //
 // Bytes: 2 n d. Flops: 2 n d side^2, which bound it (convolution.h). Compiled without contraction: the taps are added
 // in reading order, as the twin does, bit for bit on every level.

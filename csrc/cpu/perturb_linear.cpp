@@ -1,11 +1,11 @@
 // flags: -ffp-contract=fast
 //
-// perturb_linear: sign steps on the noise of every image against a linear classifier, all of them in one visit.
+// perturb_linear: sign steps on the noise of every image against a linear classifier, all in one visit of the image.
 //
 // Both terms of the objective are linear in the image, so a step is two products with the weights (c, d) and a sign:
-// flops 4 n d c a step, bytes 2 n d in all. A few rows of noise stay in the second-level cache over all steps, beside
-// the weights; features go in blocks, so that a block of the weights is fetched once for the step and for the products
-// of what the step has made. The multiply-adds bound it.
+// flops 4 n d c per step, bytes 2 n d in all. A few rows of noise stay in the second-level cache for all steps,
+// together with the weights; features are processed in blocks, so that a block of the weights is fetched once for the
+// step and for the products of its result. The multiply-adds bound it.
 #include "packed.h"
 #include "table.h"
 
@@ -14,7 +14,7 @@ namespace ULFAST_LEVEL {
 
 namespace {
 
-// Features at a time: ten rows of weights and four of noise fit the first level, of two threads where they are packed.
+// Features at a time: ten rows of weights and four of noise fit into the first level, for two threads if packed.
 constexpr int64_t kBlock = kPacks ? 8 * kChunk<float> : 512;
 
 double exp_(double x) { return __builtin_exp(x); }
@@ -49,8 +49,8 @@ ULFAST_INLINE void descend_vectors(const float* b, int64_t bs, const Step& step,
     }
 }
 
-// Features [0, d) of R rows of noise: the step, and the products of what it has made with the weights b, added to
-// `own`. Whole chunks of them by the packed weights, where there are any.
+// Features [0, d) of R rows of noise: the step, and the products of its result with the weights b, added to `own`.
+// Whole chunks use the packed weights, if there are any.
 template <int R> ULFAST_INLINE void advance(const float* b, int64_t bs, const float* packed, int64_t d,
                                             const Step& step, float* noise, int64_t ns, float* own) {
   constexpr int n = Vec<float>::size, U = 4;
@@ -78,7 +78,7 @@ template <int R> ULFAST_INLINE void advance(const float* b, int64_t bs, const fl
   if (done < d) dots_all(strided<R>((const float*)noise + done, ns), b + done, bs, d - done, c, own, c);
 }
 
-// p[j] += scale * softmax(z)[j], or of `from - z` where `from` is given. Float64 inside.
+// p[j] += scale * softmax(z)[j], or of `from - z` if `from` is given. Computed in float64.
 ULFAST_INLINE void add_softmax(const float* z, const float* from, int64_t c, double scale, float* p) {
   double top = -1e300, total = 0;
   for (int64_t j = 0; j < c; ++j) {
@@ -90,7 +90,7 @@ ULFAST_INLINE void add_softmax(const float* z, const float* from, int64_t c, dou
   for (int64_t j = 0; j < c; ++j) p[j] += (float)(share * exp_((from ? (double)from[j] - z[j] : z[j]) - top));
 }
 
-// out = x - noise in whole levels, none of them beyond the bound: a bound between two levels rounds down.
+// out = x - noise in whole levels within the bound; a bound between two levels rounds down.
 ULFAST_INLINE void publish(const uint8_t* x, const float* noise, float levels, uint8_t* out, int64_t d) {
   constexpr int n = Vec<float>::size;
   const vecf most = vecf{} + levels, least = -most, zero = {}, white = zero + 255.0f;
@@ -111,7 +111,8 @@ ULFAST_INLINE void publish(const uint8_t* x, const float* noise, float levels, u
   }
 }
 
-// All steps of the R rows from `first` on. noise (R, d); logits (3, R, c): of the images, of the noise, the residuals.
+// All steps of the R rows from `first` on. noise (R, d); logits (3, R, c): those of the images, those of the noise, and
+// the residuals.
 template <int R> void rows(const PerturbLinear& a, const float* packed, float* noise, float* logits, int64_t first) {
   const int64_t d = a.d, c = a.c;
   float *image = logits, *own = logits + R * c, *p = logits + 2 * R * c;

@@ -1,10 +1,10 @@
 // flags: -ffp-contract=off
 //
-// perturb_lsp: latent values from Philox normals, mixed by their class, blown up to patches and scaled.
+// perturb_lsp: latent values from Philox normals, mixed by class, enlarged to patches and scaled.
 //
-// Flops: m^2 multiply-adds and m normals an image (m = 48 for CIFAR). Bytes: 2 d read and written where the
-// perturbation goes straight onto the stored image, 4 d where it is asked for itself. Compiled without contraction:
-// equal bytes at every level.
+// Flops: m^2 multiply-adds and m normals per image (m = 48 for CIFAR). Bytes: 2 d read and written if the perturbation
+// is added directly to the stored image, 4 d if it is itself the result. Compiled without contraction: equal bytes at
+// every level.
 #include "normals.h"
 #include "pixels.h"
 #include "table.h"
@@ -26,7 +26,7 @@ template <int U> ULFAST_INLINE void mix(const float* z, const float* factor, int
 void mix_all(const float* z, const float* factor, int64_t m, float* sum) {
   constexpr int n = Vec<float>::size;
   int64_t j = 0;
-  if constexpr (kRegisters == 16)  // twice the narrow vectors, or the additions would wait for each other
+  if constexpr (kRegisters == 16)  // twice as many narrow vectors, to hide the latency of the additions
     for (; j + 6 * n <= m; j += 6 * n) mix<6>(z, factor, m, j, sum);
   for (; j + 3 * n <= m; j += 3 * n) mix<3>(z, factor, m, j, sum);
   for (; j + n <= m; j += n) mix<1>(z, factor, m, j, sum);
@@ -79,7 +79,7 @@ void perturb_lsp(const PerturbLsp& a, float* scratch, int64_t begin, int64_t end
     const double length = __builtin_sqrt(square);
     const float scale = (float)(a.norm / (length > 1e-12 ? length : 1e-12));
     for (int64_t j = 0; j < m; ++j) latent[j] *= scale;
-    for (int64_t j = 0; a.images && j < m; ++j) latent[j] *= 255.0f;  // in levels, once instead of for every pixel
+    for (int64_t j = 0; a.images && j < m; ++j) latent[j] *= 255.0f;  // in levels, here instead of for every pixel
     const int64_t line = a.w * a.channels, size = a.n * a.h * line;
     for (int64_t y = 0; y < a.h; ++y) {
       if (y % a.patch == 0) enlarge(latent + y / a.patch * gw * a.channels, a.w, a.patch, a.channels, row);

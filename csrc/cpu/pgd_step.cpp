@@ -3,7 +3,7 @@
 // pgd_step: a sign or L2 step along the gradient, back into the ball around the start, back into [0, 1].
 //
 // Bytes: 16 n d (three reads, one write), bound by memory in one pass for L-infinity. L2 needs two norms of a row
-// before it can scale it; a row of 12 KB waits in the first-level cache meanwhile, so memory still sees one pass.
+// before scaling it; a row of 12 KB stays in the first-level cache meanwhile, so memory traffic is still one pass.
 #include "table.h"
 #include "simd.h"
 
@@ -13,7 +13,7 @@ namespace ULFAST_LEVEL {
 namespace {
 
 constexpr int kN = Vec<float>::size;
-constexpr int64_t kPart = 1024;  // values summed in float before they go to a double
+constexpr int64_t kPart = 1024;  // values summed in float before they are added to a double
 
 template <class V> ULFAST_INLINE V between(V v, V low, V high) {
   v = v > low ? v : low;

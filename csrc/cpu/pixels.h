@@ -15,7 +15,7 @@ ULFAST_INLINE float round_even(float v) {  // exact for |v| < 2**22, which a cla
 ULFAST_INLINE float unit(uint8_t v) { return (float)v / 255.0f; }
 ULFAST_INLINE float unit(float v) { return v; }
 
-// Deltas are pixels in [0, 1], or levels in [0, 255] already.
+// Deltas are in units of [0, 1], or already in levels of 255.
 template <bool Truncate, bool Levels> ULFAST_INLINE uint8_t pixel(uint8_t x, float delta) {
   float v = (float)x + (Levels ? delta : 255.0f * delta);
   v = v > 0.0f ? v : 0.0f;  // NaN becomes 0 here and never an undefined conversion
@@ -26,7 +26,7 @@ template <bool Truncate, bool Levels> ULFAST_INLINE uint8_t pixel(uint8_t x, flo
 template <bool Truncate, bool Levels> ULFAST_INLINE void pixels(const uint8_t* x, const float* delta, uint8_t* out) {
   const vecf v = larger(load_as(x) + (Levels ? load(delta) : 255.0f * load(delta)), vecf{});
 #if defined(__AVX512F__)
-  // The conversion rounds to even, and a value too large for it becomes 2^31, which the bytes' saturation makes white.
+  // The conversion rounds to even; a value too large for it becomes 2^31, which saturates to white.
   const __m512i w = Truncate ? _mm512_cvttps_epi32((__m512)v) : _mm512_cvtps_epi32((__m512)v);
   _mm_storeu_si128((__m128i*)out, _mm512_cvtusepi32_epi8(w));
 #else
@@ -36,7 +36,7 @@ template <bool Truncate, bool Levels> ULFAST_INLINE void pixels(const uint8_t* x
 }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-// Eight of the 32 pixels below, as integers. What is too large for one becomes white, what is not a number INT_MIN.
+// Eight of the 32 pixels below, as integers. A value too large for them becomes white, NaN becomes INT_MIN.
 template <bool Truncate, bool Levels> ULFAST_INLINE __m256i level(const uint8_t* x, const float* delta) {
   const vecf v = smaller(vecf{} + 255.0f, load_as(x) + (Levels ? load(delta) : 255.0f * load(delta)));
   return Truncate ? _mm256_cvttps_epi32((__m256)v) : _mm256_cvtps_epi32((__m256)v);

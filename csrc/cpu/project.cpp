@@ -3,10 +3,11 @@
 // project: out = x - (x B^T) B, one pass over x; project_classwise: the same with the basis of each row's label.
 //
 // Bytes (float32): 8 n d. Flops: 4 n d k. Bound: the larger of bytes / copy bandwidth and flops / multiply-add rate;
-// at k = 10 both are near on a two-core AVX-512 machine. Rows go in groups that stay in the second-level cache between
-// the products and the update; d is cut into blocks so that the block of the basis stays in the first level and is
-// fetched once a group, not once a row; where registers are few the basis is packed for that (packed.h). Class-wise,
-// rows are visited in the order of their labels, so that a group shares its basis there too; the caller sorts nothing.
+// at k = 10 both are near on a two-core AVX-512 machine. Rows are processed in groups that stay in the second-level
+// cache between the products and the update; d is cut into blocks so that the block of the basis stays in the first
+// level and is fetched once per group, not once per row; with few registers the basis is packed for that (packed.h).
+// Class-wise, rows are visited in the order of their labels, so that a group shares its basis there too; the caller
+// sorts nothing.
 #include "packed.h"
 #include "table.h"
 
@@ -37,7 +38,7 @@ template <int R> struct Stage<double, R> {
   Rows<const double*, R> rows(const Rows<const double*, R>& x, int64_t) { return x; }
 };
 
-// d projected features of each row to their places: past the cache a row at a time, so that whole lines are written.
+// Writes d projected features of each row to their places; streaming stores go row by row, so that lines are full.
 template <class A, class O, int R>
 ULFAST_INLINE void leave(const Rows<const A*, R>& from, const Rows<O*, R>& out, int64_t d) {
   constexpr int n = Vec<A>::size;
@@ -62,7 +63,7 @@ ULFAST_INLINE void block(const Project& a, const typename Compute<T>::type* basi
   A* coef = static_cast<A*>(a.coef) + at * a.k;
   basis += i;
   if constexpr (kPacks) {
-    // Whole chunks, then what is left, packed or not: a row has the same bits whatever rows are with it.
+    // Whole chunks, then the rest, packed or not: a row's bits do not depend on the other rows.
     const int64_t some = d / kChunk<A>, whole = some * kChunk<A>;
     const A* packed = static_cast<const A*>(a.packed) + i * a.k;
     if (!update) {
@@ -92,7 +93,7 @@ template <class T, class O, bool Stream>
 void run(const Project& a, const typename Compute<T>::type* basis, int64_t begin, int64_t end) {
   using A = typename Compute<T>::type;
   const int64_t fit = kGroupBytes / (a.d * (int64_t)sizeof(T));
-  // Many rows share one fetch of a basis that no cache near the core can hold.
+  // Many rows share one fetch of a basis that is too large for the core's caches.
   const int64_t group = (fit < 32 ? 32 : fit) / kRows * kRows;
   const int64_t blocks = (a.d + kBlock - 1) / kBlock, even = ((a.d + blocks - 1) / blocks + kPart - 1) / kPart * kPart;
   A* coef = static_cast<A*>(a.coef);
@@ -115,7 +116,7 @@ void run(const Project& a, const typename Compute<T>::type* basis, int64_t begin
   }
 }
 
-// The whole range by one basis, or run after run of the same label.
+// The whole range with one basis, or run by run of the same label.
 template <class T, class O, bool Stream> void run(const Project& a, int64_t begin, int64_t end) {
   using A = typename Compute<T>::type;
   const A* bases = static_cast<const A*>(a.basis);

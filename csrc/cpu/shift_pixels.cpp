@@ -1,10 +1,10 @@
 // flags: -ffp-contract=off
 //
-// shift_pixels: every pixel is read from a place of its own, a random step away, between its four neighbours there.
+// shift_pixels: every pixel is read a random step away, interpolated between the four neighbours there.
 //
-// Bytes: n d (1 or 4, and 4), and two random numbers per pixel, whose making bounds it with the four loads. Colour
-// images are copied to four channels, so that a pixel is one vector; the row's places and shares are computed first, as
-// a loop that the compiler turns into vectors. Compiled without contraction: the same on every level.
+// Bytes: n d (1 or 4, and 4), and two random numbers per pixel, whose generation and the four loads bound it. Colour
+// images are copied to four channels, so that a pixel is one vector; the row's places and weights are computed first,
+// in a loop that the compiler vectorises. Compiled without contraction: the same on every level.
 #include "normals.h"
 #include "pixels.h"
 #include "table.h"
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kAtOnce = 64;  // pixels of a row whose places are computed together
 
-// Places that m pixels of row y, from column x on, are read from: the left one of two in [0, side), and the share of
+// Places from which m pixels of row y are read, from column x on: the left one of two in [0, side), and the weight of
 // the right one.
 ULFAST_INLINE void places(const float* u, int64_t m, float first, float step, float reach, float side, int32_t* low,
                           int32_t* high, float* share) {

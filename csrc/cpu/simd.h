@@ -1,9 +1,9 @@
-// Vectors of the compiler's own vector extension, sized for the level this file is compiled for.
+// The compiler's vector extension, with vectors sized for the level for which this file is compiled.
 //
-// Plain arithmetic on them becomes AVX-512, AVX2, SSE or NEON. Intrinsics stand only where the width changes: half
-// precision needs F16C, and GCC 12 takes __builtin_convertvector between widths apart (9 ns a vector, not 1). This
-// header is compiled once per level: no std header with inline functions may be included, or the linker could keep
-// the copy that the oldest processor cannot run.
+// Plain arithmetic on them becomes AVX-512, AVX2, SSE or NEON. Intrinsics are used only where the width changes: half
+// precision needs F16C, and GCC 12 splits __builtin_convertvector between widths (9 ns per vector instead of 1). This
+// header is compiled once per level: no std header with inline functions may be included, or the linker could keep a
+// copy that older processors cannot run.
 #pragma once
 
 #include <stdint.h>
@@ -32,7 +32,7 @@ constexpr int kBytes = 16, kRegisters = 32;
 constexpr int kBytes = 16, kRegisters = 16;
 #endif
 constexpr int kRows = 4;                   // rows a register tile holds
-constexpr int64_t kStreamBytes = 8 << 20;  // results above this size go past the cache
+constexpr int64_t kStreamBytes = 8 << 20;  // results above this size use streaming stores
 
 #define ULFAST_INLINE static inline __attribute__((always_inline))
 
@@ -67,7 +67,7 @@ typedef float vf16 __attribute__((vector_size(64)));
 typedef double vd2 __attribute__((vector_size(16)));
 typedef double vd4 __attribute__((vector_size(32)));
 typedef double vd8 __attribute__((vector_size(64)));
-// GCC before 12 has no __builtin_shufflevector. What it has instead takes no vector of another width.
+// GCC before 12 has no __builtin_shufflevector, and its alternative cannot change the width.
 #if __has_builtin(__builtin_shufflevector)
 #define ULFAST_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 ULFAST_INLINE float sum(vf4 v) {
@@ -154,7 +154,7 @@ ULFAST_INLINE void narrow_words(uint16_t* p, vecu v) {
 }
 #endif
 
-// Lower and upper halves of a * m, which the compiler does lane by lane outside of AVX-512.
+// Lower and upper halves of a * m, which the compiler computes lane by lane except on AVX-512.
 ULFAST_INLINE void multiply_wide(vecu a, uint32_t m, vecu* low, vecu* high) {
 #if defined(__AVX512F__)
   const __m512i by = _mm512_set1_epi32((int)m);
@@ -193,7 +193,7 @@ ULFAST_INLINE Vec<double>::type load_as(const double* p) { return load(p); }
 
 ULFAST_INLINE void store_as(float* p, vecf v) { store(p, v); }
 ULFAST_INLINE void store_as(double* p, Vec<double>::type v) { store(p, v); }
-// The upper half of each, rounded to even, as a whole number. Not a number stays so, with the quiet bit.
+// The upper half of each, rounded to even, as an integer. NaN stays NaN, with the quiet bit.
 ULFAST_INLINE vecu bf16_bits(vecf v) {
   const vecu u = (vecu)v, even = u + (((u >> 16) & 1) + 0x7FFF), quiet = u | 0x400000;
 #if defined(__AVX512F__)
@@ -253,7 +253,7 @@ ULFAST_INLINE Vec<double>::type load_double(const float* p) {
 #endif
 }
 
-// Past the cache: for results too large to be read back from it. The address must be aligned to the vector.
+// Streaming store, for results too large to be read back from the cache. The address must be aligned to the vector.
 ULFAST_INLINE void stream(float* p, vecf v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(p, (__m512)v);

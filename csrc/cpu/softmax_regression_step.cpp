@@ -2,8 +2,8 @@
 //
 // softmax_regression_step: forward, loss, gradient and update of a linear classifier in one pass over the rows.
 //
-// Bytes: n d (uint8 rows). Flops: 4 n d c. At c = 10 the multiply-adds bound it, not the memory. Rows go in groups
-// that stay in the second-level cache between the forward products and the gradient.
+// Bytes: n d (uint8 rows). Flops: 4 n d c. At c = 10 the multiply-adds bound it, not memory. Rows are processed in
+// groups that stay in the second-level cache between the forward products and the gradient.
 #include "table.h"
 #include "tiles.h"
 
@@ -113,7 +113,7 @@ template <class T> void run(const SoftmaxRegressionStep& a, float* grad, double*
     for (int64_t i = 0; i < a.d; i += kBackward) {
       const int64_t d = a.d - i < kBackward ? a.d - i : kBackward;
       for (int64_t r = 0; r < rows; ++r) widen(x[r] + i, d, tile + r * kBackward);
-      // Rows are drawn anywhere: what the next group will read is asked for while this one's gradient is computed.
+      // Rows are drawn at random: the next group's rows are prefetched while this one's gradient is computed.
       for (int64_t r = g + kGroup; r < g + 2 * kGroup && r < end; ++r)
         for (int64_t t = 0; t < d; t += 64 / (int64_t)sizeof(T))
           __builtin_prefetch(static_cast<const T*>(a.x) + (a.index ? a.index[r] : r) * a.d + i + t);

@@ -1,13 +1,13 @@
-// What every CPU level offers: kernels over a range of rows, without threads. dispatch.cpp shares the rows out.
+// The interface of every CPU level: kernels over a range of rows, without threads. dispatch.cpp distributes the rows.
 //
-// The lists below make, line by line, a level's functions, the pointers to them and the table that joins the two.
+// The lists below generate, line by line, a level's functions, the pointers to them and the table of both.
 #pragma once
 
 #include "../ulfast.h"
 
-// Kernels that are not those of a row operator: result, name, arguments.
-// - pack: chunks [begin, end) of the packed basis; `chunks` says how many there are, none where a level uses the basis
-//   as it lies.
+// Kernels that do not belong to a row operator: result, name, arguments.
+// - pack: chunks [begin, end) of the packed basis; `chunks` returns their number, zero if the level does not pack the
+//   basis.
 // - softmax_gradient adds the gradient of the rows to grad (c, d), the loss and the number of correct rows to result.
 // - softmax_update: weight[begin, end) -= scale * sum over threads of grad.
 // - class_moments: features [begin, end) of all rows.

@@ -6,14 +6,14 @@
 namespace ulfast {
 namespace ULFAST_LEVEL {
 
-// Basis rows a tile of products holds: kRows * kCols sums and their operands, in 32 or 16 registers.
+// Basis rows in a tile of products: kRows * kCols sums and their operands, in 32 or 16 registers.
 constexpr int kCols = kRegisters == 32 ? 5 : 3;
-// Rows and vectors of a tile of updates. With 16 registers two rows go at a time where results go past the cache: of
-// each a line or two is then written at once.
+// Rows and vectors of a tile of updates. With 16 registers, streaming stores take two rows at a time, so that a line or
+// two of each is written at once.
 constexpr int kUpdateRows = kRegisters == 32 ? kRows : 2;
 template <int R> constexpr int kVectors = kRegisters == 16 && R == kRows ? 3 : 4;
 
-// Rows that may lie anywhere: the class-wise projection takes them out of order.
+// Rows at arbitrary addresses: the class-wise projection takes them out of order.
 template <class P, int R> struct Rows {
   P row[R];
 };
@@ -49,7 +49,7 @@ ULFAST_INLINE void dots(const Rows<const A*, R>& x, const A* b, int64_t bs, int6
 template <class A, int R> ULFAST_INLINE void dots_all(const Rows<const A*, R>& x, const A* b, int64_t bs, int64_t d,
                                                       int64_t k, A* c, int64_t cs) {
   while (k > 0) {
-    // Even tiles: 9 columns go as 5 + 4, 16 as 4 x 4, so that no tile is left nearly empty.
+    // Even tiles: 9 columns are split as 5 + 4, 16 as 4 x 4, so that no tile is nearly empty.
     const int64_t tiles = (k + kCols - 1) / kCols, now = (k + tiles - 1) / tiles;
     switch (now) {
       case 1:
@@ -61,7 +61,7 @@ template <class A, int R> ULFAST_INLINE void dots_all(const Rows<const A*, R>& x
       case 3:
         dots<A, R, 3>(x, b, bs, d, c, cs);
         break;
-      default:  // four or five, where the registers hold them
+      default:  // four or five, if the registers hold them
         if constexpr (kCols > 3) now == 4 ? dots<A, R, 4>(x, b, bs, d, c, cs) : dots<A, R, 5>(x, b, bs, d, c, cs);
         break;
     }
@@ -69,7 +69,7 @@ template <class A, int R> ULFAST_INLINE void dots_all(const Rows<const A*, R>& x
   }
 }
 
-// What becomes of a projected vector: stored as the output's type, kept in the cache or streamed past it.
+// The store of a projected vector: as the output's type, through the cache or past it.
 template <class O, bool Stream> struct Put {
   template <class V> ULFAST_INLINE void vector(O* p, V v) {
     if constexpr (Stream)
@@ -79,7 +79,7 @@ template <class O, bool Stream> struct Put {
   }
 };
 
-// Bytes are read as x / 255 with two constants: the float next to 1/255 and what it misses, so that the quotient is
+// Bytes are read as x / 255 with two constants: the float nearest to 1/255 and its error, so that the quotient is
 // rounded once, together with the subtraction.
 constexpr float kUnit = 1.0f / 255.0f;
 constexpr float kUnitRest = (float)(1.0 / 255.0 - (double)kUnit);
@@ -108,8 +108,8 @@ ULFAST_INLINE void subtract_vectors(const Rows<const A*, R>& x, const A* b, int6
 }
 
 // out[r, i] = unit(x[r, i]) - sum_j c[r, j] * b[j, i] for R rows; x / 255 if Bytes. The coefficients are broadcast from
-// memory, so that any k goes through in one pass with the sums in registers. The sum is taken first: it is small, and
-// subtracting its terms one by one would round each time at the size of x.
+// memory, so that any k takes one pass with the sums in registers. The sum is taken first: it is small, and subtracting
+// its terms one by one would round each time at the size of x.
 template <class A, class O, int R, bool Bytes, bool Stream>
 ULFAST_INLINE void subtract(const Rows<const A*, R>& x, const A* b, int64_t bs, int64_t d, int64_t k, const A* c,
                             int64_t cs, const Rows<O*, R>& out) {

@@ -1,7 +1,7 @@
 // apply_perturbation on CUDA: clamp(images + 255 * delta[index]) to uint8.
 //
-// Bytes: n d (1 + 4 + 1), bound by memory; perturbations by class come from the caches, and leave 2 n d, beside which
-// the operations, eight a pixel, weigh as much. Four pixels an access: 4 and 16 bytes. Compiled with --fmad=false, so
+// Bytes: n d (1 + 4 + 1), bound by memory; class-wise perturbations come from the caches, which leaves 2 n d, and then
+// the eight operations per pixel take as long. Four pixels per access: 4 and 16 bytes. Compiled with --fmad=false, so
 // that it rounds as the CPU does.
 #include "pixels.cuh"
 #include "types.cuh"
@@ -11,7 +11,7 @@ namespace cuda {
 
 namespace {
 
-constexpr int kRows = 4;  // that a thread asks for, four pixels each, before it uses the first
+constexpr int kRows = 4;  // that a thread loads, four pixels each, before it uses the first
 
 // A block takes 4 kThreads neighbours of kRows images; `pieces` such runs make up an image.
 template <bool Truncate> __global__ void four(ApplyPerturbation a, uint32_t work, uint32_t pieces) {
@@ -34,7 +34,7 @@ template <bool Truncate> __global__ void four(ApplyPerturbation a, uint32_t work
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
       if (r < count) {
-        if (from[r] >= 0 && from[r] < a.m) {  // otherwise the image stays as it is
+        if (from[r] >= 0 && from[r] < a.m) {  // otherwise the image stays unchanged
           const float levels[4] = {255.0f * e[r].x, 255.0f * e[r].y, 255.0f * e[r].z, 255.0f * e[r].w};
           x[r] = levels4(x[r], levels, Truncate);
         }

@@ -1,11 +1,11 @@
-// class_moments on CUDA: sums and sums of squares of every value over the images of each class, exact whole numbers.
+// class_moments on CUDA: sums and sums of squares of every value over the images of each class, exact, in integers.
 //
-// Bytes: n d read once, 16 c d written; flops 3 n d in integers, with as many to take the bytes apart: bound by memory.
-// Few classes: a block takes 128 features of a run of rows, which it brings into the order of their labels; a warp's
-// sums of a class stay in registers until the label changes, then join the block's in shared memory, and these the
-// result by 64-bit atomic additions, whose order does not matter because they are whole numbers. The runs are as long
-// as they may be with two blocks on every multiprocessor: each adds 2 c d numbers. Many classes: the rows come sorted,
-// and a block takes 1,024 features of a run of them. A row whose label is out of range counts nowhere.
+// Bytes: n d read once, 16 c d written; flops 3 n d in integers, with as many to unpack the bytes: bound by memory.
+// With few classes, a block takes 128 features of a run of rows, which it sorts by label; a warp's sums for a class
+// stay in registers until the label changes, are then added to the block's in shared memory, and those to the result by
+// 64-bit atomic additions, whose order does not matter because they are integers. The runs are as long as two blocks on
+// every multiprocessor allow, since each run adds 2 c d numbers. With many classes, the rows come sorted, and a block
+// takes 1,024 features of a run of them. A row whose label is out of range is ignored.
 #include "launch.cuh"
 
 namespace ulfast {
@@ -13,21 +13,21 @@ namespace cuda {
 
 namespace {
 
-constexpr int kRun = 1024;  // rows a block, at most; 1024 * 255^2 < 2^32
+constexpr int kRun = 1024;  // most rows per block; 1024 * 255^2 < 2^32
 constexpr int kEach = 4;    // features a thread
 
 constexpr int kClasses = 32;        // at most, without sorted rows
 constexpr int kLong = 4096;         // rows a block then takes, at most; 4096 * 255^2 < 2^32
 constexpr int kShort = 256;         // and at least, if there are that many
 constexpr int kSlice = 32 * kEach;  // features
-constexpr int kAhead = 16;          // rows that a warp asks for before it uses the first
+constexpr int kAhead = 16;          // rows that a warp loads before it uses the first
 
 struct Piece {
   int64_t features;  // of a block
   int rows;
 };
 
-// Fours: every row begins at a multiple of four bytes.
+// Fours: every row starts at a multiple of four bytes.
 template <bool Fours> __global__ void __launch_bounds__(kThreads) class_moments_kernel(ClassMoments a, Piece piece) {
   __shared__ int64_t rows[kRun], labels[kRun];
   const int64_t pieces = (a.d + piece.features - 1) / piece.features, runs = (a.n + piece.rows - 1) / piece.rows;
@@ -35,7 +35,7 @@ template <bool Fours> __global__ void __launch_bounds__(kThreads) class_moments_
     const int64_t run = w / pieces, first = run * piece.rows;
     const int64_t i = (w - run * pieces) * piece.features + (int64_t)threadIdx.x * (Fours ? kEach : 1);
     const int count = (int)(a.n - first < piece.rows ? a.n - first : piece.rows);
-    __syncthreads();  // the last rows have been used
+    __syncthreads();  // the previous rows have been used
     for (int at = threadIdx.x; at < count; at += kThreads) {
       rows[at] = a.order[first + at];
       labels[at] = a.labels[rows[at]];
@@ -68,7 +68,7 @@ template <bool Fours> __global__ void __launch_bounds__(kThreads) class_moments_
   }
 }
 
-// Adds a warp's sums of a class to the block's, and begins anew.
+// Adds a warp's sums for a class to the block's, and resets them.
 __device__ __forceinline__ void flush(uint32_t* sums, int label, uint32_t (&sum)[kEach], uint32_t (&square)[kEach]) {
   uint32_t* to = sums + label * 2 * kSlice + threadIdx.x % 32;
 #pragma unroll
@@ -90,7 +90,7 @@ template <bool Fours> __global__ void __launch_bounds__(kThreads, 1) few_classes
     const int64_t run = w / slices, first = run * piece.rows, from = (w - run * slices) * kSlice,
                   i = from + lane * kEach;
     const int count = (int)(a.n - first < piece.rows ? a.n - first : piece.rows);
-    __syncthreads();  // the last run's sums have left
+    __syncthreads();  // the previous run's sums have been written
     for (int t = threadIdx.x; t < classes * 2 * kSlice; t += kThreads) sums[t] = 0;
     if (threadIdx.x < kClasses) counts[threadIdx.x] = 0;
     __syncthreads();
@@ -142,7 +142,7 @@ template <bool Fours> __global__ void __launch_bounds__(kThreads, 1) few_classes
       }
     }
     if (begin < end) flush(sums, current, sum, square);
-    __syncthreads();  // the sums are whole
+    __syncthreads();  // the sums are complete
     for (int t = threadIdx.x; t < classes * 2 * kSlice; t += kThreads) {
       const int c = t / (2 * kSlice), k = t % (2 * kSlice), f = k % kSlice;
       const int64_t feature = from + f;

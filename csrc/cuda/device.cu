@@ -1,4 +1,4 @@
-// What the CUDA runtime says when it is asked for the current device.
+// The CUDA runtime's answer to a query of the current device.
 #include "launch.cuh"
 
 namespace ulfast {

@@ -1,16 +1,15 @@
 // ingest on CUDA: uint8 NHWC -> [0, 1] -> project -> shift -> flip -> normalise -> float32, bfloat16 or float16.
 //
-// Here are the kernels for images of any shape and address. Many RGB images of a width that is a multiple of 32 go to
-// ingest_mma.cu, other wide ones to ingest_resident.cu.
+// These are the kernels for images of any shape and address. Many RGB images whose width is a multiple of 32 are
+// handled in ingest_mma.cu, other wide ones in ingest_resident.cu.
 //
 // Bytes: n d (1 + size of the result) where a group of images fits in shared memory (one kernel, 32 px); otherwise two
 // kernels, coefficients and the rest, over pieces of the batch small enough for the second to find them in L2: the same
-// at best, n d more at worst. Flops: 4 n d k + 2 n d. Beside that the basis is read twice a group of R images:
-// 8 k / R bytes a value, through L2, more than the 3 bytes of a value in bfloat16 from k = 4 at R = 8.
-// Bound: memory up to about k = 4, then the second-level cache, the multiply-adds from about k = 32.
-// A few image rows at a time leave the products for shared memory as floats, and go from there to their place in the
-// result, normalised, four values an access where an image row is a multiple of four values. An index or a label out of
-// range makes its image NaN.
+// at best, n d more at worst. Flops: 4 n d k + 2 n d. In addition the basis is read twice per group of R images: 8 k /
+// R bytes per value, through L2, which exceeds the 3 bytes of a value in bfloat16 from k = 4 at R = 8. Bound: memory up
+// to about k = 4, then the second-level cache, the multiply-adds from about k = 32. A few image rows at a time are
+// written to shared memory as floats, and from there to their place in the result, normalised, four values per access
+// if an image row is a multiple of four values. An index or a label out of range makes its image NaN.
 #include "resident.cuh"
 
 namespace ulfast {
@@ -18,7 +17,7 @@ namespace cuda {
 
 namespace {
 
-constexpr int64_t kPiece = 4 * kThreads;  // values of an image that leave together, at least if they can
+constexpr int64_t kPiece = 4 * kThreads;  // fewest values of an image written together, if possible
 constexpr int64_t kWhole = 64 << 10;      // shared memory of a group that is staged whole, at most: blocks side by side
 
 struct Frame {
@@ -26,7 +25,7 @@ struct Frame {
   const int32_t* shift;
   const uint8_t* flip;
   int64_t h, w, c;
-  int64_t lines;  // image rows that leave together
+  int64_t lines;  // image rows written together
   int64_t pitch;  // floats from one image of the group to the next in the buffer
 };
 
@@ -109,14 +108,14 @@ template <class O, int R> __global__ void __launch_bounds__(kThreads, 1)
     const int64_t from = run.from, d = run.d, at = run.at, y0 = from / wc, y1 = y0 + d / wc;
     if (run.label >= 0) {
       const float* basis = static_cast<const float*>(a.basis) + run.label * a.k * a.d + from;
-      __syncthreads();  // the last images have been used
+      __syncthreads();  // the previous images have been used
       stage<uint8_t, R>(a, plan, tile, at, run.count, from, d);
       if (given) gather<float, R>(given, splits, end - begin, a.k, at - begin, run.count, coef);
       __syncthreads();
       if (!given) dots_all<uint8_t, float, R>(a, plan, tile, basis, d, parts, coef);
       for (int64_t y = y0; y < y1; y += f.lines) {
         const int64_t z = y + f.lines < y1 ? y + f.lines : y1, first = (y - y0) * wc;
-        __syncthreads();  // the last rows have left
+        __syncthreads();  // the previous rows have been written
         remove<uint8_t, float, R>(a, plan.pitch, tile + first, basis + first, run.count, (z - y) * wc, coef,
                                   [&](int r, int64_t i, const float (&v)[4]) {
                                     Four<float> four;
@@ -144,7 +143,7 @@ template <class O, int R> __global__ void __launch_bounds__(kThreads, 1)
 }
 
 struct Cut {
-  int rows;         // images a group
+  int rows;         // images per group
   Plan dots, rest;  // pieces of the two kernels; rest.splits is 1 where one kernel does all
   bool whole;
   int64_t lines, pitch, shared;  // of the rest
@@ -217,7 +216,7 @@ int64_t ingest_scratch(const Ingest& a) {
   const Cut c = cut_of(a);
   const int64_t chunk = chunk_of(a.h * a.w * a.c, 1, c.rows);
   const int64_t pieces = c.whole ? 0 : c.dots.splits * (chunk < a.n ? chunk : a.n) * a.k + 1;  // an address if k = 0
-  return resident > pieces ? resident : pieces;  // which of the two it will be depends on the addresses
+  return resident > pieces ? resident : pieces;  // which of the two runs depends on the addresses
 }
 
 int64_t ingest_sorts(const Ingest& a) { return a.classes > 0 && !resident_fits(a); }

@@ -1,17 +1,17 @@
 // ingest on CUDA, on the tensor cores: many images whose rows are a multiple of 32 RGB pixels, a basis of up to 16
 // rows.
 //
-// Pixels are whole numbers up to 255, which half precision holds exactly; the basis and the coefficients are the sum of
-// two halves each, scaled by powers of two, so that a product errs by about 2^-22 of it, as float32 does. Both products
-// are taken in tiles of 16 images: 10 to 12 matrix instructions for 512 values, a hundredth of the multiply-adds' time.
+// Pixels are integers up to 255, which half precision holds exactly; the basis and the coefficients are the sum of two
+// halves each, scaled by powers of two, so that a product errs by about 2^-22 of it, as float32 does. Both products use
+// tiles of 16 images: 10 to 12 matrix instructions for 512 values, a hundredth of the multiply-adds' time.
 //
 // Bytes: n d (1 + size of the result) where a slice holds an image, n d more otherwise (three launches, as resident.cuh
-// has them). Flops: 4 n d k useful, 10 n d 16 done. Bound: memory, then some ten instructions a value for its place and
-// its rounding.
+// has them). Flops: 4 n d k useful, 10 n d 16 done. Bound: memory, then some ten instructions per value for its place
+// and its rounding.
 //
-// A warp takes units of 32 pixels of an image row of the 16 images, whose bytes stay in its registers; its results go
-// to their place in the row, shifted and flipped, in shared memory of its own, and leave from there. Only the products
-// of the whole slice are added up by the block: two barriers a group.
+// A warp takes units of 32 pixels of an image row of the 16 images, whose bytes stay in its registers; its results are
+// written, shifted and flipped, to their place in the row in the warp's shared memory, and from there to the result.
+// Only the products of the whole slice are summed by the block: two barriers per group.
 #include "mma.cuh"
 #include "resident.cuh"
 
@@ -25,20 +25,20 @@ constexpr int kBlocks = kUnit / 32;                                     // of 32
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr bool kAhead = false;  // registers are fewer there
 #else
-constexpr bool kAhead = true;  // the next images are asked for at once
+constexpr bool kAhead = true;  // the next images are loaded early
 #endif
-constexpr int kRank = 16;  // basis rows, at most
+constexpr int kRank = 16;  // most basis rows
 
 struct Move {
   int dy, dx;
   int state;  // 1: flipped, 2: its index is out of range, 4: there is no such image
 };
 
-// What a block keeps in shared memory beside the basis and the warps' places.
+// A block's shared memory besides the basis and the warps' places.
 struct Small {
   float products[kWarpsOf];  // of a float32 basis row with itself, to scale it
   float bias[4];
-  float times[kImages];                                        // what the coefficients of an image were divided by
+  float times[kImages];                                        // the divisor of the coefficients of an image
   uint16_t high[kImages][kRank + 8], low[kImages][kRank + 8];  // the coefficients
   Move moves[2][kImages];  // of this group and, while some warps are behind, the last
 };
@@ -130,7 +130,7 @@ template <class O, int NT, Part part, bool Wide> __global__ void __launch_bounds
 
   Held next;
   int64_t i = blockIdx.x / splits;
-  ask(i, next);  // on their way while the basis is read
+  ask(i, next);  // in flight while the basis is read
   split_basis(static_cast<const float*>(a.basis) + from, k, a.d, d, pitch, high, low, small.products);
   if (threadIdx.x < 3) small.bias[threadIdx.x] = -f.mean[threadIdx.x] / f.std[threadIdx.x];
   // By the channel of the values 8 t + c, c = 0, 1, 2: what it is, and how a value becomes a result.
@@ -189,7 +189,7 @@ template <class O, int NT, Part part, bool Wide> __global__ void __launch_bounds
           }
 #pragma unroll
           for (int n = 0; n < NT; ++n) {
-            const int j = n * 8 + lane % 8, row = j < k ? j : k - 1;  // what a row too many gives is not used
+            const int j = n * 8 + lane % 8, row = j < k ? j : k - 1;  // the result of an excess row is not used
             const int at = row * pitch + unit * kUnit + 32 * b + lane / 8 * 8;
             uint32_t v[4];
             load_matrices<false>(v, high + at);
@@ -258,7 +258,7 @@ template <class O, int NT, Part part, bool Wide> __global__ void __launch_bounds
           flip[r] = mine.state & 1;
           off[r] = Wide ? (flip[r] ? 93 : 0) : flip[r] ? 93 + 3 * mine.dx : -3 * mine.dx;
         }
-        __syncwarp();  // the last images have left
+        __syncwarp();  // the previous images have been written
 #pragma unroll
         for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
@@ -349,12 +349,12 @@ template <class O, int NT, Part part, bool Wide> __global__ void __launch_bounds
   }
 }
 
-// Bytes of shared memory of a block.
+// Bytes of shared memory per block.
 template <class O> int64_t shared_of(int64_t k, int64_t units) {
   return 2 * k * pitch_of((int)units) * 2 + kWarpsOf * place_bytes<O>() + (int64_t)sizeof(Small);
 }
 
-// As many slices as keep the multiprocessors busy, of whole units, at most two a warp.
+// Enough slices of whole units to keep the multiprocessors busy, with at most two units per warp.
 template <class O> Slices slices_of(const Ingest& a) {
   const int64_t limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), units = a.h * a.w / 32;
   const int64_t multiprocessors = attribute(cudaDevAttrMultiProcessorCount);

@@ -1,11 +1,11 @@
 // ingest on CUDA for wide images: the basis stays in shared memory (resident.cuh).
 //
 // Bytes: n d (1 + size of the result) where a slice holds an image (one launch), n d more otherwise (three launches,
-// slices of whole image rows). The basis is read once a block. Flops: 4 n d k + 2 n d.
-// Bound: the multiply-adds from about k = 4: 2 k a value, beside some ten instructions for its place and its rounding.
+// slices of whole image rows). The basis is read once per block. Flops: 4 n d k + 2 n d. Bound: the multiply-adds from
+// about k = 4: 2 k per value, plus some ten instructions for its place and its rounding.
 //
-// A thread holds four pixels of an image row, so that a shift and a flip are three numbers of an image. It puts the
-// normalised values at their place in the row in shared memory; the team then copies whole rows to the result.
+// A thread holds four pixels of an image row, so that a shift and a flip are three numbers per image. It writes the
+// normalised values to their place in the row in shared memory; the team then copies whole rows to the result.
 #include "resident.cuh"
 
 namespace ulfast {
@@ -13,7 +13,7 @@ namespace cuda {
 
 namespace {
 
-// The shift and the flip of an image; the shift no further than makes the image black.
+// The shift and the flip of an image; the shift is limited to what makes the image black.
 struct Move {
   int dy, dx;
   bool flip;

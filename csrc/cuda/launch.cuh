@@ -1,5 +1,5 @@
 // Shared by the CUDA files. Kernels run on the caller's stream, allocate nothing and never synchronise, so that a graph
-// can capture them; what a launch says reaches Python as an error.
+// can capture them; a launch failure reaches Python as an error.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -27,7 +27,7 @@ const char* launch(void (*kernel)(P...), int64_t grid, int threads, size_t share
 }
 template <class T> T* dynamic_shared() { return reinterpret_cast<T*>(emulation::shared); }
 #else
-// Starts a kernel; a block that asks for more than 48 KB of shared memory raises the kernel's limit first.
+// Launches a kernel; if a block needs more than 48 KB of shared memory, the kernel's limit is raised first.
 template <class... P> const char* launch(void (*kernel)(P...), int64_t grid, int threads, size_t shared,
                                          cudaStream_t stream, P... arguments) {
   if (shared > (48 << 10)) {
@@ -37,7 +37,7 @@ template <class... P> const char* launch(void (*kernel)(P...), int64_t grid, int
   }
   void* addresses[] = {(void*)&arguments...};
   const cudaError_t error = cudaLaunchKernel((const void*)kernel, (unsigned)grid, threads, addresses, shared, stream);
-  cudaGetLastError();  // told here, not to the next one
+  cudaGetLastError();  // reported here, not at the next launch
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 template <class T> __device__ __forceinline__ T* dynamic_shared() {
@@ -50,12 +50,12 @@ inline cudaError_t read_attribute(cudaDeviceAttr which, int* value) {
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, which, device);
-  cudaGetLastError();  // told here, not by the next launch
+  cudaGetLastError();  // reported here, not by the next launch
   return error;
 }
 
-// A property of the current device. Where it cannot be read, what every device has, as sizes are divided by it; the
-// launch that follows says what is wrong, and device_problem() before any.
+// A property of the current device. If it cannot be read, a value that every device has, since sizes are divided by it;
+// the following launch reports the problem, and device_problem() does so before any launch.
 inline int attribute(cudaDeviceAttr which) {
   int value = 0;
   if (read_attribute(which, &value) == cudaSuccess) return value;

@@ -17,7 +17,7 @@ namespace cuda {
 
 #ifdef ULFAST_EMULATE
 template <class H> double half_of(uint32_t pair, int upper) { return widened(H{(uint16_t)(pair >> 16 * upper)}); }
-// The tensor cores cut off what a float has no place for.
+// The tensor cores truncate to float precision.
 inline float cut_off(double v) {
   const float nearest = (float)v;
   return fabs((double)nearest) > fabs(v) ? nextafterf(nearest, 0.0f) : nearest;
@@ -88,12 +88,12 @@ __device__ __forceinline__ void multiply_tf32(float (&c)[4], const uint32_t (&a)
 }
 
 // A float as the sum of two of TF32: the nearest (as cvt.rna.tf32.f32, which takes twice as many instructions) and the
-// rest, of which the product drops one bit at most. Not a number stays one in the rest; so becomes an infinity.
+// rest, of which the product drops one bit at most. The rest of NaN and of infinity is NaN.
 __device__ __forceinline__ void in_two_tf32(float v, uint32_t* big, uint32_t* small) {
 #ifdef ULFAST_EMULATE
   *big = bits_of_f32(v) + 0x1000u;
 #else
-  // Volatile, as parts kept from before a loop are registers lost.
+  // Volatile, since parts hoisted out of a loop would cost registers.
   asm volatile("add.u32 %0, %1, 0x1000;" : "=r"(*big) : "r"(bits_of_f32(v)));
 #endif
   *big &= ~0x1FFFu;

@@ -1,8 +1,8 @@
-// perturb_ar on CUDA: autoregressive noise, scaled and put straight onto the stored image.
+// perturb_ar on CUDA: autoregressive noise, scaled and added directly to the stored image.
 //
-// A value needs the two before it and three of each of the two rows above, so a warp sweeps rows as a wave: a lane is a
-// column behind the lane whose rows are above its own, and takes their values by shuffles. Every value is the same
-// eight uncontracted products in the same order as on the CPU.
+// A value needs the two before it and three of each of the two rows above, so a warp sweeps rows as a wave: a lane is
+// one column behind the lane whose rows are above its own, and gets their values by shuffles. Every value is the sum of
+// the same eight uncontracted products in the same order as on the CPU.
 //
 // A small image is a warp's: a lane has kTall rows of a channel, the channels lie side by side, and the unscaled image
 // stays in shared memory until its size is known. Larger ones: a block an image, a warp a channel, a row a lane in
@@ -12,7 +12,7 @@
 // a small image (16 a value, and half as many again to shift, store, add up and write it); the latency of 2 (h + 2) /
 // 32 strips of w + 34 steps, two dependent operations each, over the blocks that a multiprocessor holds, of a larger
 // one. The square of the norm is added in another order than on the CPU: the scale may differ by its last bit. A label
-// out of range leaves its image as it is; a perturbation becomes NaN.
+// out of range leaves its image unchanged; a perturbation becomes NaN.
 #include "../random/philox.h"
 
 #include "pixels.cuh"
@@ -23,7 +23,7 @@ namespace cuda {
 
 namespace {
 
-constexpr int kBorder = 4;             // rows and columns that the sweep starts from, and that are cut off
+constexpr int kBorder = 4;             // rows and columns from which the sweep starts, and which are cropped
 constexpr int kWarps = 3;              // channels side by side; more take turns
 constexpr int kTeams = 2;              // small images of a block, a warp each
 constexpr int64_t kSmall = 112 << 10;  // bytes of them: two and more blocks share a multiprocessor
@@ -49,7 +49,7 @@ template <bool Write> __device__ double sweep(const PerturbAr& a, const Layout& 
       for (int64_t t = 0; t < W + count - 1; ++t) {
         // Column t - lane: the row above was there one step ago, and knew the row above itself.
         const float above = __shfl_up_sync(0xffffffffu, before1, 1), higher = __shfl_up_sync(0xffffffffu, b2, 1);
-        __syncwarp();  // `kept`, which lane 0 reads, is written by the last two lanes
+        __syncwarp();  // the last two lanes write `kept`, which lane 0 reads
         const int64_t x = t - lane;
         const bool mine = lane < count && x >= 0 && x < W;
         float a2 = higher, now = before1;
@@ -80,7 +80,7 @@ template <bool Write> __device__ double sweep(const PerturbAr& a, const Layout& 
       __syncwarp();
     }
     if (!Write) continue;
-    __syncthreads();  // the strip is whole
+    __syncthreads();  // the strip is complete
     const int64_t skip = first < kBorder ? kBorder - first : 0, at = n * a.h * line + (first + skip - kBorder) * line;
     for (int64_t i = threadIdx.x; i < (count - skip) * line; i += kWarps * 32) {
       const float v = tile[skip * line + i] * scale;
@@ -110,7 +110,7 @@ __global__ void perturb_ar_kernel(PerturbAr a, Layout plan) {
       }
       continue;
     }
-    __syncthreads();  // the last image's border has been used
+    __syncthreads();  // the previous image's border has been used
     for (int64_t b = threadIdx.x; b < (a.channels * each + 3) / 4; b += kWarps * 32) {
       uint32_t w[4];
       philox::words((uint64_t)a.seed, philox::kStreamAr, (uint64_t)(a.first + n), (uint32_t)b, w);
@@ -138,7 +138,7 @@ template <bool Truncate> __device__ __forceinline__ void small_onto(const uint8_
                                                                     float scale, int quads, uint8_t* out) {
   const auto* stored = reinterpret_cast<const uint32_t*>(images);
   auto* to = reinterpret_cast<uint32_t*>(out);
-  constexpr int kAhead = 8;  // words that a lane asks for before it uses the first
+  constexpr int kAhead = 8;  // words that a lane loads before it uses the first
   int i = threadIdx.x % 32;
   const auto moved = [&](uint32_t x, int at) {
     const float4 v = reinterpret_cast<const float4*>(tile)[at];
@@ -156,7 +156,7 @@ template <bool Truncate> __device__ __forceinline__ void small_onto(const uint8_
   for (; i < quads; i += 32) to[i] = moved(stored[i], i);
 }
 
-// A warp an image; `lanes` lanes of Tall rows each make a channel. Each has `room` floats of shared memory.
+// One warp per image; `lanes` lanes of Tall rows each form a channel. Each has `room` floats of shared memory.
 template <int Tall> __global__ void __launch_bounds__(32 * kTeams, 1)
     small_ar_kernel(PerturbAr a, int lanes, int room) {
   const int h = (int)a.h, c = (int)a.channels, H = h + kBorder, W = (int)a.w + kBorder, line = (int)a.w * c;
@@ -186,7 +186,7 @@ template <int Tall> __global__ void __launch_bounds__(32 * kTeams, 1)
     float w[8];
 #pragma unroll
     for (int t = 0; t < 8; ++t) w[t] = a.coefficients[(label * c + channel) * 9 + t];
-    __syncwarp();  // the last image has been used
+    __syncwarp();  // the previous image has been used
     for (int b = lane; b < normals; b += 32) {
       uint32_t words[4];
       float4 v;

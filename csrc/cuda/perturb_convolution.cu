@@ -1,12 +1,12 @@
 // perturb_convolution on CUDA: every image convolved with its class's filter (zeros outside), divided by its largest
 // value, truncated to bytes.
 //
-// Bytes: 2 n d, and 8 n d of unscaled results through the scratch where an image is too large for registers, most of it
-// in L2. Flops: 2 n d side^2 in separate multiplications and additions, and ten more operations a value for the
-// quotient and the bytes: the arithmetic bounds it, already at 3 x 3. A block an image. A small image lies in shared
-// memory, with its border of zeros, and its results stay in registers: at 3 x 3 four rows of four neighbours a thread,
-// else four rows of one column. The taps are added in reading order and not contracted: the bytes of the CPU. A label
-// out of range leaves its image as it is.
+// Bytes: 2 n d, and 8 n d of unscaled results through the scratch if an image is too large for registers, mostly in L2.
+// Flops: 2 n d side^2 in separate multiplications and additions, and ten more operations a value for the quotient and
+// the bytes: the arithmetic bounds it, even at 3 x 3. One block per image. A small image is kept in shared memory, with
+// its border of zeros, and its results in registers: at 3 x 3 a thread has four rows of four neighbours, otherwise four
+// rows of one column. The taps are added in reading order and not contracted, so the bytes are the CPU's. A label out
+// of range leaves its image unchanged.
 #include <math.h>
 
 #include "pixels.cuh"
@@ -23,7 +23,7 @@ constexpr int64_t kSmall = 48 << 10;  // bytes of an image with its border
 constexpr int kPad = 4;               // zeros before and after a row of a tiled image: one access
 constexpr int kTiledRegisters = 64;   // a thread
 
-// The largest value of the block's threads, given to all; the values are not negative.
+// The largest value of the block's threads, returned to all; the values are not negative.
 __device__ float largest_of(float v, float* parts) {
   for (int lanes = 16; lanes; lanes /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, lanes));
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;

@@ -1,10 +1,10 @@
 // perturb_linear on CUDA: all sign steps on the noise of a few images in one block, against a linear classifier.
 //
-// Bytes: 2 d an image to and from memory; the weights (4 c d) come from L2 twice a step for each group of kGroup
-// images, which bounds it: 0.06 MB an image and step at d = 3072 and ten classes. Flops: 4 d c an image and step. The
-// noise stays in shared memory over all steps, so d is limited by it; larger images run the twin. Sums go in another
-// order than the CPU's: where a gradient is zero but for rounding a sign may differ. A label out of range leaves its
-// image as it is.
+// Bytes: 2 d an image to and from memory; the weights (4 c d) come from L2 twice per step for each group of kGroup
+// images, which bounds it: 0.06 MB per image and step at d = 3072 and ten classes. Flops: 4 d c per image and step. The
+// noise stays in shared memory for all steps, which limits d; larger images run the twin. Sums are taken in another
+// order than on the CPU, so the sign of a gradient that is zero up to rounding may differ. A label out of range leaves
+// its image unchanged.
 #include <math.h>
 
 #include "launch.cuh"
@@ -36,7 +36,7 @@ __device__ void products(const PerturbLinear& a, const float* v, float* parts, f
           for (int g = 0; g < kGroup; ++g) sum[j][g] = fmaf(w, at[g], sum[j][g]);
         }
     }
-    __syncthreads();  // the last parts have been added up
+    __syncthreads();  // the previous parts have been added
 #pragma unroll
     for (int j = 0; j < kClasses; ++j)
 #pragma unroll
@@ -55,7 +55,7 @@ __device__ void products(const PerturbLinear& a, const float* v, float* parts, f
   __syncthreads();
 }
 
-// p (c, kGroup): the loss's gradient in the logits of the noise. One warp an image.
+// p (c, kGroup): the loss's gradient with respect to the logits of the noise. One warp per image.
 __device__ void residuals(const PerturbLinear& a, const float* image, const float* own, int64_t first, float* p) {
   const int lane = threadIdx.x % 32, g = threadIdx.x / 32;
   if (g < kGroup) {
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) perturb_linear_kernel(PerturbLinear 
   float* noise = dynamic_shared<float>();  // (kGroup, d), then (c, kGroup) thrice, then the parts of sums
   float *image = noise + kGroup * a.d, *own = image + a.c * kGroup, *p = own + a.c * kGroup, *parts = p + a.c * kGroup;
   for (int64_t first = (int64_t)blockIdx.x * kGroup; first < a.n; first += (int64_t)gridDim.x * kGroup) {
-    __syncthreads();  // the last images have left
+    __syncthreads();  // the previous images have been written
     for (int g = 0; g < kGroup; ++g)
       for (int64_t i = threadIdx.x; i < a.d; i += kThreads)
         noise[g * a.d + i] = first + g < a.n ? (float)a.images[(first + g) * a.d + i] / 255.0f : 0.0f;

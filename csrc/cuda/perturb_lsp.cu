@@ -1,10 +1,10 @@
-// perturb_lsp on CUDA: latent values from Philox normals, blown up to patches, scaled, put onto the stored image.
+// perturb_lsp on CUDA: latent values from Philox normals, enlarged to patches, scaled, and added to the stored image.
 //
 // Bytes: 2 d an image (4 d for the perturbation itself), beside m^2 weights of its class, which stay in L2. Flops:
 // 2 m^2 and 50 m for the normals (m = 48 at 32 px), and seven operations a pixel. Bound: at m = 48 the instructions, a
-// third of them those of the pixels, and the one chain of additions of the norm, which goes in the CPU's order; at
-// large m the reading of the weights from L2. All sums go in the CPU's order, so the bytes are the CPU's. A label out
-// of range leaves its image as it is; a perturbation becomes NaN.
+// third of them for the pixels, and the single chain of additions of the norm, in the CPU's order; at large m the reads
+// of the weights from L2. All sums are taken in the CPU's order, so the bytes are the CPU's. A label out of range
+// leaves its image unchanged; a perturbation becomes NaN.
 #include "../random/philox.h"
 
 #include "pixels.cuh"
@@ -16,7 +16,7 @@ namespace cuda {
 namespace {
 
 constexpr int kTeams = 4;      // images side by side in a block, a warp each
-constexpr int64_t kFew = 128;  // latent values that a warp makes quicker than a block
+constexpr int64_t kFew = 128;  // up to this many latent values, a warp is faster than a block
 constexpr int kPairs = 64;     // latent values of a small image: two neighbours a lane
 constexpr int kRows = 32;      // and its rows
 
@@ -31,8 +31,8 @@ template <int Size> __device__ __forceinline__ void together() {
     __syncthreads();
 }
 
-// A team of Size threads an image: a warp, so that nobody waits at a barrier of the block, or the block. Shared memory
-// of a team: the normals, of which the squares take the place, and the latent values.
+// A team of Size threads per image: a warp, which needs no block barrier, or the block. Shared memory of a team: the
+// normals, of which the squares take the place, and the latent values.
 template <int Size> __global__ void perturb_lsp_kernel(PerturbLsp a, Shape s) {
   const int lane = threadIdx.x % Size, team = threadIdx.x / Size, teams = blockDim.x / Size;
   const int line = s.w * s.c, quads = (s.m + 3) / 4;
@@ -108,7 +108,7 @@ template <int Size> __global__ void perturb_lsp_kernel(PerturbLsp a, Shape s) {
   }
 }
 
-// A small image onto the stored pixels: a warp an image, whose pixels arrive while the latent values are made.
+// Adds a small image to the stored pixels: one warp per image, whose pixels arrive while the latent values are made.
 template <bool Truncate> __global__ void __launch_bounds__(32 * kTeams, 8) small_lsp_kernel(PerturbLsp a, Shape s) {
   const int lane = threadIdx.x % 32, team = threadIdx.x / 32, line = s.w * s.c, quads = line / 4, words = s.h * quads;
   const int across = quads < 32 ? quads : 32;  // lanes that write

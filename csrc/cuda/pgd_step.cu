@@ -1,8 +1,8 @@
 // pgd_step on CUDA: a sign or L2 step along the gradient, back into the ball around the start, back into [0, 1].
 //
-// Bytes: 16 n d, bound by memory. L-infinity is elementwise. L2 takes a block a row: two norms, then the update, 32 n d
-// in all. What is read a second and third time comes from L2 cache where the rows at work lie in it together (36 KB
-// each at 32 px), else from memory (1.8 MB each at 224 px). Few rows leave multiprocessors idle.
+// Bytes: 16 n d, bound by memory. L-infinity is elementwise. L2 takes one block per row: two norms, then the update, 32
+// n d in all. The second and third reads come from the L2 cache if all rows in work fit into it (36 KB each at 32 px),
+// otherwise from memory (1.8 MB each at 224 px). Few rows leave multiprocessors idle.
 #include <math.h>
 
 #include "types.cuh"
@@ -43,11 +43,11 @@ __global__ void linf(PgdStep a) {
   }
 }
 
-// The sum over the block's threads, given to all of them.
+// The sum over the block's threads, returned to all of them.
 __device__ float block_sum(float v) {
   __shared__ float parts[32];
   for (int lanes = 16; lanes; lanes /= 2) v += __shfl_down_sync(0xffffffffu, v, lanes);
-  __syncthreads();  // the last sum has been read
+  __syncthreads();  // the previous sum has been read
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
   __syncthreads();
   float total = 0;

@@ -1,7 +1,7 @@
 // Philox numbers on CUDA, bit for bit those of the CPU: the same header, compiled with --fmad=false.
 //
-// Bytes: 4 n d written. Arithmetic: about 60 integer operations for four words and 45 float operations a pair of
-// normals; on current GPUs the writing bounds the uniform numbers and the arithmetic the normal ones.
+// Bytes: 4 n d written. Arithmetic: about 60 integer operations per four words and 45 float operations per pair of
+// normals; on current GPUs the writes bound the uniform numbers and the arithmetic the normal ones.
 #include "../random/philox.h"
 
 #include "types.cuh"
@@ -11,7 +11,7 @@ namespace cuda {
 
 namespace {
 
-// One block of four words a thread; Index is wide enough for all of them.
+// One block of four words per thread; Index is wide enough for all of them.
 template <bool Normal, class Index> __global__ void numbers(Philox a) {
   const Index quads = (Index)((a.d + 3) / 4), total = (Index)a.n * quads, step = (Index)gridDim.x * blockDim.x;
   const bool wide = a.d % 4 == 0 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0;

@@ -1,4 +1,4 @@
-// Stored pixels plus perturbations, to stored pixels; rounds as the CPU does (--fmad=false).
+// Adds perturbations to stored pixels; rounds as the CPU does (--fmad=false).
 #pragma once
 
 #include <math.h>
@@ -20,12 +20,12 @@ __device__ __forceinline__ uint8_t pixel(uint8_t x, float delta, bool truncate) 
 }
 
 #ifndef ULFAST_EMULATE
-// The bits of 2^23, out of the compiler's sight: a byte permutation takes one literal, which is better its selector.
+// The bits of 2^23, hidden from the compiler: a byte permutation takes one literal, which should be its selector.
 static __constant__ uint32_t whole_bits = 0x4B000000u;
 #endif
 
-// Four pixels in one word. The conversions between bytes and floats go at a quarter of the rate of an addition, so the
-// bytes ride in the mantissa of 2^23: adding that rounds to a whole number, and the number is in the lowest byte.
+// Four pixels in one word. Conversions between bytes and floats run at a quarter of the rate of an addition, so the
+// bytes are placed in the mantissa of 2^23: adding that rounds to a whole number, and the number is in the lowest byte.
 __device__ __forceinline__ uint32_t levels4(uint32_t x, const float (&levels)[4], bool truncate) {
 #ifdef ULFAST_EMULATE
   uint32_t out = 0;

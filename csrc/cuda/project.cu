@@ -1,12 +1,12 @@
 // project and project_classwise on CUDA: out = x - (x B^T) B.
 //
-// Here are the kernels for rows of any width, dtype and address. Wide aligned rows go to project_resident.cu.
+// These are the kernels for rows of any width, dtype and address. Wide aligned rows are handled in project_resident.cu.
 //
 // Bytes (float32): 8 n d where a group of rows fits in shared memory (one kernel, x read once); otherwise two kernels,
 // coefficients and update, over pieces of rows small enough for the second to find them in L2: 8 n d at best, 12 n d at
-// worst. Flops: 4 n d k. Beside that the basis is read twice a group of R rows: 8 k / R bytes a value, through L2.
+// worst. Flops: 4 n d k. In addition the basis is read twice per group of R rows: 8 k / R bytes per value, through L2.
 // Bound: memory up to about k = 16 at R = 8, then the multiply-adds. A label out of range makes its row NaN and reads
-// no basis. Two blocks a multiprocessor instead of one made two of its kernels spill.
+// no basis. Two blocks per multiprocessor instead of one made two of its kernels spill.
 #include "resident.cuh"
 
 namespace ulfast {
@@ -34,7 +34,7 @@ template <class T, class O, int R, bool Given> __global__ void __launch_bounds__
       return;
     }
     const A* basis = static_cast<const A*>(a.basis) + run.label * a.k * a.d + run.from;
-    __syncthreads();  // the last rows have been used
+    __syncthreads();  // the previous rows have been used
     stage<T, R>(a, plan, tile, run.at, run.count, run.from, run.d);
     if (Given) gather<A, R>(given, plan.splits, end - begin, a.k, run.at - begin, run.count, coef);
     __syncthreads();
@@ -58,7 +58,7 @@ Plan plan_of(const Project& a, int rows) {
   return cut(a.d, size_of(a.dtype), rows, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed_of(a, rows));
 }
 
-// Rows a group: two where eight would leave multiprocessors idle, or where the numbers are twice as wide.
+// Rows per group: two if eight would leave multiprocessors idle, or if the numbers are twice as wide.
 int rows_of(const Project& a) {
   if (a.dtype == DType::f64) return 2;
   return (a.n + 7) / 8 * plan_of(a, 8).splits < attribute(cudaDevAttrMultiProcessorCount) ? 2 : 8;
@@ -98,7 +98,7 @@ int64_t project_scratch(const Project& a) {
   const int64_t chunk = chunk_of(a.d, size_of(a.dtype), rows);
   const int64_t pieces = plan.splits == 1 ? 0 : plan.splits * (chunk < a.n ? chunk : a.n) * a.k;
   const int64_t other = resident > pieces ? resident : pieces;
-  return mma > other ? mma : other;  // which of the three it will be depends on the addresses
+  return mma > other ? mma : other;  // which of the three runs depends on the addresses
 }
 
 int64_t project_takes_tensor_cores(const Project& a) { return mma_fits(a); }

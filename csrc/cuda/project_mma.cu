@@ -1,10 +1,10 @@
 // project on CUDA, on the tensor cores: one basis of up to 128 rows, many rows.
 //
-// x of half precision and bytes go into the products as they are, the basis and the coefficients as the sum of two
-// halves (f16 for bytes, whole numbers up to 255; scaled by powers of two, as for f16): errors of about 2^-22 of a
-// product, 2^-16 for bf16, whose results round by 2^-9. float32: all three as the sum of two of TF32, small times small
-// left out: 2^-22. Additions of the tensor cores truncate, and a long chain of them errs to one side; for float32
-// results a sum is taken out after four to six and added as float32. A row with an infinity becomes not a number.
+// x of half precision and bytes enter the products unchanged, the basis and the coefficients as the sum of two halves
+// (f16 for bytes, integers up to 255; scaled by powers of two, as for f16), with errors of about 2^-22 of a product,
+// and 2^-16 for bf16, whose results round by 2^-9. For float32 all three are the sum of two TF32 numbers, without small
+// times small: 2^-22. Additions of the tensor cores truncate, and a long chain of them errs to one side; for float32
+// results a sum is extracted after four to six and added as float32. A row with an infinity becomes NaN.
 //
 // What bounds it, for n x d values of s bytes that become o bytes, on an H200 (4.27 TB/s, L2 5.5 TB/s, 132
 // multiprocessors, mma.sync at some 60 % of the peak: 138 matrix instructions a ns; computed, not measured):
@@ -24,8 +24,8 @@
 // L2: 37 at k = 64 and R = 32, which are too few tiles to fill the GPU; so the basis stays and the rows are read twice.
 // One launch where a slice holds all features: k to 16 at d = 3072.
 //
-// A warp takes 16 rows and a part of the slice's features and depends on no other; only one launch adds the warps'
-// products up in shared memory. Features are permuted so that those of a thread are neighbours.
+// A warp takes 16 rows and a part of the slice's features, independently of the others; only with one launch are the
+// warps' products summed in shared memory. Features are permuted so that those of a thread are neighbours.
 #include "mma.cuh"
 #include "resident.cuh"
 
@@ -36,7 +36,7 @@ namespace {
 
 constexpr int kTile = 16, kUnit = 32;  // rows; features that slices are multiples of
 constexpr int kMostRank = 128;
-// Warps of a block, for up to 8 NT basis rows: as many as have registers for them.
+// Warps per block, for up to 8 NT basis rows: as many as the registers allow.
 constexpr __host__ __device__ int warps_of(int NT) { return NT > 8 ? 12 : 16; }
 constexpr int64_t kAtOnce = 8192;           // rows of three launches, at most,
 constexpr int64_t kMostScratch = 32 << 20;  // and floats of their scratch
@@ -52,8 +52,8 @@ template <> struct Factor<uint8_t> {
   using type = f16;
 };
 
-// What a block keeps in shared memory: the basis, as floats or as two halves, `pitch` apart, so that neither product
-// has conflicts; what the rows were divided by; with one launch the coefficients (kTile, 8 NT) and the warps' products.
+// A block's shared memory: the basis, as floats or as two halves, `pitch` apart, so that neither product has conflicts;
+// what the rows were divided by; with one launch the coefficients (kTile, 8 NT) and the warps' products.
 struct Kept {
   float* basis;
   uint16_t *high, *low;
@@ -177,7 +177,7 @@ __device__ __forceinline__ void load(const T* const (&rows)[2], int f, int d, He
   }
 }
 
-// body(step, values) for steps [begin, end), the next ones on their way.
+// Calls body(step, values) for steps [begin, end), with the next ones in flight.
 template <class T, bool Turned, int Deep, class Body>
 __device__ __forceinline__ void for_each_step(const T* const (&rows)[2], int begin, int end, int d, const Body& body) {
   Held<T> next[Deep ? Deep : 1];
@@ -204,7 +204,7 @@ __device__ __forceinline__ void for_each_step(const T* const (&rows)[2], int beg
   }
 }
 
-// Keeps the compiler from working out all addresses before the loop: there are no registers for them.
+// Keeps the compiler from computing all addresses before the loop: there are no registers for them.
 __device__ __forceinline__ int here(int at) {
 #ifndef ULFAST_EMULATE
   asm volatile("" : "+r"(at));
@@ -212,8 +212,8 @@ __device__ __forceinline__ int here(int at) {
   return at;
 }
 
-// The same number in a register of its own (`zero`: no constant). The two rows of an operand come by loads of four
-// registers each, and without this the compiler brings them together before every matrix instruction.
+// The same number in a separate register (`zero` is not a constant). The two rows of an operand are loaded to four
+// registers each, and without this the compiler rearranges them before every matrix instruction.
 __device__ __forceinline__ uint32_t alone(uint32_t v, uint32_t zero) {
 #ifndef ULFAST_EMULATE
   asm volatile("or.b32 %0, %1, %2;" : "=r"(v) : "r"(v), "r"(zero));
@@ -303,7 +303,7 @@ __device__ __forceinline__ void add_products(const Kept& at, int step, const Hel
 // The coefficients of rows g and g + 8 as the second product takes them.
 template <class T, int NT> struct Coefficients {
   uint32_t many[NT / 2][4], few[NT / 2][4];
-  float times[2];  // what they were divided by
+  float times[2];  // their divisors
 };
 template <int NT> struct Coefficients<float, NT> {
   float v[NT][4];
@@ -571,7 +571,7 @@ template <class T, class O, int NT, Part part> __global__ void __launch_bounds__
   }
 }
 
-// How the work is shared out: one launch, or slices whose features are cut once more between warps.
+// How the work is divided: one launch, or slices whose features are further divided among warps.
 struct Layout {
   Slices slices;
   int subs;

@@ -1,7 +1,7 @@
 // project and project_classwise on CUDA for wide rows: the basis stays in shared memory (resident.cuh).
 //
 // Bytes (float32): 8 n d where a slice holds a row (one launch, x read once), otherwise 12 n d (three launches). The
-// basis is read once a block: 4 k d a multiprocessor. Flops: 4 n d k. Of shared memory a value needs 8 k / R bytes.
+// basis is read once per block: 4 k d per multiprocessor. Flops: 4 n d k. A value takes 8 k / R bytes of shared memory.
 // Bound: memory up to about k = 16, then the multiply-adds.
 #include "resident.cuh"
 
@@ -52,7 +52,7 @@ Slices slices_of(const Project& a, bool ahead) {
   return cut_slices(a.n, a.d, own ? a.classes * a.k : a.k, a.k, kRows, 4, kSlice,
                     ahead ? ahead_bytes(kRows, size_of(a.dtype)) : 0, 0);
 }
-// One launch, the next group on its way or not, before three.
+// Prefers one launch, with or without the next group in flight, to three.
 struct Choice {
   Slices slices;
   bool ahead;

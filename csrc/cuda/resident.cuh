@@ -1,12 +1,12 @@
 // Rows against a basis that stays in shared memory, for project and ingest on wide rows.
 //
 // A block keeps the basis of a slice of features and takes group after group of R rows, whose values stay in
-// registers: x is read once and the basis once a block. Two teams of 256 threads share the basis and take turns at
-// groups of their own, so that one computes while the other waits for memory or for its own barrier; there is one
-// block a multiprocessor. A thread holds the same features of every row, kChunks times four of them. Ahead: a
-// team's next group is on its way to shared memory while it computes, where there is room beside the basis.
+// registers: x is read once, and the basis once per block. Two teams of 256 threads share the basis and work on
+// separate groups in turn, so that one computes while the other waits for memory or for its own barrier; there is one
+// block per multiprocessor. A thread holds the same features of every row, kChunks times four of them. Ahead: a team's
+// next group is loaded to shared memory while it computes, if there is room beside the basis.
 //
-// Rows too wide for one slice are done in three launches: every slice's products, their sums, and what they remove.
+// Rows too wide for one slice take three launches: the products of every slice, their sums, and the removal.
 #pragma once
 
 #include "rows.cuh"
@@ -15,13 +15,13 @@ namespace ulfast {
 namespace cuda {
 
 constexpr int kTeams = 2, kTeam = 256, kBlock = kTeams * kTeam, kTeamWarps = kTeam / 32;
-constexpr int kChunks = 3;                   // of four values, that a thread holds of a row
+constexpr int kChunks = 3;                   // of four values per row in a thread
 constexpr int kSlice = 4 * kChunks * kTeam;  // features of a slice, at most
-constexpr int64_t kRowsAtOnce = 4096;        // of three launches: what bounds their scratch
+constexpr int64_t kRowsAtOnce = 4096;        // for three launches; bounds their scratch
 
-enum class Part { all, products, rest };  // what a kernel does: everything, or one of two launches
+enum class Part { all, products, rest };  // the part of a kernel: everything, or one of two launches
 
-// How the work is shared out: `splits` slices of `features`, each to `blocks` blocks. No splits: it cannot be.
+// How the work is divided: `splits` slices of `features`, each for `blocks` blocks. No splits: it cannot be divided.
 struct Slices {
   int features, splits, blocks;
   int64_t shared;  // bytes
@@ -67,7 +67,7 @@ template <int CH> __device__ __forceinline__ int feature(int c) {
   return (((int)(threadIdx.x % kTeam) + c / CH * kTeam) * CH + c % CH) * 4;
 }
 
-// Of a group of rows: their labels, and a bit for each whose index or label is out of range.
+// For a group of rows: their labels, and a bit for each whose index or label is out of range.
 template <int R> struct Group {
   int label[R];
   unsigned bad;
@@ -240,7 +240,7 @@ __device__ __forceinline__ void removed(const float (&x)[R][kChunks][4], const G
   }
 }
 
-// What a kernel is given beside the rows.
+// A kernel's arguments besides the rows.
 struct Task {
   Slices slices;
   int64_t begin, end;  // rows
@@ -283,7 +283,7 @@ __device__ __forceinline__ void for_each_group(const Rows& a, const Task& task, 
     widen<T, R>(raw, x);
     const Group<R> now = group;
     if (part == Part::rest) {
-      meet(team);  // the last coefficients have been used
+      meet(team);  // the previous coefficients have been used
       for (int c = threadIdx.x % kTeam; c < k * R; c += kTeam) {
         const int64_t row = first + c % R;
         at.coef[c] = row < task.end ? task.sums[(row - task.begin) * k + c / R] : 0.0f;
@@ -322,7 +322,7 @@ __global__ void add_slices(const float* parts, float* out, int64_t count, int sp
 const char* slice_products(const Rows& a, Slices slices, int64_t begin, int64_t end, float* scratch,
                            cudaStream_t stream);
 
-// Whether the operators take these kernels (it reads no address), the floats that they need, and they themselves.
+// Whether the operators use these kernels (reads no address), the floats that they need, and the kernels themselves.
 bool resident_fits(const Project& a);
 bool resident_fits(const Ingest& a);
 int64_t resident_scratch(const Project& a);

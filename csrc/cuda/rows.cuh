@@ -1,5 +1,5 @@
 // Rows against a basis, shared by project, ingest and the linear classifier: a group of R rows is staged in shared
-// memory, its products with the basis are taken there, and what they give is removed there.
+// memory, where its products with the basis are computed and subtracted.
 //
 // Every contraction is written as fma, because the files are compiled with --fmad=false.
 #pragma once
@@ -24,10 +24,10 @@ struct Rows {
   int64_t stride, d, k, classes, sources;
 };
 
-// The number of the row that comes `at` in the order.
+// The number of the row at position `at` in the order.
 __device__ __forceinline__ int64_t number(const Rows& a, int64_t at) { return a.order ? a.order[at] : at; }
 
-// Where it lies in x; -1 if its index is out of range.
+// Its position in x; -1 if its index is out of range.
 __device__ __forceinline__ int64_t source(const Rows& a, int64_t at) {
   const int64_t row = number(a, at);
   if (!a.index) return row;
@@ -35,7 +35,7 @@ __device__ __forceinline__ int64_t source(const Rows& a, int64_t at) {
   return from >= 0 && from < a.sources ? from : -1;
 }
 
-// How many rows from `at` on, up to `stop`, share a label, and which: 0 without labels, -1 if it is out of range.
+// The number of rows from `at` on, up to `stop`, with one label, and the label: 0 without labels, -1 if out of range.
 __device__ __forceinline__ int run_of(const Rows& a, int64_t at, int64_t stop, int64_t* label) {
   *label = 0;
   if (!a.labels) return (int)(stop - at);
@@ -46,11 +46,11 @@ __device__ __forceinline__ int run_of(const Rows& a, int64_t at, int64_t stop, i
   return count;
 }
 
-// Where the rows of a tile lie: R of them, `pitch` values apart, in shared memory.
+// The rows of a tile: R of them, `pitch` values apart, in shared memory.
 struct Plan {
   int64_t segment;  // features of a piece; d if the whole row is staged
   int64_t pitch;    // of the tile: the segment, rounded up so that every row begins at 16 bytes
-  int64_t splits;   // pieces a row
+  int64_t splits;   // pieces per row
 };
 
 __device__ __forceinline__ float fma_(float a, float b, float c) { return fmaf(a, b, c); }
@@ -236,8 +236,8 @@ template <int R, class Body> __device__ __forceinline__ void for_each_run(const 
 }
 
 // Products of rows [begin, end) with their basis, piece by piece: parts (splits, end - begin, k). A group is R rows of
-// the order; its rows with one label after another share a basis and go together. What a row without a basis gets is
-// not written.
+// the order; its rows with one label after another share a basis and go together. Nothing is written for a row without
+// a basis.
 template <class T, int R> __global__ void __launch_bounds__(kThreads, 1)
     coefficients(Rows a, Plan plan, typename Compute<T>::type* out, int64_t begin, int64_t end) {
   using A = typename Compute<T>::type;
@@ -247,7 +247,7 @@ template <class T, int R> __global__ void __launch_bounds__(kThreads, 1)
   for_each_run<R>(a, plan, begin, end, [&](const Run& run) {
     if (run.label < 0) return;
     const A* basis = static_cast<const A*>(a.basis) + run.label * a.k * a.d + run.from;
-    __syncthreads();  // the last rows have been used
+    __syncthreads();  // the previous rows have been used
     stage<T, R>(a, plan, tile, run.at, run.count, run.from, run.d);
     __syncthreads();
     dots_all<T, A, R>(a, plan, tile, basis, run.d, parts, coef);

@@ -1,11 +1,11 @@
 // softmax_regression_step on CUDA: forward, loss, gradient and update of a linear classifier without bias.
 //
 // Four kernels, none of which makes a float copy of x: products (x read, n c sums written), softmax minus one-hot in
-// their place, gradient (x read again, c d sums a part), update. Bytes: 2 n d of uint8 rows, the second time from L2
+// their place, gradient (x read again, c d sums per part), update. Bytes: 2 n d of uint8 rows, the second time from L2
 // where the batch fits there (1,024 rows of 32 px are 3 MB), plus 8 c d for each of the parts into which the gradient's
-// rows are cut so that every multiprocessor has work. Flops: 4 n d c.
-// Bound: at ten classes the multiply-adds (40 a byte); in small batches the four launches. Sums are always taken in the
-// same order, so the same call gives the same bits. An index or a label out of range makes the loss and the weight NaN.
+// rows are cut so that every multiprocessor has work. Flops: 4 n d c. Bound: at ten classes the multiply-adds (40 a
+// byte); in small batches the four launches. Sums are always taken in the same order, so equal calls give equal bits.
+// An index or a label out of range makes the loss and the weight NaN.
 #include "rows.cuh"
 
 namespace ulfast {
@@ -70,7 +70,7 @@ template <class T, int K> __device__ void part_gradient(const SoftmaxRegressionS
     for (int u = 0; u < 4; ++u) acc[j][u] = 0.0f;
   for (int64_t row = begin; row < end; row += kBatch) {
     const int rows = (int)(end - row < kBatch ? end - row : kBatch);
-    __syncthreads();  // the last residuals have been used
+    __syncthreads();  // the previous residuals have been used
     for (int t = threadIdx.x; t < rows * K; t += kThreads) {
       const int r = t / K, j = t - r * K;
       staged[t] = j < classes ? a.coef[(row + r) * a.c + first + j] : 0.0f;
@@ -100,7 +100,7 @@ template <class T, int K> __device__ void part_gradient(const SoftmaxRegressionS
 #pragma unroll
   for (int j = 0; j < K; ++j) {
     if (j >= classes) break;
-    __syncthreads();  // the last class has been added
+    __syncthreads();  // the previous class has been added
     for (int u = 0; u < 4; ++u) sums[warp * kStrip + lane * 4 + u] = acc[j][u];
     __syncthreads();
     const int64_t to = strip * kStrip + threadIdx.x;
@@ -112,7 +112,7 @@ template <class T, int K> __device__ void part_gradient(const SoftmaxRegressionS
   }
 }
 
-// A block a strip of features and part of the rows.
+// One block per strip of features and part of the rows.
 template <class T> __global__ void __launch_bounds__(kThreads, 1)
     gradient(SoftmaxRegressionStep a, int64_t parts, int64_t each) {
   float* staged = dynamic_shared<float>();

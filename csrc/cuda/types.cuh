@@ -35,7 +35,7 @@ template <class T> struct alignas(sizeof(T) * 4 < 16 ? sizeof(T) * 4 : 16) Four 
   T v[4];
 };
 
-// To memory that is not read again soon: the result leaves the inputs their place in L2.
+// A store to memory that is not read again soon, so that the inputs stay in L2.
 template <class T> __device__ __forceinline__ void stream_out(T* to, const Four<T>& v) {
 #ifdef ULFAST_EMULATE
   *reinterpret_cast<Four<T>*>(to) = v;
@@ -49,7 +49,7 @@ template <class T> __device__ __forceinline__ void stream_out(T* to, const Four<
 #endif
 }
 
-// Brings a line to L2 that will be read soon.
+// Prefetches a line to L2.
 __device__ __forceinline__ void soon(const void* at) {
 #ifndef ULFAST_EMULATE
   asm volatile("prefetch.global.L2 [%0];" ::"l"(at));

@@ -1,8 +1,8 @@
-// Philox 4x32-10 (Salmon et al., SC 2011) and the normals made from it, shared by host and device.
+// Philox 4x32-10 (Salmon et al., SC 2011) and normals made from it, shared by host and device.
 //
-// Bit for bit what ulfast/ops/philox.py computes. The transcendental functions are polynomials in separately rounded
-// operations: compile without contraction to fused multiply-add (-ffp-contract=off, --fmad=false), or the promise of
-// equal bytes on every device is broken.
+// Bit-identical to ulfast/ops/philox.py. The transcendental functions are polynomials in separately rounded operations:
+// compile without contraction to fused multiply-add (-ffp-contract=off, --fmad=false), or the promise of equal bytes on
+// every device is broken.
 #pragma once
 
 #include "../floats.h"
@@ -10,7 +10,7 @@
 namespace ulfast {
 namespace philox {
 
-// One stream a use (the list stands in ulfast/ops/philox.py).
+// One stream per use (listed in ulfast/ops/philox.py).
 constexpr uint32_t kStreamLsp = 1;
 constexpr uint32_t kStreamAr = 3;
 

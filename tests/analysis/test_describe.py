@@ -23,7 +23,7 @@ def sample():
 
 @pytest.fixture
 def counted(sample, monkeypatch):
-    """The sample as images decoded on demand, and how often each of them was."""
+    """The sample as images decoded on demand, and how often each was decoded."""
     times = np.zeros(len(sample), int)
 
     def read(i, out):

@@ -97,7 +97,7 @@ def test_what_images_show_is_no_poison(digits):
     ["lsp", "regions-16", "pil", *(pytest.param(m, marks=pytest.mark.slow) for m in ("regions-4", "cwrandom"))],
 )
 def test_few_images_are_enough_to_tell(every, method):
-    """By the marked images: the accuracy of the linear model is about that of clean images."""
+    """Found by the marked images: the accuracy of the linear model is about that on clean images."""
     found = diagnose(ulfast.poison(every, method, rate=0.2 if method == "lsp" else 0.1))
     assert found.verdict == "poisoned", found.to_dict()
     assert found.evidence[2].value > MARKED[1]
@@ -135,7 +135,9 @@ def test_an_image_comes_back_from_its_differences():
 
 
 def test_marks_in_large_images_and_few_classes(every):
-    """Tiles are drawn at random there and taken from shrunk images too, which shows the edges of large regions."""
+    """In large images tiles are drawn at random and also taken from shrunk versions, which show large regions'
+    edges.
+    """
     rows = np.flatnonzero(every.labels < 5)
     x = torch.from_numpy(every.images[rows]).permute(0, 3, 1, 2).float()
     x = F.interpolate(x, size=(72, 64), mode="bicubic").round().clamp(0, 255).byte()
@@ -150,7 +152,7 @@ def test_marks_of_classes_too_small_to_judge(clean):
 
 
 def test_classes_that_are_easy_to_tell_are_no_poison(every):
-    """Airplanes and frogs: a linear model tells them by the sky."""
+    """Airplanes and frogs: a linear model tells them apart by the sky."""
     rows = np.flatnonzero(np.isin(every.labels, (0, 6)))
     pair = ulfast.Dataset(every.images[rows], (every.labels[rows] == 6).astype(np.int64), ("airplane", "frog"))
     found = diagnose(pair)
@@ -161,7 +163,7 @@ def test_classes_that_are_easy_to_tell_are_no_poison(every):
 
 
 def test_classes_without_images(clean):
-    """A subset that keeps all names is judged by the classes that are there."""
+    """A subset that keeps all class names is judged by the classes present."""
     rows = np.flatnonzero(clean.labels < 5)
     some = ulfast.Dataset(clean.images[rows], clean.labels[rows], clean.classes)
     same = ulfast.Dataset(clean.images[rows], clean.labels[rows], clean.classes[:5])
@@ -215,7 +217,7 @@ def test_conclusions():
 
 
 def test_a_convolution_leaves_dark_borders(every):
-    """At every rate that leaves more of them than photographs have, which are a hundredth here."""
+    """At every rate that leaves more dark borders than photographs have, a hundredth here."""
     assert dark_border(every).share < BORDER[0]
     for rate in (1.0, 0.2, 0.1):
         poisoned = ulfast.poison(every, "cuda", seed=0, rate=rate)
@@ -238,7 +240,7 @@ def test_neither_a_frame_nor_a_bright_object_is_a_dark_border():
     images = (digits.images / 16 * 255).astype(np.uint8)
     labels = digits.target.astype(np.int64)
     names = tuple(map(str, range(10)))
-    assert dark_border(ulfast.Dataset(images[..., None], labels, names)).share == 0  # too small for one
+    assert dark_border(ulfast.Dataset(images[..., None], labels, names)).share == 0  # too small for a border
     large = np.repeat(np.repeat(images, 3, axis=1), 3, axis=2)
     framed = np.pad(large, ((0, 0), (2, 2), (2, 2)))
     assert dark_border(ulfast.Dataset(framed[..., None], labels, names)).share < BORDER[0]

@@ -50,7 +50,7 @@ def test_separability_equals_scikit_learn_s(many):
 
 
 def published(x, y, steps, seed=0):
-    """The paper's protocol by autograd: LBFGS of rate 0.5 with PyTorch's defaults, `step` that many times."""
+    """The paper's protocol by autograd: LBFGS with rate 0.5 and PyTorch's defaults, with this many calls of `step`."""
     torch.manual_seed(seed)
     model = torch.nn.Linear(x.shape[1], int(y.max()) + 1)
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5)
@@ -82,7 +82,7 @@ def test_a_step_is_twenty_evaluations_as_published(many, kind):
     losses, accuracy = published((x - x.min()) / (x.max() - x.min()), y, 5)
     found = separability(inputs, y, steps=5)
     assert (found.steps, found.converged, len(found.curve)) == (5, False, 100)
-    # LBFGS without a line search amplifies rounding: the two leave each other slowly.
+    # LBFGS without a line search amplifies rounding, so the two slowly diverge.
     got = [row["loss"] for row in found.curve]
     assert got[:25] == pytest.approx(losses[:25], rel=2e-5)
     assert got == pytest.approx(losses, rel=1e-2)
@@ -90,7 +90,7 @@ def test_a_step_is_twenty_evaluations_as_published(many, kind):
 
 
 def test_it_ends_where_the_gradient_is_zero():
-    """Two classes that one value tells apart, each in both: the best loss is reached, and no step follows."""
+    """The optimum is reached early, and no further step follows."""
     x, y = torch.tensor([[0.0], [0.0], [1.0], [1.0]]), torch.tensor([0, 1, 0, 1])
     found = separability(x, y, steps=50)
     assert found.converged

@@ -1,4 +1,4 @@
-"""Data on which a network learns something within seconds, for every test of attacks."""
+"""Data on which a network learns something within seconds, for the tests of attacks."""
 
 from __future__ import annotations
 

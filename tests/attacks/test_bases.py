@@ -1,4 +1,4 @@
-"""The ways to choose directions: what each finds, ranks below and above the weights', rounds, the class-wise form."""
+"""The ways to choose directions: their results, ranks below and above the weights', rounds, the class-wise form."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_every_fit_finds_the_class_perturbations(poisoned, fit):
     assert basis.metadata["train_accuracy"] > 0.98
     before, after = rows(poisoned), ops.project(rows(poisoned), basis.rows.double())
     assert linear_accuracy(before, poisoned.labels) > 0.98
-    # The weights of least squares are the perturbations in the metric of the inverse covariance: taking them away
-    # leaves most of the perturbations in place.
+    # The least-squares weights are the perturbations in the metric of the inverse covariance: removing them leaves most
+    # of the perturbations in place.
     assert (linear_accuracy(after, poisoned.labels) < 0.6) == (fit != "ridge")
 
 
@@ -133,8 +133,9 @@ def test_more_directions_come_from_rounds(poisoned):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rounding_is_no_direction(threads):
-    """From a zero start the weights of the classes sum to zero, but for rounding, whose sum over a thousand steps looks
-    like the mean image: taken for a tenth direction it cost a network on clean images 40 points."""
+    """From a zero start the class weights sum to zero up to rounding, whose sum over a thousand steps looks like the
+    mean image: counted as a tenth direction it cost a network on clean images 40 points.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -162,7 +163,7 @@ def test_the_classwise_form_takes_each_image_s_own_vector(tmp_path, poisoned):
         products = flat @ w.T
         assert products[torch.arange(len(y)), y].abs().max() < 1e-4
         assert products.abs().mean() > 0.01
-    # The new mark that the label leaves: only the right class's product is zero.
+    # The new mark left by the label: only the product with the image's own class is zero.
     assert (products.abs().argmin(1) == y).float().mean() > 0.9
     write_projected(tmp_path / "p", poisoned, plan.removal)
     stored = next(iter(ProjectedLoader(tmp_path / "p", poisoned, 100, mean=(0, 0, 0), std=(1, 1, 1))))[0]
@@ -210,7 +211,7 @@ def test_refusals(poisoned):
 
 
 def test_fisher_ratios_are_those_of_each_direction(poisoned):
-    """Turned within the span: within a class uncorrelated; between and within as NumPy has them."""
+    """Rotated within the span: uncorrelated within a class; variances between and within as in NumPy."""
     basis = ulfast.fit_basis(poisoned)
     turned, ratios = fisher_ratios(basis, poisoned)
     torch.testing.assert_close(turned @ turned.T, torch.eye(3), atol=1e-5, rtol=0)
@@ -225,7 +226,7 @@ def test_fisher_ratios_are_those_of_each_direction(poisoned):
 
 
 def test_partial_takes_away_what_the_classes_differ_by_and_leaves_the_rest(poisoned):
-    """The pattern goes; the brightness, by which single images vary most, stays but for the square of its ratio."""
+    """The pattern is removed; brightness, in which images vary most, stays up to the square of its ratio."""
     brighter = np.random.default_rng(1).integers(-50, 51, (600, 1, 1, 1))
     images = (poisoned.images.astype(int) + brighter).clip(0, 255).astype(np.uint8)
     data = ulfast.Dataset(images, poisoned.labels, poisoned.classes)

@@ -1,4 +1,4 @@
-"""Convolutions of whole classes, measured at the images' borders and undone."""
+"""Class-wise convolutions, measured at the images' borders and undone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def poisoned(clean):
 
 
 def filters(seed, classes=10, side=3, blur=0.3):
-    """Those of `cuda`, which sum to one."""
+    """The kernels of `cuda`, which sum to one."""
     u = ops.philox_uniform(seed, ops.philox.STREAM_CUDA, 0, classes, side * side + 1)
     kernels = u[:, :-1] * blur
     one = (u[:, -1] * side * side).long().clamp_max(side * side - 1)
@@ -46,7 +46,7 @@ def planned(data, name="deconvolve", **parameters):
 
 
 def psnr(images, reference, kernel):
-    """In decibels, each image scaled to fit best, where the filter has moved it to, without two pixels of border."""
+    """PSNR in decibels with each image optimally scaled, shifted as by the filter, and without two border pixels."""
     middle = len(kernel) // 2
     y, x = (int(i) - middle for i in np.unravel_index(int(kernel.argmax()), kernel.shape))
     want = np.roll(reference, (-y, -x), (1, 2))[:, 6:-6, 6:-6].astype(float)

@@ -1,4 +1,4 @@
-"""Filters that are drawn anew in every pass, and those of the stored images."""
+"""Filters that are redrawn in every pass, and those of the stored images."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_what_is_drawn_is_drawn_on_a_projected_set_too(data, tmp_path):
 
 
 def test_the_weights_of_a_sharpening_kernel_are_as_published():
-    """Read off an image of single bright pixels, whose neighbourhood then is the kernel."""
+    """Read from an image of isolated bright pixels, whose neighbourhoods then show the kernel."""
     x = torch.full((4000, 5, 5, 1), 0.5)
     x[:, 2, 2] = 0.51
     got = (RandomSharpening(2.5, 0.1)(x, 0, 0) - 0.5)[:, 1:4, 1:4, 0]

@@ -1,4 +1,4 @@
-"""The other ways to learn from poisoned data: what each does to images, batches and networks."""
+"""The other attacks: their effect on images, batches and networks."""
 
 from __future__ import annotations
 
@@ -293,8 +293,9 @@ def trained_network(data, seed=0):
 
 
 def test_dfr_s_augmented_protocol_is_the_whole_network_s(data):
-    """Against the same done plainly: every evaluation of LBFGS a pass of the network in training mode, and only its
-    last layer learns."""
+    """Against the plain computation: every LBFGS evaluation is a pass of the network in training mode, and only its
+    last layer learns.
+    """
     clean = data[0].balanced(90, 0)
     got = trained_network(data)
     refit.dfr(clean, passes=3, batch_size=64)(got)

@@ -46,7 +46,7 @@ def test_covariance_is_that_of_the_class_means(make_dataset, scale):
 
 
 def test_no_filter_tells_the_means_apart_by_more_than_the_noise(make_dataset):
-    """The deviation of the classes' mean answers is 1 / scale of the noise's, for every filter."""
+    """For every filter, the deviation of the classes' mean responses is 1 / scale of the noise's."""
     data = make_dataset(60, 8)
     rows, means = fit_mean_noise(data, 3.0), torch.from_numpy(means_of(data)).float()
     filters = torch.cat([torch.randn(50, 192, generator=torch.Generator().manual_seed(0)), means, rows])

@@ -39,7 +39,7 @@ OPTIONS = {"epochs": 1, "model": "cnn"}
 
 @pytest.fixture(scope="module")
 def full_of_lsp(clean):
-    """Images with a linear poison, and what `orthogonal-full` makes of them."""
+    """Images with a linear poison, and the result of `orthogonal-full`."""
     data = ulfast.poison(clean, "lsp")
     return data, ulfast.attack(data, method="orthogonal-full", test=clean.balanced(100), **OPTIONS)
 
@@ -138,7 +138,7 @@ def test_it_takes_more_from_the_noise_than_from_the_image(clean, poisoned, fitte
     noise = both - image
     from_noise = (projection(noise) - noise).norm() / noise.norm()
     from_image = (projection(image) - image).norm() / image.norm()
-    # What tells the classes apart is a part of the noise and a far smaller one of the image.
+    # The class-specific part is a share of the noise, and a far smaller share of the image.
     assert float(from_noise) > 5 * float(from_image)
     assert float(from_image) < 0.1
 
@@ -154,7 +154,7 @@ def test_state_dict_and_gradient(poisoned):
 def test_errors(poisoned):
     with pytest.raises(InputError, match="a patch of 40 px does not fit"):
         fit_patches(poisoned, patch=40)
-    with pytest.raises(InputError, match="27 directions, 28 were asked for"):
+    with pytest.raises(InputError, match="27 directions, 28 were requested"):
         fit_patches(poisoned, patch=3, rank=28)
 
 
@@ -200,7 +200,7 @@ def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
     ],
 )
 def test_full_takes_only_what_the_data_shows(clean, full_of_lsp, method, settings, same, same_settings):
-    """On a linear poison it is `orthogonal+mean-noise` in part, on clean images it is `none`, to the bit."""
+    """On a linear poison it is a partial `orthogonal+mean-noise`, and on clean images it is bit for bit `none`."""
     options = OPTIONS | {"test": clean.balanced(100)}
     data, full = full_of_lsp if method else (clean, None)
     if settings or not method:
@@ -217,7 +217,7 @@ def test_full_takes_only_what_the_data_shows(clean, full_of_lsp, method, setting
     ("method", "least", "most"), [("ops", 1.0, 1.001), pytest.param("regions-4", 1.6, 2.0, marks=pytest.mark.slow)]
 )
 def test_the_noise_follows_what_stays(clean, method, least, most):
-    """1 where every direction goes whole, towards 2 where most of one stays; `noise_scale` overrides it."""
+    """1 if every direction is removed entirely, towards 2 if most of one stays; `noise_scale` overrides it."""
     data = ulfast.poison(clean, method)
     options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn", "method": "orthogonal-full"}
     notes = ulfast.attack(data, **options).notes
@@ -228,7 +228,7 @@ def test_the_noise_follows_what_stays(clean, method, least, most):
 
 
 def test_noise_of_each_image_is_not_hidden_under_more(clean, monkeypatch):
-    """Where fine detail says that it was made with a network, directions go in part and nothing is added."""
+    """If fine detail shows noise made with a network, directions are removed in part and no noise is added."""
     monkeypatch.setattr("ulfast.analysis.evidence.NOT_LINEAR", -1.0)
     monkeypatch.setattr("ulfast.analysis.evidence.OWN_MARKED", 2.0)
     monkeypatch.setattr("ulfast.analysis.evidence.OWN_DETAIL", 2.0)
@@ -241,7 +241,7 @@ def test_noise_of_each_image_is_not_hidden_under_more(clean, monkeypatch):
 
 
 def test_auto_looks_once(clean, full_of_lsp, monkeypatch):
-    """What the diagnosis measured, the attack that it suggests does not measure again; the result is the same."""
+    """The suggested attack does not repeat the diagnosis's measurements; the result is the same."""
     data, full = full_of_lsp
     options = OPTIONS | {"test": clean.balanced(100)}
     for again in ("full.linear_model", "full.fine_detail", "patch.fit_patches"):

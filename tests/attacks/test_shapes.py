@@ -1,4 +1,4 @@
-"""Images that are not square, of one channel and of three, through every poison, attack and the diagnosis."""
+"""Images that are not square, with one or three channels, through every poison, every attack and the diagnosis."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from ulfast.data import write_dataset
 
 @pytest.fixture
 def ulfast(capsys, monkeypatch, tmp_path):
-    """Runs a command in an empty folder; returns exit code, stdout and stderr."""
+    """Runs a command in an empty folder and returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

@@ -59,7 +59,7 @@ def test_no_color_is_heard(ulfast, monkeypatch):
 
 
 def completed(line: str) -> list[str]:
-    """What bash is offered behind a line."""
+    """The completions that bash gets for a line."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_ULFAST_COMPLETE": "bash_complete"}
     program = (
         "import sys; sys.argv = ['ulfast']; from ulfast.cli import main\n"
@@ -96,7 +96,7 @@ def test_time_left_is_said_with_what_it_rests_on(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
     bars = common.Bars(quiet=False)
-    bars("clean", 4, 10)  # resumed: what was done before says nothing of the pace
+    bars("clean", 4, 10)  # resumed: earlier work does not count towards the pace
     now[0] += 1
     bars("clean", 5, 10)
     assert capsys.readouterr().err == ""

@@ -126,7 +126,7 @@ def test_a_picture_replaces_only_a_picture_of_ulfast(ulfast, small):
         ["attack", "--data", small, "--epochs", 1, "--out", "r", "--report", "page.html"],
     ):
         code, _, err = ulfast(*command)
-        assert (code, "no picture or page of ulfast" in err) == (2, True)
+        assert (code, "not a picture or page of ulfast" in err) == (2, True)
     assert Path("cat.png").read_bytes() == kept
     assert not Path("r").exists()
 

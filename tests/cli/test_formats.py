@@ -1,4 +1,4 @@
-"""The verbs that read and write other people's formats."""
+"""The verbs that read and write other formats."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def test_import_without_a_base_and_with_a_scale(run, tmp_path, make_dataset):
     delta = np.sign(np.random.default_rng(0).standard_normal(data.images.shape)).astype(np.float32)
     np.save(tmp_path / "delta.npy", delta)
     command = ("data", "import", tmp_path / "delta.npy", "--out", tmp_path / "d")
-    assert "give it with --base" in run(*command, code=2).stderr
+    assert "give that with --base" in run(*command, code=2).stderr
     assert "--scale 8/255" in run(*command, "--base", tmp_path / "clean", code=2).stderr
-    assert "--scale x is no number" in run(*command, "--scale", "x", code=2).stderr
+    assert "--scale x is not a number" in run(*command, "--scale", "x", code=2).stderr
     run(*command, "--base", tmp_path / "clean", "--scale", "8/255", "--rounding", "nearest")
     want = (data.images.astype(int) + 8 * delta.astype(int)).clip(0, 255)
     assert np.array_equal(load_dataset(tmp_path / "d").images, want)

@@ -1,4 +1,4 @@
-"""What the published loaders make of the published files, in arithmetic of our own.
+"""The result of the published loaders on the published files, in our own arithmetic.
 
 Noise is not in whole levels, so that a rounding, another float type or another order of operations shows.
 """
@@ -32,7 +32,7 @@ def noise(count, dtype, seed=1):
 
 
 def differs_from_rounding(got, path, base):
-    """Truncation is half a level darker: where it does not show, the test shows nothing."""
+    """Truncation is half a level darker; without that difference the test would show nothing."""
     other = import_published(path, base, rounding="nearest").images
     return 0.3 < (got != other).mean() < 0.6 and ((other - got) <= 1).all()
 

@@ -1,4 +1,4 @@
-"""What the published programs do, as statistics of what ours make of images made here."""
+"""The behaviour of the published programs, as statistics of our poisons on images made here."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def noise(clean: Dataset, method: str, **parameters: object) -> np.ndarray:
 
 
 def test_ops_takes_the_pixel_that_stands_out_most():
-    """Of every pixel and corner of the colour cube the one with the largest ratio of mean to deviation of its distance
-    from the class's images, over images and channels; no pair serves two classes."""
+    """Of all pixels and colour-cube corners, the pair with the largest ratio of mean to deviation of its distance from
+    the class's images, over images and channels; no pair serves two classes.
+    """
     rng = np.random.default_rng(7)
     base = rng.integers(0, 256, (10, 9, 9, 3))
     images = (base.repeat(20, 0) + rng.integers(-40, 41, (200, 9, 9, 3))).clip(0, 255).astype(np.uint8)
@@ -81,7 +82,7 @@ def test_ar_has_the_autocovariance_of_its_recurrence():
 
 
 def test_ar_filters_do_not_see_their_own_noise():
-    """Nothing comes out of a process's own filter; an earlier one's responds by 10 to noise of norm 1."""
+    """A process's own filter gives zero; an earlier one's responds with at least 10 to noise of norm 1."""
     windows = ar.find_coefficients(3, 11, accept="published")
     for label in range(3):
         signal = torch.from_numpy(plain_ar(windows[label].double().numpy(), 20, 32)).float()

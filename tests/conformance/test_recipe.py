@@ -1,4 +1,4 @@
-"""The paper's recipes to the letter: each part against the formula or against another program."""
+"""The paper's recipes: each part against the formula or another program."""
 
 from __future__ import annotations
 
@@ -235,7 +235,9 @@ def by_pillow(image, draw):
 
 
 def statistics(x):
-    """Of images (n, H, W, C) in [0, 1]: mean, deviation, black share, mean gradients, centre of what is to the left."""
+    """Statistics of images (n, H, W, C) in [0, 1]: mean, deviation, black share, mean gradients, centre of the left
+    part.
+    """
     black = (x == 0).all(3)
     rows, columns = np.arange(x.shape[1]), np.arange(x.shape[2])
     return {

@@ -1,4 +1,4 @@
-"""What the published image squeezing does, byte for byte: Pillow's gray, posterise and JPEG."""
+"""Byte equality with the published image squeezing: Pillow's gray, posterise and JPEG."""
 
 from __future__ import annotations
 

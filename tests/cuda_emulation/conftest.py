@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for the CPU by cuda_runtime.h beside this file, in the place of the extension's."""
+"""The CUDA kernels compiled for the CPU with cuda_runtime.h beside this file, in place of the extension's."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def compiled() -> Path:
-    """The files of csrc/cuda, compiled by g++ on the stand-in for CUDA: once for as long as nothing of it
-    changes, by whoever comes first (`make test` compiles ahead)."""
+    """The files of csrc/cuda, compiled by g++ with the stand-in for CUDA: once until a file changes, by the first
+    process that needs them (`make test` compiles ahead).
+    """
     import pybind11
 
     here = Path(__file__).resolve().parent
@@ -67,7 +68,7 @@ def compiled() -> Path:
 
 @pytest.fixture(scope="session")
 def emulated():
-    """What `compiled` gives, as a module."""
+    """The result of `compiled`, as a module."""
     pytest.importorskip("pybind11")
     if shutil.which("g++") is None:
         pytest.skip("no g++")

@@ -1,5 +1,5 @@
 """CUDA kernels run on the CPU by cuda_runtime.h beside this file: every index and dtype against the twins, forwards and
-backwards through the threads. What it cannot see: speed, alignment faults, memory order."""
+backwards through the threads. It cannot detect speed, alignment faults or memory order."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_ingest_of_strided_no_and_too_wide_images(kernels):
     want = reference.ingest(images, basis, mean, std, torch.float32, index, shift, flip)
     close(cuda.ingest(strided, basis, mean, std, torch.float32, index, shift, flip), want, torch.float32)
     assert cuda.ingest(images, basis, mean, std, torch.float32, index[:0]).shape == (0, 3, 4, 6)
-    for size, k in (((1, 2000, 3), 1), ((2, 3, 65), 1), ((6, 6, 3), 40)):  # these go to the library
+    for size, k in (((1, 2000, 3), 1), ((2, 3, 65), 1), ((6, 6, 3), 40)):  # these use the library
         images, basis, mean, std, index, shift, flip = pictures(5, *size, k)
         got = cuda.ingest(images, basis, mean, std, torch.float32, index, shift, flip)
         close(got, reference.ingest(images, basis, mean, std, torch.float32, index, shift, flip), torch.float32)
@@ -312,7 +312,7 @@ def check_exactly(got, x, basis, dtype):
 
 @pytest.fixture
 def tensor_cores(kernels):
-    """A GPU that so few rows fill."""
+    """A GPU small enough to be filled by so few rows."""
     kernels.setenv("ULFAST_EMULATED_SHARED", HOPPER)
     kernels.setenv("ULFAST_EMULATED_SMS", "1")
     return kernels
@@ -409,7 +409,7 @@ def test_resident_ingest_classwise_and_what_is_out_of_range(kernels):
 
 
 def test_a_device_that_cannot_be_read(kernels, emulated):
-    """The driver is too old: the runtime's words instead of sizes of zero, which some kernels divide by."""
+    """With an old driver, the runtime's message is raised instead of sizes of zero, by which some kernels divide."""
     assert emulated.device_problem() is None
     kernels.setenv("ULFAST_EMULATED_OLD_DRIVER", "1")
     assert emulated.device_problem() == "CUDA driver version is insufficient for CUDA runtime version"

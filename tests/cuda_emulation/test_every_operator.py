@@ -30,7 +30,7 @@ def test_philox(kernels, emulated, name, d):
 @pytest.mark.parametrize("shape", [(3, 5), (4, 8), (2, 700), (2, 9001), (1, 9000), (0, 4)])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_pgd_step(kernels, shape, norm):
-    """Rows that are no whole blocks, with and without the clamp."""
+    """Rows that are not whole blocks, with and without the clamp."""
     g = torch.Generator().manual_seed(1)
     x, grad = torch.rand(shape, generator=g), torch.randn(shape, generator=g)
     for clamp in (True, False):
@@ -45,8 +45,9 @@ LONG = ("project", "project_classwise", "ingest", "softmax_regression_step", "pe
     "operator", [pytest.param(o, marks=pytest.mark.slow) if o in LONG else o for o in trials.TRIALS if o in FUNCTIONS]
 )
 def test_passes_its_trial(kernels, operator):
-    """What `ulfast.ops.verification` asks of a kernel on a GPU, but for streams and graphs; with enough shared memory
-    for the kernels that keep the basis in it, and few multiprocessors to fill."""
+    """The trials of `ulfast.ops.verification`, without streams and graphs; with enough shared memory for the kernels
+    that keep the basis in it, and few multiprocessors to fill.
+    """
     kernels.setenv("ULFAST_EMULATED_SHARED", str(227 << 10))
     kernels.setenv("ULFAST_EMULATED_SMS", "4")
     kernels.setattr(trials, "ENOUGH", 12)
@@ -54,7 +55,7 @@ def test_passes_its_trial(kernels, operator):
 
 
 def test_a_basis_without_classes_is_told_as_one(kernels, emulated):
-    """`classes` decides how much of shared memory the basis takes, and so which kernel runs."""
+    """`classes` determines how much shared memory the basis takes, and so which kernel runs."""
     told = []
 
     def ingest(**fields):

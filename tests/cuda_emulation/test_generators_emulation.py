@@ -18,7 +18,7 @@ SIZES = [(0, 8, 8, 3, 2), (1, 9, 8, 1, 2), (5, 8, 9, 3, 10), (1, 33, 32, 3, 2), 
 
 
 def near(got, want):
-    """At most a level apart, in less than 1e-4 of the pixels: here in none but one."""
+    """At most one level apart, in less than 1e-4 of the pixels: here in at most one."""
     gap = (got.int() - want.int()).abs()
     assert gap.sum() <= max(1, 1e-4 * gap.numel())
 
@@ -100,7 +100,7 @@ def test_moments_are_exact(kernels, n, h, w, c, classes):
 
 @pytest.mark.parametrize(("n", "d", "classes"), [(0, 12, 2), (1, 12, 2), (5, 300, 10), (9, 65, 33), (4, 700, 8)])
 def test_linear(kernels, n, d, classes):
-    """Where a slope is zero but for rounding its sign is anybody's: a few values may go the other way."""
+    """The sign of a slope that is zero up to rounding is arbitrary: a few values may go the other way."""
     g = torch.Generator().manual_seed(n)
     images = torch.randint(0, 256, (n, d), generator=g, dtype=torch.uint8)
     labels, weight = torch.randint(0, classes, (n,), generator=g), torch.randn(classes, d, generator=g) / 10

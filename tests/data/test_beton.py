@@ -186,7 +186,7 @@ def test_a_manifest_of_another_file_is_refused(tmp_path, make_dataset):
     with pytest.raises(InputError, match="does not know"):
         load_dataset(tmp_path / "x.beton")
     (tmp_path / "x.beton.json").write_text("[]")
-    with pytest.raises(InputError, match="is no manifest"):
+    with pytest.raises(InputError, match="is not the manifest"):
         load_dataset(tmp_path / "x.beton")
 
 
@@ -277,7 +277,7 @@ def test_convert_fit_and_attack_on_beton(tmp_path, make_dataset, monkeypatch, ca
     assert "60 training and 30 test images: x.beton" in run("data convert small --out x.beton")
     assert same(load_dataset("x.beton"), train)
     assert same(load_dataset("x.beton", split="test"), test)
-    (tmp_path / "x.test.beton").unlink()  # killed between the two files: the same command goes on
+    (tmp_path / "x.test.beton").unlink()  # killed between the two files: the same command continues
     (tmp_path / "x.test.beton.json").unlink()
     before = (tmp_path / "x.beton").stat().st_mtime_ns
     run("data convert small --out x.beton")

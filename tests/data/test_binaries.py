@@ -65,7 +65,7 @@ def test_emnist_is_turned_upright_and_its_letters_are_named(tmp_path, make_datas
     assert np.array_equal(got.images, data.images)
     assert np.array_equal(got.labels, data.labels)
     assert got.classes == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    assert got.notes == {"images turned upright, which EMNIST keeps by columns": 52}
+    assert got.notes == {"images turned upright, which EMNIST stores by columns": 52}
     write_idx(tmp_path, make_dataset(20, 10, channels=1, classes=10), stem="emnist-digits-", by_columns=True)
     with pytest.raises(InputError, match="emnist-digits, emnist-letters: point --data at"):
         load_dataset(tmp_path)
@@ -78,9 +78,9 @@ def test_emnist_is_turned_upright_and_its_letters_are_named(tmp_path, make_datas
     [
         (lambda content: content[:-1], "cut short|does not hold"),
         (lambda content: content + b"x", "does not hold"),
-        (lambda content: b"\0\0\x0d" + content[3:], "no idx file"),
+        (lambda content: b"\0\0\x0d" + content[3:], "not an idx file"),
         (lambda content: content[:4] + struct.pack(">3I", 1 << 30, 1 << 15, 1 << 15), "cut short"),
-        (lambda content: b"", "no idx file|cannot be read"),
+        (lambda content: b"", "not an idx file|cannot be read"),
     ],
 )
 def test_damaged_idx_files_are_named(tmp_path, make_dataset, packed, change, message):
@@ -117,7 +117,7 @@ def test_stl10_is_by_columns_and_its_labels_begin_at_one(tmp_path, make_dataset,
         assert np.array_equal(got.labels, data.labels)
         assert got.classes[:2] == (("a", "b") if names else ("airplane", "bird"))
     (tmp_path / "train_y.bin").write_bytes(bytes(20))
-    with pytest.raises(InputError, match="labels outside of 1 to 10"):
+    with pytest.raises(InputError, match="labels outside 1 to 10"):
         load_dataset(tmp_path)
     (tmp_path / "train_X.bin").write_bytes(bytes(100))
     with pytest.raises(InputError, match="not a multiple of 27,648"):

@@ -1,4 +1,4 @@
-"""Two sets that meet are matched by the names of their classes, or refused."""
+"""Two sets that are used together are matched by class name, or refused."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_every_layout_says_its_classes(tmp_path, make_dataset):
 def test_an_export_that_was_changed_is_said(tmp_path, make_dataset):
     export_dataset(make_dataset(), tmp_path / "f", "imagefolder")
     (tmp_path / "f/train/new").mkdir()
-    with pytest.raises(InputError, match=r"new is no class of ulfast\.json"):
+    with pytest.raises(InputError, match=r"new is not a class in ulfast\.json"):
         load_dataset(tmp_path / "f")
     (tmp_path / "f/ulfast.json").write_text(json.dumps({"format": "ulfast-export-1", "layout": "imagefolder"}))
     with pytest.raises(InputError, match="damaged"):
@@ -194,7 +194,7 @@ def test_labels_may_be_names(tmp_path, make_dataset):
         ({"classes": np.array([])}, "classes has shape"),
         ({"y": np.arange(12) + 10**9}, "reaches 1000000011"),
         ({"y": np.full(12, np.nan)}, "whole numbers"),
-        ({"y": np.zeros(12, complex)}, "not the numbers of classes"),
+        ({"y": np.zeros(12, complex)}, "not class numbers"),
         ({"y": np.zeros((12, 3, 2), "U3")}, "one per image"),
     ],
 )
@@ -213,7 +213,7 @@ def test_an_array_under_the_name_of_an_archive(tmp_path, make_dataset):
 
 
 def two_integers(path, names: tuple[str, str], make_dataset) -> None:
-    """A .beton of images and two fields of integers, as FFCV writes it: (number of the image, class)."""
+    """A .beton of images and two integer fields, as FFCV writes it: (number of the image, class)."""
     from ulfast.data.beton import format as fmt
 
     data = make_dataset(12, 16)
@@ -244,7 +244,7 @@ def test_of_several_integers_the_label_is_asked_for(tmp_path, make_dataset):
         load_dataset(tmp_path / "b.beton")
     assert load_dataset(tmp_path / "b.beton", label_field="group").labels.tolist() == labels
     assert open_beton(tmp_path / "b.beton", label_field="index").labels.tolist() == list(range(12))
-    with pytest.raises(InputError, match="no field of integers called 'x'"):
+    with pytest.raises(InputError, match="no integer field called 'x'"):
         load_dataset(tmp_path / "b.beton", label_field="x")
 
 

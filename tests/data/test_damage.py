@@ -1,4 +1,4 @@
-"""Bytes changed at random in a file of each format: it is read, or refused in one line; nothing else happens."""
+"""Random bytes changed in a file of each format: it is read or refused in one line, and nothing else happens."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = next((TESTS.parent / "docs").rglob("data.md"))
 
-# The first cell of a row, as it stands there, and the functions that test what the row says.
+# The first cell of a row, verbatim, and the functions that test the row's claim.
 ROWS: dict[str, tuple[str, ...]] = {
-    # Two sets that meet
+    # Two sets that are used together
     "the same names in another order": ("data/test_classes.py::test_classes_are_matched_by_name",),
     "test images of some of the classes": (
         "data/test_classes.py::test_classes_are_matched_by_name",
@@ -164,15 +164,13 @@ ROWS: dict[str, tuple[str, ...]] = {
     "STL-10's `train_X.bin`, by columns, labels from 1": (
         "data/test_binaries.py::test_stl10_is_by_columns_and_its_labels_begin_at_one",
     ),
-    "`.beton` with several fields of integers": (
-        "data/test_classes.py::test_of_several_integers_the_label_is_asked_for",
-    ),
+    "`.beton` with several integer fields": ("data/test_classes.py::test_of_several_integers_the_label_is_asked_for",),
     "`.beton` of gray images": ("data/test_beton.py::test_one_channel_is_written_as_three_and_read_as_one",),
     "`00000.png`, `0.PNG`, `0.png` of a published poison": (
         "data/test_classes.py::test_numbered_pngs_with_zeros_in_front",
     ),
     "a perturbation in whole numbers": ("data/test_classes.py::test_perturbations_in_whole_levels",),
-    "a perturbation in [-1, 1] whose bound is kept apart (contrastive poisoning), alone or in a checkpoint": (
+    "a perturbation in [-1, 1] whose bound is stored elsewhere (contrastive poisoning), alone or in a checkpoint": (
         "data/test_pairs.py::test_a_perturbation_inside_a_checkpoint_with_its_bound_apart",
         "cli/test_formats.py::test_import_without_a_base_and_with_a_scale",
     ),

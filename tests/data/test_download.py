@@ -82,7 +82,7 @@ def test_whole_file_once_then_from_the_folder(server, tmp_path):
 @pytest.mark.parametrize("ranges", [True, False])
 def test_an_interrupted_download_goes_on(server, tmp_path, ranges):
     server.files["a.bin"], server.cut_after, server.ranges = CONTENT, 300_000, ranges
-    with pytest.raises(InputError, match="what came is kept"):
+    with pytest.raises(InputError, match="what arrived is kept"):
         download(f"{server.url}/a.bin", tmp_path, SHA)
     assert (tmp_path / "a.bin.partial").stat().st_size > 0
     assert not (tmp_path / "a.bin").exists()
@@ -94,7 +94,7 @@ def test_an_interrupted_download_goes_on(server, tmp_path, ranges):
 
 def test_a_wrong_checksum_is_not_kept(server, tmp_path):
     server.files["a.bin"] = CONTENT[:-1] + b"x"
-    with pytest.raises(InputError, match="another checksum"):
+    with pytest.raises(InputError, match="does not have the checksum"):
         download(f"{server.url}/a.bin", tmp_path, SHA)
     assert list(tmp_path.iterdir()) == []
 
@@ -196,7 +196,7 @@ def test_archives_may_not_leave_their_folder(tmp_path):
 
 
 def test_two_at_once_get_one_whole_file(server, tmp_path):
-    """The second waits for the first, in whose file nobody else writes; a moment between any two blocks."""
+    """The second download waits for the first, whose file no other process writes; there is a pause between blocks."""
     server.files["a.bin"], server.pause = CONTENT, 0.02
     with ThreadPoolExecutor(3) as pool:
         got = list(pool.map(lambda _: download(f"{server.url}/a.bin", tmp_path, SHA), range(3)))

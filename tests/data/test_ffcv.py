@@ -1,4 +1,4 @@
-"""FFCV behind our loader: equal to `MemoryLoader`, and each of its faults guarded."""
+"""FFCV behind our loader: equal to `MemoryLoader`, with a guard against each of FFCV's faults."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_classwise_projection_and_subset(raw):
 
 @pytest.mark.slow
 def test_centre_crop_of_images_of_several_sizes(tmp_path):
-    """A file of FFCV's own writer, without a manifest: 224 of 256 of the shorter side."""
+    """A file from FFCV's own writer, without a manifest: 224 of 256 of the shorter side."""
     code = """
 import sys, numpy as np
 from ulfast.data.beton import engine
@@ -158,7 +158,7 @@ def test_leaving_early_two_hundred_times_leaves_no_thread(raw_loader):
         for _ in raw_loader:
             break
     assert threading.active_count() == before[0]
-    # A pass's OpenMP helpers are the system's to clear away, a moment after the pass.
+    # The system clears away a pass's OpenMP helpers a moment after the pass.
     assert len(os.listdir("/proc/self/task")) <= before[1] + 2 * len(os.sched_getaffinity(0))
     assert resident() - before[2] < 30 << 20
 
@@ -231,7 +231,7 @@ def test_a_cut_file_never_reaches_ffcv(tmp_path, make_dataset):
         os.truncate(path, cut)
         with pytest.raises(InputError, match="write it again"):
             FFCVLoader(path, 5, **STATISTICS)
-        path.unlink()  # without its manifest it is nobody's, and not replaced
+        path.unlink()  # without its manifest it is not ulfast's, and not replaced
         write_beton(path, make_dataset(20))
         fmt.manifest_path(path).unlink()
 

@@ -1,4 +1,4 @@
-"""Image folders as people have them: names of splits, tables of labels, links, leftovers, order of classes."""
+"""Image folders found in practice: names of splits, tables of labels, links, leftovers, order of classes."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_flat_splits_need_a_table(tmp_path):
     for split in ("train", "test"):
         for i in range(4):
             save(tmp_path / split / f"{split}{i}.png", i % 2, i)
-    with pytest.raises(InputError, match="images and no class folders in them, nor a table"):
+    with pytest.raises(InputError, match="images but no class folders in them, nor a table"):
         load_dataset(tmp_path)
     rows = [f"{split}{i}.png,{('cat', 'dog')[i % 2]}\n" for split in ("train", "test") for i in range(4)]
     (tmp_path / "labels.csv").write_text("file,label\n" + "".join(rows))

@@ -31,7 +31,7 @@ def through(layout: str, data: Dataset, test: Dataset, folder) -> tuple[Dataset,
 
 
 def ordered(data: Dataset) -> Dataset:
-    """By class, as a folder of folders keeps them."""
+    """Sorted by class, as in a folder of class folders."""
     return data.subset(np.argsort(data.labels, kind="stable"))
 
 

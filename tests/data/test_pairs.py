@@ -1,4 +1,4 @@
-"""Sets whose images come each with a label: NTGA's arrays, pickled lists of pairs, AVATAR's archives."""
+"""Sets whose images each have a label: NTGA's arrays, pickled lists of pairs, AVATAR's archives."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Code:
         ([(bytes(3072), 0), (bytes(3071), 1)], r"images 0 and 1 differ"),
         ([(bytes(3071), 0), (bytes(3071), 1)], r"3,071 bytes are not square"),
         ([(bytes(3072), 0), (bytes(3072), "dog")], r"label of image 1"),
-        ([(bytes(3072), 0), 5], r"entry 1 is no pair"),
+        ([(bytes(3072), 0), 5], r"entry 1 is not a pair"),
         ([(np.zeros((3, 8, 8), np.int32), 0)] * 2, r"image 0 is a ndarray, not bytes"),
         ([(np.full((3, 8, 8), 2.5), 0)] * 2, r"floats must lie in \[0, 1\]"),
         ({"a": 1}, r"no list of \(image, label\)"),
@@ -116,7 +116,7 @@ def test_pickles_that_are_no_pairs_are_one_line(tmp_path, content, message):
 def test_bytes_in_an_order_that_cannot_be_told_are_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (20, 3072), np.uint8)
     (tmp_path / "p.pkl").write_bytes(pickle.dumps([(row.tobytes(), i % 2) for i, row in enumerate(noise)]))
-    with pytest.raises(InputError, match="cannot be told"):
+    with pytest.raises(InputError, match="cannot tell whether"):
         load_dataset(tmp_path / "p.pkl")
 
 
@@ -145,7 +145,7 @@ def test_avatars_archive_is_a_set_with_labels(tmp_path, make_dataset):
     assert np.array_equal(got.images, own.images)
     assert got.classes == base.classes
     np.savez(tmp_path / "noise.npz", noise=np.zeros_like(base.images, np.float32))
-    with pytest.raises(InputError, match="give it with --base"):
+    with pytest.raises(InputError, match="give that with --base"):
         import_published(tmp_path / "noise.npz")
 
 
@@ -159,7 +159,7 @@ def test_classes_that_an_archive_names_are_matched_with_the_bases(tmp_path, make
     np.savez(tmp_path / "x.npz", **{**turned, "targets": np.array(base.classes)[base.labels]})
     assert np.array_equal(import_published(tmp_path / "x.npz", base).labels, base.labels)
     np.savez(tmp_path / "x.npz", **{**turned, "classes": np.array(["class2", "class1", "bee"])})
-    with pytest.raises(InputError, match="'bee', which tiny has not"):
+    with pytest.raises(InputError, match="'bee', which tiny lacks"):
         import_published(tmp_path / "x.npz", base)
 
 
@@ -180,5 +180,5 @@ def test_a_perturbation_inside_a_checkpoint_with_its_bound_apart(tmp_path, make_
     with pytest.raises(InputError, match=r"perturbation, best, not one array"):
         import_published(tmp_path / "two.pth", base, scale=8 / 255)
     for wrong in (0.0, 2.0):
-        with pytest.raises(InputError, match=r"--scale .* lies in \(0, 1\]"):
+        with pytest.raises(InputError, match=r"--scale .* must be in \(0, 1\]"):
             import_published(tmp_path / "cp.pth", base, scale=wrong)

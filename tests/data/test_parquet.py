@@ -157,7 +157,7 @@ def test_more_rows_than_bytes_take_no_memory(tmp_path):
     table = pa.table({"image": pa.nulls(rows, IMAGE), "label": np.zeros(rows, np.int64)})
     pq.write_table(table, tmp_path / "x.parquet", compression="zstd", row_group_size=rows)
     assert (tmp_path / "x.parquet").stat().st_size < rows
-    with pytest.raises(InputError, match="200,000 rows, more than bytes"):
+    with pytest.raises(InputError, match="200,000 rows, more than it has bytes"):
         load_dataset(tmp_path / "x.parquet")
 
 

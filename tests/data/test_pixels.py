@@ -1,4 +1,4 @@
-"""What a pixel is: 16 bits, floats, EXIF, damaged files, declared sizes."""
+"""The values of pixels: 16 bits, floats, EXIF, damaged files, declared sizes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_exif_turns_nothing_and_that_is_said(tmp_path, suffix):
 
 
 def damaged(file: Path) -> Path:
-    """A JPEG with bits lost within, which Pillow reads without a word."""
+    """A JPEG with lost bits, which Pillow reads without a warning."""
     rng = np.random.default_rng(0)
     data = bytearray(simplejpeg.encode_jpeg(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), 95))
     data[len(data) // 2 : len(data) // 2 + 64] = b"\xff\x00" * 32

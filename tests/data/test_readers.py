@@ -97,7 +97,7 @@ def test_missing_and_empty_folders(tmp_path):
         load_dataset(tmp_path / "empty")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.txt").write_text("x")
-    with pytest.raises(InputError, match="no data set that ulfast knows"):
+    with pytest.raises(InputError, match="not a data set that ulfast knows"):
         load_dataset(tmp_path / "other")
     with pytest.raises(InputError, match=r"unknown format 'npy'.*did you mean 'npz'"):
         load_dataset(tmp_path / "other", format="npy")
@@ -259,7 +259,7 @@ def test_npz_splits(tmp_path, make_dataset):
         (lambda x, y: (x, y - 1), "out of range"),
         (lambda x, y: (x, y + 0.5), "whole numbers"),
         (lambda x, y: (x, np.where(y == 1, 2, y)), "has no image"),
-        (lambda x, y: (x, y * 0), "one class only"),
+        (lambda x, y: (x, y * 0), "only one class"),
         (lambda x, y: (x[:, :6, :6], y), "too small"),
     ],
 )
@@ -295,5 +295,5 @@ def test_svhn(tmp_path, make_dataset):
     assert np.array_equal(got.images, data.images)
     assert got.labels.tolist() == data.labels.tolist()
     (tmp_path / "test_32x32.mat").write_bytes(b"x" * 300)
-    with pytest.raises(InputError, match=r"test_32x32\.mat is no \.mat file"):
+    with pytest.raises(InputError, match=r"test_32x32\.mat is not a \.mat file"):
         load_dataset(tmp_path, split="test")

@@ -249,7 +249,7 @@ def test_an_interrupted_conversion_resumes_after_whole_files(tmp_path, make_data
 
 
 def test_a_conversion_takes_the_memory_of_a_block(tmp_path, make_dataset):
-    """Of a set that is decoded on demand never more than a block of images is there."""
+    """Of a set that is decoded on demand, at most one block of images is in memory."""
     from ulfast.data.dataset import Dataset
     from ulfast.data.writers import pieces
 

@@ -1,4 +1,4 @@
-"""What the documentation shows runs, and what it links to exists."""
+"""The commands and code in the documentation run, and its links lead somewhere."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_files_that_are_named_exist(page):
             assert (ROOT / path).exists(), path
 
 
-# What makes a command quick enough for a test, by verb; names that need a network become the sample.
+# Options that make a command fast enough for a test, by verb; names that need a network become the sample.
 SHRINK = {"attack": ["--limit", "150", "--epochs", "1"]}
 TASKS = [
     *(f"guide/{name}" for name in ("poison", "attack", "diagnose", "grids", "kernels", "ffcv", "scale")),

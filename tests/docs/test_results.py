@@ -91,7 +91,7 @@ def test_a_grid_that_was_run_replaces_the_typed_table(tables, make_dataset, tmp_
     assert made.endswith("\n<!-- /table -->\nafter\n")
     assert "2 seeds" in made
     assert tables.rendered(made, tmp_path) == made
-    # What `reproduce` itself writes will do, too.
+    # The output of `reproduce` itself is accepted too.
     kept.write_text((tmp_path / "runs" / "summary.json").read_text())
     assert f"| lsp | {100 * row.mean:.1f} ± {100 * row.std:.1f} |" in tables.rendered(page, tmp_path)
 

@@ -22,7 +22,7 @@ def level(request: pytest.FixtureRequest):
 
 @pytest.fixture
 def threads():
-    """Sets torch's thread count, and puts it back."""
+    """Sets torch's thread count, and restores it."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

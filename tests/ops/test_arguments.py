@@ -36,7 +36,7 @@ def outcome(run, given):
     given = [value.clone() if isinstance(value, torch.Tensor) else value for value in given]
     try:
         run(*given)
-    except Exception as error:  # whatever it is, it is compared
+    except Exception as error:  # any error is compared
         return type(error), str(error)
     return None
 
@@ -74,7 +74,7 @@ def test_every_wrong_argument_is_refused_alike(name):
                 where: outcome(run, (*given[:i], instead, *given[i + 1 :]))
                 for where, run in implementations(name).items()
             }
-            # Values out of range are an error on the CPU alone: a GPU is not waited for.
+            # Values out of range are an error only on the CPU: a GPU is not synchronised.
             if name not in FACTORIES and said["CPU"] is not None and said["CPU"][0] is IndexError:
                 continue
             assert len(set(said.values())) == 1, (name, i, change, said)

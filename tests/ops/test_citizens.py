@@ -1,4 +1,4 @@
-"""The operators among torch's own: autograd, versions, memory that is shared, the meta device."""
+"""The operators behave like torch's own: autograd, versions, shared memory, the meta device."""
 
 from __future__ import annotations
 

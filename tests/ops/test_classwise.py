@@ -17,7 +17,7 @@ EPS = {torch.uint8: 6e-8, torch.float32: 6e-8, torch.float16: 5e-4, torch.bfloat
 
 @functools.lru_cache(maxsize=32)
 def orthonormal(d, c, r):
-    """(c, r, d) float64; a decomposition of large ones takes longer than what is tested on them."""
+    """(c, r, d) float64; decomposing large ones takes longer than the test."""
     g = torch.Generator().manual_seed(31 * d + 7 * c + r)
     return torch.linalg.qr(torch.randn(c, d, r, generator=g, dtype=torch.float64))[0].mT.contiguous()
 

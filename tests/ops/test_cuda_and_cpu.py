@@ -110,7 +110,7 @@ def test_out_and_in_place(device, n, d, k, dtype):
     ("device", "n", "d", "k"), on((9, 52, 3), (9, 52, 3), (1100, 3072, 10), (1100, 7300, 3)), indirect=["device"]
 )
 def test_odd_addresses(device, n, d, k, dtype):
-    """The first value of each tensor stands one further than memory begins."""
+    """The first value of each tensor is one past the start of its memory."""
 
     def moved(t):
         return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)

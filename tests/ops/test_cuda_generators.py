@@ -89,7 +89,7 @@ def test_waits_for_nothing_and_goes_into_a_graph(name):
 
 @pytest.mark.parametrize(("n", "d", "classes"), [(0, 12, 2), (5, 300, 10), (64, 3072, 10), (3, 3073, 100)])
 def test_linear(n, d, classes):
-    """Where a slope is zero but for rounding its sign is anybody's: a few values may go the other way."""
+    """The sign of a slope that is zero up to rounding is arbitrary: a few values may go the other way."""
     g = torch.Generator().manual_seed(n)
     images = torch.randint(0, 256, (n, d), generator=g, dtype=torch.uint8)
     labels, weight = torch.randint(0, classes, (n,), generator=g), torch.randn(classes, d, generator=g) / 10

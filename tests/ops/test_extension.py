@@ -30,7 +30,7 @@ def test_unknown_level_is_refused():
 
 
 def test_level_from_the_environment(monkeypatch):
-    """As it is read at the first use in a process."""
+    """As it is read on first use in a process."""
     try:
         monkeypatch.setenv("ULFAST_CPU_LEVEL", "baseline")
         _extension.load.cache_clear()

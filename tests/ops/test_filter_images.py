@@ -68,7 +68,7 @@ def test_without_reach_pixels_stay():
 
 
 def test_a_pixel_comes_from_as_far_as_its_own_numbers_say():
-    """One bright column: what a pixel holds is how near to it it was read, wherever the border is."""
+    """One bright column: a pixel's value is its distance to the column, across the border too."""
     x = torch.zeros(1, 16, 16, 3)
     x[:, :, 0] = 1
     got = ops.shift_pixels(x, seed=1, stream=2, first=5, reach=3.0)[0, ..., 0]

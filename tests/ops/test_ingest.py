@@ -15,7 +15,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 @functools.lru_cache(maxsize=32)
 def orthonormal(d: int, k: int) -> torch.Tensor:
-    """(k, d) float32; a decomposition of large ones takes longer than what is tested on them."""
+    """(k, d) float32; decomposing large ones takes longer than the test."""
     g = torch.Generator().manual_seed(d + k)
     return torch.linalg.qr(torch.randn(d, k, generator=g, dtype=torch.float64))[0].T.float().contiguous()
 

@@ -15,13 +15,13 @@ from ulfast.ops import crossover, reference
 from ulfast.projection.layer import OrthogonalProjection
 
 DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
-# One unit in the last place at 1.0: below this an error says nothing about a kernel.
+# One unit in the last place at 1.0: a smaller error says nothing about a kernel.
 EPS = {torch.uint8: 6e-8, torch.float32: 6e-8, torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float64: 1.2e-16}
 
 
 @functools.lru_cache(maxsize=32)
 def orthonormal(d: int, k: int) -> torch.Tensor:
-    """(k, d) float64; a decomposition of large ones takes longer than what is tested on them."""
+    """(k, d) float64; decomposing large ones takes longer than the test."""
     g = torch.Generator().manual_seed(31 * d + 1009 * k)
     return torch.linalg.qr(torch.randn(d, k, generator=g, dtype=torch.float64))[0].T.contiguous()
 
@@ -35,7 +35,7 @@ def make(n: int, d: int, k: int, dtype: torch.dtype, seed: int = 0) -> tuple[tor
 
 
 def oracle(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """The result in float64; float64 itself is judged by the processor's longest format."""
+    """The result in float64; float64 itself is compared with the processor's longest format."""
     rows, b = reference.unit(x, torch.float64), basis.double()
     if x.dtype == torch.float64:
         long_rows, long_b = rows.numpy().astype(np.longdouble), b.numpy().astype(np.longdouble)
@@ -70,7 +70,7 @@ def test_matches_float64(level, dtype, d, k):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("d", "k"), [(3072, 10), (700, 16), (9001, 5), (61, 7), (23, 4)])
 def test_a_row_is_the_same_whatever_rows_are_with_it(level, dtype, d, k):
-    """From some dozen rows on the basis may be laid out anew; large results go past the cache."""
+    """From some dozen rows on the basis may be repacked; large results use streaming stores."""
     x, basis = make(1000 if d == 3072 else 50, d, k, dtype)
     y = ops.project(x, basis)
     assert_as_good_as_torch(x, basis, y)
@@ -200,7 +200,7 @@ def test_autocast_keeps_the_dtype_and_its_precision():
     x, basis = make(6, 48, 4, torch.float32)
     module = OrthogonalProjection(basis)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(module(x), ops.project(x, basis))  # no product in bfloat16: the rest would be left behind
+        assert torch.equal(module(x), ops.project(x, basis))  # no product in bfloat16, which would leave a remainder
         assert module(x.bfloat16()).dtype == torch.bfloat16
         assert torch.nn.functional.linear(x, basis).dtype == torch.bfloat16  # autocast is on
 

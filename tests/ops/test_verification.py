@@ -1,4 +1,4 @@
-"""The kernels prove themselves: which are on after a child that agrees, disagrees, crashes, hangs or says nothing.
+"""Which kernels are on after a child that agrees, disagrees, crashes, hangs or is silent.
 
 Without a GPU: the device is the CPU and the children are doubles, most of which only speak as `ulfast.ops.trials` does.
 """
@@ -53,7 +53,7 @@ class Machine:
         self.child()
 
     def child(self, each="pass", before=""):
-        """What the children do from now on: once, and for each operator."""
+        """The children's behaviour from now on: at their start, and for each operator."""
         script = self.folder / "child.py"
         script.write_text(SPEAKS.format(log=str(self.folder / "log"), before=before, each=each))
         self.starts([sys.executable, "-S", str(script)])
@@ -175,7 +175,7 @@ def test_time_is_limited_and_what_was_not_reached_is_off(machine):
         found = machine.verdict()
     at = OPERATORS.index("ingest")
     assert found.on == set(OPERATORS[:at])
-    assert {found.off[name] for name in OPERATORS[at + 1 :]} == {"not tried: 1 s were over"}
+    assert {found.off[name] for name in OPERATORS[at + 1 :]} == {"not tried: 1 s had passed"}
 
 
 def test_a_gpu_that_a_crash_has_broken_is_not_tried_again(machine):
@@ -215,7 +215,7 @@ def test_a_child_that_does_not_begin_turns_all_off_for_this_process(machine, bef
     assert not found.on
     assert not machine.kept()
     assert not verification.enabled("project", CPU)
-    assert len(machine.children()) == 1  # not asked again in this process
+    assert len(machine.children()) == 1  # not repeated in this process
     assert doctor.described(found) == (None, f"off ({found.why})")
     machine.child()
     assert machine.verdict().on == set(OPERATORS)
@@ -414,7 +414,7 @@ def test_the_kernels_of_the_cpu_pass(operator, monkeypatch):
 
 
 def last_is_off(by):
-    """The last value of everything that a call returns or changes, by so much."""
+    """Moves the last value of everything that a call returns or changes by this amount."""
 
     def change(name):
         def double(*given, **options):

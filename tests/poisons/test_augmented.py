@@ -1,4 +1,4 @@
-"""Strong augmentation, and the poisons that are made through it, with random noise, or with a colour."""
+"""Strong augmentation, and the poisons made through it, with random noise, or with a colour."""
 
 from __future__ import annotations
 
@@ -195,5 +195,5 @@ def test_dune_adds_a_colour_of_each_class_to_what_sep_adds(make_dataset):
     rest = made.images.astype(int) - spatial.images
     assert np.array_equal(rest, np.broadcast_to(np.rint(255 * colours[gray.labels])[:, None, None], rest.shape))
     assert made.checksum() == poison(gray, "dune", **options, flights=2, particles=4).checksum()
-    with pytest.raises(InputError, match="offset 3 of 3 classes aims at the own one: give --set offset=1"):
+    with pytest.raises(InputError, match="offset 3 of 3 classes aims at an image's own: give --set offset=1"):
         poison(gray, "dune", surrogate="cnn")

@@ -1,4 +1,4 @@
-"""Which images a poison gets, by which labels, with whose network; other images than its own; plain arrays."""
+"""The choice of images, labels and surrogate data for a poison; unseen images; plain arrays."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_surrogate_may_be_trained_on_other_images(make_dataset, tmp_path):
     assert made.manifest["surrogate_data"] == {"name": "tiny", "sha256": other.checksum()}
     assert made.checksum() != poison(clean, "tap", **TAP).checksum()
     assert made.checksum() == poison(clean, "tap", surrogate_data=other, **TAP).checksum()
-    # The kept network is not taken for one of other images.
+    # The saved network is not mistaken for one trained on other images.
     poison(clean, "tap", folder=tmp_path, **TAP)
     with pytest.raises(InputError, match="another data"):
         poison(clean, "tap", folder=tmp_path, resume=True, surrogate_data=other, **TAP)

@@ -1,5 +1,5 @@
-"""Where poisons without a network are computed: on a device that is named, on the CPU for "auto". For a GPU stands in a
-device that any machine has, whose tensors do not meet the CPU's."""
+"""Where poisons without a network are computed: on a named device, or on the CPU for "auto". A device that any machine
+has, whose tensors do not mix with the CPU's, stands in for a GPU."""
 
 from __future__ import annotations
 

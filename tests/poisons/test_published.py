@@ -241,10 +241,10 @@ def test_perturbations_with_labels_of_their_own_must_suffice(tmp_path, base, poi
     with pytest.raises(InputError, match="59 labels for 60 perturbations"):
         import_published(tmp_path, base)
     np.save(tmp_path / "simple_label.npy", labels.astype(str))
-    with pytest.raises(InputError, match="not the numbers of classes"):
+    with pytest.raises(InputError, match="not class numbers"):
         import_published(tmp_path, base)
     (tmp_path / "simple_label.npy").unlink()
-    with pytest.raises(InputError, match="says the class of each perturbation"):
+    with pytest.raises(InputError, match="gives the class of each perturbation"):
         import_published(tmp_path, base)
     import_published(file, base, layout="npy")
 
@@ -255,8 +255,8 @@ def test_images_with_labels_must_fit_the_base(tmp_path, base, poisoned):
     for change, message in (
         ({"labels": (content["labels"] + 1) % 4}, "labels of base in 60 places"),
         ({"labels": content["labels"][:-1]}, "59 labels, base 60"),
-        ({"labels": ["cat"] * 60}, "not the numbers of classes"),
-        ({"labels": [[1, 2], [3]]}, "not the numbers of classes"),
+        ({"labels": ["cat"] * 60}, "not class numbers"),
+        ({"labels": [[1, 2], [3]]}, "not class numbers"),
         ({"data": content["data"][:-1]}, "59 entries"),
         ({"data": content["data"].flip(0)}, "does not follow the order"),
         ({"data": content["data"] - 0.5}, "undo the normalisation"),
@@ -312,7 +312,7 @@ def test_damaged_and_crafted_files_are_named(tmp_path, base, poisoned):
         for name in given.namelist():  # {"a": the dictionary itself}
             pickled = b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."
             out.writestr(name, pickled if name.endswith("data.pkl") else given.read(name))
-    refused("holds a container that holds itself", "itself.pt")
+    refused("holds a container that contains itself", "itself.pt")
     np.savez_compressed(tmp_path / "cut.npz", np.zeros((60, 9, 11, 3), np.uint8))
     whole = (tmp_path / "cut.npz").read_bytes()
     for at in (len(whole) // 2, 60, len(whole) - 30):
@@ -346,7 +346,7 @@ def test_a_folder_of_pngs_must_be_whole(tmp_path, base, poisoned):
         import_published(tmp_path, base)
     (tmp_path / "data" / "7.png").unlink()
     os.mkfifo(tmp_path / "data" / "7.png")
-    with pytest.raises(InputError, match=r"7\.png is no file"):
+    with pytest.raises(InputError, match=r"7\.png is not a file"):
         import_published(tmp_path, base)
     (tmp_path / "data" / "7.png").unlink()
     (tmp_path / "data" / "7.png").write_bytes(b"not a picture")
@@ -406,7 +406,7 @@ def test_the_verbs(tmp_path):
     )
     plain = CliRunner().invoke(group, [*map(str, words_own)], catch_exceptions=False).output
     assert "200 images" in plain
-    assert "an order of their own" in plain
+    assert "in their own order" in plain
     back = said(*words, "--out", tmp_path / "b")
     assert back["method"] == "lsp"
     assert np.array_equal(load_dataset(tmp_path / "b").images, load_dataset(tmp_path / "p").images)

@@ -1,4 +1,4 @@
-"""The bytes of the poisons that need no network are a promise: the same on every CPU level, with any threads."""
+"""The bytes of poisons without a network are guaranteed: the same on every CPU level and number of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`poison --to wds`: from shards to shards, the same images as any other way, in bounded memory."""
+"""`poison --to wds`: from shards to shards, with the same images as in other ways, in bounded memory."""
 
 from __future__ import annotations
 

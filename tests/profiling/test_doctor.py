@@ -1,4 +1,4 @@
-"""`ulfast doctor`: every operator and every dependency, from the registries that there are."""
+"""`ulfast doctor`: every operator and every dependency, from the existing registries."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def test_a_run_out_of_time_says_what_it_left_out(tmp_path):
     done = run(sys.executable, "benchmarks/gpu_train.py", "--dry", "--seconds", "2", "--out", str(tmp_path))
     result = json.loads((tmp_path / "train.json").read_text())
     assert len(result["cells"]) + len(result["left_out"]) == 26
-    assert "2 s were over: not begun" in result["left_out"][-1]["reason"]
+    assert "2 s had passed: not begun" in result["left_out"][-1]["reason"]
     assert done.returncode == (0 if result["cells"] else 1)
 
 

@@ -1,4 +1,4 @@
-"""The layers and transforms in other people's models: where they stand, what they are given, what they say about it."""
+"""The layers and transforms in other models: their position, their inputs, and their warnings."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_the_operators_take_a_basis() -> None:
     assert torch.equal(ulfast.project(x, basis, out=torch.empty_like(x)), want)
     assert torch.equal(ulfast.project_(x.clone(), basis), want)
     assert torch.equal(ops.ingest(x, basis, MEAN, STD), ops.ingest(x, basis.rows, MEAN, STD))
-    with pytest.raises(ValueError, match=r"\(8, 8, 3\) \(H, W, C\), the batch of \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(8, 8, 3\) \(H, W, C\), the batch has \(3, 8, 8\)"):
         ulfast.project(images(), basis)
 
 
@@ -203,7 +203,7 @@ def test_a_loader_takes_a_basis_and_says_what_it_is() -> None:
     for (x, _), (y, _) in zip(loader, ulfast.MemoryLoader(data, 4, basis=basis.rows), strict=True):
         assert torch.equal(x, y)
     assert repr(loader).startswith("MemoryLoader(10 images, batch_size=4, batches=3")
-    with pytest.raises(ValueError, match="the basis is of images"):
+    with pytest.raises(ValueError, match="the basis is for images"):
         ulfast.MemoryLoader(data, 4, basis=ulfast.Basis(rows(d=108), (6, 6, 3)))
 
 

@@ -25,7 +25,7 @@ RELATIVE = re.compile(r"\]\((?!https?:)")
 
 
 def run(*command, cwd, **variables):
-    """One line of the command's output a line, and its exit code."""
+    """The lines of the command's output, and its exit code."""
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, env={**os.environ, **variables})
     return done.returncode, (done.stdout + done.stderr).strip().splitlines()

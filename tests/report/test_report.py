@@ -95,7 +95,7 @@ def test_other_settings_are_not_mixed_in(done, tmp_path):
 
 @pytest.mark.slow
 def test_jobs_give_the_same_results(tmp_path):
-    """To the last digit where the number of threads is the same."""
+    """Equal to the last digit if the number of threads is the same."""
     small = Grid.of({**GRID, "attacks": ["none", "orthogonal"], "seeds": [0]})
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -335,7 +335,7 @@ def test_the_command_line(done, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_the_page_in_a_browser(done, tmp_path):
-    """It loads without a word on the console, sorts by its address, opens the run that is linked."""
+    """It loads without console messages, sorts by its address, and opens the linked run."""
     file = tmp_path / "page.html"
     page.write(collect([done.folder]), file)
 

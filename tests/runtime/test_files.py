@@ -1,4 +1,4 @@
-"""One writer at a time, the old output or the new one whatever is killed, nothing left behind."""
+"""One writer at a time, the old output or the new one whatever is killed, and nothing left behind."""
 
 from __future__ import annotations
 

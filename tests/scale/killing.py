@@ -26,7 +26,7 @@ from ulfast.cli.main import group
 from ulfast.report import pictures
 from ulfast.runtime import files
 
-# Everything is kept as often as it can be.
+# Everything is saved as often as possible.
 ulfast.data.writers.resumable.COMMIT_SECONDS = ulfast.projection.fit_state.SAVE_SECONDS = 0.0
 ulfast.poisons.run.CHUNK_BYTES = ulfast.data.writers.resumable.CHUNK_BYTES = 20 * 432
 ulfast.data.beton.writer.CHUNK_BYTES = ulfast.data.beton.writer.CHECKPOINT_BYTES = 20 * 432
@@ -37,7 +37,7 @@ os.fsync = lambda descriptor: None
 
 
 def words(step: str, data: str, out: Path) -> tuple[list[str], bool]:
-    """The command that a user would give next, and whether there is none: the output is whole."""
+    """The command that a user would give next, and whether none is needed because the output is complete."""
     if step == "fit":
         kept = out / "b.safetensors.part.pt"
         command = ["fit", "--data", data, "--steps", "30", "--out", str(out / "b.safetensors")]
@@ -96,7 +96,7 @@ def run(command: list[str], kill_at: int | None) -> int:
 
 
 def content(step: str, out: Path) -> dict[str, object]:
-    """What must not depend on kills: every byte, and of files with times in them everything else."""
+    """Content that must not depend on kills: every byte, or, in files with times, everything else."""
     files_ = [f for f in out.rglob("*") if f.is_file() and f.suffix != ".lock"]  # which the next command removes
     found: dict[str, object] = {str(f.relative_to(out)): f.read_bytes() for f in files_}
     if step == "fit":

@@ -1,5 +1,5 @@
-"""The poisons that train a network, by every process of a test: `searching.py DATA OUT SIZE...`; the first of each
-group of SIZE writes what came out, and leaves a run that was interrupted in OUT/interrupted."""
+"""The poisons that train a network, in every process of a test: `searching.py DATA OUT SIZE...`; the first of each
+group of SIZE writes the results, and leaves an interrupted run in OUT/interrupted."""
 
 from __future__ import annotations
 

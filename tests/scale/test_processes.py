@@ -29,7 +29,7 @@ def data(make_dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(data, tmp_path_factory):
-    """What one process found, and two."""
+    """The results of one process and of two."""
     out = tmp_path_factory.mktemp("together")
     command = [sys.executable, str(TOGETHER), str(data), str(out), "1", "2"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)

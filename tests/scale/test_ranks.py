@@ -38,7 +38,7 @@ def data(make_dataset, tmp_path):
 
 
 def start(rank: int, port: int, words: list, size: int = 2, **variables: str) -> subprocess.Popen:
-    """A process as somebody starts it who sets the variables himself."""
+    """A process started by hand with the launcher's variables."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -175,7 +175,7 @@ def test_a_port_in_use_and_a_missing_process_are_one_line(data):
             port = free.getsockname()[1]
         code, error = ended([start(rank, port, words, ULFAST_RANK_TIMEOUT="3")])[0]
         assert (code, error.count("\n")) == (2, 1), error
-        assert "not all of 2 processes came" in error
+        assert "not all of 2 processes joined" in error
 
 
 @pytest.mark.slow
@@ -194,8 +194,8 @@ def test_a_launcher_leaves_no_temporary_folder(data, tmp_path, out):
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("RANK", "abc", "RANK is 'abc', no number"),
-        ("WORLD_SIZE", "two", "WORLD_SIZE is 'two', no number"),
+        ("RANK", "abc", "RANK is 'abc', not a number"),
+        ("WORLD_SIZE", "two", "WORLD_SIZE is 'two', not a number"),
         ("RANK", "2", "ranks go from 0 to 1"),
         ("MASTER_PORT", "70000", "ports to 65535"),
         ("ULFAST_RANK_TIMEOUT", "soon", "give a number of seconds"),
@@ -262,5 +262,5 @@ def test_launched_size_needs_all_variables(monkeypatch):
         monkeypatch.setenv(name, value)
     assert launched_size() == 2
     monkeypatch.setenv("RANK", "²")
-    with pytest.raises(InputError, match="no number"):
+    with pytest.raises(InputError, match="not a number"):
         launched_size()

@@ -18,7 +18,7 @@ from ulfast.runtime import devices
 
 SCRIPT = Path(__file__).with_name("searching.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-# Of all stored levels, those that may differ: a sign step turns where rounding moves a gradient over zero.
+# Share of the stored levels that may differ: a sign step flips where rounding moves a gradient across zero.
 FEW = 0.01
 
 
@@ -31,7 +31,7 @@ def data(make_dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory):
-    """Where the script left what one process found and what two did, and a run that it has interrupted."""
+    """Where the script left the results of one process and of two, and an interrupted run."""
     out = tmp_path_factory.mktemp("searches")
     command = [sys.executable, str(SCRIPT), str(data), str(out), "1", "2"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)

@@ -28,7 +28,7 @@ def full(*_):
 
 @pytest.fixture
 def often(monkeypatch):
-    """Everything is kept as often as it can be, in pieces of 20 images of 12 x 12."""
+    """Everything is saved as often as possible, in pieces of 20 images of 12 x 12."""
     monkeypatch.setattr(ulfast.data.writers.resumable, "COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(ulfast.projection.fit_state, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(ulfast.poisons.run, "CHUNK_BYTES", 20 * 432)

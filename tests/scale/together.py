@@ -1,4 +1,4 @@
-"""What every process of a test does: `torchrun together.py DATA OUT`; the first writes what came out. Without torchrun,
+"""The work of every process of a test: `torchrun together.py DATA OUT`; the first writes the results. Without torchrun,
 `together.py DATA OUT 1 2` does it alone and by two forks of this process, which has imported everything."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The step of training in buffers, as a CUDA graph repeats it; on the CPU, where nothing is captured."""
+"""The training step in buffers, as a CUDA graph replays it; on the CPU, where nothing is captured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BASE = Recipe("test", 2, 16, "sgd", 0.05, 5e-4, "one-cycle", Augment(2, True), h
 
 
 def trained(dataset, recipe, monkeypatch=None, make=None):
-    """Weights and history, with steps of the kind that `make` gives."""
+    """Weights and history, with the kind of step that `make` returns."""
     if make is not None:
         monkeypatch.setattr(loop, "make_update", lambda *arguments: make(*arguments[:-1]))
     model = build_model("resnet18-2", num_classes=dataset.num_classes, image_shape=dataset.image_shape)

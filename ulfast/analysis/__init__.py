@@ -1,4 +1,4 @@
-"""Measuring data sets: telling poisoned from clean, linear separability, the facts of `ulfast data info`."""
+"""Measuring data sets: detecting poison, linear separability, and the facts of `ulfast data info`."""
 
 from .diagnosis import Diagnosis, Evidence, diagnose
 

@@ -1,7 +1,7 @@
-"""What a convolution leaves at an image's border: every side is darker than the pixels next to it.
+"""Detects the trace of a convolution at an image's border: every side is darker than the pixels next to it.
 
-A convolution with a filter of positive weights and zeros outside gives border pixels less light than all others, by the
-weights that hang over. Photographs do not have that on all four sides at once.
+A zero-padded convolution with positive weights gives border pixels less light than all others, by the weights that fall
+outside. Photographs do not show this on all four sides at once.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numpy as np
 
 from ..data.dataset import Dataset, balanced_indices
 
-# A side counts as darker below this ratio to the pixels next to it; a frame of black pixels, which is no shadow, has
-# less than the second.
+# A side counts as darker below the first ratio to the pixels next to it; a frame of black pixels, which is not a
+# shadow, is below the second.
 DARKER, FRAME = 0.95, 0.05
-LEVEL = 1.0  # of 255, added to both: the ratio of two blacks is one
-# Shares of images below which a set counts as clean, and from which as poisoned: photographs have up to 0.031.
+LEVEL = 1.0  # of 255, added to both, so that the ratio of two black values is one
+# A set counts as clean below the first share of images and as poisoned from the second on: photographs reach 0.031.
 BORDER = (0.05, 0.08)
-MOST = 20_000  # images that are looked at
+MOST = 20_000  # images examined
 CHUNK_BYTES = 16 << 20
-WIDEST = 8  # the shorter side is so many times a border, or more
+WIDEST = 8  # the shorter side is at least this many times the border
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Border:
     """Images with a dark border.
 
     Attributes:
-        share: of the images that were looked at.
-        images: their indices, ascending.
-        width: of the border in pixels, 0 where no image has one.
+        share: share of the examined images.
+        images: their indices, in ascending order.
+        width: width of the border in pixels, 0 if no image has one.
     """
 
     share: float
@@ -42,8 +42,8 @@ def dark_border(dataset: Dataset, seed: int = 0) -> Border:
     """Looks for images whose four sides are each darker than the pixels next to them.
 
     Args:
-        dataset: images with labels, of which at most `MOST` are looked at, the same share of each class. Images of a
-            side below 2 `WIDEST` pixels have none.
+        dataset: images with labels, of which at most `MOST` are examined, the same share of each class. Images with a
+            side below 2 `WIDEST` pixels count as having none.
         seed: draws them.
     """
     count = max(dataset.num_classes, min(len(dataset), MOST))
@@ -57,14 +57,14 @@ def dark_border(dataset: Dataset, seed: int = 0) -> Border:
         light = _light(dataset.images[rows[begin : begin + at_once]])
         for k in range(widest + 1):
             steps[begin : begin + at_once, k] = _step(light, k)
-    # A shadow ends: what grows lighter as far as one looks is a bright object on a dark ground, such as a digit.
+    # A shadow ends: an image that grows lighter all the way in is a bright object on a dark ground, such as a digit.
     widths = np.cumprod((steps < DARKER) & (steps > FRAME), axis=1).sum(1)
     marked = (widths > 0) & (widths <= widest)
     return Border(float(marked.mean()), rows[marked], int(np.median(widths[marked])) if marked.any() else 0)
 
 
 def _light(images: np.ndarray) -> np.ndarray:
-    """(n, H, W) float32 means over the channels; adding planes takes a fraction of the time of `mean`."""
+    """(n, H, W) float32 means over the channels; adding planes is several times faster than `mean`."""
     total = images[..., 0].astype(np.float32)
     for channel in range(1, images.shape[3]):
         total += images[..., channel]
@@ -72,8 +72,9 @@ def _light(images: np.ndarray) -> np.ndarray:
 
 
 def _step(light: np.ndarray, k: int) -> np.ndarray:
-    """Of each image (n, H, W), the largest of four ratios: a side's mean, k pixels in, to that of the pixels next to
-    it."""
+    """For each image (n, H, W), the largest of four ratios: the mean of a side, k pixels in, over that of the pixels
+    next to it.
+    """
     inner = light[:, k : light.shape[1] - k, k : light.shape[2] - k]
     sides = [(inner[:, i], inner[:, j]) for i, j in ((0, 1), (-1, -2))]
     sides += [(inner[:, :, i], inner[:, :, j]) for i, j in ((0, 1), (-1, -2))]

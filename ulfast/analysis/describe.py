@@ -1,4 +1,4 @@
-"""What a data set is: for `ulfast data info`."""
+"""Describes a data set, for `ulfast data info`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import InputError, MissingSplit
 from ..runtime.progress import Progress
 from .distinct import distinct_perturbations
 
-# Searched for poison: images, bytes of them, and the side of the square of large images that models are fitted to.
+# Limits of the search for poison: images, their bytes, and the side of the central square of large images for fits.
 LOOKED_AT, LOOKED_BYTES, CENTRE = 10_000, 512 << 20, 64
 DECODED = 128  # images decoded at a time
 
@@ -37,18 +37,18 @@ def describe(
 ) -> dict[str, Any]:
     """Images per class, size, checksum, channel statistics, manifest and warnings, as JSON-able values.
 
-    Every image is read once. Whether the training images are poisoned is judged by a class-balanced sample, of at most
-    10,000 images and 512 MiB, and by the centres of large ones where a model is fitted.
+    Every image is read once. Whether the training images are poisoned is judged on a class-balanced sample of at most
+    10,000 images and 512 MiB; models are fitted to the centres of large images.
 
     Args:
-        base: the clean training images: how many perturbations there are in each class is then counted.
+        base: the clean training images; if given, the distinct perturbations in each class are counted.
 
     Returns:
         `splits` (by name: images, image_shape, dtype, classes with their counts, mean, std, sha256, manifest,
         notes) and `warnings`, sentences.
 
     Raises:
-        InputError: it cannot be read; floats outside of [0, 1] are reported as normalised already.
+        InputError: the data set cannot be read; floats outside [0, 1] are reported as already normalised.
     """
     splits: dict[str, Any] = {}
     warnings: list[str] = []
@@ -91,7 +91,7 @@ def describe(
 
 
 def _distinct(train: Dataset, base: Dataset, warnings: list[str]) -> dict[str, int]:
-    """The most frequent mistake with other people's noise is named: sample-wise noise that was added by the label."""
+    """Reports the most frequent mistake with published noise: sample-wise noise that was added by label."""
     train = aligned(base, train, names=("the clean images", "the training images"))
     counts = distinct_perturbations(base, train)
     parameters = train.manifest.get("parameters") or {}
@@ -103,7 +103,7 @@ def _distinct(train: Dataset, base: Dataset, warnings: list[str]) -> dict[str, i
 
 
 def _sample(train: Dataset, seed: int, progress: Progress | None) -> Dataset:
-    """The images that are searched for poison, decoded once."""
+    """The images to search for poison, decoded once."""
     most = min(LOOKED_AT, len(train), LOOKED_BYTES // int(np.prod(train.image_shape)))
     some = train.balanced(max(train.num_classes, most), seed)
     if not isinstance(some.images, LazyImages):

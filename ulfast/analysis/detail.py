@@ -1,9 +1,9 @@
-"""Fine detail at fixed positions: it predicts the class of poisoned images, and hardly that of photographs.
+"""Fine detail at fixed positions, which predicts the class of poisoned images but hardly that of photographs.
 
 A linear model of whole images finds what is bright and what is green, and so classifies poisons and easy photographs
 alike. The differences between neighbouring pixels at a fixed position say next to nothing about a photograph's class,
-and everything about a class-wise pattern's. Where only some images carry the pattern, they are too few for the accuracy
-to show it, but each of them lies many standard deviations off, where no clean image is.
+and everything about that of a class-wise pattern. If only some images carry the pattern, they are too few to show in
+the accuracy, but each of them is many standard deviations off, where no clean image is.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from torch.nn import functional as F
 from ..data.dataset import Dataset, balanced_indices, chunks
 
 TILE, TILES = 8, 4  # differences per side of a tile, tiles per side
-SCALE = 8.0  # 8-bit levels; larger differences are edges of the photograph and count no more
-RIDGE = 1e-2  # of the covariance of features between -1 and 1
+SCALE = 8.0  # 8-bit levels; larger differences are edges of the photograph and are squashed
+RIDGE = 1e-2  # for the covariance of features between -1 and 1
 FAR = 6.0  # standard deviations
-COARSE = 32  # px that larger images are also looked at in
-# With more images per class the means of photographs differ too: the bounds of `diagnose` would depend on the number.
+COARSE = 32  # px to which larger images are also shrunk
+# With more images per class the means of photographs differ too, so the bounds of `diagnose` would depend on the
+# number.
 PER_CLASS, IMAGES, FEWEST = 1_000, 20_000, 20
-SHOWN = 200  # marked images of a class that its pattern is drawn from
+SHOWN = 200  # marked images of a class from which its pattern is drawn
 
 
 @dataclass(frozen=True)
 class Detail:
-    """What the fine detail of images tells about their class.
+    """What the fine detail of images says about their class.
 
     Attributes:
-        accuracy: of a discriminant on images that it was not fitted to, mean over classes.
+        accuracy: accuracy of a discriminant on held-out images, averaged over classes.
         marked: share of the images of one class in which its pattern stands out by more than six standard deviations,
-            less two standard errors and less the share of other classes' images; of the class where that is largest.
+            minus two standard errors and minus the share of other classes' images; given for the class where it is
+            largest.
         name: that class.
-        images: sorted indices of the images that stand out, of those looked at.
+        images: sorted indices of the examined images that stand out.
     """
 
     accuracy: float
@@ -49,7 +51,7 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
     """Evaluates each half of the images with discriminants fitted to the other.
 
     Args:
-        dataset: training images with labels; of classes with fewer than 20 images none counts as marked.
+        dataset: training images with labels; images of classes with fewer than 20 never count as marked.
         seed: splits the images into halves, and places the tiles in large ones.
     """
     classes = dataset.num_classes
@@ -87,11 +89,11 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
 
 
 def patterns(dataset: Dataset, detail: Detail, seed: int = 0) -> dict[int, Tensor]:
-    """What the marked images of a class have in common, for pictures: class -> (h, w, C) 8-bit levels around 0.
+    """The common pattern of the marked images of a class, for pictures: class -> (h, w, C) 8-bit levels around 0.
 
-    The mean of their squashed differences, less that of the class's other images (of other classes' where it has too
-    few), summed up again in the sense of least squares; images larger than 64 px shrunk to about 32. Classes with fewer
-    than ten marked images have none.
+    It is the mean of their squashed differences minus that of the class's other images (or other classes', if it has
+    too few), integrated by least squares. Images larger than 64 px are shrunk to about 32. Classes with fewer than ten
+    marked images have no pattern.
     """
     rng = np.random.default_rng(seed)
     shrink = max(1, min(dataset.image_shape[:2]) // COARSE)
@@ -112,7 +114,7 @@ def patterns(dataset: Dataset, detail: Detail, seed: int = 0) -> dict[int, Tenso
 
 
 def _mean_differences(dataset: Dataset, rows: np.ndarray, shrink: int) -> tuple[Tensor, Tensor]:
-    """(C, h, w - 1) to the right and (C, h - 1, w) downwards, in levels."""
+    """The differences (C, h, w - 1) to the right and (C, h - 1, w) downwards, in levels."""
     sums: list[Tensor] = []
     step = chunks(dataset.images)[0][1]
     for begin in range(0, len(rows), step):
@@ -124,7 +126,7 @@ def _mean_differences(dataset: Dataset, rows: np.ndarray, shrink: int) -> tuple[
 
 
 def _integrated(right: Tensor, down: Tensor) -> Tensor:
-    """(h, w, C), of mean 0: the image whose differences come closest. Mirrored at its borders, it is a division by the
+    """The image (h, w, C) of mean 0 whose differences come closest. With mirrored borders this is a division by the
     eigenvalues of the Laplacian in Fourier space.
     """
     height, width = right.shape[1], down.shape[2]
@@ -144,8 +146,8 @@ def _integrated(right: Tensor, down: Tensor) -> Tensor:
 
 
 def _tiles(dataset: Dataset, rows: np.ndarray, rng: np.random.Generator) -> list[Tensor]:
-    """(n, t + 1, t + 1, 3) float levels each, of n rows: a grid that covers small images; random places in large ones,
-    and in these shrunk to about 32 px.
+    """Tiles (n, t + 1, t + 1, 3) of n rows, in float levels: a grid that covers small images; random places in large
+    images and in their versions shrunk to about 32 px.
     """
     height, width = dataset.image_shape[:2]
     parts: list[list[Tensor]] = []
@@ -173,18 +175,19 @@ def _places(height: int, width: int, rng: np.random.Generator) -> list[tuple[int
 
 
 def _features(tile: Tensor) -> Tensor:
-    """(n, d) from -1 to 1: a tile's differences to the right and downwards, squashed."""
+    """A tile's squashed differences to the right and downwards, (n, d) from -1 to 1."""
     right = tile[:, :-1, 1:] - tile[:, :-1, :-1]
     down = tile[:, 1:, :-1] - tile[:, :-1, :-1]
     return torch.cat([right, down], 3).flatten(1).div_(SCALE).tanh_()
 
 
 def _scores(x: Tensor, labels: Tensor, classes: int, fitted: Tensor) -> Tensor:
-    """(m, classes): Fisher's discriminants of the `fitted` rows, for the others.
+    """Fisher's discriminants fitted to the `fitted` rows and evaluated on the others, (m, classes).
 
-    A class's is shrunk by what chance alone explains of the distance of its mean (James and Stein), so a tile in which
-    the classes do not differ adds nothing to the sum over tiles. By chance a mean of n images lies d / n from the true
-    one, less what it moves the mean of all; and the inverse of a covariance of N images is too large by N / (N - d).
+    A class's discriminant is shrunk by the part of its mean's distance that chance explains (James and Stein), so a
+    tile in which the classes do not differ adds nothing to the sum over tiles. By chance a mean of n images is d / n
+    away from the true one, minus the amount by which it moves the overall mean; and the inverse of a covariance of N
+    images is too large by N / (N - d).
     """
     known = labels[fitted]
     count = torch.bincount(known, minlength=classes).clamp_min(1).float()
@@ -203,6 +206,8 @@ def _scores(x: Tensor, labels: Tensor, classes: int, fitted: Tensor) -> Tensor:
 
 
 def _standardised(scores: Tensor, reference: Tensor) -> Tensor:
-    """By median and spread of the `reference` rows, which a few far ones do not move; zeros without spread."""
+    """Standardises by median and spread of the `reference` rows, which a few outliers do not move; zeros without
+    spread.
+    """
     low, middle, high = torch.quantile(scores[reference], torch.tensor([0.1587, 0.5, 0.8413]))
     return (scores - middle) / ((high - low) / 2).clamp_min(1e-12) if high > low else torch.zeros_like(scores)

@@ -1,7 +1,7 @@
-"""`diagnose`: is a data set poisoned, how, and which attack to try; without a clean image.
+"""`diagnose`: whether a data set is poisoned, how, and which attack to try, without a clean image.
 
-Verdict: *poisoned* if any of seven measurements is outside the range of every clean set we tried; *clean* if all are
-inside it; otherwise *unknown*. Where the classes differ by more than a perturbation could make them, nothing counts as
+The verdict is *poisoned* if any of seven measurements is outside the range of every clean set we tried, *clean* if all
+are inside it, and otherwise *unknown*. If the classes differ by more than a perturbation could cause, nothing counts as
 poison.
 """
 
@@ -23,27 +23,27 @@ from .border import BORDER, Border, dark_border
 from .detail import Detail, fine_detail
 from .evidence import Evidence, LinearModel, has_pattern, is_its_own, linear_model, pixel_space
 
-# As in evidence.py: below the first value clean, from the second on poisoned.
+# As in evidence.py: clean below the first value, poisoned from the second on.
 PATCHES = (12.0, PRESENT)
 CONSTANT = (0.20, 0.35)
 FEWEST = 2  # fewest images of a class
-# Images per class in which constant pixels are looked for.
+# Images per class searched for constant pixels.
 CONSTANT_IMAGES = 500
-BLOCK = 1 << 20  # pixels compared at a time, which stay in a cache
+BLOCK = 1 << 20  # pixels compared at a time; they stay in a cache
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found.
+    """The findings of `diagnose`.
 
     Attributes:
         verdict: "poisoned", "clean" or "unknown".
         suggested_attack: name of an attack.
         evidence: the measurements.
-        seconds: how long it took.
+        seconds: the duration.
         detail: fine detail, with the indices of the images that stand out.
-        border: with the indices of the images that have a dark border.
-        linear, patches: what was fitted on the way, for pictures and for the attack that follows.
+        border: dark borders, with the indices of the images that have one.
+        linear, patches: the fitted models, for pictures and for the attack that follows.
     """
 
     verdict: str
@@ -57,11 +57,11 @@ class Diagnosis:
 
     @property
     def doubt(self) -> str:
-        """Why nothing counts as poison, if there is a reason."""
+        """The reason why nothing counts as poison, if there is one."""
         return next((e.doubt for e in self.evidence if e.doubt), "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """JSON-serialisable values."""
         return {
             "verdict": self.verdict,
             "suggested_attack": self.suggested_attack,
@@ -80,18 +80,18 @@ def diagnose(
 
     Args:
         dataset: training images with labels.
-        seed: draws the images to look at.
-        centre: side in pixels of the square that the linear model and the patches are fitted to, for a quick look at
-            large images (default: the whole image).
+        seed: seed for drawing the images to examine.
+        centre: side in pixels of the central square to which the linear model and the patches are fitted, for a quick
+            look at large images (default: the whole image).
         progress: called with the stages "fit" and "patches".
 
     Returns:
-        Diagnosis. It finds what fine detail, patch statistics, constant pixels, dark borders or a class's pattern in
-        some images show; a poison made with a network may show in none of them and be called clean or unknown. Images
-        that a linear model can classify by what they show (digits, for example) are called unknown, poisoned or not.
+        Diagnosis. It finds poisons that show in fine detail, patch statistics, constant pixels, dark borders or a class
+        pattern in some images. A poison made with a network may show in none of these and be called clean or unknown.
+        Images whose content a linear model can classify (digits, for example) are called unknown, poisoned or not.
 
     Raises:
-        InputError: images of only one class, or too few images of a class.
+        InputError: there is only one class, or a class has too few images.
 
     Example:
         >>> ulfast.diagnose(ulfast.load_dataset("poisoned/")).verdict
@@ -152,7 +152,7 @@ def _measured(dataset: Dataset, start: float, seed: int, centre: int | None, pro
 
 
 def _centres(dataset: Dataset, side: int) -> Dataset:
-    """Their central `side` x `side`, of images that are larger, as they are stored."""
+    """The central `side` x `side` of larger images, as stored."""
     height, width = dataset.image_shape[:2]
     top, left = max(0, height - side) // 2, max(0, width - side) // 2
     if not (top or left):
@@ -165,27 +165,27 @@ def _centres(dataset: Dataset, side: int) -> Dataset:
 def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
     """Verdict and suggested attack."""
     findings = *_, smooth, whole, constant, border = tuple(e.finding for e in evidence)
-    if border == "poisoned":  # what else there is shows when the convolution is undone
+    if border == "poisoned":  # anything else shows once the convolution is undone
         return "poisoned", "orthogonal-full"
     if set(findings) == {"clean"}:
         return "clean", "none"
-    if "poisoned" not in findings:  # with a doubt, a projection would remove what the classes really differ by
+    if "poisoned" not in findings:  # with a doubt, a projection would remove real differences between the classes
         return "unknown", "none" if any(e.doubt for e in evidence) else "orthogonal-full"
     if has_pattern(evidence[:3]):
         alone = "poisoned" not in (smooth, whole, constant)
         return "poisoned", "iss-jpeg" if alone and is_its_own(evidence[:3]) else "orthogonal-full"
     if smooth == "poisoned":
         return "poisoned", "orthogonal-patch"
-    if "poisoned" in (whole, constant):  # a constant pixel shows in the patches that hold it, too
+    if "poisoned" in (whole, constant):  # a constant pixel also shows in the patches that hold it
         return "poisoned", "orthogonal"
-    return "poisoned", "orthogonal-full"  # few marked images alone, so perhaps there is nothing to remove
+    return "poisoned", "orthogonal-full"  # only few marked images, so perhaps there is nothing to remove
 
 
 def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, int], str]:
-    """The largest share of a class's images that agree on a pixel's colour, less the share of all others that has it.
+    """The largest share of a class's images that agree on a pixel's colour, minus the share of all others that have it.
 
     Returns:
-        The share, (row, column), and the class's name. Black borders that every class has do not count.
+        The share, (row, column), and the class name. Black borders that every class has do not count.
     """
     classes = dataset.num_classes
     limit = max(classes, min(len(dataset), CONSTANT_IMAGES * classes, 20_000))
@@ -194,7 +194,7 @@ def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, i
     best, place, name = -1.0, (0, 0), dataset.classes[0]
     there = np.unique(labels)
     medians = _packed(np.stack([_medians(images[labels == c]) for c in there]))
-    same = np.zeros(medians.shape, np.int64)  # images of any class with that colour; of the class itself
+    same = np.zeros(medians.shape, np.int64)  # images of any class with that colour, and of the class itself
     mine = np.zeros_like(same)
     at_once = max(1, BLOCK // int(np.prod(images.shape[1:3])))
     for k, c in enumerate(there):
@@ -216,8 +216,8 @@ def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, i
 
 
 def _medians(images: np.ndarray) -> np.ndarray:
-    """The upper median of every value of (n, H, W, C) uint8, bit by bit: the largest level that half of the images
-    reach.
+    """The upper median of every value of (n, H, W, C) uint8, computed bit by bit: the largest level that half of the
+    images reach.
     """
     most = len(images) - len(images) // 2
     found = np.zeros(images.shape[1:], np.uint8)
@@ -227,7 +227,7 @@ def _medians(images: np.ndarray) -> np.ndarray:
 
 
 def _count(flags: np.ndarray) -> np.ndarray:
-    """How many of (n, ...) bool are set, (...) uint16 for up to 65,535 of them."""
+    """Counts the set values of (n, ...) bool over n, (...) uint16, for n up to 65,535."""
     return np.add.reduce(flags.view(np.uint8), axis=0, dtype=np.uint16 if len(flags) < 1 << 16 else np.int64)
 
 

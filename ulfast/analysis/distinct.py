@@ -1,4 +1,4 @@
-"""How many different perturbations a class has: one is class-wise noise, whatever its name says."""
+"""Counts the distinct perturbations of a class: one means class-wise noise, whatever its name says."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import numpy as np
 
 from ..data.dataset import Dataset
 
-# Share of the values that may differ by a level in one and the same perturbation: sums that are rounded.
+# Share of the values that may differ by a level within the same perturbation, because sums are rounded.
 ROUNDED = 0.01
-DISTINCT_IMAGES, DISTINCT_MOST = 200, 16  # a class: looked at, and told apart
+DISTINCT_IMAGES, DISTINCT_MOST = 200, 16  # per class: examined, and told apart
 
 
 def distinct_perturbations(clean: Dataset, poisoned: Dataset) -> dict[str, int]:
-    """How many different perturbations the changed images of each class have, up to `DISTINCT_MOST`: 1 is class-wise.
+    """The number of distinct perturbations in the changed images of each class, up to `DISTINCT_MOST`: 1 is class-wise.
 
-    Looks at up to `DISTINCT_IMAGES` images of a class. Two images share a perturbation if the differences agree
-    wherever neither was cut at 0 or 255. Classes in which no image is changed are left out.
+    Examines up to `DISTINCT_IMAGES` images of a class. Two images share a perturbation if the differences agree
+    wherever neither was clipped at 0 or 255. Classes without changed images are left out.
     """
     found = {}
     for c, name in enumerate(clean.classes):

@@ -1,4 +1,4 @@
-"""Signs that a data set is poisoned: single measurements, each with the range of clean data."""
+"""Signs that a data set is poisoned: individual measurements, each with the range of clean data."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..projection.fit import fit_basis
 from ..runtime.progress import Progress
 from .detail import Detail
 
-# Below the first value evidence counts as clean, from the second on as poisoned. The measurements behind them are in
-# docs/research/diagnosis.md.
+# Evidence counts as clean below the first value and as poisoned from the second on. docs/research/diagnosis.md has the
+# measurements behind these values.
 LINEAR = 0.42
 DETAIL = (0.35, 0.48)
 MARKED = (0.005, 0.01)
-# Noise made with a network: 0.17 to 0.41 more, 0.64 to 0.92 of the images told by detail, up to 0.45 of a class marked.
-# Patterns of classes: up to 0.13 more, or 0.96 and more told by detail, or 0.62 and more marked.
+# Noise made with a network: detail tells 0.17 to 0.41 more than the linear model, 0.64 to 0.92 in all, and marks up to
+# 0.45 of a class. Class patterns: detail tells up to 0.13 more, or 0.96 or more in all, or marks 0.62 or more.
 NOT_LINEAR, OWN_DETAIL, OWN_MARKED = 0.15, 0.945, 0.5
-# 8-bit levels. Classes of photographs, poisoned or not, differ by 1 to 22 along the weights of a linear model; more is
-# what the images show (digits: 35 to 46).
+# 8-bit levels. Classes of photographs, poisoned or not, differ by 1 to 22 along the weights of a linear model; larger
+# values come from the images' content (digits: 35 to 46).
 PERTURBATION = 25.0
-# Images that the linear model is fitted to.
+# Images to which the linear model is fitted.
 LINEAR_IMAGES = 50_000
 
 
@@ -32,8 +32,8 @@ LINEAR_IMAGES = 50_000
 class Evidence:
     """One measurement: `value`, the range of clean sets (`clean_below`), where poisons begin (`poisoned_from`).
 
-    `poisoned_from` is None if no value alone is a sign of poison. `doubt` gives the reason, if there is one, why
-    even a value from there on is none.
+    `poisoned_from` is None if no value alone is a sign of poison. `doubt` gives the reason, if any, why even a value
+    above `poisoned_from` is not a sign of poison.
     """
 
     name: str
@@ -85,22 +85,22 @@ def pixel_space(linear: LinearModel, detail: Detail, dataset: Dataset) -> tuple[
 
 
 def has_pattern(evidence: tuple[Evidence, ...]) -> bool:
-    """Whether so many images carry a pattern of their class, by these three, that it is worth removing."""
+    """Whether, by these three, enough images carry a class pattern for its removal to pay."""
     linear, detail, marked = (e.finding for e in evidence)
     return detail == "poisoned" or (marked == "poisoned" and "unclear" in (linear, detail))
 
 
 def is_its_own(evidence: tuple[Evidence, ...]) -> bool:
-    """Whether each image's noise is its own, made with a network: fine detail tells the class better than a linear
-    model does, though not of nearly every image, and one pattern does not stand out in most. A projection recovers less
-    there than JPEG.
+    """Whether the noise is individual to each image and made with a network: fine detail tells the class better than a
+    linear model, though not of nearly every image, and no single pattern stands out in most images. A projection then
+    recovers less than JPEG.
     """
     linear, detail, marked = (e.value for e in evidence)
     return detail > linear + NOT_LINEAR and detail < OWN_DETAIL and marked < OWN_MARKED
 
 
 def _for_classes(bound: float, classes: int) -> float:
-    """A bound on an accuracy for ten classes, as the same share above chance for another number."""
+    """Converts a bound on the accuracy for ten classes to another number, at the same share above chance."""
     return 1 / classes + (bound - 0.1) / 0.9 * (1 - 1 / classes)
 
 
@@ -109,10 +109,10 @@ class LinearModel:
     """A linear model of a data set.
 
     Attributes:
-        accuracy: on held-out images of the set, mean over classes.
-        levels: how far a class lies from the others along its own weights, in 8-bit levels per value (root mean
-            square), median over classes: a perturbation of a bound of 8 levels moves it by no more than that.
-        basis: of the weights.
+        accuracy: accuracy on held-out images of the set, averaged over classes.
+        levels: distance of a class from the others along its own weights, in 8-bit levels per value (root mean square),
+            median over classes; a perturbation with a bound of 8 levels moves it by no more than that.
+        basis: basis of the weights.
     """
 
     accuracy: float
@@ -121,7 +121,7 @@ class LinearModel:
 
     @property
     def doubt(self) -> str:
-        """Why an accuracy, however high, is not a sign of poison; empty if it may be one."""
+        """The reason why an accuracy, however high, is not a sign of poison; empty if it may be one."""
         if self.levels <= PERTURBATION:
             return ""
         return f"the classes differ by {self.levels:.0f} levels, more than a perturbation: by what the images show"
@@ -130,8 +130,8 @@ class LinearModel:
 def linear_model(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> LinearModel:
     """Fits a linear model to four fifths of the images and measures it on the rest.
 
-    The images are held out, because few images are always separable. The accuracy is averaged over classes, because a
-    large class is a good guess.
+    Images are held out because few images are always separable. The accuracy is averaged over classes because guessing
+    a large class would score well.
     """
     some = dataset.balanced(max(LINEAR_IMAGES, dataset.num_classes), seed)
     order = np.random.default_rng(seed).permutation(len(some))

@@ -16,10 +16,10 @@ from ..ops.state import ordinary
 from ..runtime.progress import Progress
 
 HIDDEN_WIDTH = 30
-# Of LBFGS within a step, and the history it keeps: PyTorch's defaults, which the paper's program uses.
+# LBFGS's iterations per step and history size: PyTorch's defaults, which the paper's program uses.
 ITERATIONS, HISTORY = 20, 100
-# A rate of `softmax_regression_step` beside which the weights vanish: what it leaves is the gradient, and dividing by a
-# power of two is exact.
+# A learning rate for `softmax_regression_step` so large that the weights are negligible: the result is the gradient,
+# and dividing by a power of two is exact.
 RATE = 2.0**30
 
 # () -> (mean cross-entropy, train accuracy); leaves the gradient in the parameters.
@@ -34,8 +34,9 @@ class Separability:
         accuracy: train accuracy at the end, 0 to 1.
         loss: mean cross-entropy at the end.
         steps: LBFGS steps taken.
-        converged: whether it ended because the gradient was zero (largest entry up to 1e-7), not after the last step.
-        curve: rows of `evaluation` (of loss and gradient, counted from 0), `loss` and `accuracy`.
+        converged: whether it ended because the gradient was zero (largest entry up to 1e-7) rather than after the last
+            step.
+        curve: rows of `evaluation` (evaluations of loss and gradient, counted from 0), `loss` and `accuracy`.
     """
 
     accuracy: float
@@ -61,23 +62,23 @@ def separability(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Separability:
-    """Train accuracy of logistic regression, full batch, by LBFGS, as the paper's program computes it.
+    """Train accuracy of full-batch logistic regression by LBFGS, as in the paper's program.
 
-    An evaluation of the linear model is one pass of the `softmax_regression_step` kernel over the inputs, as bytes if
-    they are whole 8-bit levels.
+    One evaluation of the linear model is one pass of the `softmax_regression_step` kernel over the inputs, which are
+    stored as bytes if they are whole 8-bit levels.
 
     Args:
-        inputs: (n, ...) perturbations or images in any units: they are rescaled to [0, 1] over the whole tensor.
+        inputs: (n, ...) perturbations or images in any unit; they are rescaled to [0, 1] over the whole tensor.
         labels: (n,) int64.
         steps: steps of LBFGS, each of up to 20 iterations with one evaluation of all inputs: 500 steps are 10,000
-            evaluations. It ends earlier where the gradient is zero.
+            evaluations. It ends earlier if the gradient is zero.
         lr: learning rate of LBFGS.
-        hidden: tanh layers of width 30 in between; 0 is the linear model.
-        seed: draws the start (PyTorch's default).
+        hidden: number of tanh layers of width 30 in between; 0 is the linear model.
+        seed: seed of the initialisation (PyTorch's default).
         progress: called as ``progress("separability", step, steps, loss=, accuracy=)``.
 
     Raises:
-        InputError: inputs without any variation, or labels that do not fit.
+        InputError: the inputs have no variation, or the labels do not fit.
 
     Source: Sandoval-Segura et al., NeurIPS 2023, section 4.3.
     """
@@ -87,7 +88,7 @@ def separability(
     low, high = float(rows.min()), float(rows.max())
     if not high > low:
         raise InputError("all perturbations are the same, so there is nothing to separate: give others")
-    y = labels.clone().to(device)  # one that was made in inference mode could not be kept for a gradient
+    y = labels.clone().to(device)  # a tensor made in inference mode could not be saved for backward
     parameters, evaluate = (_network if hidden else _linear)(rows, low, high, y, hidden, seed, torch.device(device))
     optimizer = torch.optim.LBFGS(parameters, lr=lr, max_iter=ITERATIONS, history_size=HISTORY)
     curve: list[dict[str, float]] = []
@@ -102,7 +103,7 @@ def separability(
         before = len(curve)
         optimizer.step(closure)
         step += 1
-        # A step that ends with its first look at the gradient leaves everything as it is, and so would all others.
+        # A step that ends at its first evaluation of the gradient changes nothing, and so would all further steps.
         converged = len(curve) == before + 1
         if progress:
             progress("separability", step, steps, loss=curve[-1]["loss"], accuracy=curve[-1]["accuracy"])
@@ -121,7 +122,7 @@ def _linear(
     weight = nn.Parameter(torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach().to(device))
 
     def evaluate() -> tuple[float, float]:
-        # The kernel's weights are those of the inputs in its own units; the last column is the bias.
+        # The kernel's weights are for inputs in its own units; the last column is the bias.
         own = weight.detach() * scale
         moved = own.clone()
         loss, correct = ops.softmax_regression_step(x, y, moved, RATE).tolist()
@@ -132,8 +133,8 @@ def _linear(
 
 
 def _levels(rows: Tensor, low: float, high: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs with a constant one as the kernel takes them, and what its weights are in units of those of the inputs
-    rescaled to [0, 1].
+    """The inputs with an appended constant, in the form that the kernel takes, and the factors from weights for inputs
+    rescaled to [0, 1] to the kernel's weights.
 
     Returns:
         x (n, d + 1) uint8 or float32, and (d + 1,) float32.
@@ -153,7 +154,7 @@ def _levels(rows: Tensor, low: float, high: float, device: torch.device) -> tupl
 
 
 def _whole(levels: Tensor) -> bool:
-    """Whether all values are whole numbers, but for float32's rounding of multiples of 1/255."""
+    """Whether all values are whole numbers, up to float32's rounding of multiples of 1/255."""
     return bool((levels - levels.round()).abs().max() < 1e-3)
 
 

@@ -1,4 +1,4 @@
-"""`adversarial` and `ueraser`: train on the hardest version of every image."""
+"""`adversarial` and `ueraser`: train on the hardest version of each image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BEST_JPEG = 99
 
 @dataclass(frozen=True)
 class AdversarialTraining(Attack):
-    """Every batch is perturbed by PGD against the network as it is. It costs steps + 1 trainings."""
+    """Perturbs every batch by PGD against the current network. It costs as much as steps + 1 trainings."""
 
     stage: ClassVar[int] = SEARCH
     summary = "adversarial training, PGD-10"
@@ -31,7 +31,7 @@ class AdversarialTraining(Attack):
     at_eps: float | None = parameter(None, "bound, pixels in [0, 1] (default 8/255, or 0.5 in L2)", at_least=0)
     at_steps: int = parameter(10, "PGD steps", at_least=1)
     at_alpha: float | None = parameter(
-        None, "size of a step (default 2/255, or in L2 2.5 bounds over the number of steps)", at_least=0
+        None, "step size (default 2/255; in L2, 2.5 bounds divided by the number of steps)", at_least=0
     )
     at_start: str = parameter(
         "uniform", "start: in the bound, or a step times normal noise (APBench)", choices=("uniform", "normal")
@@ -42,20 +42,20 @@ class AdversarialTraining(Attack):
         alpha = self.at_alpha
         if alpha is None:
             alpha = LINF_STEP if self.norm == "linf" else 2.5 * eps / self.at_steps
-        clamp = not plan.removal  # pixels of [0, 1] stay there
+        clamp = not plan.removal  # pixels in [0, 1] stay there
         plan.hooks.append(adversaries.pgd(eps, self.at_steps, alpha, self.norm, clamp, self.at_start))
 
 
 @dataclass(frozen=True)
 class UEraser(Attack):
-    """Strong augmentations, and for the first epochs the worst of several copies of each image."""
+    """Strong augmentations; in the first epochs, the worst of several copies of each image."""
 
     stage: ClassVar[int] = SEARCH
     summary = "plasma, channel shuffle, TrivialAugment; at first the worst of 5 copies"
     source = "Qin et al., Learning the Unlearnable, 2023 (arXiv 2303.15127)"
     excludes: ClassVar[dict[str, str]] = {"adversarial": "both search for the hardest images: choose one"}
 
-    copies: int = parameter(5, "copies of each image that are compared", at_least=1)
+    copies: int = parameter(5, "copies of each image to compare", at_least=1)
     search_epochs: int | None = parameter(
         None, "epochs with the search (default a quarter; published 50 of 200)", at_least=0
     )
@@ -91,7 +91,7 @@ class UEraser(Attack):
 
 
 def _compressed(low: int, high: int) -> adversaries.PixelMap:
-    """Compresses by JPEG, at one quality for the whole batch, drawn each time from torch's generator of the CPU."""
+    """JPEG compression at one quality per batch, drawn each time from torch's CPU generator."""
 
     def through(x: Tensor) -> Tensor:
         quality = int(torch.randint(low, high + 1, ()))

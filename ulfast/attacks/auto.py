@@ -1,4 +1,4 @@
-"""`auto`: diagnose the data, then do what the diagnosis suggests."""
+"""`auto`: diagnose the data, then run the suggested attack."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import Attack, Context, Plan
 
 @dataclass(frozen=True)
 class Auto(Attack):
-    """Looks for traces of poison and applies the suggested attack; `notes` of the result name it and the reason."""
+    """Looks for traces of poison and applies the suggested attack; the result's `notes` name it and the reason."""
 
     summary = "diagnose, then the suggested attack"
     source = "ulfast, docs/guide/diagnose.md"

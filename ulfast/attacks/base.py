@@ -1,4 +1,4 @@
-"""What an attack is: something that changes the plan of a training."""
+"""The interface of attacks: each changes the plan of a training."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from ..training.refit import Refit
 if TYPE_CHECKING:
     from ..analysis.diagnosis import Diagnosis
 
-# At which stage an attack works: on the stored images, on their projection, on training batches, on the
-# search for the hardest of them, on the trained network. Combined attacks are carried out in this order.
+# The stage at which an attack works: on stored images, on their projection, on training batches, on the search for the
+# hardest images, on the trained network. Combined attacks run in this order.
 IMAGES, PROJECTION, BATCHES, SEARCH, NETWORK = range(5)
-# What a fit keeps in the run's folder while it runs.
+# Files that a fit keeps in the run's folder while it runs.
 FIT_FILE = "fit.pt"
 
 
 @dataclass
 class Plan:
-    """A training about to happen. Attacks change it one after the other; then it is carried out.
+    """A planned training. Attacks change it one after the other; then it is carried out.
 
     Attributes:
         train: the data the attacker has.
         test: clean test images.
-        poisoned_test: perturbed test images, by which the network is measured too, or None.
-        recipe: how to train.
-        removal: what every training image loses, and the noise that hides the rest. Before the training the noise loses
-            the same.
-        test_removal: what every test image loses.
-        hooks: applied to every training batch, in order.
+        poisoned_test: perturbed test images, on which the network is also measured, or None.
+        recipe: the training recipe.
+        removal: what is removed from every training image, and the noise that hides the rest. Before training, the same
+            is removed from the noise.
+        test_removal: what is removed from every test image.
+        hooks: functions applied to every training batch, in order.
         select: clean images by whose accuracy the best epoch is chosen, or None for the last epoch.
-        refits: what is done to the trained network, in order.
-        basis: what was fitted, for pictures and files.
-        diagnosis: what `auto` found, so that the suggested attack need not look again.
+        refits: functions applied to the trained network, in order.
+        basis: the fitted basis, for pictures and files.
+        diagnosis: the findings of `auto`, for reuse by the suggested attack.
         notes: facts for the result (fit accuracy, chosen settings).
         seconds: duration of the steps before training, by name.
     """
@@ -69,7 +69,7 @@ class Plan:
         self.removal = replace(self.removal, **parts)
 
     def draw(self, step: Drawn) -> None:
-        """Adds a filter that is drawn anew in every pass, after those that are there."""
+        """Appends a filter that is redrawn in every pass."""
         self.remove(drawn=(*self.removal.drawn, step))
 
     @contextlib.contextmanager
@@ -82,23 +82,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class Context:
-    """What an attack may need to know besides the plan."""
+    """Further inputs of an attack besides the plan."""
 
     seed: int
     device: torch.device
     progress: Progress | None = None
-    basis: Basis | None = None  # fitted before: by an interrupted run, or given by the user
-    clean: Dataset | None = None  # clean training images, for methods that need some
-    folder: Path | None = None  # of the run, for what a fit keeps while it lasts
+    basis: Basis | None = None  # fitted earlier by an interrupted run, or given by the user
+    clean: Dataset | None = None  # clean training images, for methods that need them
+    folder: Path | None = None  # of the run, for files that a fit keeps while it runs
     resume: bool = False
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Base of all attacks. A subclass is a frozen dataclass whose fields are its parameters.
+    """Base of all attacks. Subclasses are frozen dataclasses whose fields are their parameters.
 
-    Class variables: `stage`, where it works; `excludes`, names it cannot be combined with, and the rest of a sentence
-    that says why (one of the two attacks names the other); `alone`, whether it cannot be combined at all;
+    Class variables: `stage`, where it works; `excludes`, the attacks it cannot be combined with, each with the rest of
+    a sentence that says why (only one of the two lists the other); `alone`, whether it cannot be combined at all;
     `needs_clean`, whether it needs some clean images.
     """
 
@@ -111,5 +111,5 @@ class Attack:
     aliases: ClassVar[tuple[str, ...]] = ()
 
     def apply(self, plan: Plan, context: Context) -> str | None:
-        """Changes the plan. May return the name of an attack to be carried out next."""
+        """Changes the plan. May return the name of an attack to run next."""
         raise TypeError(f"{type(self).__name__} does not say what to do")

@@ -1,4 +1,4 @@
-"""What networks trained on poisoned images hold: their checkpoints, the last layer refitted, or fine-tuned."""
+"""What networks trained on poisoned images have learned: their checkpoints, refitted or fine-tuned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .result import AttackResult
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of `attack` with its networks."""
+    """A finished run of `attack` and its networks."""
 
     folder: Path
     result: AttackResult
@@ -38,7 +38,7 @@ class Run:
             test: clean test images.
 
         Raises:
-            InputError: no finished run, one without normalisation, or test images that do not fit it.
+            InputError: the run is not finished or lacks its normalisation, or the test images do not fit it.
         """
         folder = Path(folder)
         result = AttackResult.load(folder)
@@ -52,15 +52,15 @@ class Run:
         """Clean training images with the run's class numbers.
 
         Raises:
-            InputError: another shape or other classes.
+            InputError: the shape or the classes differ.
         """
         return matched(self.outline, clean, names=("the run's images", "clean images"))
 
     def checkpoints(self) -> list[Path]:
-        """Every epoch's network, the random start first.
+        """The networks of all epochs, the random initialisation first.
 
         Raises:
-            InputError: they were not kept.
+            InputError: the run did not keep them.
         """
         found = sorted((self.folder / "checkpoints" / "attack").glob("epoch-*.pt"))
         if not found:
@@ -68,7 +68,7 @@ class Run:
         return found
 
     def network(self, path: Path) -> nn.Module:
-        """The network with a checkpoint's weights."""
+        """The network with the weights of a checkpoint."""
         return _network(self.result, self.outline, path, checkpoint.load_weights(path)).to(self.device)
 
     @property
@@ -77,7 +77,7 @@ class Run:
         return fast_half(self.device) if self.result.config.get("half") else None
 
     def trained(self, path: Path, seed: int = 0, progress: Progress | None = None) -> Trained:
-        """The network of a checkpoint as a refit takes it, with batches as in the run."""
+        """The network of a checkpoint in the form that a refit takes, with batches as in the run."""
         notes, half = self.result.notes, self.half
         make = MakeLoader(notes["mean"], notes["std"], half or torch.float32, self.result.seed, self.device)
         return Trained(self.network(path), make, make(self.test), half, seed, progress)
@@ -136,15 +136,15 @@ def _network(result: AttackResult, outline: Outline, path: Path, weights: dict[s
 def dfr(
     run: Run, clean: Dataset, *, augment: bool = True, seed: int = 0, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Deep feature reweighting of every epoch: test accuracy before and after the last layer is refitted.
+    """Deep feature reweighting of every epoch: test accuracy before and after refitting the last layer.
 
     Args:
-        clean: the clean training images that the last layer is refitted to (5,000 in the paper).
+        clean: the clean training images for the refit of the last layer (5,000 in the paper).
         augment: refit on crops and flips, from the trained layer, as published; see `refit.dfr`.
-        seed: draws the order, the crops and the flips.
+        seed: seed of the order, the crops and the flips.
 
     Returns:
-        Rows of `epoch` (0 is the random start), `before` and `after`, from 0 to 1.
+        Rows of `epoch` (0 is the random initialisation), `before` and `after`, from 0 to 1.
 
     Source: Sandoval-Segura et al., NeurIPS 2023, section 4.2.
     """
@@ -175,8 +175,8 @@ def finetune_run(
 
     Args:
         clean: clean training images.
-        epochs, lr: epochs and largest rate of SGD.
-        last_layer: only the last linear layer (linear probing), from zero.
+        epochs, lr: number of epochs and largest learning rate of SGD.
+        last_layer: train only the last linear layer (linear probing), from zero.
 
     Returns:
         `test_accuracy_before`, `test_accuracy`, `clean_images`, and `history` for all layers.

@@ -1,4 +1,4 @@
-"""`deconvolve`: undo the convolution that `cuda` is, filter by filter."""
+"""`deconvolve`: undo the convolution of `cuda`, filter by filter."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .base import IMAGES, Attack, Context, Plan
 
 @dataclass(frozen=True)
 class Deconvolve(Attack):
-    """Divides the images of each class by the filter that they went through. How dark the borders of its images are
-    tells the filter; where they are not dark, nothing changes. Needs the labels, and no clean image.
+    """Divides the images of each class by the filter that was applied to them. The filter is inferred from how dark the
+    images' borders are; if they are not dark, nothing changes. It needs the labels but no clean image.
     """
 
     stage: ClassVar[int] = IMAGES
@@ -30,10 +30,10 @@ class Deconvolve(Attack):
 
 
 def undo_convolution(plan: Plan, context: Context, width: int | None = None) -> bool:
-    """Restores the plan's images if their borders are dark, or have to be; whether it did.
+    """Restores the plan's images if their borders are dark, or if a border is given; returns whether it did.
 
     Raises:
-        InputError: a border that leaves too little of the images inside.
+        InputError: the border leaves too little of the images inside.
     """
     train = plan.train
     if width is not None and 6 * width > min(train.image_shape[:2]):

@@ -1,5 +1,5 @@
-"""Filters against poisons that are filters themselves: `rsk`, `ssk`, `lowpass`, `coin` and `spectral-noise` are drawn
-anew in every pass; `median`, `dilate` and `erode` change the stored images.
+"""Filters against poisons that are filters themselves: `rsk`, `ssk`, `lowpass`, `coin` and `spectral-noise` are redrawn
+in every pass; `median`, `dilate` and `erode` change the stored images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RSK = "Kim and Sandoval-Segura, Learning from Convolution-based Unlearnable Data
 
 @dataclass(frozen=True)
 class Sharpening(Attack):
-    """Sharpens every training image by a 3 x 3 kernel of its own, anew in every pass. `rsk+lowpass` is the published
+    """Sharpens every training image by its own 3 x 3 kernel, redrawn in every pass. `rsk+lowpass` is the published
     pair.
     """
 
@@ -38,7 +38,7 @@ class Sharpening(Attack):
 
 @dataclass(frozen=True)
 class FixedSharpening(Sharpening):
-    """`rsk` without its randomness."""
+    """`rsk` without randomness."""
 
     summary = "one sharpening kernel"
     aliases: ClassVar[tuple[str, ...]] = ()
@@ -55,7 +55,7 @@ class LowPassFilter(Attack):
     source = RSK
     aliases = ("frequency-filter",)
 
-    keep: float = parameter(0.3, "share of the frequencies that stay, along each axis", at_least=0)
+    keep: float = parameter(0.3, "share of the frequencies to keep along each axis", at_least=0)
 
     def apply(self, plan: Plan, context: Context) -> None:
         sides = plan.train.image_shape[:2]
@@ -68,8 +68,8 @@ class LowPassFilter(Attack):
 
 @dataclass(frozen=True)
 class Corrupting(Attack):
-    """Reads every pixel at a random place nearby, anew in every pass, before the crop; the published program does so
-    after it.
+    """Reads every pixel at a random place nearby, redrawn in every pass, before the crop; the published program does it
+    after the crop.
     """
 
     summary = "every pixel read at a random place nearby"
@@ -85,9 +85,10 @@ class Corrupting(Attack):
 
 @dataclass(frozen=True)
 class SpectrumNoise(Attack):
-    """Filters every training image by a random mixture of what the classes' spectra differ by, anew in every pass.
+    """Filters every training image by a random mixture of the differences between the classes' spectra, redrawn in
+    every pass.
 
-    Fitted in one pass over the images, without a clean one.
+    Fitted in one pass over the images, without clean images.
     """
 
     summary = "filters mixed from the classes' spectra"
@@ -103,7 +104,7 @@ class SpectrumNoise(Attack):
 
 @dataclass(frozen=True)
 class RankFilter(Squeeze):
-    """Base of the three: of the values in a square around a pixel, one by rank, each channel by itself."""
+    """Base of the three rank filters: one value, by rank, of those in a square around a pixel, per channel."""
 
     kind: ClassVar[str] = ""
 

@@ -1,4 +1,4 @@
-"""`orthogonal-full`: deconvolution, both projections and the noise, each only where the data calls for it."""
+"""`orthogonal-full`: deconvolution, both projections and noise, each only where the data calls for it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .patch import OrthogonalPatch
 
 @dataclass(frozen=True)
 class OrthogonalFull(OrthogonalProjection):
-    """Removes any poison that a linear map can remove: by `deconvolve` if borders are dark, by `orthogonal+mean-noise`,
-    in part, if the fine detail of the images says more about their classes than that of photographs does, then by
+    """Removes any poison that a linear map can remove: by `deconvolve` if borders are dark, by a partial
+    `orthogonal+mean-noise` if the fine detail of the images says more about their classes than in photographs, then by
     `orthogonal-patch`.
 
-    The scale of the noise follows what remains (`ulfast.noise_scale`); a poison that is each image's own gets none.
-    Clean data does not change, while `orthogonal` alone removes what the classes really differ by. All are fitted to
-    the images as they then are.
+    The noise is scaled to what remains (`ulfast.noise_scale`); if the poison is individual to each image, there is no
+    noise. Clean data does not change, whereas `orthogonal` alone removes real differences between the classes. Each
+    step is fitted to the images left by the previous one.
     """
 
     summary = "deconvolve, both projections and mean-noise, each only where the data calls for it"
@@ -41,11 +41,11 @@ class OrthogonalFull(OrthogonalProjection):
     noise_scale: float | None = parameter(
         None, "deviation of the noise over that of the class means (default: 0 to 2, from the data)", at_least=0
     )
-    partial: bool = parameter(True, "remove a direction only as far as the class means differ along it")
+    partial: bool = parameter(True, "remove a direction only to the extent that the class means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
         if undo_convolution(plan, context):
-            plan.diagnosis = None  # it was of the images before
+            plan.diagnosis = None  # it described the images before the change
         found = plan.diagnosis
         with plan.timed("diagnose"):
             linear = found.linear if found else linear_model(plan.train, context.seed, context.progress)
@@ -53,7 +53,7 @@ class OrthogonalFull(OrthogonalProjection):
             evidence = pixel_space(linear, detail, plan.train)
         plan.notes |= {"held_out_accuracy": linear.accuracy, "detail_accuracy": detail.accuracy}
         if context.basis is not None or has_pattern(evidence):
-            # Without the noise, what remains of a direction would show.
+            # Without noise, the remainder of a direction would show.
             whole = self.fit == "leace" or self.noise_scale == 0
             OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
             scale = self.noise_scale
@@ -64,7 +64,7 @@ class OrthogonalFull(OrthogonalProjection):
 
     @staticmethod
     def hiding(plan: Plan, evidence: tuple[Evidence, ...]) -> float:
-        """The scale of the noise. Of a poison that is each image's own, the class means have nothing to hide."""
+        """The scale of the noise. If a poison is individual to each image, the class means have nothing to hide."""
         if is_its_own(evidence):
             return 0.0
         return 1.0 if plan.removal.rows is None else noise_scale(plan.removal.rows)

@@ -15,7 +15,7 @@ ONE_MIX = "both mix labels: choose one"
 
 @dataclass(frozen=True)
 class Cutout(Attack):
-    """A black square at a random place of every image, cut off at the border."""
+    """Puts a black square at a random place in every image, clipped at the border."""
 
     stage: ClassVar[int] = BATCHES
     summary = "a random square of every image is blackened"
@@ -30,7 +30,7 @@ class Cutout(Attack):
 
 @dataclass(frozen=True)
 class MixUp(Attack):
-    """Images and labels are blended with others of the batch."""
+    """Blends images and labels with others of the batch."""
 
     stage: ClassVar[int] = BATCHES
     summary = "images and labels blended in pairs"
@@ -45,7 +45,7 @@ class MixUp(Attack):
 
 @dataclass(frozen=True)
 class CutMix(Attack):
-    """A rectangle of every image comes from another; labels mix by area."""
+    """Replaces a rectangle of every image by one from another image; labels are mixed by area."""
 
     stage: ClassVar[int] = BATCHES
     summary = "rectangles and labels exchanged in pairs"

@@ -1,4 +1,4 @@
-"""`mean-noise`: hide what the class means differ by under noise along the same directions."""
+"""`mean-noise`: hide the differences between the class means under noise along the same directions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .base import Attack, Context, Plan
 
 @dataclass(frozen=True)
 class ClassMeanNoise(Attack):
-    """Every training image gets a random mixture of the class means, redrawn every epoch. Combined with `orthogonal` it
-    hides what the projection leaves.
+    """Adds to every training image a random mixture of the class means, redrawn every epoch. Combined with `orthogonal`
+    it hides what the projection leaves.
     """
 
     summary = "random mixtures of the class means, redrawn every epoch"

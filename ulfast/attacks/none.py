@@ -1,4 +1,4 @@
-"""`none`: standard training, the measure of every other attack."""
+"""`none`: standard training, the baseline of every other attack."""
 
 from __future__ import annotations
 

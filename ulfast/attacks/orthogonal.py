@@ -1,4 +1,4 @@
-"""`orthogonal` and `orthogonal-classwise`: train on what a linear model has not learned."""
+"""`orthogonal` and `orthogonal-classwise`: train on what a linear model did not learn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LinearFit(Attack):
     fit_lr: float = parameter(0.1, "learning rate of the fit", at_least=0)
 
     def sgd(self, plan: Plan, context: Context, rank: int | None = None) -> Basis:
-        """The basis fitted to the images, or the one that the context brings."""
+        """The basis fitted to the images, or the one from the context."""
         if context.basis is None:
             return fit_basis(
                 plan.train,
@@ -54,7 +54,7 @@ class LinearFit(Attack):
         return context.basis
 
     def note(self, plan: Plan, basis: Basis) -> None:
-        """What the result says of the fit."""
+        """The result's notes on the fit."""
         plan.basis = basis
         plan.notes |= {"rank": basis.rank, "fit_accuracy": basis.metadata.get("train_accuracy")}
 
@@ -62,7 +62,7 @@ class LinearFit(Attack):
 @dataclass(frozen=True)
 class OrthogonalProjection(LinearFit):
     """Fit a linear model to the poisoned images, project every training image onto the orthogonal complement of its
-    weights, and train on that. Test images are not projected unless `project_test` says so.
+    weights, and train on that. Test images are not projected unless `project_test` is set.
     """
 
     summary = "projection off a linear model's weights"
@@ -73,14 +73,14 @@ class OrthogonalProjection(LinearFit):
     fit: str = parameter("sgd", "how the directions are found", choices=("sgd", *FITS, "leace"))
     rank: int | None = parameter(None, "directions to remove (default: what the weights span)", at_least=1)
     project_test: bool = parameter(False, "project the test images too")
-    partial: bool = parameter(False, "remove a direction only as far as the class means differ along it")
+    partial: bool = parameter(False, "remove a direction only to the extent that the class means differ along it")
 
     def apply(self, plan: Plan, context: Context) -> None:
         with plan.timed("fit"):
             self.note(plan, self.fitted(plan, context))
 
     def fitted(self, plan: Plan, context: Context) -> Basis:
-        """The directions; the plan gets what is to be removed."""
+        """Returns the directions, and adds what is to be removed to the plan."""
         if self.fit == "leace":
             if self.rank is not None or self.project_test or self.partial:
                 raise InputError("fit leace takes no --rank, --project-test or partial: leave them out")
@@ -104,7 +104,7 @@ class OrthogonalProjection(LinearFit):
 
 @dataclass(frozen=True)
 class ClassWiseProjection(LinearFit):
-    """Project every training image off its own class's weight vector alone. The label chooses the vector, so the
+    """Project only its own class's weight vector out of every training image. The label selects the vector, so the
     result can carry a new mark of the label; docs/research/directions.md measures it.
     """
 

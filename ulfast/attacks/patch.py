@@ -1,5 +1,5 @@
 """`orthogonal-patch`: remove from small patches the directions along which the classes differ in variance.
-`orthogonal-full`: that, the projection in pixel space and the noise, each where the data calls for it.
+`orthogonal-full`: this, the projection in pixel space and noise, each where the data calls for it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from .base import Attack, Context, Plan
 
 @dataclass(frozen=True)
 class OrthogonalPatch(Attack):
-    """Removes noise that has no direction in pixel space but its own patch statistics, such as autoregressive
-    perturbations. Where the data shows none of it, nothing is removed.
+    """Removes noise that has no direction in pixel space but distinct patch statistics, such as autoregressive
+    perturbations. If the data shows none of it, nothing is removed.
     """
 
     summary = "projection in patch space, for noise drawn anew for each image (ar)"

@@ -1,4 +1,4 @@
-"""The attacks by name. A new one is a file here and a line below."""
+"""The attacks by name. A new attack is a file here and a line below."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ ATTACKS: dict[str, Attack] = {
 def get_attack(name: str) -> tuple[str, list[Attack]]:
     """The canonical name and the attacks for a name, an alias, or several combined with ``+``.
 
-    They come in the order in which they work: on stored images, on the projection, on batches, on the trained network.
+    They are ordered by stage: on stored images, on the projection, on batches, on the trained network.
 
     Raises:
-        InputError: an unknown name (the message suggests the nearest), or a combination that makes no sense.
+        InputError: a name is unknown (the message suggests the nearest), or the combination makes no sense.
     """
     keys: list[str] = []
     for part in name.split("+"):

@@ -1,4 +1,4 @@
-"""What an attack gave."""
+"""The result of an attack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..projection.basis import Basis
 from ..runtime.files import atomic_file, write_json
 from ..runtime.reading import reading, regular
 
-# What a field's type is in JSON.
+# The JSON type of each field type.
 KINDS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
 
 
@@ -22,15 +22,15 @@ class AttackResult:
     """Accuracies are shares from 0 to 1, on clean test images unless `config` says otherwise.
 
     Attributes:
-        method, poison, model, recipe, seed: what was run; poison is "" where the data does not say.
-        train_accuracy: on the last epoch's batches as they were trained on (augmented, projected).
-        test_accuracy: of the network trained by the attack.
-        baselines: test accuracy of the same network trained on the `clean` and the `poisoned` images, where run.
+        method, poison, model, recipe, seed: what was run; poison is "" if the data does not name it.
+        train_accuracy: accuracy on the last epoch's batches as used in training (augmented, projected).
+        test_accuracy: accuracy of the network trained by the attack.
+        baselines: test accuracy of the same network trained on the `clean` and the `poisoned` images, if run.
         history: one row per epoch; `baseline_history` holds the same for the baselines.
-        seconds: `fit`, `project`, `train`, `evaluate`.
-        images_per_second: of the training.
+        seconds: durations of `fit`, `project`, `train`, `evaluate`.
+        images_per_second: speed of the training.
         notes: what the attack found (rank of the basis, accuracy of the linear fit).
-        basis: what was projected out, or None.
+        basis: the basis that was projected out, or None.
     """
 
     method: str
@@ -51,11 +51,11 @@ class AttackResult:
     basis: Basis | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the basis, ready for JSON."""
+        """Everything but the basis, JSON-serialisable."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "basis"}
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """`result.json`, `history.csv` (all trainings) and `basis.safetensors`, the JSON last."""
+        """Writes `basis.safetensors`, `history.csv` (all trainings) and, last, `result.json`."""
         folder = Path(folder)
         if self.basis is not None:
             self.basis.save(folder / "basis.safetensors")
@@ -72,7 +72,7 @@ class AttackResult:
         """Reads what `save` wrote, without the basis.
 
         Raises:
-            InputError: there is no finished result in the folder.
+            InputError: the folder holds no finished result.
         """
         import json
 

@@ -1,4 +1,4 @@
-"""A few images of a run as the network met them, for reports."""
+"""A few images of a run as the network saw them, for reports."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..runtime.files import atomic_file
 from ..runtime.reading import reading
 from .base import Plan
 
-COUNT = 10  # one of each of the first classes
+COUNT = 10  # one image of each of the first classes
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images (k, H, W, C) uint8 of the same k training images.
+    """Versions (k, H, W, C) uint8 of the same k training images.
 
     Attributes:
-        given: as the attacker got them.
-        learned: as the attack left them, with one draw of its noise (values are cut off at black and white).
-        clean: as they were, or None where that is not known.
+        given: as the attacker received them.
+        learned: as the attack left them, with one draw of its noise (values are clipped at black and white).
+        clean: the clean images, or None if unknown.
         classes: names of their classes.
     """
 
@@ -36,7 +36,7 @@ class Examples:
     classes: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """An .npz file, atomically."""
+        """Writes an .npz file, atomically."""
         clean = {} if self.clean is None else {"clean": self.clean}
         with atomic_file(path) as part, part.open("wb") as file:
             np.savez_compressed(

@@ -1,4 +1,4 @@
-"""`iss-gray`, `iss-jpeg`, `iss-bdr` and `gaussian`: give up detail that small perturbations live in.
+"""`iss-gray`, `iss-jpeg`, `iss-bdr` and `gaussian`: discard the detail that holds small perturbations.
 
 All of them change the stored images once, before training; test images stay as they are unless `squeeze_test` is set,
 as in the published experiments.
@@ -18,13 +18,13 @@ from ..parameters import parameter
 from .base import IMAGES, Attack, Context, Plan
 
 ISS = "Liu, Zhao and Larson, Image Shortcut Squeezing, ICML 2023"
-# Rec. 601 luma in units of 2^-16, rounded, as image libraries convert.
+# Rec. 601 luma in units of 2^-16, rounded as in image libraries.
 LUMA = (19595, 38470, 7471)
 
 
 @dataclass(frozen=True)
 class Squeeze(Attack):
-    """Base of the four. `image_map` gives the function on (b, H, W, C) uint8."""
+    """Base of the four. `image_map` returns the function on (b, H, W, C) uint8."""
 
     stage: ClassVar[int] = IMAGES
 
@@ -61,8 +61,8 @@ class Gray(Squeeze):
 
 @dataclass(frozen=True)
 class JPEG(Squeeze):
-    """Compress and decompress. The bytes are those of Pillow's `save(..., "JPEG", quality=...)` and `open`, which are
-    OpenCV's too: the exact integer DCT, and colour at half the resolution.
+    """Compress and decompress. The bytes are those of Pillow's `save(..., "JPEG", quality=...)` and `open`, and also
+    OpenCV's: the exact integer DCT, with colour at half the resolution.
     """
 
     summary = "image shortcut squeezing: JPEG"
@@ -83,8 +83,8 @@ class JPEG(Squeeze):
             raise InputError(f"iss-jpeg: quality must be at most 100, got {self.quality}")
         space = "GRAY" if channels == 1 else "RGB"
 
-        # Pillow encodes, as simplejpeg takes the approximate DCT below quality 96. Both decode to the same bytes,
-        # simplejpeg, where it is installed, in a fraction of the time.
+        # Pillow encodes, as simplejpeg uses the approximate DCT below quality 96. Both decode to the same bytes;
+        # simplejpeg, if installed, takes a fraction of the time.
         def jpeg(images: np.ndarray) -> np.ndarray:
             out = np.empty_like(images)
             for image, squeezed in zip(images, out, strict=True):

@@ -1,4 +1,4 @@
-"""Carrying out the trainings of one attack: the same network, start and order each time."""
+"""Carries out the trainings of one attack with the same network, initialisation and order each time."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .base import Plan
 
 
 class Runner:
-    """Trains a network by a plan, as often as asked.
+    """Trains a network by a plan, any number of times.
 
     Args:
-        model, seed, device: what every training uses.
+        model, seed, device: used by every training.
         folder: the run's folder, or None to write nothing.
-        resume: continue from checkpoints in it.
-        keep: keep every epoch's network of the attack itself.
+        resume: continue from checkpoints in the folder.
+        keep: keep the network of every epoch of the attack itself.
         evaluate_every: epochs between two evaluations on the test images; None: the recipe's.
         start: weights to start from, instead of random ones.
     """
@@ -48,7 +48,7 @@ class Runner:
         self.resume, self.keep, self.evaluate_every, self.progress = resume, keep, evaluate_every, progress
 
     def run(self, stage: str, plan: Plan, materialize: bool = False) -> TrainResult:
-        """Trains, then does the refits of the plan; `plan.notes` gets what the refits report."""
+        """Trains, then applies the refits of the plan, whose reports are added to `plan.notes`."""
         recipe, data = plan.recipe, plan.train
         mean, std = recipe.statistics(data, self.device)
         plan.notes |= {"mean": list(mean), "std": list(std)}
@@ -86,7 +86,7 @@ class Runner:
         )
         if plan.select is not None:
             plan.notes["early-stop"] = {"epoch": result.chosen["epoch"], "images": len(plan.select)}
-        for refit in plan.refits:  # on a few images: every process does the same
+        for refit in plan.refits:  # on few images, so every process does the same
             note = refit(Trained(network, make_loader, test_loader, half, self.seed, self.progress))
             plan.notes[note["refit"]] = note
             result = replace(result, refitted=note["test_accuracy"])
@@ -98,7 +98,7 @@ class Runner:
     def _loader(
         self, plan: Plan, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, materialize: bool
     ) -> MemoryLoader:
-        """Training batches: projected on the way, or written projected first."""
+        """Training batches, projected on the fly or written to disk projected first."""
         recipe, data, removal = plan.recipe, plan.train, plan.removal
         if recipe.strong:  # its hook normalises
             mean, std = (0.0,) * len(mean), (1.0,) * len(std)

@@ -12,19 +12,19 @@ from ..parameters import parameter
 from ..training import refit
 from .base import NETWORK, Attack, Context, Plan
 
-MOST, SHARE = 5000, 0.1  # clean images taken by default: this many, but no more than this share of what is given
+MOST, SHARE = 5000, 0.1  # clean images used by default: this many, but at most this share of those given
 ONE_HEAD = "both refit the last layer: choose one"
 
 
 @dataclass(frozen=True)
 class NeedsClean(Attack):
-    """Base of the four: draws its clean images, class-balanced, by the seed."""
+    """Base of the four: draws clean images, class-balanced, by the seed."""
 
     stage: ClassVar[int] = NETWORK
     needs_clean: ClassVar[bool] = True
 
     clean_images: int | None = parameter(
-        None, "clean training images to use (default 5,000, a tenth at most)", at_least=1
+        None, "clean training images to use (default 5,000, at most a tenth)", at_least=1
     )
 
     def trusted(self, plan: Plan, context: Context) -> Dataset:
@@ -37,7 +37,7 @@ class NeedsClean(Attack):
 
 @dataclass(frozen=True)
 class EarlyStop(NeedsClean):
-    """Keep the epoch that does best on the clean images."""
+    """Keep the epoch with the best accuracy on the clean images."""
 
     summary = "stop at the epoch that is best on some clean images"
     source = "Sandoval-Segura et al., Autoregressive Perturbations, NeurIPS 2022 (appendix), and common practice"
@@ -48,7 +48,7 @@ class EarlyStop(NeedsClean):
 
 @dataclass(frozen=True)
 class FineTune(NeedsClean):
-    """Continue to train all layers on the clean images."""
+    """Continue training all layers on the clean images."""
 
     summary = "after training, train all layers on some clean images"
     source = "Sandoval-Segura et al., NeurIPS 2023, section 4.2 (discussion)"
@@ -63,7 +63,7 @@ class FineTune(NeedsClean):
 
 @dataclass(frozen=True)
 class LinearProbe(NeedsClean):
-    """Train the last linear layer anew, by SGD, on the features of the clean images."""
+    """Retrain the last linear layer by SGD on the features of the clean images."""
 
     summary = "after training, retrain the last layer by SGD on some clean images"
     source = "Sandoval-Segura et al., NeurIPS 2023, section 4.2 (discussion)"

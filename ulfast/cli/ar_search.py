@@ -15,7 +15,9 @@ from .common import Output, verb
     "--classes", type=click.IntRange(2), default=10, show_default=True, help="Number of processes (classes) to find."
 )
 @click.option("--size", type=click.IntRange(8), default=32, show_default=True, help="Side of the images, in pixels.")
-@click.option("--channels", type=click.Choice(["1", "3"]), default="3", show_default=True, help="Of the images.")
+@click.option(
+    "--channels", type=click.Choice(["1", "3"]), default="3", show_default=True, help="Channels of the images."
+)
 @click.option("--check", type=click.Path(path_type=Path), help="Judge this set of windows instead of finding one.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="JSON file for the windows.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
@@ -30,8 +32,8 @@ def command(
     seed: int,
 ) -> None:
     """Find stable, mutually distinguishable coefficient windows for the poison `ar`, or judge a set, by the published
-    test: the channels' responses are summed before the positive part is taken, and 10 is enough at 32 px (3 for
-    100 classes or more).
+    test: the channels' responses are summed before the positive part is taken, and must reach 10 at 32 px (3 for 100
+    classes or more).
 
     \b
     ulfast poison ar-search --classes 100 --out windows.json
@@ -67,8 +69,8 @@ def command(
     )
     output.say(f"{len(windows)} processes of {channels} windows for {size} px: {out or check}")
     output.say(
-        f"largest signal norm {about['largest_norm']:.1f}; response of the own filter at most"
-        f" {about['own_response']:.1e}, of an earlier one at least {about['least_response']:.1f} (signals of norm 1;"
+        f"largest signal norm {about['largest_norm']:.1f}; response of a process's own filter at most"
+        f" {about['own_response']:.1e}, of an earlier one's at least {about['least_response']:.1f} (signals of norm 1;"
         f" {about['threshold']:.1f} is enough)"
     )
     if not about["stable"]:

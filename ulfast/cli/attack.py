@@ -48,13 +48,13 @@ from .completion import Known
     "--clean",
     type=Known("data"),
     metavar="PATH|NAME",
-    help="Clean training images, to compare with or for methods that need them.",
+    help="Clean training images, for comparison or for methods that need them.",
 )
 @click.option(
     "--poison-test",
     type=Known("data"),
     metavar="PATH",
-    help="Poisoned test images (of `ulfast poison --poison-test`), to measure the accuracy on too.",
+    help="Poisoned test images (from `ulfast poison --poison-test`) on which accuracy is measured too.",
 )
 @click.option("--init", type=click.Choice(["zero", "torch"]), help="Start of the linear fit (torch in the paper).")
 @click.option("--fit-steps", type=click.IntRange(1), help="SGD steps of the fit (default 1,000; see --recipe).")
@@ -144,7 +144,7 @@ def command(
     options: dict[str, Any] = {"format": format_, "progress": output.bars, **reading}
     train = test = clean_set = None
     if data is not None:
-        with distributed.main_first():  # which downloads it
+        with distributed.main_first():  # it downloads the data
             train = load_dataset(data, limit=limit, seed=seed, **options)
             test = load_dataset(data, split="test", test_data=test_data, **options)
     elif test_data or format_ or any(reading.values()):
@@ -157,10 +157,10 @@ def command(
     poisoned_test = None
     if poison_test is not None:
         if train is None:
-            raise InputError("--poison-test needs --data: the training images that were poisoned with it")
+            raise InputError("--poison-test needs --data, the training images that were poisoned with it")
         poisoned_test = load_dataset(poison_test, split="test", progress=output.bars, **reading)
     tell_notes(output, train, test, clean_set)
-    # Methods that need clean images take these; a training on all of them is then asked for with --compare.
+    # Methods that need clean images use these; training on all of them must then be requested with --compare.
     baseline = clean_set if compare or not any(step.needs_clean for step in steps) else None
     model = model or default_model(recipe)
     chosen = get_recipe(recipe, model, len(train) if train is not None else limit or 5000, where)

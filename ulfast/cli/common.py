@@ -28,12 +28,12 @@ from .completion import Known
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Names that the functions behind the verbs take for themselves.
+# Parameter names reserved by the functions behind the verbs.
 OWN = ("dataset", "work", "test", "progress", "evaluate_every", "folder", "method")
 
-SEED = click.IntRange(0, 2**63 - 1)  # what all generators take
+SEED = click.IntRange(0, 2**63 - 1)  # the range of all generators
 
-# Columns that a table may take in a file, and up to which it is not made narrower than it is for a terminal.
+# Width of a table in a file, and the width below which a terminal's table is not narrowed.
 WIDEST, SQUEEZED = 400, 140
 
 
@@ -117,10 +117,10 @@ def share(text: str, name: str) -> float:
 
 
 class Bars:
-    """Draws progress on stderr with rate and time left; a library's `progress` callable.
+    """Draws progress on stderr with rate and time left; serves as the library's `progress` callable.
 
-    The time left is shown with its basis: the pace of this process since the stage began, which what was there
-    before (a run resumed, a part of a download) does not count for.
+    The time left is shown with its basis: the pace of this process since the stage began. Earlier work (of a resumed
+    run or a partial download) does not count.
     """
 
     TITLES: ClassVar[dict[str, str]] = {
@@ -139,7 +139,7 @@ class Bars:
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
         self._last: dict[str, float] = {}
-        self._begun: dict[str, tuple[float, float]] = {}  # stage: when, and with how much done
+        self._begun: dict[str, tuple[float, float]] = {}  # stage: time of its start, and the amount done then
 
     def __enter__(self) -> Bars:
         return self
@@ -180,9 +180,9 @@ class Bars:
         self._progress.start()
 
     def _left(self, stage: str, done: float, total: float) -> str:
-        """Nothing before there are two seconds to judge by."""
+        """The time left; empty during the first two seconds."""
         now = time.monotonic()
-        if done < self._begun.setdefault(stage, (now, done))[1]:  # it starts again
+        if done < self._begun.setdefault(stage, (now, done))[1]:  # the stage restarts
             self._begun[stage] = now, done
         begun, before = self._begun[stage]
         spent = now - begun
@@ -191,7 +191,7 @@ class Bars:
         return f"{_clock(spent * (total - done) / (done - before))} left at the pace of the past {_clock(spent)}"
 
     def _line(self, stage: str, done: float, total: float, info: dict[str, Any], left: str) -> None:
-        """Without a terminal: one line at the end of a stage, and every 15 seconds."""
+        """Without a terminal: prints one line at the end of a stage and every 15 seconds."""
         now = time.monotonic()
         begun = self._last.setdefault(stage, now)
         if done < total and now - begun < 15:
@@ -203,7 +203,7 @@ class Bars:
 
 
 def _clock(seconds: float) -> str:
-    """75 as 1:15, 3675 as 1:01:15."""
+    """Formats 75 as 1:15 and 3675 as 1:01:15."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -223,14 +223,14 @@ def _rate(info: dict[str, Any], done: float, bars: Bars) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without control characters, as names of files and classes come from other people."""
+    """Removes control characters from text, as names of files and classes are untrusted."""
     text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass
 class Output:
-    """Where a verb's words go: results to stdout, remarks to stderr, or one JSON object and nothing else."""
+    """The output of a verb: results to stdout and remarks to stderr, or a single JSON object."""
 
     json: bool = False
     quiet: bool = False
@@ -241,7 +241,7 @@ class Output:
         self.bars = Bars(self.quiet or self.json or self.silent)
 
     def claim(self, path: Path) -> None:
-        """Keeps an output to this command until it ends; of several processes the first does.
+        """Claims an output for this command until it ends; with several processes the first one does.
 
         Raises:
             InputError: another process is writing it.
@@ -250,43 +250,44 @@ class Output:
             click.get_current_context().with_resource(claimed(path))
 
     def resumes(self, kept: Callable[[], bool], how: str = "the same command with --resume") -> None:
-        """Says how to resume the command if it is interrupted when `kept` says that there is something to resume."""
+        """Sets the hint on how to resume the command, shown on an interruption if `kept` returns True."""
         state = click.get_current_context().obj
         if isinstance(state, dict):
             state["resumes"] = lambda: how if kept() else ""
 
     def result(self, value: dict[str, Any]) -> None:
-        """The JSON object, where it was asked for."""
+        """Prints the JSON object, if requested."""
         if self.json and not self.silent:
-            text = json.dumps(value, ensure_ascii=False, default=str)  # which escapes some of what steers a terminal
+            text = json.dumps(value, ensure_ascii=False, default=str)  # this escapes only some control characters
             click.echo("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
     def say(self, text: str) -> None:
-        """A line of the result."""
+        """Prints a line of the result."""
         if not (self.json or self.silent):
             click.echo(printable(text))
 
     def remark(self, text: str) -> None:
-        """A line beside the result."""
+        """Prints a remark on the result."""
         if not (self.json or self.quiet or self.silent):
             click.echo(printable(text), err=True)
 
     def show(self, renderable: Any) -> None:
-        """A table of rich."""
+        """Prints a rich table."""
         if not (self.json or self.silent):
             from rich.console import Console
             from rich.measure import Measurement
 
             title = getattr(renderable, "title", None)
-            if title:  # a table would break it at its own width
+            if title:  # a table would wrap it at its own width
                 renderable.title = None
                 click.secho(printable(str(title)), bold=True)
-            for column in getattr(renderable, "columns", ()):  # names of files and classes are other people's
+            for column in getattr(renderable, "columns", ()):  # names of files and classes are untrusted
                 column.header = printable(str(column.header))
                 column._cells = [printable(cell) if isinstance(cell, str) else cell for cell in column._cells]
             console = Console(file=sys.stdout, highlight=False, markup=False)
             need = Measurement.get(console, console.options.update(width=WIDEST), renderable)
-            # A file or a pipe has no width; a terminal breaks long lines, where a table squeezed cuts its numbers.
+            # A file or a pipe has no width; a terminal wraps long lines, whereas a narrowed table truncates its
+            # numbers.
             width = need.maximum if not console.is_terminal or need.maximum <= SQUEEZED else 0
             console.width = max(console.width, width)
             console.print(renderable, crop=False)
@@ -301,10 +302,9 @@ def verb(
     processes: bool = False,
     **attributes: Any,
 ) -> Callable[[F], click.Command]:
-    """A click command with the options every verb has; the function gets an `Output` first.
+    """A click command with the options of every verb; the function gets an `Output` as its first argument.
 
-    `where` is the help of --device. With `processes` it may be run by several processes, which torchrun or --nproc
-    starts.
+    `where` is the help text of --device. With `processes`, torchrun or --nproc may run it in several processes.
     """
 
     def decorate(function: F) -> click.Command:
@@ -375,17 +375,17 @@ def verb(
 
 
 def _launched() -> bool:
-    """Whether a launcher has started this process."""
+    """Whether a launcher started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ or launched_size() > 1
 
 
-# Options that may differ between processes: a disk of its own may have the files elsewhere (they are compared when they
-# have been read), and the first process alone writes.
+# Options that may differ between processes: each machine's disk may have the files elsewhere (their content is compared
+# after reading), and only the first process writes.
 OWN_PATHS = {"data", "test_data", "clean", "basis", "out", "work", "report", "cache"}
 
 
 def _same_command(name: str, options: dict[str, Any]) -> None:
-    """Raises InputError where the processes were given another verb, other options or another version."""
+    """Raises InputError if the processes differ in verb, options or version."""
     from .. import distributed
 
     if distributed.size() > 1:
@@ -419,7 +419,7 @@ def _joined(options: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
 
 
 def data_options(function: F) -> F:
-    """--data and how to read it."""
+    """--data and the options for reading it."""
     for option in reversed(
         [
             click.option(
@@ -448,7 +448,7 @@ def data_options(function: F) -> F:
 
 
 def reading_options(function: F) -> F:
-    """How images are read; they come to the function as one dictionary `reading`, ready for `load_dataset`."""
+    """Options for reading images, passed to the function as one dictionary `reading` for `load_dataset`."""
     names = ("resize", "skip_damaged", "label_field", "input_key", "target_key", "verify")
 
     @functools.wraps(function)
@@ -479,7 +479,7 @@ def reading_options(function: F) -> F:
 
 
 def tell_notes(output: Output, *datasets: Any) -> None:
-    """Says what reading has left out or changed, beside the result."""
+    """Reports what the reader left out or changed, as a remark."""
     for dataset in datasets:
         if dataset is not None and dataset.notes:
             output.remark(f"{dataset.name}, {dataset.split}: {noted(dataset.notes)}")
@@ -494,7 +494,7 @@ def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`--set key=value` pairs; values are read as YAML scalars.
 
     Raises:
-        InputError: not a pair, a value that is not a scalar, a name given twice, or the name of an option of the verb.
+        InputError: the text is not a pair, the value not a scalar, a name is given twice or is an option of the verb.
     """
     context = click.get_current_context()
     options = {p.name: p.opts[0] for p in context.command.params if p.name}
@@ -511,7 +511,7 @@ def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise InputError(f"--set gives {name} twice: give it once")
         try:
             values[name] = parse_yaml(text)
-        except Exception:  # of many kinds, for what is no YAML
+        except Exception:  # of many types, for text that is not YAML
             values[name] = [text]
         if isinstance(values[name], (list, dict, set)):
             raise InputError(f"--set {pair}: {text!r} is not a number, a word or true/false: give one of these")
@@ -519,7 +519,7 @@ def settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def existing(folder: Path) -> bool:
-    """Whether a folder is there and holds something."""
+    """Whether a folder exists and is not empty."""
     return folder.is_dir() and any(folder.iterdir())
 
 

@@ -1,6 +1,6 @@
-"""The values that the shell completes: names that options and arguments know.
+"""The values that the shell completes: the known names for options and arguments.
 
-The registries that hold them import torch, which is too slow after a tab, so the names are repeated here; a test
+The registries that hold them import torch, which is too slow for completion, so the names are repeated here; a test
 compares the two.
 """
 
@@ -75,12 +75,12 @@ NAMES = {
     ),
     "devices": ("auto", "cpu", "cuda"),
 }
-FILES = ("data", "grids")  # kinds that a path may be, too
-JOINED = ("attacks",)  # kinds of which several are joined with +
+FILES = ("data", "grids")  # kinds for which a path is also accepted
+JOINED = ("attacks",)  # kinds whose names can be joined with +
 
 
 class Known(click.types.StringParamType):
-    """Any text; of one of the kinds above, or of shipped "grids", for the completion."""
+    """Any text, completed from one of the kinds above or the shipped "grids"."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -88,13 +88,13 @@ class Known(click.types.StringParamType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         before, plus, last = incomplete.rpartition("+") if self.kind in JOINED else ("", "", incomplete)
         found = [CompletionItem(f"{before}{plus}{name}") for name in names(self.kind) if name.startswith(last)]
-        if self.kind in FILES and not found:  # the shell's own completion of paths takes no names beside it
+        if self.kind in FILES and not found:  # the shell's own path completion cannot be combined with names
             return [CompletionItem(incomplete, type="file")]
         return found
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """Of a kind."""
+    """The names of a kind."""
     if kind == "grids":
         return tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "grids").glob("*.yaml")))
     return NAMES[kind]

@@ -45,7 +45,7 @@ def get(output: Output, name: str, cache: Path | None) -> None:
     "--base",
     type=Known("data"),
     metavar="PATH|NAME",
-    help="The clean images, to count the different perturbations of each class.",
+    help="The clean images, to count the distinct perturbations of each class.",
 )
 @click.option("--quick", is_flag=True, help="Skip the search for poison.")
 def info(
@@ -57,7 +57,7 @@ def info(
     seed: int,
     reading: dict[str, Any],
 ) -> None:
-    """Print what a data set is: images, classes, checksum, where it came from, and whether it looks poisoned.
+    """Describe a data set: images, classes, checksum, origin, and whether it looks poisoned.
 
     \b
     ulfast data info poisoned/
@@ -113,7 +113,7 @@ def info(
     "--base",
     type=Known("data"),
     metavar="PATH|NAME",
-    help="The clean images that it was made for; they give order and labels (not needed where files have labels).",
+    help="The clean images for which it was made; they give order and labels (not needed if the files have labels).",
 )
 @click.option(
     "--layout",
@@ -145,11 +145,11 @@ def import_(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Make a data set of a published poison: its files follow a clean data set, which supplies the labels.
+    """Make a data set from a published poison, whose files follow a clean data set that supplies the labels.
 
-    Nothing in the files is run. Count, order, range and size are checked against the base. The images of NTGA, ECLIPSE,
-    COIN, DUNE and AVATAR come with labels, and may have an order of their own: they need no base, and one gives the
-    names of the classes alone.
+    No code in the files is run. Count, order, range and size are checked against the base. The images of NTGA, ECLIPSE,
+    COIN, DUNE and AVATAR come with labels and may have their own order: they need no base, and a base then supplies
+    only the class names.
 
     \b
     ulfast data import TAP/ --base cifar10 --out tap/
@@ -168,7 +168,7 @@ def import_(
     try:
         factor = None if scale is None else fraction(scale)
     except ValueError:
-        raise InputError(f"--scale {scale} is no number: say it as 0.03 or 8/255") from None
+        raise InputError(f"--scale {scale} is not a number: write it as 0.03 or 8/255") from None
     check_apart(out, (source, base))
     check_free(out, overwrite)
     output.claim(out)
@@ -189,7 +189,7 @@ def import_(
     what = "{layout}, {kind} per {per}".format(**made["parameters"])
     output.say(f"{len(poisoned):,} images of {made['method']} ({what}): {out}")
     if not size["images"]:
-        output.say("in an order of their own: what was changed in them cannot be told")
+        output.say("in their own order, so the perturbation is unknown")
         return
     psnr = f", PSNR {size['psnr_db']:.1f} dB" if size["psnr_db"] else ""
     output.say(f"L2 {size['l2_mean']:.3f}, L-infinity {255 * size['linf_max']:.0f}/255{psnr}")
@@ -211,7 +211,7 @@ def import_(
     "--format", "format_", type=Known("formats"), metavar="KIND", help="Read the data as this kind (see `ulfast ls`)."
 )
 @reading_options
-@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Of wds and parquet: images a file.")
+@click.option("--shard-size", type=click.IntRange(1), metavar="N", help="Images per file of wds and parquet.")
 @click.option("--overwrite", is_flag=True, help="Replace --out, if ulfast made it.")
 def export(
     output: Output,
@@ -224,7 +224,7 @@ def export(
     overwrite: bool,
     reading: dict[str, Any],
 ) -> None:
-    """Write a data set as other people's training code reads it.
+    """Write a data set in a layout that other training code reads.
 
     \b
     ulfast data export poisoned/ --layout imagefolder --out folders/
@@ -308,9 +308,9 @@ def convert(
     seed: int,
     reading: dict[str, Any],
 ) -> None:
-    """Bring a data set of any size into a form that loads quickly; test images go to FILE.test.beton.
+    """Convert a data set of any size to a form that loads quickly; test images go to FILE.test.beton.
 
-    Images of large folders are read as they are written. Interrupted, the same command resumes where it was.
+    Images of large folders are read as they are written. If interrupted, the same command resumes where it stopped.
 
     \b
     ulfast data convert imagenet/ --resize 224 --mode jpeg --quality 90 --out imagenet.beton
@@ -333,7 +333,7 @@ def convert(
     output.claim(out)
     left = [part_folder(out) / SETTINGS, out.with_name(f"{out.name}.part.journal"), out]
     output.resumes(lambda: any(one.exists() for one in left), "the same command")
-    with distributed.main_first():  # which downloads it
+    with distributed.main_first():  # it downloads the data
         train, test = load_splits(data, format=format_, progress=output.bars, **reading)
     tell_notes(output, train, test)
     if to == "ulfast":

@@ -17,7 +17,7 @@ from .completion import Known
     "--clean",
     type=Known("data"),
     metavar="PATH|NAME",
-    help="Clean images: the last layer is refitted to training images, the test images are classified.",
+    help="Clean images: the last layer is refitted to the training images, and the test images are classified.",
 )
 @click.option(
     "--clean-images",
@@ -30,8 +30,8 @@ from .completion import Known
     "--augment/--plain",
     default=True,
     show_default=True,
-    help="Refit on crops and flips drawn anew in each pass, from the trained layer, batch normalisation in training"
-    " mode (published), or on the images as they are, from zero.",
+    help="Refit on crops and flips redrawn in each pass, from the trained layer, batch normalisation in training"
+    " mode (published), or on the unchanged images, from zero.",
 )
 @click.option("--out", "-o", type=Picture(), help="Draw the curves into this PNG.")
 def command(
@@ -45,7 +45,7 @@ def command(
     device: str,
 ) -> None:
     """Deep feature reweighting: test accuracy of every epoch of a run before and after its last layer is refitted to
-    clean images, compared with the random network that the run began with.
+    clean images, compared with the random network with which the run began.
 
     \b
     ulfast attack --method none --keep-checkpoints --out runs/lsp

@@ -21,7 +21,7 @@ from .common import Output, data_options, tell_notes, verb
     type=click.Choice(["zero", "torch"]),
     default="zero",
     show_default=True,
-    help="Start of the weights; torch is the random default of the paper.",
+    help="Initialisation of the weights; torch is the random default, as in the paper.",
 )
 @click.option("--steps", type=click.IntRange(1), help="SGD steps (default 1,000).")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs of the fit, instead of steps (20 in the paper).")
@@ -81,7 +81,7 @@ def command(
         check_free(out, overwrite)
     output.resumes(kept.is_file)
     where = resolve_device(device)
-    with distributed.main_first():  # which downloads it
+    with distributed.main_first():  # it downloads the data
         train = load_dataset(data, format=format_, limit=limit, seed=seed, progress=output.bars, **reading)
     same_everywhere(train)
     tell_notes(output, train)

@@ -14,7 +14,7 @@ KINDS = ("poisons", "attacks", "models", "recipes", "data", "formats")
 
 @verb("ls", seed=False, device=False)
 @click.argument("kind", type=click.Choice(KINDS), required=False)
-@click.option("--long", "-l", "long_", is_flag=True, help="Show parameters and sources, too.")
+@click.option("--long", "-l", "long_", is_flag=True, help="Also show parameters and sources.")
 def command(output: Output, kind: str | None, long_: bool) -> None:
     """List poisons, attacks, models, recipes, data sets and formats.
 

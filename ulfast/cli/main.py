@@ -36,16 +36,16 @@ VERBS = {
     "doctor": ("doctor", "Check the installation, with a real run of every kernel."),
 }
 DONE, OUR_FAULT, INPUT_WRONG, INTERRUPTED = 0, 1, 2, 130
-# What click 8.2 and later raise where a group is called without a verb; older versions print the help by themselves.
+# What click 8.2 and later raise if a group is called without a verb; older versions print the help themselves.
 HELP_WANTED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class ReaderGone(Exception):
-    """A BrokenPipeError, which click would make exit code 1."""
+    """Passes on a BrokenPipeError, which click would turn into exit code 1."""
 
 
 class Verbs(click.Group):
-    """Loads a verb's module when it is asked for."""
+    """Loads a verb's module on demand."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         with _named():
@@ -88,7 +88,7 @@ def _named() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise ReaderGone from None
-    except EOFError as error:  # of a file that ended early; click would take it for Ctrl-D
+    except EOFError as error:  # from a truncated file; click would mistake it for Ctrl-D
         raise RuntimeError(f"EOFError: {error}") from error
 
 
@@ -108,8 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with 0 (done), 2 (wrong input), 1 (our fault) or 130 (interrupted)."""
     code = run(arguments)
     if code != DONE and {"TORCHELASTIC_RUN_ID", "WORLD_SIZE"} & set(os.environ):
-        # One of several processes, and the others may be gone: the threads of their group, which an error leaves
-        # running, would abort the interpreter as it ends, and the launcher would print that in place of the error.
+        # This is one of several processes, and the others may be gone: the threads of their group, which an error
+        # leaves running, would abort the interpreter at exit, and the launcher would print that instead of the error.
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
@@ -119,20 +119,20 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs the command line, says what went wrong in one line, and gives the exit code."""
+    """Runs the command line, reports an error in one line, and returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments or os.environ.get("ULFAST_DEBUG") == "1"
-    # libgomp's threads otherwise spin between two kernels and take the cores from everything else.
+    # Otherwise libgomp's threads spin between two kernels and take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if "WORLD_SIZE" in os.environ and not debug:  # what torch's processes say of each other is our one line
+    if "WORLD_SIZE" in os.environ and not debug:  # our one line replaces torch's reports about its processes
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     state: dict[str, Any] = {}
     try:
         with warnings.catch_warnings():
-            if not debug:  # of damaged files, which are ours to tell, in one line
+            if not debug:  # about damaged files, which we report in one line
                 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.|torch\._weights_only_unpickler")
             code = group.main(arguments, prog_name="ulfast", standalone_mode=False, color=colors(), obj=state)
-        sys.stdout.flush()  # here, where it may fail
+        sys.stdout.flush()  # here, where a failure is handled
         return code if isinstance(code, int) else DONE
     except HELP_WANTED as asked:
         click.echo(asked.ctx.get_help())
@@ -159,13 +159,13 @@ def run(arguments: list[str] | None = None) -> int:
         )
         return INTERRUPTED
     except (ReaderGone, BrokenPipeError):
-        # `ulfast ls | head`: the reader has gone, which is not an error.
+        # `ulfast ls | head`: the reader is gone, which is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # met where any path is looked at
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # raised wherever any path is checked
             complain(f"{str(error.filename)[:60]}... is too long for a path: give a shorter one", error)
             return INPUT_WRONG
         text = " ".join(str(error).split()) or "no message"
@@ -181,7 +181,7 @@ def colors() -> bool | None:
 
 
 def complain(text: str, error: BaseException | None = None) -> None:
-    """One line on stderr; of one of several processes for the launcher to print."""
+    """Prints one line on stderr; in one of several processes, hands it to the launcher to print."""
     from .common import printable
 
     text = printable(text)

@@ -20,7 +20,7 @@ from .completion import Known
 @verb(
     "poison",
     processes=True,
-    where="Where to compute. With auto a network is trained on a GPU, and methods without one work on the CPU.",
+    where="Where to compute. With auto, networks are trained on a GPU, and methods without a network run on the CPU.",
 )
 @click.option(
     "--method", "-m", type=Known("poisons"), default="lsp", show_default=True, help="A poison (see `ulfast ls`)."
@@ -61,7 +61,7 @@ from .completion import Known
     "--generator-out",
     type=click.Path(path_type=Path),
     metavar="FILE.safetensors",
-    help="Keep the generator that gue or dc trains, for images to come.",
+    help="Save the generator that gue or dc trains, for future images.",
 )
 @click.option(
     "--eps", type=Share(), help="Size of the perturbation, pixels in [0, 1], or 8/255 (default: as published)."
@@ -152,7 +152,7 @@ def command(
     if out is not None:
         check_apart(out, (data, test_data, surrogate_data, labels if labels and ":" not in labels else None))
     part = part_folder(out) if out is not None else None
-    interrupted = part is not None and part.is_dir()  # maybe before its first image
+    interrupted = part is not None and part.is_dir()  # possibly before its first image
     if out is not None and not dry_run:
         output.claim(out)
         left = [part_folder(out) / SETTINGS, work or out.with_name(f"{out.name}.work")]
@@ -170,7 +170,7 @@ def command(
         raise InputError(f"--work belongs to methods that train a network, {name} does not: leave it out")
     elif resume and out is not None and not (interrupted or existing(out)):
         raise InputError(f"there is no interrupted run in {part}: leave --resume out")
-    with distributed.main_first():  # which downloads it
+    with distributed.main_first():  # it downloads the data
         train, test = load_splits(
             data, test_data=test_data, limit=limit, seed=seed, format=format_, progress=output.bars, **reading
         )
@@ -289,10 +289,10 @@ def command(
 
 
 def _clear(place: Path, resume: bool, overwrite: bool) -> None:
-    """Makes sure that the place to work in is empty, or holds a run that may be resumed.
+    """Ensures that the work folder is empty or holds a run that may be resumed.
 
     Raises:
-        InputError: it holds an unfinished run without --resume or --overwrite, or none with --resume.
+        InputError: it holds an unfinished run but neither --resume nor --overwrite is given, or none and --resume is.
     """
     if resume:
         if not existing(place):
@@ -308,7 +308,7 @@ def _clear(place: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _is(out: Path, summary: dict[str, Any]) -> bool:
-    """Whether a folder is what a command would make: it was killed after its last image."""
+    """Whether a folder already is the command's output: the command was killed after the last image."""
     from ..data import load_dataset
 
     made = load_dataset(out)
@@ -319,6 +319,6 @@ def _is(out: Path, summary: dict[str, Any]) -> bool:
 
 
 def _of_whole_images(poison: Any) -> bool:
-    """Whether eps is the length of an image's noise, and not a bound of its values."""
+    """Whether eps is the norm of an image's noise rather than a bound on its values."""
     help = next((f.metadata.get("help", "") for f in dataclasses.fields(poison) if f.name == "eps"), "")
     return "L2" in help and getattr(poison, "norm", "l2") == "l2"

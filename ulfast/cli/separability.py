@@ -83,8 +83,8 @@ def command(
     labels, values = as_tensor(clean.labels), clean.images[0].size
     if len(clean) < 5 * values:
         output.remark(
-            f"{len(clean):,} images of {values:,} values: a linear model separates any noise where images are few;"
-            f" take {5 * values:,} or more"
+            f"{len(clean):,} images of {values:,} values: a linear model separates any noise if there are few images;"
+            f" use {5 * values:,} or more"
         )
     options = {"steps": steps, "hidden": hidden, "seed": seed, "device": where, "progress": output.bars}
     results: dict[str, Separability] = {

@@ -1,4 +1,4 @@
-"""pyarrow, which only Parquet needs."""
+"""The import of pyarrow, which only Parquet files need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 
-HF = b"huggingface"  # key of the schema's metadata under which `datasets` keeps the types of columns
+HF = b"huggingface"  # key in the schema's metadata where `datasets` keeps the column types
 OURS = b"ulfast"
 
 

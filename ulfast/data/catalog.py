@@ -1,4 +1,4 @@
-"""Data sets by name: `sample`, `cifar10`, `cifar100`, `svhn`. Looked up in the cache, otherwise downloaded."""
+"""Data sets by name: `sample`, `cifar10`, `cifar100`, `svhn`. They are read from the cache or downloaded."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Source:
     """Where a named data set comes from."""
 
     summary: str
-    urls: tuple[tuple[str, str], ...] = ()  # address and checksum
+    urls: tuple[tuple[str, str], ...] = ()  # URL and checksum
     aliases: tuple[str, ...] = ()
-    sha256: tuple[str, ...] = ()  # of the training and the test split once read, where known
+    sha256: tuple[str, ...] = ()  # of the training and test splits as read, where known
 
 
 NAMES: dict[str, Source] = {
@@ -75,7 +75,7 @@ def fetch(
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Path | None:
-    """Makes sure that a named data set is in the cache, and returns its folder (None for the embedded sample).
+    """Ensures that a named data set is in the cache and returns its folder (None for the embedded sample).
 
     Args:
         name: one of `NAMES` or an alias.
@@ -83,7 +83,7 @@ def fetch(
         progress: called as ``progress("download", bytes, total, unit="B")``.
 
     Raises:
-        InputError: unknown name, no network, wrong checksum, full disk.
+        InputError: the name is unknown, there is no network, a checksum is wrong, or the disk is full.
     """
     key = canonical(name)
     if key is None:
@@ -99,7 +99,7 @@ def fetch(
     if there():
         return target
     with claimed(target, wait=True, tell=lambda: waiting(progress)):
-        if there():  # another process has brought it
+        if there():  # another process has fetched it
             return target
         temporary = target.with_name(f".{key}.unpack")
         with writing(target):
@@ -110,7 +110,7 @@ def fetch(
             for split, want in zip(splits, NAMES[key].sha256, strict=False):
                 if split.checksum() != want:
                     raise InputError(
-                        f"the {split.split} images of {key} that came are not the official ones: try again"
+                        f"the {split.split} images of {key} that were fetched are not the official ones: try again"
                     )
             write_dataset(target, *splits, overwrite=True)
         finally:
@@ -119,7 +119,7 @@ def fetch(
 
 
 def _get(key: str, root: Path, temporary: Path, progress: Progress | None) -> Callable[[str], Dataset]:
-    """Downloads and unpacks; returns what reads a split. `cifar10` has a second source."""
+    """Downloads and unpacks; returns a function that reads a split. `cifar10` has a second source."""
     try:
         files = [download(url, root / "downloads", checksum, progress=progress) for url, checksum in NAMES[key].urls]
     except InputError as first:
@@ -144,7 +144,7 @@ def _named(dataset: Dataset, name: str) -> Dataset:
 
 
 def _read_npm(package: Path, split: str) -> Dataset:
-    """CIFAR-10 as PNGs of 1024 x 10,000 px, an image a row; the label files are spelled "lables"."""
+    """CIFAR-10 as PNGs of 1024 x 10,000 px, one image per row; the label files are spelled "lables"."""
     from PIL import Image
 
     names = [f"data_batch_{i}.png" for i in range(1, 6)] if split == "train" else ["test_batch.png"]
@@ -164,7 +164,7 @@ def read(
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """A split of a named data set, fetched first if need be."""
+    """A split of a named data set, fetched first if necessary."""
     target = fetch(name, cache=cache, progress=progress)
     if target is None:
         return sample.read(split)

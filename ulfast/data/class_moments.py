@@ -1,4 +1,4 @@
-"""Sums of every value over the images of each class, exactly, in one pass."""
+"""Exact per-class sums of every pixel value, in one pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK_BYTES = 64 << 20
 
 
 class ClassMoments(NamedTuple):
-    """Images a class (c,), the sums of every value (c, H, W, C) in uint8 levels, and of their squares; all int64."""
+    """Images per class (c,), and the sums (c, H, W, C) of every value in uint8 levels and of its square; all int64."""
 
     counts: Tensor
     sums: Tensor
@@ -35,19 +35,19 @@ def class_moments(
     shared: bool = False,
     device: torch.device | None = None,
 ) -> ClassMoments:
-    """`ops.class_moments` of a whole data set of uint8 images, streamed. Whole numbers, so that ties are ties.
+    """`ops.class_moments` of a whole data set of uint8 images, streamed. The sums are integers, so that ties stay ties.
 
     Args:
-        squares: the sums of squares too; without them the result takes half of the memory.
+        squares: compute the sums of squares too; without them the result takes half the memory.
         progress: called as ``progress(done, total)``.
-        shared: every process of `distributed.joined` reads its part of the images; all get the same.
-        device: where the images are summed (default: the CPU), to the same numbers; the result is on the CPU.
+        shared: every process of `distributed.joined` reads its part of the images; all get the same result.
+        device: where the images are summed (default: the CPU); the numbers are the same, and the result is on the CPU.
     """
     labels, place = as_tensor(dataset.labels), device or torch.device("cpu")
     counts = torch.bincount(labels, minlength=dataset.num_classes)
     sums = torch.zeros(dataset.num_classes, *dataset.image_shape, dtype=torch.int64, device="cpu")
     second = torch.zeros_like(sums) if squares else None
-    # Class by class: of a thousand a piece then has few, and only their sums are made and added.
+    # Class by class: with a thousand classes a piece has only a few, and only their sums are made and added.
     order = labels.argsort(stable=True)
     pieces = chunks(dataset.images, CHUNK_BYTES)
     mine = pieces[slice(*distributed.share(len(pieces)))] if shared else pieces

@@ -1,4 +1,4 @@
-"""The one place where two data sets are compared: image shape, classes, order and labels."""
+"""The one place that compares two data sets: image shape, classes, order and labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .dataset import Dataset
 
 @dataclass(frozen=True)
 class Outline:
-    """What is compared of a data set that is not there itself."""
+    """What is compared of a data set that is itself not at hand."""
 
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
@@ -25,7 +25,7 @@ class Outline:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Class names sorted, by number where all are whole numbers: 2 before 10."""
+    """Class names sorted, numerically where all are whole numbers: 2 before 10."""
     names = list(names)
     numbers = _numbers(names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
@@ -36,7 +36,7 @@ def _numbers(names: Iterable[str]) -> bool:
 
 
 def unnamed(classes: tuple[str, ...]) -> bool:
-    """Whether the classes are mere numbers, 0 to n - 1."""
+    """Whether the classes are just the numbers 0 to n - 1."""
     return classes == tuple(map(str, range(len(classes))))
 
 
@@ -44,11 +44,11 @@ def matched(reference: Dataset | Outline, other: Dataset, *, names: tuple[str, s
     """`other` with the classes and label numbers of `reference`, matched by name.
 
     Args:
-        names: what the two are, in an error: ("training images", "test images").
+        names: what the two are called in an error: ("training images", "test images").
         part: whether `other` may lack some of the classes, as test images may.
 
     Raises:
-        InputError: images of another shape, or classes that the other set does not have.
+        InputError: the image shapes differ, or one set has classes that the other lacks.
     """
     first, second = names
     if reference.image_shape != other.image_shape:
@@ -57,7 +57,7 @@ def matched(reference: Dataset | Outline, other: Dataset, *, names: tuple[str, s
         )
     if reference.classes == other.classes:
         return other
-    if _numbers(reference.classes) and _numbers(other.classes):  # "01" is the class "1"
+    if _numbers(reference.classes) and _numbers(other.classes):  # "01" is class "1"
         known = {int(name): name for name in reference.classes}
         if len(known) == reference.num_classes:
             other = replace(other, classes=tuple(known.get(int(name), name) for name in other.classes))
@@ -66,7 +66,7 @@ def matched(reference: Dataset | Outline, other: Dataset, *, names: tuple[str, s
         what = f"{second} have {_some(new)}" if new else ""
         what += " and " if new and missing else ""
         what += f"{first} have {_some(missing)}" if missing else ""
-        hint = "rename the classes, or give others"
+        hint = "rename the classes, or give other data"
         if unnamed(reference.classes) != unnamed(other.classes):
             hint = "numbers are not matched with names: save the names with both (`classes`), or give others"
         raise InputError(
@@ -79,10 +79,10 @@ def matched(reference: Dataset | Outline, other: Dataset, *, names: tuple[str, s
 
 
 def aligned(reference: Dataset, other: Dataset, *, names: tuple[str, str]) -> Dataset:
-    """`other`, image by image the same set as `reference`: as `matched`, and the same number and labels.
+    """`other`, which must be the same set as `reference` image by image: as `matched`, with equal number and labels.
 
     Raises:
-        InputError: as `matched`; another number of images, or another order of labels.
+        InputError: as for `matched`; or the number of images or the order of the labels differs.
     """
     first, second = names
     other = matched(reference, other, names=names)

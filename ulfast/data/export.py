@@ -1,4 +1,4 @@
-"""Writing data sets in layouts that other people's training code reads."""
+"""Writing data sets in layouts that other training code reads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXPORTS = {
     "beton": "FFCV's format, raw, FILE.beton with FILE.test.beton beside it",
     "perturbation-pt": "a torch file of the perturbation, (n, C, H, W) float32 in [-1, 1]",
 }
-WITH_TEST = ("imagefolder", "npz", "wds", "parquet", "beton")  # layouts that hold test images too
+WITH_TEST = ("imagefolder", "npz", "wds", "parquet", "beton")  # layouts that also hold test images
 FOLDERS = ("png-index", "imagefolder", "wds", "parquet")
 SHARDED = {"wds": write_wds, "parquet": write_parquet}
 LONGEST = 80  # characters of a class folder's name
@@ -51,17 +51,17 @@ def export_dataset(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write a data set in another layout, atomically. The names of its classes go with it: in the file, in
-    `ulfast.json` in the folder, or in `FILE.ulfast.json` beside it.
+    """Write a data set in another layout, atomically. The class names are stored with it: in the file, in `ulfast.json`
+    in the folder, or in `FILE.ulfast.json` beside it.
 
     Args:
         layout: one of `EXPORTS`.
-        test: for the layouts that hold test images; its classes are matched by name.
+        test: test images, for the layouts that hold them; their classes are matched by name.
         base: the clean training images, which perturbation-pt needs.
-        shard_size: images a file of the layouts that have several (default: 1,000 of wds, 10,000 of parquet).
+        shard_size: images per file, for the layouts with several files (default: 1,000 for wds, 10,000 for parquet).
 
     Raises:
-        InputError: unknown layout, sets that do not fit together, nothing to subtract from, or an output that exists.
+        InputError: the layout is unknown, the sets do not fit together, `base` is missing, or the output exists.
     """
     if layout not in EXPORTS:
         raise InputError(f"unknown layout {layout!r}: known are {', '.join(EXPORTS)}")
@@ -128,7 +128,7 @@ def _one_file(path: Path, suffix: str, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _file_with_marker(path: Path, about: dict[str, Any]) -> Iterator[Path]:
-    """A temporary name for a file that then gets its own, with `about` beside it."""
+    """A temporary name for a file that gets its own name at the end, with `about` beside it."""
     with claimed(path, alone=True), writing(path):
         part = path.with_name(f".{path.name}.tmp")
         try:
@@ -139,9 +139,10 @@ def _file_with_marker(path: Path, about: dict[str, Any]) -> Iterator[Path]:
 
 
 def class_folders(classes: Sequence[str]) -> list[str]:
-    """Names of folders that sort, as torchvision sorts them, in the order of the classes.
+    """Folder names that torchvision's sorting puts in the order of the classes.
 
-    Numbers get zeros in front, and names that are in another order, or no names of folders, their number.
+    Numbers are padded with zeros. Names that sort in another order or are not valid folder names get their number as a
+    prefix.
     """
     width = len(str(max(len(classes) - 1, 0)))
     if all(name.isascii() and name.isdecimal() for name in classes):

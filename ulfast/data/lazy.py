@@ -1,4 +1,4 @@
-"""Images that are decoded when they are asked for: data sets that do not fit into memory."""
+"""Images that are decoded on demand, for data sets that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import numpy as np
 from ..errors import InputError
 from ..runtime.machine import cores
 
-# Data sets that take more than this when decoded are read piece by piece; ULFAST_STREAM_BYTES sets another limit.
+# Data sets larger than this once decoded are read piece by piece; ULFAST_STREAM_BYTES sets another limit.
 STREAM_BYTES = 4 << 30
-# Batches decoded ahead of the one that is used; images handed to a thread at a time, where a batch has enough of them.
+# Batches decoded ahead of the one in use; images given to a thread at a time, where a batch has enough of them.
 AHEAD, SHARE = 2, 16
 
 Read = Callable[[int, np.ndarray], None]
 
 
 def streams(count: int, shape: Sequence[int], wanted: bool | None) -> bool:
-    """Whether images are to be decoded on demand: as wanted, else by their size.
+    """Whether images are decoded on demand: as requested, otherwise by their size.
 
     Raises:
-        InputError: ULFAST_STREAM_BYTES is no number.
+        InputError: ULFAST_STREAM_BYTES is not a number.
     """
     if wanted is not None:
         return wanted
@@ -37,7 +37,7 @@ def streams(count: int, shape: Sequence[int], wanted: bool | None) -> bool:
 
 
 class LazyImages:
-    """Looks like a read-only (n, H, W, C) uint8 array; indexing the first axis decodes, on a thread per core.
+    """Looks like a read-only (n, H, W, C) uint8 array; indexing the first axis decodes images, on one thread per core.
 
     Args:
         shape: (n, H, W, C).
@@ -63,7 +63,7 @@ class LazyImages:
         return self.shape[0]
 
     def take(self, index: np.ndarray) -> LazyImages:
-        """The images at `index`, still not decoded."""
+        """The images at `index`, still undecoded."""
         rows = self._rows[index]
         return LazyImages((len(rows), *self.shape[1:]), self._read, rows)
 
@@ -88,7 +88,7 @@ class LazyImages:
 
 
 def spread(pool: ThreadPoolExecutor, images: LazyImages, index: np.ndarray, out: np.ndarray) -> list[Future[None]]:
-    """Sends the decoding of a batch to a pool in pieces."""
+    """Submits the decoding of a batch to a pool, in pieces."""
     piece = max(1, min(SHARE, -(-len(index) // cores())))
     return [
         pool.submit(images.read_into, index[i : i + piece], out[i : i + piece]) for i in range(0, len(index), piece)
@@ -96,7 +96,7 @@ def spread(pool: ThreadPoolExecutor, images: LazyImages, index: np.ndarray, out:
 
 
 def wait(pieces: Sequence[Future[None]]) -> None:
-    """Until all have ended; the first error is raised after that, as nobody may write to `out` any more."""
+    """Waits until all have ended and only then raises the first error, so that no thread still writes to `out`."""
     errors = [error for piece in pieces if (error := piece.exception()) is not None]
     if errors:
         raise errors[0]
@@ -107,8 +107,8 @@ def prefetch(
 ) -> Iterator[np.ndarray]:
     """The images of each batch of indices, (b, H, W, C), decoded while the caller works on the batch before.
 
-    A batch is valid until the next one is asked for: `ahead` + 1 buffers are all the memory that is taken. Ending the
-    iteration early, or an error in it, ends its threads.
+    A batch is valid until the next one is requested: only `ahead` + 1 buffers are allocated. Ending the iteration
+    early, or an error in it, ends its threads.
     """
     size = max(map(len, batches), default=0)
     buffers = [np.empty((size, *images.shape[1:]), np.uint8) for _ in range(min(ahead + 1, len(batches)))]

@@ -1,4 +1,4 @@
-"""`load_dataset`: whatever the user points at, as a `Dataset`."""
+"""`load_dataset`: reads whatever the user points at as a `Dataset`."""
 
 from __future__ import annotations
 
@@ -47,33 +47,33 @@ def load_dataset(
 
     Args:
         source: a folder that ulfast wrote, an image folder, a file or folder of one of the formats of `ulfast ls`, or a
-            name (`sample`, `cifar10`, `cifar100`, `svhn`); a path that exists is taken as a path. What is no path is
-            read item by item: a map-style dataset of torch, a dataset of Hugging Face, a list of (image, label) or of
+            name (`sample`, `cifar10`, `cifar100`, `svhn`); a path that exists is taken as a path. Anything else is read
+            item by item: a map-style dataset of torch, a Hugging Face dataset, a list of (image, label) or of
             dictionaries (see `ulfast.data.objects.read_object`).
         split: "train" or "test".
         format: forces a reader (see `ulfast ls`) instead of detecting it.
-        limit: a class-balanced subset of that many training images, drawn by `seed`.
-        resize: side in pixels: the shorter side is scaled to it and the centre square taken.
+        limit: take a class-balanced subset of this many training images, drawn by `seed`.
+        resize: side in pixels; the shorter side is scaled to it and the centre square taken.
         test_data: where the test split comes from, if not from `source`.
-        stream: decode images of image folders, shards, .parquet and .beton files when they are asked for, in bounded
-            memory, instead of now (default: where they take more than 4 GiB).
+        stream: decode images of image folders, shards, .parquet and .beton files on demand, in bounded memory, instead
+            of now (default: if they take more than 4 GiB).
         cache: folder for downloads (default: ULFAST_CACHE, or ~/.cache/ulfast).
         skip_damaged: leave out images of image folders, shards and .parquet files that cannot be read, counted in
             `notes`, instead of an error.
-        label_field: of a .beton file with several integer fields, the one that is the label; of a WebDataset shard's
-            `.json` the field (default: "label").
-        input_key: what holds the images, where a file has several things that might: a column of a .parquet file, an
-            array of an .npz file, the suffix of an image in a WebDataset shard ("jpg;png" for either).
-        target_key: the same for the labels; of a shard also a field of its `.json`.
-        verify: compare all images with their checksums, where a folder of ulfast or a .beton has them; otherwise a
-            sample of a folder's, and those of a .beton as they are read.
+        label_field: the integer field of a .beton file that holds the label, where there are several; for a WebDataset
+            shard, the field of its `.json` (default: "label").
+        input_key: what holds the images, where a file has several candidates: a column of a .parquet file, an array of
+            an .npz file, the suffix of an image in a WebDataset shard ("jpg;png" for either).
+        target_key: the same for the labels; for a shard, also a field of its `.json`.
+        verify: check all images against their checksums, where an ulfast folder or a .beton file has them; otherwise a
+            sample of a folder's images is checked, and those of a .beton file as they are read.
         progress: called as ``progress(stage, done, total, ...)`` during long reads.
 
     Returns:
         Dataset with uint8 images (n, H, W, C) and int64 labels (n,).
 
     Raises:
-        InputError: nothing there, nothing readable in it, or images that do not fit together.
+        InputError: there is nothing at `source`, nothing readable in it, or its images do not fit together.
     """
     if split not in ("train", "test"):
         raise InputError(f"split must be 'train' or 'test', got {split!r}")
@@ -104,7 +104,7 @@ def load_dataset(
 def _checked(
     dataset: Dataset, source: str | os.PathLike[str], split: str, limit: int | None, seed: int, resize: int | None
 ) -> Dataset:
-    """What holds of every data set, whatever it was read from."""
+    """The checks that every data set must pass, whatever it was read from."""
     if not len(dataset):
         raise MissingSplit(f"{source} has no {split} images: choose another data set")
     if resize is not None and dataset.image_shape[:2] != (resize, resize):
@@ -112,11 +112,11 @@ def _checked(
         dataset = replace(dataset, images=images)
     if min(dataset.image_shape[:2]) < 8:
         height, width, _ = dataset.image_shape
-        raise InputError(f"{source}: images of {width} x {height} are too small, 8 pixels per side is the least")
+        raise InputError(f"{source}: images of {width} x {height} are too small: the minimum is 8 pixels per side")
     if split == "train":
         counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
         if dataset.num_classes < 2:
-            raise InputError(f"{source} has one class only: at least two are needed")
+            raise InputError(f"{source} has only one class: at least two are needed")
         if not counts.all():
             empty = dataset.classes[int(np.flatnonzero(counts == 0)[0])]
             raise InputError(f"{source}: class {empty!r} has no image: add some or renumber the labels")
@@ -133,11 +133,11 @@ def load_splits(
     seed: int = 0,
     **options: Any,
 ) -> tuple[Dataset, Dataset | None]:
-    """Training and test images of one data set, the classes of the test images matched by name; None without test
+    """Training and test images of a data set, with the test classes matched by name; None where there are no test
     images.
 
     Raises:
-        InputError: as `load_dataset`; test images of another shape or of other classes; no test images in `test_data`.
+        InputError: as for `load_dataset`; the test images have another shape or other classes, or `test_data` has none.
     """
     if not isinstance(source, (str, os.PathLike)):
         return _splits(source, test_data, limit, seed, options)
@@ -153,7 +153,7 @@ def _splits(
 ) -> tuple[Dataset, Dataset | None]:
     train = load_dataset(source, limit=limit, seed=seed, **options)
     if test_data is None and not isinstance(source, (str, os.PathLike)) and not has_splits(source):
-        return train, None  # it is one split
+        return train, None  # it is a single split
     try:
         test = load_dataset(source, split="test", test_data=test_data, **options)
     except MissingSplit:
@@ -165,7 +165,7 @@ def _splits(
 
 
 def load_named(name: str, *, split: str = "train", limit: int | None = None, seed: int = 0) -> Dataset:
-    """A data set of the catalog, whatever lies in the current folder under its name."""
+    """A data set of the catalog, even if the current folder has something of the same name."""
     dataset = catalog.read(name, split)
     return dataset if limit is None or split != "train" else dataset.balanced(limit, seed)
 
@@ -191,7 +191,7 @@ def _read(
             format = next((name for name, reader in READERS.items() if reader.detect(path)), None)
     if format is None:
         raise InputError(
-            f"{path} is no data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
+            f"{path} is not a data set that ulfast knows: expected one of {', '.join(READERS)}; see `ulfast ls`"
         )
     with reading(path, "check it, or get it again"):
         return steady(path, lambda: READERS[format].read(request))

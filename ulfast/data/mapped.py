@@ -1,4 +1,4 @@
-"""A data set with every image changed once, before anything else sees it."""
+"""A data set whose images are all changed once, before any other use."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ import torch
 from ..runtime.progress import Progress
 from .dataset import Dataset, chunks
 
-# Sets above this size go to an unnamed temporary file instead of memory; images are handed out this many bytes at a
-# time.
+# Sets above this size go to an unnamed temporary file instead of memory; work is split into pieces of this many bytes.
 MEMORY_BYTES, CHUNK_BYTES = 4 << 30, 1 << 20
 
 ImageMap = Callable[[np.ndarray], np.ndarray]
 
 
 def room(shape: Sequence[int]) -> np.ndarray:
-    """An array (n, H, W, C) uint8 to be filled: in memory, or, where it is large, in an unnamed temporary file."""
+    """An array (n, H, W, C) uint8 to fill: in memory, or in an unnamed temporary file if it is large."""
     if math.prod(shape) <= MEMORY_BYTES:
         return np.empty(tuple(shape), np.uint8)
-    with tempfile.TemporaryFile() as file:  # the mapping keeps the file until it goes itself
+    with tempfile.TemporaryFile() as file:  # the mapping keeps the file until it is itself freed
         return np.memmap(file, np.uint8, "w+", shape=tuple(shape))
 
 
 def map_images(dataset: Dataset, function: ImageMap, progress: Progress | None = None) -> Dataset:
-    """A copy of a data set whose images went through `function`, in torch's number of threads.
+    """A copy of a data set with `function` applied to its images, in as many threads as torch uses.
 
     Args:
-        function: (b, H, W, C) uint8 -> the same shape, uint8, each image by itself. Called from several threads.
+        function: (b, H, W, C) uint8 -> the same shape, uint8, each image independently. Called from several threads.
         progress: called as ``progress("images", done, total)``.
     """
     return map_rows(dataset, lambda index: function(np.ascontiguousarray(dataset.images[index])), progress)
@@ -46,10 +45,10 @@ def map_rows(
     *,
     threads: int | None = None,
 ) -> Dataset:
-    """The same for a function of the images' numbers (b,) int64, which gives (b, H, W, C) uint8.
+    """As `map_images`, for a function of the image numbers (b,) int64 that returns (b, H, W, C) uint8.
 
     Args:
-        threads: that call `function` (default: torch's number); 1 where it uses torch's own.
+        threads: that call `function` (default: torch's number); 1 if it uses torch's own.
     """
     out = room(dataset.images.shape)
     pieces = chunks(dataset.images, CHUNK_BYTES)

@@ -1,4 +1,4 @@
-"""Data sets that are there already as Python objects: of torch and torchvision, of Hugging Face, lists."""
+"""Data sets that already exist as Python objects: of torch and torchvision, of Hugging Face, or lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .mapped import room
 from .readers.arrays import named_labels, pixels
 from .resize import centre_square
 
-BLOCK = 256  # images between two reports of progress
+BLOCK = 256  # images between two progress reports
 TEST_SPLITS = ("test", "validation", "val", "valid", "eval")
 INPUTS, TARGETS = ("image", "img", "images", "x", "pixel_values"), ("label", "labels", "target", "y", "fine_label")
 
@@ -29,14 +29,14 @@ def from_hf(
     skip_damaged: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """A `datasets.Dataset` of Hugging Face, in memory; `datasets` itself is not imported.
+    """Converts a Hugging Face `datasets.Dataset`, in memory; `datasets` itself is not imported.
 
     Args:
-        dataset: with `features` and `column_names`, or a `DatasetDict` of several, of which `split` is taken.
+        dataset: an object with `features` and `column_names`, or a `DatasetDict`, of which `split` is taken.
         split: "train" or "test".
-        input_key: the column of the images (default: the only one of type Image).
-        target_key: the column of the labels (default: the only ClassLabel, which has the names of the classes).
-        resize: side in pixels: the shorter side is scaled to it and the centre square taken.
+        input_key: the column with the images (default: the only one of type Image).
+        target_key: the column with the labels (default: the only ClassLabel, which has the class names).
+        resize: side in pixels; the shorter side is scaled to it and the centre square taken.
         skip_damaged: leave out images that cannot be read, counted in `notes`.
         progress: called as ``progress("read", done, total)``.
 
@@ -44,15 +44,15 @@ def from_hf(
         Dataset with uint8 images (n, H, W, C) and int64 labels (n,).
 
     Raises:
-        InputError: no such column, or several; images of several sizes and no `resize`.
+        InputError: there is no such column, or several; or images have several sizes and `resize` is None.
     """
     if isinstance(dataset, Mapping):
         dataset = _split(dataset, split)
     features, columns = getattr(dataset, "features", None), list(getattr(dataset, "column_names", None) or ())
     if not isinstance(features, Mapping) or not columns or not hasattr(dataset, "__len__"):
         raise InputError(
-            f"from_hf takes a dataset of Hugging Face, with features, columns and a length, got {_kind(dataset)}: one"
-            " that is streamed must be loaded without streaming=True"
+            f"from_hf takes a Hugging Face dataset, with features, columns and a length, got {_kind(dataset)}: load a"
+            " streamed one without streaming=True"
         )
     image = input_key or _column(features, "Image", INPUTS, "images", "input_key")
     label = target_key or _column(features, "ClassLabel", TARGETS, "labels", "target_key")
@@ -82,13 +82,13 @@ def read_object(
     skip_damaged: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """What is no path: a `Dataset`, a dataset of Hugging Face, a map-style dataset of torch, or a list.
+    """Reads an object that is not a path: a `Dataset`, a Hugging Face dataset, a map-style dataset of torch, or a list.
 
-    Items are (image, label) or dictionaries; images are pictures of Pillow, arrays or tensors, uint8 or floats in
-    [0, 1]. Names of classes come from `classes`.
+    Items are (image, label) or dictionaries; images are Pillow images, arrays or tensors, uint8 or floats in [0, 1].
+    Class names come from the object's `classes`.
 
     Raises:
-        InputError: something else; more than two values an item; images that do not fit together.
+        InputError: the object is something else, an item has more than two values, or images do not fit together.
     """
     reading: dict[str, Any] = {"split": split, "resize": resize, "skip_damaged": skip_damaged, "progress": progress}
     if isinstance(source, Dataset):
@@ -108,7 +108,7 @@ def read_object(
 
 
 def has_splits(source: Any) -> bool:
-    """Whether an object holds datasets by the names of their splits, as a `datasets.DatasetDict` does."""
+    """Whether an object maps split names to datasets, as a `datasets.DatasetDict` does."""
     return isinstance(source, Mapping) and any(name in source for name in ("train", *TEST_SPLITS))
 
 
@@ -117,16 +117,16 @@ def _kind(value: Any) -> str:
 
 
 def _split(parts: Mapping[str, Any], split: str) -> Any:
-    """Of several datasets by name the one of a split."""
+    """The dataset of a split, out of several by name."""
     names = ("train",) if split == "train" else TEST_SPLITS
     found = next((parts[name] for name in names if name in parts), None)
     if found is None:
-        raise MissingSplit(f"there is no {names[0]} among {', '.join(map(str, parts))}: give one split alone")
+        raise MissingSplit(f"there is no {names[0]} among {', '.join(map(str, parts))}: give a single split")
     return found
 
 
 def _column(features: Mapping[str, Any], kind: str, usual: tuple[str, ...], what: str, option: str) -> str:
-    """The only column of a type, or, where there is none of it, the only one of a usual name."""
+    """The only column of a type, or the only one with a usual name if no column has the type."""
     found = [key for key, feature in features.items() if type(feature).__name__ == kind]
     found = found or [key for key in usual if key in features]
     if len(found) != 1:
@@ -140,7 +140,7 @@ def _columns(row: Any, image: str, label: str) -> tuple[Any, Any]:
 
 
 def _pair(item: Any, i: int, input_key: str | None, target_key: str | None) -> tuple[Any, Any]:
-    """Image and label of an item."""
+    """The image and label of an item."""
     if isinstance(item, Mapping):
         keys = [
             key or next((one for one in usual if one in item), None)
@@ -166,7 +166,7 @@ def _collect(
     skip_damaged: bool,
     progress: Progress | None,
 ) -> Dataset:
-    """Asks for every item once, in order, in the calling thread: other people's datasets need not bear several."""
+    """Requests every item once, in order, in the calling thread: a foreign dataset need not be thread-safe."""
     images: np.ndarray | None = None
     labels: list[Any] = []
     notes: dict[str, int] = {}
@@ -183,9 +183,9 @@ def _collect(
             image = centre_square(image, resize)
         if images is None:
             images = room((count, *image.shape))
-        if image.shape[2] < images.shape[3]:  # a gray one among colours
+        if image.shape[2] < images.shape[3]:  # a gray image among colour images
             image = image.repeat(3, 2)
-        elif image.shape[2] > images.shape[3]:  # the first colours among gray ones
+        elif image.shape[2] > images.shape[3]:  # the first colour image among gray ones
             images = images.repeat(3, 3)
         if image.shape != images.shape[1:]:
             sizes = f"{images.shape[2]} x {images.shape[1]} and {image.shape[1]} x {image.shape[0]}"
@@ -201,7 +201,7 @@ def _collect(
 
 
 def _label(label: Any) -> Any:
-    """A number or a name; of a tensor or array its value, of a one-hot vector its class."""
+    """A number or a name: the value of a tensor or array, the class of a one-hot vector."""
     array = np.asarray(label)
     if array.ndim == 1 and array.size > 1 and array.dtype.kind in "biuf" and array.sum() == 1 and array.max() == 1:
         return int(array.argmax())
@@ -209,7 +209,7 @@ def _label(label: Any) -> Any:
 
 
 def _pixels(picture: Any, where: str) -> np.ndarray:
-    """(H, W, C) uint8 of a picture of Pillow, an array or a tensor."""
+    """A Pillow image, an array or a tensor as (H, W, C) uint8."""
     if hasattr(picture, "convert") and hasattr(picture, "mode"):
         if picture.mode.startswith("I") or picture.mode == "F":
             raise InputError(f"{where} has {picture.mode} pixels: scale it to 8 bits first")

@@ -1,4 +1,4 @@
-"""Images as PNG files: lossless, and what every other program reads."""
+"""Images as PNG files: lossless, and readable by every other program."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import numpy as np
 
 from ..runtime.machine import cores
 
-LEVEL = 1  # of zlib: a tenth larger than its best, in a tenth of the time
+LEVEL = 1  # of zlib: files a tenth larger than at its best level, in a tenth of the time
 
 
 def save_png(image: np.ndarray, file: Path | BinaryIO) -> None:
-    """(H, W, 3) or (H, W, 1) uint8, the latter as a gray image."""
+    """Saves (H, W, 3) or (H, W, 1) uint8, the latter as a gray image."""
     from PIL import Image
 
     Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "PNG", compress_level=LEVEL)
 
 
 def png(image: np.ndarray) -> bytes:
-    """The bytes of `save_png`."""
+    """The bytes that `save_png` writes."""
     file = io.BytesIO()
     save_png(image, file)
     return file.getvalue()
 
 
 def pngs(blocks: Iterable[np.ndarray]) -> Iterator[bytes]:
-    """The images of blocks (b, H, W, C), one after the other, encoded on a thread per core; a block at a time."""
+    """The images of blocks (b, H, W, C), in order, encoded on one thread per core, one block at a time."""
     with ThreadPoolExecutor(cores()) as pool:
         for block in blocks:
             yield from pool.map(png, block)

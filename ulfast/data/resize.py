@@ -1,4 +1,4 @@
-"""Images to one size, and the largest size that is decoded."""
+"""Resizing images to one size, and the largest size that is decoded."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 from ..errors import InputError
 
-MAX_PIXELS = 89_478_485  # Pillow's bound for an image that is no attack: 268 MB of RGB
+MAX_PIXELS = 89_478_485  # Pillow's bound against decompression bombs: 268 MB of RGB
 
 
 def max_pixels() -> int:
     """The most pixels of an image that is decoded; ULFAST_MAX_PIXELS sets another number.
 
     Raises:
-        InputError: it is no number.
+        InputError: it is not a number.
     """
     text = os.environ.get("ULFAST_MAX_PIXELS", str(MAX_PIXELS))
     if not (text.isascii() and text.isdecimal()):
@@ -25,7 +25,7 @@ def max_pixels() -> int:
 
 
 def check_size(file: Path | str, width: int, height: int) -> None:
-    """Raises InputError for an image declared larger than `max_pixels`, before memory is asked for."""
+    """Raises InputError for an image declared larger than `max_pixels`, before memory is allocated."""
     if width * height > (most := max_pixels()):
         raise InputError(
             f"{file} declares {width} x {height} pixels, more than {most:,}: make it smaller, or set ULFAST_MAX_PIXELS"
@@ -33,7 +33,7 @@ def check_size(file: Path | str, width: int, height: int) -> None:
 
 
 def centre_square(image: np.ndarray, side: int) -> np.ndarray:
-    """The shorter side scaled to `side` (bicubic, antialiased), then the centre `side` x `side`."""
+    """Scales the shorter side to `side` (bicubic, antialiased), then takes the centre `side` x `side`."""
     from PIL import Image
 
     height, width = image.shape[:2]

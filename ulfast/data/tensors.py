@@ -1,4 +1,4 @@
-"""Images as tensors: views of arrays, images decoded when they are indexed, channel statistics."""
+"""Images as tensors: views of arrays, images decoded on indexing, channel statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .. import distributed
 from .dataset import Dataset, chunks
 from .lazy import LazyImages
 
-# Share of a GPU's free memory that the stored images may take; larger sets are sent batch by batch.
+# Fraction of a GPU's free memory that the stored images may take; larger sets are sent batch by batch.
 DEVICE_SHARE = 0.5
 
 
@@ -21,8 +21,8 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, in units of [0, 1]; exact, in constant memory.
 
-    With `shared` every process of `distributed.joined` counts its share of the images, to the same numbers. Values
-    are counted on the device (default: the CPU), which changes no number.
+    With `shared`, every process of `distributed.joined` counts its share of the images; the numbers are the same.
+    Values are counted on `device` (default: the CPU), which changes no number either.
     """
     channels = dataset.image_shape[2]
     counts = np.zeros((channels, 256))
@@ -31,12 +31,12 @@ def channel_statistics(
         flat = dataset.images[begin:stop].reshape(-1, channels)
         counts += level_counts(flat, device or torch.device("cpu"))
     if shared:
-        distributed.sum_(torch.from_numpy(counts))  # whole numbers: exact in any order
+        distributed.sum_(torch.from_numpy(counts))  # integers: exact in any order
     return statistics_of(counts)
 
 
 def statistics_of(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel in units of [0, 1], by how often it has each value, (C, 256)."""
+    """Mean and standard deviation of each channel in units of [0, 1], from the counts of its values, (C, 256)."""
     levels = np.arange(256) / 255
     total = counts.sum(axis=1)
     mean = counts @ levels / total
@@ -45,15 +45,15 @@ def statistics_of(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def level_counts(pixels: np.ndarray, device: torch.device) -> np.ndarray:
-    """(C, 256): how often each channel of (m, C) has each value."""
+    """Counts how often each channel of (m, C) has each value: (C, 256)."""
     there = as_tensor(pixels).to(device)
-    # One plane at a time: a copy of the transposed whole takes three times as long.
+    # One plane at a time: copying the whole transposed array takes three times as long.
     planes = (there[:, channel].contiguous() for channel in range(there.shape[1]))
     return torch.stack([torch.bincount(plane, minlength=256) for plane in planes]).cpu().numpy()
 
 
 class LazyTensor:
-    """Images that are decoded when they are indexed, in the place of a tensor of all of them."""
+    """Images that are decoded on indexing, in place of a tensor of all of them."""
 
     def __init__(self, images: LazyImages) -> None:
         self._images = images
@@ -64,8 +64,8 @@ class LazyTensor:
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """A view of the array; images not decoded yet are decoded. Read-only memory is fine: no operator
-    here writes to its images.
+    """A view of the array; images not decoded yet are decoded. Read-only memory is fine, as no operator writes to
+    it.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -20,12 +20,12 @@ from .literature import PUBLISHED
 
 SHIPPED = Path(__file__).parent
 CLEAN = "clean"
-LONGEST_NAME = 120  # bytes: a seed and a checksum come to it in names of folders
+LONGEST_NAME = 120  # bytes: a seed and a checksum are appended in folder names
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A poison or an attack with its parameters, under the name that tables show."""
+    """A poison or an attack with its parameters, under the name shown in tables."""
 
     label: str
     method: str
@@ -34,7 +34,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: everything that its result depends on."""
+    """One training: everything on which its result depends."""
 
     data: str
     limit: int | None
@@ -49,12 +49,12 @@ class Cell:
 
     @property
     def path(self) -> str:
-        """Its folder below the grid's."""
+        """Its folder below that of the grid."""
         return f"cells/{self.poison.label}/{self.attack.label}/{self.model.replace(':', '-')}-seed{self.seed}"
 
     @property
     def poison_seed(self) -> int:
-        """What draws the poison: a seed of its own, where the grid gives it one, else the cell's."""
+        """The seed of the poison: its own if the grid gives one, otherwise the cell's."""
         return int(self.poison.parameters.get("seed", self.seed))
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,14 +70,14 @@ class Grid:
         name: name of the table.
         data: clean images: a path or a name.
         limit: class-balanced subset of the training images, the same for every seed.
-        resize: shorter side to that many pixels, centre square.
-        poisons: rows; "clean" is the data as it is.
+        resize: scale the shorter side to this many pixels and take the centre square.
+        poisons: rows; "clean" is the unchanged data.
         attacks: columns.
-        models, seeds: every row and column with each of them. A seed draws the start, the order, and the poison where
-            its entry has no `seed` of its own.
-        recipe, epochs: how to train.
+        models, seeds: every row and column is run with each of them. A seed determines the initialisation, the order,
+            and the poison if its entry has no `seed` of its own.
+        recipe, epochs: recipe and number of epochs.
         evaluate_every: epochs between two evaluations on the test images.
-        published: name of a published table to show beside.
+        published: name of a published table to show alongside.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Grid:
     published: str | None = None
 
     def cells(self) -> list[Cell]:
-        """Row by row, so that a poison is made once for its attacks."""
+        """The cells row by row, so that a poison is made once for all its attacks."""
         return [
             Cell(
                 self.data,
@@ -119,7 +119,8 @@ class Grid:
         """Reads a YAML file, or one of the shipped grids by name.
 
         Raises:
-            InputError: no such file, not YAML, or content that cannot be run; nothing has been trained then.
+            InputError: there is no such file, it is not YAML, or its content cannot be run; nothing has been trained
+                then.
         """
         path = Path(source)
         if not path.is_file():
@@ -138,7 +139,7 @@ class Grid:
 
     @classmethod
     def of(cls, content: dict[str, Any], where: str = "the grid") -> Grid:
-        """From what a YAML file holds; every name and parameter is checked.
+        """Makes a grid from the content of a YAML file; every name and parameter is checked.
 
         Raises:
             InputError: as for `load`.

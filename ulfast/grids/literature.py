@@ -1,4 +1,4 @@
-"""Published test accuracies to compare our tables with."""
+"""Published test accuracies for comparison with our tables."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ APBENCH = {poison: dict(zip(APBENCH_ATTACKS, row, strict=True)) for poison, row 
 # Sharpening and low frequencies against cuda: Kim and Sandoval-Segura, arXiv 2411.01742, table 1.
 APBENCH["cuda"] = {"none": 23.25, "rsk+lowpass": 78.53, "adversarial": 44.40}
 
-# name -> (accuracies in percent by poison and attack, where they come from)
+# name -> (accuracies in percent by poison and attack, their source)
 PUBLISHED: dict[str, tuple[dict[str, dict[str, float]], str]] = {
     "iss": (ISS, "Liu, Zhao and Larson, ICML 2023: CIFAR-10, ResNet-18"),
     "apbench": (APBENCH, "APBench's leaderboard (cuda: arXiv 2411.01742): CIFAR-10, ResNet-18"),

@@ -1,4 +1,4 @@
-"""The poisoned images of a grid's cells: made on the fly, or once for all cells where that takes a network."""
+"""The poisoned images of a grid's cells: made on the fly, or once for all cells if that takes a network."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .grid import CLEAN, Cell
 
 
 def kept(cell: Cell, folder: Path) -> Path | None:
-    """Where in the grid's folder the poisoned images of a cell lie; None for those that are made again in seconds.
+    """The place of a cell's poisoned images in the grid's folder; None for those that are made again in seconds.
 
-    The name has a checksum of all that the images depend on, so what is there is what the cell needs.
+    The name has a checksum of everything on which the images depend, so existing images are those that the cell needs.
     """
     if cell.poison.method == CLEAN or not get_poison(cell.poison.method)[1].trains:
         return None
@@ -27,7 +27,7 @@ def kept(cell: Cell, folder: Path) -> Path | None:
 
 
 def poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: Any = None) -> Dataset:
-    """The training images of a cell. An interrupted one is resumed.
+    """The training images of a cell. An interrupted poison is resumed.
 
     Raises:
         InputError: the poison refuses its parameters or the images.
@@ -37,7 +37,7 @@ def poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: An
     parameters = {key: value for key, value in cell.poison.parameters.items() if key != "seed"}
     options: dict[str, Any] = {"seed": cell.poison_seed, "device": device, "progress": progress, **parameters}
     where = kept(cell, folder)
-    if where is None:  # on the CPU wherever the cell trains, so that its images are the same
+    if where is None:  # on the CPU wherever the cell trains, so that the images are always the same
         return poison(clean, cell.poison.method, **options | {"device": "cpu"})
     if not where.is_dir():
         work = where.with_name(f"{where.name}.work")

@@ -1,4 +1,4 @@
-"""`reproduce`: carries out a grid cell by cell, skips what is done, resumes what was interrupted."""
+"""`reproduce`: runs a grid cell by cell, skips finished cells and resumes interrupted ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SUBSET_SEED = 0  # of `limit`: every seed trains on the same images
 
 @dataclass(frozen=True)
 class Average:
-    """Mean over seeds of one poison, attack and model. Accuracies from 0 to 1; std is None with one seed."""
+    """Mean over the seeds of one poison, attack and model. Accuracies are from 0 to 1; std is None with one seed."""
 
     poison: str
     attack: str
@@ -41,7 +41,7 @@ class Average:
     std: float | None
     seeds: list[int]
     folders: list[str]
-    seconds: float  # of a cell, without making the poison
+    seconds: float  # per cell, without making the poison
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -53,12 +53,12 @@ class GridResult:
     """The results of a grid so far.
 
     Attributes:
-        grid: what was asked.
+        grid: the requested grid.
         rows: one row for every poison, attack and model that has at least one result.
-        missing: folders of the cells without one.
+        missing: folders of the cells without a result.
         failed: folder -> message of the cells that could not be run.
-        folder: where everything lies.
-        environments: what the cells were made with, each once: versions, commit, processor, threads.
+        folder: the folder of the grid.
+        environments: the distinct environments in which the cells were made: versions, commit, processor, threads.
     """
 
     grid: Grid
@@ -69,7 +69,7 @@ class GridResult:
     environments: list[dict[str, Any]] = field(default_factory=list)
 
     def row(self, poison: str, attack: str, model: str | None = None) -> Average | None:
-        """The row of a poison and an attack, of the first model unless one is named."""
+        """The row of a poison and an attack, for the first model unless one is named."""
         model = model or self.grid.models[0]
         return next((r for r in self.rows if (r.poison, r.attack, r.model) == (poison, attack, model)), None)
 
@@ -89,7 +89,7 @@ class GridResult:
         """Reads a grid's folder, finished or not.
 
         Raises:
-            InputError: it is not one.
+            InputError: it is not a grid's folder.
         """
         folder = Path(folder)
         file = folder / "grid.json"
@@ -115,16 +115,16 @@ def reproduce(
         grid: a Grid, a YAML file or the name of a shipped one.
         out: folder of the grid. Cells in it that were made with the same settings are kept; an interrupted one resumes
             from its last epoch.
-        jobs: cells at a time, each in a process of its own with its share of the threads.
+        jobs: number of cells at a time, each in its own process with its share of the threads.
         device: "auto", "cpu" or "cuda".
         overwrite: repeat cells that were made with other settings, instead of an error.
-        progress: called as ``progress("cells", done, total)``, and by one job at a time for the stages of a cell.
+        progress: called as ``progress("cells", done, total)``, and, with a single job, for the stages of a cell.
 
     Returns:
         GridResult; `summary.json` in `out` holds the same.
 
     Raises:
-        InputError: a grid that cannot be run, or cells in `out` that were made with other settings.
+        InputError: the grid cannot be run, or cells in `out` were made with other settings.
     """
     grid = grid if isinstance(grid, Grid) else Grid.load(str(grid))
     if jobs < 1:
@@ -155,7 +155,7 @@ def reproduce(
 
 
 def _as_yaml(grid: Grid) -> dict[str, Any]:
-    """What `Grid.of` reads."""
+    """The mapping that `Grid.of` reads."""
     content = asdict(grid)
     for key in ("poisons", "attacks"):
         content[key] = [{"name": v["label"], "method": v["method"], **v["parameters"]} for v in content[key]]
@@ -163,7 +163,7 @@ def _as_yaml(grid: Grid) -> dict[str, Any]:
 
 
 def _todo(grid: Grid, folder: Path, overwrite: bool) -> list[Cell]:
-    """The cells without a result. A file beside its folder holds a cell's settings from its start on."""
+    """The cells without a result. A file beside a cell's folder holds its settings from the start on."""
     todo = []
     for cell in grid.cells():
         where = folder / cell.path
@@ -190,23 +190,23 @@ def _settings(where: Path) -> Path:
 def _run(
     cells: list[Cell], folder: Path, jobs: int, device: str, progress: Progress | None
 ) -> Iterator[tuple[Cell, str | None]]:
-    """Yields every cell when it is done, with what went wrong or None."""
+    """Yields every cell when it is done, with the error message or None."""
     if jobs == 1 or len(cells) < 2:
         for cell in cells:
             yield cell, _run_cell(cell, folder, device, progress)
         return
     threads = max(1, torch.get_num_threads() // jobs)
-    # Not forked: torch's threads would not survive it.
+    # Not forked: torch's threads would not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
         try:
-            # First what several cells share and nobody wants to wait for twice.
+            # First the poisons that several cells share, so that they are made only once.
             places = [kept(cell, folder) for cell in cells]
             makings: dict[Path | None, Future[str | None]] = {}
             for cell, place in zip(cells, places, strict=True):
                 if place is not None and place not in makings:
                     makings[place] = pool.submit(_make, cell, folder, device)
-            # Neighbours share a poison, which each worker makes once.
+            # Neighbouring cells share a poison, which each worker makes once.
             futures: dict[Future[str | None], Cell] = {}
             for cell, place in zip(cells, places, strict=True):
                 if place in makings and (problem := makings[place].result()) is not None:
@@ -223,14 +223,14 @@ def _run(
 
 
 def _start_worker(threads: int) -> None:
-    """One thread less than all is a different order of sums: results depend on jobs in the last digits."""
+    """Prepares a worker. The number of threads changes the order of sums, and so the last digits of results."""
     from ..runtime.machine import keep_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory()
     parent = os.getppid()
 
-    def watch() -> None:  # a killed parent takes its workers along
+    def watch() -> None:  # ends the workers of a killed parent
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
@@ -239,7 +239,7 @@ def _start_worker(threads: int) -> None:
 
 
 def _run_cell(cell: Cell, folder: Path, device: str, progress: Progress | None) -> str | None:
-    """Trains one cell in its folder. Returns what was wrong with the input, or None."""
+    """Trains one cell in its folder. Returns the message of an input error, or None."""
     where = folder / cell.path
     try:
         clean, test = _images(cell)
@@ -270,7 +270,7 @@ def _run_cell(cell: Cell, folder: Path, device: str, progress: Progress | None) 
     return None
 
 
-_kept: dict[str, Any] = {}  # the images and the poison of the last cell of this process
+_kept: dict[str, Any] = {}  # images and poison of this process's last cell
 
 
 def _images(cell: Cell) -> tuple[Dataset, Dataset]:
@@ -292,7 +292,7 @@ def _poisoned(cell: Cell, clean: Dataset, folder: Path, device: str, progress: P
 
 
 def _make(cell: Cell, folder: Path, device: str) -> str | None:
-    """Makes a cell's poison in the grid's folder. Returns what was wrong with the input, or None."""
+    """Makes a cell's poison in the grid's folder. Returns the message of an input error, or None."""
     try:
         _poisoned(cell, _images(cell)[0], folder, device, None)
     except InputError as error:
@@ -301,7 +301,7 @@ def _make(cell: Cell, folder: Path, device: str) -> str | None:
 
 
 def _collect(grid: Grid, folder: Path, failed: dict[str, str]) -> GridResult:
-    """Reads the results that are there."""
+    """Reads the existing results."""
     found: dict[tuple[str, str, str], list[tuple[Cell, AttackResult]]] = {}
     missing = []
     for cell in grid.cells():

@@ -1,4 +1,4 @@
-"""The operators of ulfast, for use in other people's loops. Importing this module registers `torch.ops.ulfast`."""
+"""The operators of ulfast, for use in any training loop. Importing this module registers `torch.ops.ulfast`."""
 # ruff: noqa: F401  (importing them registers the operators)
 
 from . import (

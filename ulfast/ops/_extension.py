@@ -1,4 +1,4 @@
-"""Loads the compiled kernels at their first use, and explains a failure."""
+"""Loads the compiled kernels on first use, and explains a failure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _imported() -> ModuleType:
     except ImportError as error:
         if "GOMP" not in str(error):
             raise
-    # A torch that keeps its OpenMP library to itself, or has another: the compiler's is put in reach.
+    # If torch hides its OpenMP library, or has another one, the compiler's is loaded.
     try:
         ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
@@ -70,7 +70,7 @@ def set_cpu_level(name: str, module: ModuleType | None = None) -> None:
     """Use the kernels of one instruction level ("baseline", "v3", "v4"), or the best ("auto").
 
     Raises:
-        InputError: a level that this build or this processor does not have.
+        InputError: this build or this processor does not have the level.
     """
     module = module or load()
     if not module.set_cpu_level(name):
@@ -79,8 +79,9 @@ def set_cpu_level(name: str, module: ModuleType | None = None) -> None:
 
 
 def cuda_problem() -> str | None:
-    """Why the CUDA kernels of this build cannot run on the current GPU, with the remedy; None: nothing is known, or it
-    has none."""
+    """Why the CUDA kernels of this build cannot run on the current GPU, with the remedy. None: no reason is known, or
+    the build has no CUDA kernels.
+    """
     kernels = getattr(load(), "cuda", None)
     problem = kernels.device_problem() if kernels is not None else None
     if problem is None:
@@ -89,7 +90,7 @@ def cuda_problem() -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """Where the extension is, its levels, and the one in use (for `ulfast doctor`)."""
+    """The extension's path, its levels, and the level in use (for `ulfast doctor`)."""
     module = load()
     return {
         "path": module.__file__,

@@ -1,10 +1,10 @@
-"""What the operators accept: one check per operator, the same on every device.
+"""The operators' argument checks: one per operator, the same on every device.
 
 `check_NAME` takes the arguments of the operator NAME and raises an error if no implementation can work on them. Every
 implementation begins with it: the CPU's, CUDA's, and the twin where it serves another device. So a wrong argument gives
-one message, wherever the tensors lie. What a check returns is what it had to work out and the caller needs as well.
+the same message on every device. A check returns the values that it computed and that the caller needs as well.
 
-Values of an index or of labels are not looked at here: the CPU's kernels check them while they read them.
+Values of an index or of labels are not checked here: the CPU kernels check them as they read them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .reference import projected_dtype, whole_levels
 
-# The kernels' names of the dtypes (DType in csrc/ulfast.h).
+# The kernels' codes for the dtypes (DType in csrc/ulfast.h).
 DTYPES = {
     torch.uint8: "u8",
     torch.float16: "f16",
@@ -31,18 +31,18 @@ AR_NORMS = ("none", "l2", "linf")
 
 
 def address(t: Tensor | None) -> int:
-    """Of the first value; 0 for None."""
+    """The address of the first value; 0 for None."""
     return 0 if t is None else t.data_ptr()
 
 
 def signed(seed: int) -> int:
-    """A 64-bit pattern as the signed number that the kernels take."""
+    """A 64-bit pattern as the signed integer that the kernels take."""
     seed &= (1 << 64) - 1
     return seed - (1 << 64) if seed >> 63 else seed
 
 
 def rows_of(x: Tensor, d: int) -> tuple[Tensor, int]:
-    """x as rows of d contiguous elements, and the distance between them; copied only where it must be."""
+    """x as rows of d contiguous elements, and their stride; copied only if necessary."""
     n = x.shape[0]
     if x.is_contiguous():
         return x, d
@@ -54,7 +54,7 @@ def rows_of(x: Tensor, d: int) -> tuple[Tensor, int]:
 
 
 def dense_layout(x: Tensor) -> torch.memory_format | None:
-    """The memory format in which the values of every row lie side by side, or None."""
+    """The memory format in which the values of every row are contiguous, or None."""
     if x.is_contiguous():
         return torch.contiguous_format
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -72,7 +72,7 @@ def _got(t: Tensor) -> str:
 
 
 def _together(op: str, **tensors: Tensor | None) -> None:
-    """Raises unless all tensors lie on the device of the first."""
+    """Raises unless all tensors are on the device of the first."""
     device, first = None, ""
     for name, t in tensors.items():
         if t is None:
@@ -99,7 +99,7 @@ def _check_bytes(op: str, images: Tensor, least: int) -> None:
 
 
 def _check_rows(op: str, x: Tensor) -> int:
-    """Raises unless x are rows that can be projected; returns d."""
+    """Raises unless x has rows that can be projected; returns d."""
     if x.dtype not in DTYPES:
         raise TypeError(f"{op}: x must be uint8, float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() < 2:
@@ -119,18 +119,19 @@ def _check_bases(op: str, bases: Tensor, labels: Tensor | None, n: int, d: int) 
 
 
 def _check_out(op: str, x: Tensor, basis: Tensor, out: Tensor) -> None:
-    """Raises for an `out` that cannot take the projection of x."""
+    """Raises for an `out` that cannot hold the projection of x."""
     dtype = projected_dtype(x.dtype)
     if out.shape != x.shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(f"{op}: out must be a contiguous {tuple(x.shape)} {dtype} tensor, got {_got(out)}")
-    if out.data_ptr() != x.data_ptr() or out.stride() != x.stride():  # x itself is fine: that is in place
+    if out.data_ptr() != x.data_ptr() or out.stride() != x.stride():  # x itself is allowed: in place
         _apart(op, x=x, out=out)
     _apart(op, basis=basis, out=out)
 
 
 def _apart(op: str, **two: Tensor) -> None:
-    """Raises if the second, which is written and contiguous, shares memory with the first, which is read; torch's own
-    operators do so, too."""
+    """Raises if the second tensor, which is written and contiguous, shares memory with the first, which is read;
+    torch's own operators do the same.
+    """
     (read, a), (written, b) = two.items()
     first, begin = a.data_ptr(), b.data_ptr()
     if first < begin + b.nbytes and begin < first + (a.nbytes if a.is_contiguous() else _span(a)):
@@ -138,7 +139,7 @@ def _apart(op: str, **two: Tensor) -> None:
 
 
 def _span(x: Tensor) -> int:
-    """Bytes from the first value of a tensor to behind its last."""
+    """Bytes from a tensor's first value to the end of its last."""
     if not x.numel():
         return 0
     return (1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))) * x.element_size()
@@ -304,7 +305,7 @@ def check_perturb_lsp(
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> dict[str, Any]:
-    """Returns the numbers that the kernel takes besides the addresses."""
+    """Returns the numbers that the kernel takes in addition to the addresses."""
     op = "perturb_lsp"
     _together(op, labels=labels, centroids=centroids, mixing=mixing, images=images)
     if patch < 1 or min(height, width, channels) < 1:

@@ -1,6 +1,6 @@
-"""Where the operators' results and scratch are allocated: dtype and device always given, never the caller's defaults.
+"""Allocates the operators' results and scratch, always with explicit dtype and device, never the caller's defaults.
 
-A kernel writes by address, and in a tensor of a default dtype narrower than its own it would write past the end.
+A kernel writes by address: in a tensor of a default dtype narrower than its own it would write past the end.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from . import _extension
 
 CPU = torch.device("cpu")
 
-# Results from this size on are put on large pages: glibc maps and unmaps them at every call.
+# Results of at least this size use large pages: glibc maps and unmaps them at every call.
 HUGE_BYTES = 16 << 20
 
 
 def result(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
-    """A fresh tensor; on the CPU on large pages if it is large."""
+    """A new tensor; a large one on the CPU uses large pages."""
     out = torch.empty(shape, dtype=dtype, device=device)
     if out.nbytes >= HUGE_BYTES and device.type == "cpu":
         _extension.load().advise_huge_pages(out.data_ptr(), out.nbytes)
@@ -30,5 +30,5 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU
 
 
 def scratch(*sizes: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> Tensor | None:
-    """Room that a kernel needs while it runs, its `address` being 0 where it needs none."""
+    """Scratch memory for a kernel; its `address` is 0 if the kernel needs none."""
     return torch.empty(sizes, dtype=dtype, device=device) if 0 not in sizes else None

@@ -1,4 +1,4 @@
-"""The operators on the CPU: arguments checked (arguments.py), then addresses handed to the compiled kernels."""
+"""The operators on the CPU: they check arguments (arguments.py) and pass addresses to the compiled kernels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
         return
     x, stride = rows_of(x, d)
     coef = scratch(n, k, dtype=compute)
-    # Room to lay the basis out anew, where that pays: csrc/cpu/packed.h.
+    # Room to repack the basis where that pays: csrc/cpu/packed.h.
     packed = scratch(k, d, dtype=compute) if n >= 32 and k >= 4 else None
     _extension.load().project(
         x=x.data_ptr(),
@@ -104,7 +104,7 @@ def _classwise_into(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor, d: in
         outside = reference.inside(labels, classes)[0].nonzero()
         if len(outside):
             raise bad_value(op, "labels", labels, int(outside[0]), classes)
-        for label in labels.unique().tolist():  # one library product per class that is there
+        for label in labels.unique().tolist():  # one library product per class present
             rows = (labels == label).nonzero()[:, 0]
             part = result((len(rows), *x.shape[1:]), out.dtype)
             products.project(x[rows], bases[label], part)
@@ -199,7 +199,7 @@ def ingest(
 
 
 def _gathered(images: Tensor, index: Tensor | None) -> Tensor:
-    """Images at `index`, whose values are looked at as the kernel would."""
+    """Images at `index`, whose values are checked as in the kernel."""
     if index is None:
         return images
     outside = reference.inside(index, len(images))[0].nonzero()

@@ -1,7 +1,8 @@
-"""The filters and `count_changes` on the CPU: the weights of `patch_filter`, made as vectors, and the calls.
+"""The filters and `count_changes` on the CPU: the calls, and the weights of `patch_filter`, laid out as vectors.
 
-The operator to copy: an implementation checks its arguments, leaves to the twin what the kernel does not take, makes
-its tensors contiguous and hands their addresses over by the names of the struct's fields (csrc/ulfast.h).
+`patch_filter` is the operator to copy: an implementation checks its arguments, leaves to the twin what the kernel does
+not take, makes its tensors contiguous and passes their addresses under the names of the struct's fields
+(csrc/ulfast.h).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .arguments import (
 from .buffers import CPU, result, scratch
 from .schemas import kernel
 
-CHANNELS = (1, 2, 3, 4)  # of which a block of the kernel is a multiple
-PIXELS = (torch.uint8, torch.float32)  # what the kernels of whole images read
+CHANNELS = (1, 2, 3, 4)  # each divides a block of the kernel
+PIXELS = (torch.uint8, torch.float32)  # dtypes that the whole-image kernels read
 
 
 @kernel("CPU")
@@ -33,7 +34,7 @@ def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
     check_patch_filter(x, filters)
     n, h, w, c = x.shape
     library, threads = _extension.load(), torch.get_num_threads()
-    lanes = library.patch_filter_lanes  # constants come from the extension, so that there is one of each
+    lanes = library.patch_filter_lanes  # constants come from the extension, so that each is defined once
     if x.dtype != torch.float32 or c not in CHANNELS or w * c < lanes:
         return reference.patch_filter(x, filters)
     taps = filters.shape[0]
@@ -117,11 +118,11 @@ def count_changes(clean: Tensor, poisoned: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _layout(taps: int, w: int, c: int, lanes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How an image row is cut into blocks of `lanes` values, and what each lane of a block multiplies a shift with.
+    """How an image row is cut into blocks of `lanes` values, and the weight by which each lane multiplies a shift.
 
     Returns:
-        starts (blocks,) and ids (blocks,) of the blocks: those away from the border share one id; places (ids, taps,
-        shifts, lanes) in a row kind's filters (taps, taps, taps, c, c), and whether there is a tap at all.
+        starts (blocks,) and ids (blocks,) of the blocks: blocks away from the border share one id; places (ids, taps,
+        shifts, lanes) in the filters (taps, taps, taps, c, c) of a row kind, and whether a tap exists there.
     """
     r, line = taps // 2, w * c
     starts = list(range(0, line - lanes + 1, lanes))
@@ -132,7 +133,7 @@ def _layout(taps: int, w: int, c: int, lanes: int) -> tuple[Tensor, Tensor, Tens
     ids: list[int] = []
     for start in starts:
         x = (start + integers(lanes)) // c
-        # Which of the filters a column takes: by its distance to the nearer border, or the one of the interior.
+        # The filter of a column: by its distance to the nearer border, or the interior's.
         kind = torch.where(x < r, x, torch.where(x >= w - r, taps - (w - x), torch.full_like(x, r)))
         known = [i for i, other in enumerate(kinds) if torch.equal(other, kind)]
         ids.append(known[0] if known else len(kinds))

@@ -1,4 +1,4 @@
-"""The generators of perturbations on the CPU: arguments checked, then addresses handed to the compiled kernels."""
+"""The perturbation generators on the CPU: they check arguments and pass addresses to the compiled kernels."""
 
 from __future__ import annotations
 

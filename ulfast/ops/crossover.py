@@ -1,12 +1,13 @@
-"""Up to which rank of the basis a fused kernel is quicker than the library's matrix products.
+"""The largest rank of the basis at which a fused kernel is faster than the library's matrix products.
 
-A fused kernel reads the images once, and the basis for every few rows; a library product reads the images twice more,
-and the basis seldom. For the CPU these are the largest ranks measured by ``python benchmarks/crossover.py`` at which
-the kernel won for images of 32 and of 224 px, by a fifth or more where it is not `ingest` (the table is in
-docs/research/kernels.md); float16 was not measured and is taken to be like bfloat16. They are lower on a machine with a
-quicker matrix product. Those for CUDA are where the kernels' registers end, and have not been measured: `project` uses
-the tensor cores up to 128, where by the bounds in csrc/cuda/project_mma.cu it takes a half to two thirds of the
-library's time in float32 (computed, not measured), and up to `CUDA_CORES_RANK` on rows that they do not take.
+A fused kernel reads the images once, and the basis again for every few rows; library products read the images twice
+more, and the basis rarely. For the CPU these are the largest ranks measured by ``python benchmarks/crossover.py`` at
+which the kernel won for images of 32 and of 224 px, by a fifth or more except for `ingest` (the table is in
+docs/research/kernels.md). float16 was not measured and is assumed to behave like bfloat16. The ranks are lower on a
+machine with a faster matrix product. The ranks for CUDA are where the kernels run out of registers, and have not been
+measured: `project` uses the tensor cores up to 128, where by the bounds in csrc/cuda/project_mma.cu it takes a half to
+two thirds of the library's time in float32 (computed, not measured), and plain cores up to `CUDA_CORES_RANK` on rows
+that the tensor cores do not take.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ FUSED_RANK = {
     },
 }
 
-# The same of `project` for rows that the tensor cores do not take: few, unaligned, or of an odd width.
+# The same for `project` on rows that the tensor cores do not take: few, unaligned, or of odd width.
 CUDA_CORES_RANK = 32
 
 
 def fused(device: str, op: str, dtype: torch.dtype, rank: int) -> bool:
-    """Whether `op` takes its fused kernel for images of `dtype` and a basis of `rank` rows (per class)."""
+    """Whether `op` uses its fused kernel for images of `dtype` and a basis of `rank` rows (per class)."""
     return rank <= FUSED_RANK[device][op][dtype]

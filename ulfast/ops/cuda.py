@@ -1,6 +1,6 @@
-"""The operators that have CUDA kernels. The others run their twins on a GPU.
+"""The operators that have CUDA kernels. The others run their twins on the GPU.
 
-Each kernel is on where it agrees with its twin on the GPU at hand (`verification`); elsewhere PyTorch computes.
+A kernel is used if it agrees with its twin on the GPU at hand (`verification`); otherwise PyTorch computes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from .buffers import result, scratch, zeros
 from .schemas import kernel
 from .verification import enabled
 
-# Beyond this many classes the library's matrix products win over the linear classifier's kernels.
+# Above this many classes the library's matrix products beat the linear classifier's kernels.
 SOFTMAX_CLASSES = 128
 
 
 def stream(device: torch.device) -> int:
-    """Address of the device's current stream; the name without an underscore makes an object for it at each call."""
+    """Address of the device's current stream; the public function would create an object at each call."""
     raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
     if raw is None:
         return torch.cuda.current_stream(device).cuda_stream
@@ -45,8 +45,9 @@ def stream(device: torch.device) -> int:
 
 
 def guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes the device of the tensors the current one, where it is not: kernels are launched, and the limits of shared
-    memory read, on the current one."""
+    """Makes the tensors' device current if it is not: kernel launches and queries of shared-memory limits use the
+    current device.
+    """
     return _NO_GUARD if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
@@ -74,7 +75,7 @@ def project_(x: Tensor, basis: Tensor) -> None:
 
 
 def _project_into(x: Tensor, basis: Tensor, out: Tensor, d: int) -> None:
-    """The fused kernel or library products, as `crossover` says."""
+    """The fused kernel or library products, as chosen by `crossover`."""
     if not out.numel():
         return
     k = len(basis)
@@ -102,7 +103,7 @@ def _takes_tensor_cores(x: Tensor, out: Tensor, d: int, k: int) -> bool:
 
 @kernel("CUDA")
 def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
-    """As on the CPU, but a label out of range makes its row NaN: nothing here waits for the device."""
+    """As on the CPU, but a label out of range makes its row NaN, since nothing here waits for the device."""
     d = check_project_classwise(x, bases, labels)
     out = result(x.shape, reference.projected_dtype(x.dtype), x.device)
     _classwise_into(x, bases, labels, out, d)
@@ -138,7 +139,7 @@ def _project(x: Tensor, basis: Tensor, out: Tensor, d: int, k: int, labels: Tens
     with guard(x.device):
         sizes = {"n": n, "d": d, "k": k, "x_stride": stride, "dtype": DTYPES[x.dtype], "classes": classes}
         coef = scratch(kernels.project_scratch(**sizes), dtype=basis.dtype, device=x.device)
-        # Rows of a label side by side share the reading of its basis, where that is not kept.
+        # Adjacent rows with the same label share reads of its basis where that is not kept.
         order = labels.argsort() if labels is not None and kernels.project_sorts(**sizes) else None
         kernels.project(
             x=rows.data_ptr(),
@@ -165,7 +166,9 @@ def ingest(
     flip: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """As on the CPU, but an index or a label out of range makes its image NaN: nothing here waits for the device."""
+    """As on the CPU, but an index or label out of range makes its image NaN, since nothing here waits for the
+    device.
+    """
     n, k = check_ingest(images, basis, mean, std, dtype, index, shift, flip, labels)
     n_images, h, w, c = images.shape
     if not n * h * w * c:
@@ -231,12 +234,12 @@ def _ingest_products(
     flip: Tensor | None,
     labels: Tensor | None,
 ) -> Tensor:
-    """The twin, but the projection goes straight into the float images, by whichever way is quicker."""
+    """The twin, but the projection writes directly into the float images, in whichever way is faster."""
     outside, images = (None, images) if index is None else reference.picked(images, index)
     if basis is None:
         x = reference.unit(images)
     else:
-        # As floats of float32, which is what `ingest` computes in.
+        # As float32, in which `ingest` computes.
         rows = images if images.dtype == torch.uint8 else images.float()
         x = result(rows.shape, torch.float32, images.device)
         if labels is None:
@@ -253,8 +256,9 @@ def _ingest_products(
 def softmax_regression_step(
     x: Tensor, labels: Tensor, weight: Tensor, lr: float, index: Tensor | None = None
 ) -> Tensor:
-    """As on the CPU, but an index or a label out of range makes the loss and the weight NaN: nothing here waits for
-    the device."""
+    """As on the CPU, but an index or a label out of range makes the loss and the weight NaN, since nothing here waits
+    for the device.
+    """
     n = check_softmax_regression_step(x, labels, weight, lr, index)
     c, d = weight.shape
     if not n * c:
@@ -267,7 +271,7 @@ def softmax_regression_step(
         sizes = {"rows": x.shape[0], "n": n, "d": d, "c": c, "lr": lr, "dtype": DTYPES[x.dtype]}
         coef = scratch(kernels.softmax_scratch(**sizes), device=device)
         grad = scratch(kernels.softmax_parts(**sizes), c, d, device=device)
-        out = result((2 + 2 * n,), torch.float64, device)  # the two results, then the rows' own
+        out = result((2 + 2 * n,), torch.float64, device)  # the two results, then those of each row
         kernels.softmax_regression_step(
             x=x.data_ptr(),
             labels=labels.data_ptr(),
@@ -284,7 +288,7 @@ def softmax_regression_step(
 
 @kernel("CUDA")
 def apply_perturbation(images: Tensor, delta: Tensor, index: Tensor | None = None, truncate: bool = False) -> Tensor:
-    """As on the CPU, but an index out of range leaves its image as it was: nothing here waits for the device."""
+    """As on the CPU, but an index out of range leaves its image unchanged, since nothing here waits for the device."""
     check_apply_perturbation(images, delta, index, truncate)
     if not enabled("apply_perturbation", images.device):
         return reference.apply_perturbation(images, delta, index, truncate)

@@ -1,8 +1,8 @@
-"""`patch_filter` on a GPU, by the library's convolutions.
+"""`patch_filter` on a GPU, with the library's convolutions.
 
-An image is cut into nine regions: the interior and, as wide as the filters reach, four sides and four corners. Each is
-a convolution. Across a border its filters see all the 2 r rows (columns) that border pixels take from, and have an
-output channel for each of the r rows: there every pixel has weights of its own, moved to where they belong.
+An image is cut into nine regions: the interior and, as wide as the filters reach, four sides and four corners. Each
+region is one convolution. At a border its filters span all the 2 r rows (columns) that border pixels read, and have an
+output channel for each of the r rows: there every pixel has its own weights, shifted to their place.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
             for columns in BORDERS:
                 own_columns, seen_columns, kinds_x, taps_x = _region(columns, x.shape[2], len(filters), x.device)
                 target = out[:, own_rows, own_columns]
-                if not target.numel():  # no border where a filter is one pixel
+                if not target.numel():  # a filter of one pixel has no border
                     continue
                 weights = _weights(filters, kinds_y, taps_y, kinds_x, taps_x)
                 answer = torch.nn.functional.conv2d(images[:, :, seen_rows, seen_columns], weights)
-                # A row of the region is an output channel or a place of the filter, and so is a column.
+                # A row of the region is an output channel or a position of the filter, and so is a column.
                 ky, kx, (h, w) = len(kinds_y), len(kinds_x), answer.shape[2:]
                 target.view(n, ky, h, kx, w, c).sub_(answer.view(n, ky, kx, c, h, w).permute(0, 1, 4, 2, 5, 3))
     return out
 
 
 def _region(place: str, side: int, taps: int, device: torch.device) -> tuple[slice, slice, Tensor, Tensor]:
-    """Along one side of the images: the pixels of a region; those that they take from; the kinds (k,) of the former;
-    and of each of these, (k, seen), which tap each of the latter meets: out of range where none does."""
+    """Along one axis of the images: the pixels of a region; the pixels that they read; the kinds (k,) of the former;
+    and, (k, seen), the tap of each kind that meets each pixel read, out of range where none does.
+    """
     r = taps // 2
     at = torch.arange(taps, dtype=torch.int64, device=device)
     if place == "interior":
@@ -55,7 +56,7 @@ def _region(place: str, side: int, taps: int, device: torch.device) -> tuple[sli
 
 
 def _weights(filters: Tensor, kinds_y: Tensor, taps_y: Tensor, kinds_x: Tensor, taps_x: Tensor) -> Tensor:
-    """Of a region's convolution: (kinds of rows * kinds of columns * C, C, rows seen, columns seen)."""
+    """Weights of a region's convolution: (kinds of rows * kinds of columns * C, C, rows seen, columns seen)."""
     taps, c = filters.shape[0], filters.shape[-1]
     y, x = taps_y[:, None, :, None], taps_x[None, :, None, :]
     there = (y >= 0) & (y < taps) & (x >= 0) & (x < taps)

@@ -1,8 +1,8 @@
-"""The generators of perturbations on a GPU: checks, results and scratch here, then the CUDA kernels.
+"""The perturbation generators on a GPU: checks, results and scratch here, then the CUDA kernels.
 
-As in `cuda.py`, a kernel that is not verified leaves its work to the twin. The kernels do not wait for the device, so a
-label out of range is not an error: its image stays as it was (a perturbation that is asked for itself becomes NaN),
-and in `class_moments` it counts nowhere.
+As in `cuda.py`, the twin replaces a kernel that is not verified. The kernels do not wait for the device, so a label out
+of range is not an error: its image stays unchanged (a perturbation returned by itself becomes NaN), and `class_moments`
+ignores it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .schemas import kernel
 
 
 def fits(op: str, device: torch.device, sizes: dict[str, Any]) -> bool:
-    """Whether the shared memory of a device takes an operator's arguments."""
+    """Whether an operator's arguments fit into the shared memory of a device."""
     with cuda.guard(device):
         return bool(getattr(_extension.load().cuda, f"{op}_fits")(**sizes))
 
@@ -115,7 +115,7 @@ def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     sums, squares = (zeros(shape, torch.int64, images.device) for _ in range(2))
     kernels = _extension.load().cuda
     with cuda.guard(images.device):
-        # Of many classes the rows of one had better come side by side: they are added in registers.
+        # With many classes the rows of each should be adjacent: they are summed in registers.
         order = labels.argsort() if kernels.class_moments_sorts(**sizes) else None
         kernels.class_moments(
             images=images.data_ptr(),

@@ -16,7 +16,7 @@ def _project_setup(ctx, inputs, output):
 
 @exact
 def _project_backward(ctx, grad: Tensor):
-    """The projector is symmetric, so the gradient of x is the same operator; the basis gets the product rule."""
+    """The projector is symmetric, so the gradient of x uses the same operator; the basis follows the product rule."""
     x, basis = ctx.saved_tensors
     grad_x = torch.ops.ulfast.project(grad.contiguous(), basis) if ctx.needs_input_grad[0] else None
     grad_basis = None
@@ -48,7 +48,7 @@ def _classwise_setup(ctx, inputs, output):
 
 @exact
 def _classwise_backward(ctx, grad: Tensor):
-    """As for `project`, class by class."""
+    """As for `project`, per class."""
     x, bases, labels = ctx.saved_tensors
     grad_x = torch.ops.ulfast.project_classwise(grad.contiguous(), bases, labels) if ctx.needs_input_grad[0] else None
     grad_bases = None

@@ -1,4 +1,4 @@
-"""Philox 4x32-10 (Salmon et al., SC 2011) in PyTorch, bit for bit what `csrc/random/philox.h` computes.
+"""Philox 4x32-10 (Salmon et al., SC 2011) in PyTorch, bit-identical to `csrc/random/philox.h`.
 
 A counter-based generator: block b of item i is a pure function of (seed, stream, i, b), so any shard, order,
 thread count or device draws the same numbers. The transcendental functions are short polynomials in separately
@@ -35,13 +35,13 @@ _M0, _M1, _W0, _W1, _MASK = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85, 0xFF
 
 
 def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a * b; 32-bit values live in int64, whose own product would overflow."""
+    """High and low 32 bits of a * b; 32-bit values are stored in int64, whose own product would overflow."""
     low, high = a * (b & 0xFFFF), a * (b >> 16)
     return (high + (low >> 16)) >> 16, (low + (high << 16)) & _MASK
 
 
 def words(seed: int, stream: int, first: int, n: int, d: int, device: torch.device | str = "cpu") -> Tensor:
-    """(n, d) int64 tensor of random 32-bit words; row i is counter item ``first + i``."""
+    """(n, d) int64 tensor of random 32-bit words; row i is item ``first + i`` of the counter."""
     blocks = math.ceil(d / 4)
     item = first + torch.arange(n, device=device, dtype=torch.int64)[:, None].expand(n, blocks)
     c0, c1 = item & _MASK, (item >> 32) & _MASK
@@ -57,14 +57,14 @@ def words(seed: int, stream: int, first: int, n: int, d: int, device: torch.devi
 
 
 def uniform(w: Tensor) -> Tensor:
-    """Words to float32 in [0, 1): the top 24 bits."""
+    """Converts words to float32 in [0, 1), from the top 24 bits."""
     return (w >> 8).to(torch.float32) * 2.0**-24
 
 
 def normal(w: Tensor) -> Tensor:
-    """Pairs of words to pairs of standard normals: ``sqrt(-2 log u) * (cos, sin)(2 pi v)``; w (n, even d)."""
+    """Converts pairs of words to pairs of standard normals: ``sqrt(-2 log u) * (cos, sin)(2 pi v)``; w (n, even d)."""
     u = ((w[:, 0::2] >> 1).to(torch.float32) + 0.5) * 2.0**-31
-    # Through float64: PyTorch's float32 square root comes from a vector library that does not always round correctly.
+    # In float64: PyTorch's float32 square root comes from a vector library that does not always round correctly.
     radius = (-2.0 * _log(u)).double().sqrt().float()
     cos, sin = _cos_sin(w[:, 1::2])
     return torch.stack([radius * cos, radius * sin], -1).reshape(w.shape)
@@ -99,7 +99,7 @@ def _log(u: Tensor) -> Tensor:
 
 
 def _cos_sin(w: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2 pi w / 2**32: quadrant by integer arithmetic, then polynomials on [-pi/4, pi/4]."""
+    """cos and sin of 2 pi w / 2**32: the quadrant by integer arithmetic, then polynomials on [-pi/4, pi/4]."""
     quadrant = ((w + 0x20000000) >> 30) & 3
     r = (w - (quadrant << 30)) & _MASK
     r = torch.where(r >= 2**31, r - 2**32, r)  # signed, in [-2**29, 2**29)

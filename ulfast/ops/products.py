@@ -1,7 +1,7 @@
-"""The projections by the library's matrix products, for bases of more rows than the fused kernels are quicker for.
+"""The projections with the library's matrix products, for bases of so many rows that the fused kernels are slower.
 
-Only what the two products need is allocated: floats of the basis's dtype go from `x` into `out` in
-the second product, pixels are converted into `out`, and half precision is widened block by block.
+Only what the two products need is allocated: the second product takes floats of the basis's dtype from `x` to `out`,
+pixels are converted into `out`, and half precision is widened block by block.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from . import reference
 
-# Bytes of widened rows at a time. On the CPU about a cache; a GPU wants products large enough to fill it.
+# Bytes of widened rows at a time: about a cache on the CPU; on a GPU, products large enough to fill it.
 BLOCK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 def _blocks(x: Tensor, basis: Tensor, out: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows of `x` in the dtype of `basis` and where their result may be computed, block by block: (rows, x, out).
+    """Rows of `x` in the dtype of `basis`, and where their result may be computed, block by block: (rows, x, out).
 
-    Where `out` is of another dtype the second is None, and the caller copies.
+    If `out` does not have the dtype of `basis`, the caller converts the result.
     """
     rows, flat = x.reshape(x.shape[0], basis.shape[-1]), out.view(x.shape[0], basis.shape[-1])
     device = x.device.type
@@ -56,10 +56,10 @@ def project(x: Tensor, basis: Tensor, out: Tensor) -> None:
 
 
 def project_classwise(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> None:
-    """As `project`, every row by the basis of its label; a label out of range makes its row NaN.
+    """As `project`, with each row projected by the basis of its label; a label out of range makes its row NaN.
 
-    All classes' products are taken and those of other classes set to zero: no (n, r, d) gather, and no device is waited
-    for.
+    The products of all classes are computed and those of other classes set to zero, so there is no (n, r, d) gather and
+    no wait for the device.
     """
     c, r, d = bases.shape
     flat = bases.reshape(c * r, d)
@@ -72,5 +72,5 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor, out: Tensor) -> 
             target.copy_(wide)
             target.masked_fill_(bad[at, None], torch.nan)
             continue
-        # A coefficient that is NaN takes its row along.
+        # A NaN coefficient makes its whole row NaN.
         _subtract(wide, coef.masked_fill_(bad[at, None], torch.nan), flat, target)

@@ -1,4 +1,4 @@
-"""`philox_uniform` and `philox_normal`: no tensor determines their device, so they choose it here."""
+"""`philox_uniform` and `philox_normal`: no tensor determines their device, so it is chosen here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _philox(op: str, seed: int, stream: int, first: int, n: int, d: int, device:
     if device.type != "cuda" or not cuda.enabled(op, device):
         return getattr(reference, op)(seed, stream, first, n, d, device=device)
     out = buffers.result((n, d), torch.float32, device)
-    with cuda.guard(out.device):  # which has an index, where "cuda" has none
+    with cuda.guard(out.device):  # which has an index, unlike "cuda"
         getattr(_extension.load().cuda, op)(out=out.data_ptr(), **fields, cuda_stream=cuda.stream(out.device))
     return out
 

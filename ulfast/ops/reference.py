@@ -1,4 +1,4 @@
-"""Readable PyTorch twins of every kernel: the oracle of the tests, and the fallback for other devices.
+"""Readable PyTorch twins of all kernels: the oracle of the tests, and the fallback for other devices.
 
 Nothing here is tuned. Each function computes in plain PyTorch what its kernel computes.
 """
@@ -19,27 +19,27 @@ def unit(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def inside(index: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Which numbers lie outside [0, n), (b,) bool, and all of them moved into it.
+    """A mask (b,) of the numbers outside [0, n), and the numbers with those moved into it.
 
-    Indexing a GPU's tensor out of range ends in an assertion on the device, after which the process can use it no more;
-    and -1 would be the last row.
+    Indexing a GPU tensor out of range triggers a device assertion, after which the process can no longer use the
+    device; and -1 would mean the last row.
     """
     return (index < 0) | (index >= n), index.clamp(0, max(0, n - 1))
 
 
 def picked(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Which numbers lie outside the rows of `values`, (b,) bool, and ``values[index]``, there with any values."""
+    """A mask (b,) of the numbers outside the rows of `values`, and ``values[index]``, with arbitrary values there."""
     outside, index = inside(index, len(values))
     return outside, (values if len(values) else values.new_zeros(1, *values.shape[1:]))[index]
 
 
 def _each(rows: Tensor, like: Tensor) -> Tensor:
-    """(b,) as (b, 1, ...), to broadcast with the rows of `like`."""
+    """Reshapes (b,) to (b, 1, ...), to broadcast with the rows of `like`."""
     return rows.view(-1, *[1] * (like.dim() - 1))
 
 
 def projected_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of projected rows: pixels become floats, floats stay what they are."""
+    """The dtype of projected rows: pixels become floats, floats keep their dtype."""
     return torch.float32 if dtype == torch.uint8 else dtype
 
 
@@ -62,10 +62,10 @@ def project_(x: Tensor, basis: Tensor) -> None:
 
 
 def project_classwise(x: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
-    """`project` of every row by ``bases[label]``; x (n, ...), bases (c, r, d), labels (n,) int64.
+    """`project` for every row with ``bases[label]``; x (n, ...), bases (c, r, d), labels (n,) int64.
 
-    All classes' products are taken and those of other classes set to zero, so no (n, r, d) gather is made and no device
-    is waited for. A label out of range makes its row NaN; the CPU kernel raises.
+    The products of all classes are computed and those of other classes set to zero, so there is no (n, r, d) gather and
+    no wait for the device. A label out of range makes its row NaN; the CPU kernel raises.
     """
     c, r, d = bases.shape
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -91,7 +91,7 @@ def ingest(
     index: Tensor | None = None,  # (n,) int64 rows of images, or None for all of them
     shift: Tensor | None = None,  # (n, 2) int32 (dy, dx): out[y, x] = image[y + dy, x + dx], zero outside
     flip: Tensor | None = None,  # (n,) bool: mirror left-right after the shift
-    labels: Tensor | None = None,  # (n,) int64: whose basis each result takes
+    labels: Tensor | None = None,  # (n,) int64: the class whose basis applies to each result
 ) -> Tensor:  # (n, C, H, W) out_dtype, channels_last
     """NHWC, uint8 or float -> [0, 1] -> project -> shift (zeros outside) -> flip -> normalise -> channels_last.
 
@@ -130,7 +130,7 @@ def augment(
             seen = ((ys >= 0) & (ys < h))[:, :, None] & ((xs >= 0) & (xs < w))[:, None, :]
             x = torch.where(seen[..., None], x, 0.0)
     mean = mean.float()
-    if outside is not None:  # by way of the mean, which costs no pass over the pixels
+    if outside is not None:  # through the mean, which costs no pass over the pixels
         mean = torch.where(outside[:, None, None, None], torch.nan, mean)
     x = (x - mean) / std.float()
     return x.to(dtype).permute(0, 3, 1, 2)
@@ -141,7 +141,7 @@ def softmax_regression_step(
     labels: Tensor,  # (N,) int64
     weight: Tensor,  # (c, d) float32, updated in place
     lr: float,
-    index: Tensor | None = None,  # (n,) int64 rows of x that make the batch, or None for all
+    index: Tensor | None = None,  # (n,) int64 rows of x that form the batch, or None for all
 ) -> Tensor:  # (2,) float64: mean cross-entropy before the update, number of correct rows
     """One SGD step of a linear classifier without bias: ``weight -= lr * d/dweight mean CE(x @ weight.T, y)``.
 
@@ -169,12 +169,12 @@ def softmax_regression_step(
 def apply_perturbation(
     images: Tensor,  # (n, ...) uint8
     delta: Tensor,  # (m, ...) float32 in units of [0, 1]
-    index: Tensor | None = None,  # (n,) int64: which row of delta each image gets; None: its own
-    truncate: bool = False,  # round down (LSP's published way) instead of to nearest even
+    index: Tensor | None = None,  # (n,) int64: row of delta for each image; None: row i for image i
+    truncate: bool = False,  # round down (as published for LSP) instead of to nearest even
 ) -> Tensor:  # (n, ...) uint8
     """``clamp(images + 255 * delta[index], 0, 255)``, rounded to uint8.
 
-    An index out of range leaves its image as it was; the CPU kernel raises.
+    An index out of range leaves its image unchanged; the CPU kernel raises.
     """
     outside, d = (None, delta) if index is None else picked(delta, index)
     x = (images.to(torch.float32) + 255 * d).clamp(0, 255)
@@ -185,7 +185,7 @@ def apply_perturbation(
 def pgd_step(
     x: Tensor,  # (n, ...) float32, stepped in place
     grad: Tensor,
-    start: Tensor,  # the middle of the ball
+    start: Tensor,  # the centre of the ball
     alpha: float,
     eps: float,
     norm: str,  # "linf" or "l2", of each row
@@ -232,7 +232,7 @@ def perturb_lsp(
 ) -> Tensor:  # (n, height, width, channels) float32, or uint8 with images
     """Linearly separable perturbations (Yu et al., KDD 2022): one Gaussian cluster per class, enlarged to patches.
 
-    A label out of range gives NaN, or leaves its image as it was; the CPU kernel raises.
+    A label out of range gives NaN, or leaves its image unchanged; the CPU kernel raises.
     """
     n, m = labels.shape[0], centroids.shape[1]
     gh, gw = math.ceil(height / patch), math.ceil(width / patch)
@@ -247,7 +247,7 @@ def perturb_lsp(
 
 
 def _added(delta: Tensor, outside: Tensor, images: Tensor | None, truncate: bool) -> Tensor:
-    """A perturbation, NaN in the rows `outside`, or images with it, which stay as they were there."""
+    """A perturbation, NaN in the rows `outside`, or images with it added, which stay unchanged there."""
     delta = torch.where(_each(outside, delta), torch.nan if images is None else 0.0, delta)
     return delta if images is None else apply_perturbation(images, delta, None, truncate)
 
@@ -260,7 +260,7 @@ def perturb_ar(
     height: int,
     width: int,
     norm: float,
-    kind: str,  # "l2", "linf", or "none" for the noise as it comes
+    kind: str,  # "l2", "linf", or "none" for unscaled noise
     images: Tensor | None = None,
     truncate: bool = False,
 ) -> Tensor:  # (n, height, width, channels) float32, or uint8 with images
@@ -296,7 +296,7 @@ def perturb_ar(
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Sums and sums of squares over the images of each class: (classes, ...) int64 each; images (n, ...) uint8.
 
-    A label out of range counts nowhere; the CPU kernel raises.
+    A label out of range is ignored; the CPU kernel raises.
     """
     x = images.long()
     sums, squares = (x.new_zeros(classes, *images.shape[1:]) for _ in range(2))
@@ -311,14 +311,14 @@ def count_changes(
     clean: Tensor,  # (n, ..., C) uint8
     poisoned: Tensor,  # the same
 ) -> Tensor:  # (n, 5) int64
-    """Of each image: positions that differ in any channel, values that differ, how many of these ended at 0 or 255, the
-    largest difference, and the sum of their squares.
+    """For each image: positions that differ in any channel, values that differ, how many of these ended at 0 or 255,
+    the largest difference, and the sum of squared differences.
     """
     size = (clean.long() - poisoned.long()).abs()
     changed = size > 0
     extreme = changed & ((poisoned == 0) | (poisoned == 255))
     flat = size.flatten(1)
-    zero = flat.new_zeros(len(flat), 1)  # of images without a value, too, something is the largest
+    zero = flat.new_zeros(len(flat), 1)  # so that images without values have a maximum too
     return torch.stack(
         [
             changed.any(-1, keepdim=True).flatten(1).sum(1),
@@ -357,7 +357,7 @@ def filter_images(
     kernels: Tensor,  # (n, side, side), side odd
     clamp: bool = False,
 ) -> Tensor:  # (n, H, W, C) float
-    """Every image through a filter of its own, the same for all channels; the border is repeated outwards."""
+    """Filters every image with its own kernel, the same for all channels; the border is replicated outwards."""
     _, h, w, _ = x.shape
     side = kernels.shape[1]
     wide = unit(x, x.dtype if x.is_floating_point() else torch.float32).permute(0, 3, 1, 2)
@@ -378,14 +378,14 @@ def shift_pixels(
     first: int,
     reach: float,
 ) -> Tensor:  # (n, H, W, C) float
-    """Every pixel read (bilinear, borders wrapped around) at a place up to `reach` pixels away along each axis."""
+    """Reads every pixel (bilinear, with wrap-around) at a place up to `reach` pixels away along each axis."""
     n, h, w, _ = x.shape
     wide = unit(x, x.dtype if x.is_floating_point() else torch.float32)
     if not x.numel():
         return torch.zeros(x.shape, dtype=wide.dtype, device=x.device)
     steps = (philox_uniform(seed, stream, first, n, 2 * h * w, device=x.device).view(n, h, w, 2) * 2 - 1) * reach
 
-    def places(at: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:  # the lower one, the one after it, its share
+    def places(at: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:  # lower, next, weight of next
         low = at.floor()
         return low.long() % side, (low.long() + 1) % side, (at - low)[..., None].to(wide.dtype)
 
@@ -401,11 +401,11 @@ def shift_pixels(
 def perturb_convolution(
     images: Tensor,  # (n, H, W, C) uint8
     labels: Tensor,  # (n,) int64
-    kernels: Tensor,  # (c, side, side) float32, for all channels alike
+    kernels: Tensor,  # (c, side, side) float32, shared by all channels
 ) -> Tensor:  # (n, H, W, C) uint8
     """Convolution with the class's filter, zeros outside, divided by the image's largest value, truncated to uint8.
 
-    A label out of range leaves its image as it was; the CPU kernel raises.
+    A label out of range leaves its image unchanged; the CPU kernel raises.
     """
     _, height, width, _ = images.shape
     side = kernels.shape[1]
@@ -420,13 +420,13 @@ def perturb_convolution(
         for dx in range(side):
             y = y + weights[:, dy, dx, None, None, None] * padded[:, dy : dy + height, dx : dx + width]
     most = y.flatten(1).amax(1).clamp_min(0)[:, None, None, None]
-    # An all-black image has nothing to divide by, and stays black.
+    # A black image has nothing to divide by, and stays black.
     out = torch.where(most > 0, (y / most.clamp_min(1e-30) * 255).clamp_min(0), 0.0).to(torch.uint8)
     return torch.where(_each(outside, out), images, out)
 
 
 def whole_levels(eps: float) -> int:
-    """Levels of uint8 within a bound in units of [0, 1]: a bound between two levels rounds down."""
+    """Number of uint8 levels within a bound in units of [0, 1]; a bound between two levels rounds down."""
     return int(255 * eps + 1e-3)
 
 
@@ -443,14 +443,14 @@ def perturb_linear(
 
     Each step descends ``share * CE(W noise, y) + (1 - share) * KL(uniform || softmax(W (x - noise)))``, whose gradient
     is ``W.T @ (share * (softmax(W noise) - onehot) - (1 - share) * (softmax(W (x - noise)) - 1 / c))``.
-    A label out of range leaves its image as it was; the CPU kernel raises.
+    A label out of range leaves its image unchanged; the CPU kernel raises.
     """
     n, (c, d), weight = images.shape[0], weight.shape, weight.float()
     if not images.numel() or not c:
         return images.clone()
     rows = unit(images).reshape(n, d)
     of_images, noise = rows @ weight.T, torch.zeros_like(rows)
-    # Not `one_hot`, which waits for the device to look at the labels.
+    # Not `one_hot`, which waits for the device to check the labels.
     onehot = (labels[:, None] == torch.arange(c, dtype=torch.int64, device=labels.device)).to(weight.dtype)
     for _ in range(steps):
         own = noise @ weight.T

@@ -1,7 +1,7 @@
-"""Every operator as its callers see it: its public function, its schema and its shape rule (fake).
+"""The interface of every operator: its public function, its schema and its shape rule (fake).
 
-The operators live in `torch.ops.ulfast`. `Library.define/impl` is used rather than the `custom_op` decorator because
-its call costs a third (a few microseconds matter to somebody who projects small batches in a loop).
+The operators live in `torch.ops.ulfast`. `Library.define/impl` is used rather than the `custom_op` decorator because a
+call then costs a third (a few microseconds matter when small batches are projected in a loop).
 
 `patch_filter` is the one to copy for a new operator (CONTRIBUTING.md).
 """
@@ -47,7 +47,7 @@ _ops = torch.ops.ulfast
 
 
 def define(schema: str, twin: bool = True) -> None:
-    """Adds an operator. Its checked twin serves every device for which `kernel` registers nothing better."""
+    """Defines an operator. Its checked twin serves every device for which `kernel` registers nothing better."""
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     if twin:
@@ -55,7 +55,7 @@ def define(schema: str, twin: bool = True) -> None:
 
 
 def checked_twin(name: str) -> Callable[..., Any]:
-    """The twin of an operator behind the check of its arguments."""
+    """The twin of an operator, preceded by the check of its arguments."""
     twin, check = getattr(reference, name), getattr(arguments, f"check_{name}")
 
     @functools.wraps(twin)
@@ -67,10 +67,10 @@ def checked_twin(name: str) -> Callable[..., Any]:
 
 
 def counted(function: F, name: str) -> F:
-    """An implementation of an operator that, if the operator changes a tensor, counts that in the tensor's version, so
-    that a backward pass which had saved its old values notices, and refuses where a gradient would be lost.
+    """Wraps an implementation so that an operator that changes a tensor bumps the tensor's version, which lets a
+    backward pass that saved its old values notice, and refuses if a gradient would be lost.
 
-    Here and not in a kernel for autograd, which adds 5 us to a small call (`pgd_step`: 7.4) where this adds 1.3.
+    This is not done in an autograd kernel, which adds 5 us to a small call (`pgd_step`: 7.4) where this adds 1.3.
     """
     arguments_ = getattr(_ops, name).default._schema.arguments
     written = [i for i, argument in enumerate(arguments_) if argument.is_write]
@@ -96,16 +96,16 @@ def _refusal(name: str, changed: Tensor) -> str:
     if changed.requires_grad and changed.is_leaf:
         return "a leaf Variable that requires grad is being used in an in-place operation."
     return (
-        f"{name} has no derivative, but one of its arguments requires grad: detach it, take the form that returns a new"
-        " tensor, or torch.no_grad()"
+        f"{name} has no derivative, but one of its arguments requires grad: detach it, use the form that returns a new"
+        " tensor, or use torch.no_grad()"
     )
 
 
 def kernel(device: str) -> Callable[[F], F]:
-    """Registers a function as the operator of its name for one kind of device ("CPU", "CUDA").
+    """Registers a function as the implementation of the operator of its name for one type of device ("CPU", "CUDA").
 
-    PyTorch's redispatch leaves autocast on, so a matrix product within an implementation would be cast. Here, and for
-    the twins in `define`, is where every implementation is made `exact`.
+    PyTorch's redispatch leaves autocast on, so a matrix product within an implementation would be cast. Every
+    implementation is therefore made `exact`: here, and for the twins in `define`.
     """
 
     def register(function: F) -> F:
@@ -117,8 +117,9 @@ def kernel(device: str) -> Callable[[F], F]:
 
 
 def shape_rule(name: str) -> Callable[[F], F]:
-    """Registers the fake of an operator. One argument on the meta device is enough to come here, where nothing is
-    computed; so the others must be there, too."""
+    """Registers the fake of an operator. One argument on the meta device is enough to dispatch to it, and it computes
+    nothing, so all arguments must be on the meta device.
+    """
 
     def register(function: F) -> F:
         @functools.wraps(function)
@@ -136,7 +137,7 @@ def shape_rule(name: str) -> Callable[[F], F]:
 
 
 class Directions(Protocol):
-    """What `ulfast.Basis` is to an operator: rows, and the shape of the images that they belong to."""
+    """The part of `ulfast.Basis` that an operator uses: rows, and the shape of the images that they belong to."""
 
     @property
     def rows(self) -> Tensor: ...
@@ -145,15 +146,15 @@ class Directions(Protocol):
 
 
 def rows_of(basis: Tensor | Directions, shape: Sequence[int]) -> Tensor:
-    """The rows of a basis for images of a shape, without the first dimension of the batch.
+    """The rows of a basis, checked against the shape of the images (without the batch dimension).
 
     Raises:
-        ValueError: a `Basis` of images of another shape, such as NHWC rows and an NCHW batch.
+        ValueError: a `Basis` for images of another shape, such as NHWC rows and an NCHW batch.
     """
     if isinstance(basis, Tensor):
         return basis
     if len(shape) == 3 and tuple(shape) != tuple(basis.image_shape):
-        raise ValueError(f"the basis is of images {tuple(basis.image_shape)} (H, W, C), the batch of {tuple(shape)}")
+        raise ValueError(f"the basis is for images {tuple(basis.image_shape)} (H, W, C), the batch has {tuple(shape)}")
     return basis.rows
 
 
@@ -167,8 +168,8 @@ def project(x: Tensor, basis: Tensor | Directions, *, out: Tensor | None = None)
             flattened in their logical order, so images must be given as (n, H, W, C) if the basis is NHWC.
         basis: (k, d) float with orthonormal rows, or a `ulfast.Basis`; d is the product of the trailing dimensions of
             `x`. The rows are not checked at each call: `OrthogonalProjection` does so once.
-        out: contiguous tensor to write to, of the shape and dtype of the result. Saves the page faults of a large
-            fresh result, which take longer than the kernel; not differentiable.
+        out: contiguous tensor to write to, with the shape and dtype of the result. It saves the page faults of a large
+            new result, which take longer than the kernel; not differentiable.
 
     Returns:
         Tensor of the shape of `x`, in its dtype (float32 for uint8 input). Differentiable in both arguments.
@@ -231,7 +232,7 @@ def project_classwise(x: Tensor, bases: Tensor, labels: Tensor, *, out: Tensor |
 
     Raises:
         ValueError, TypeError: as for `project`.
-        IndexError: a label out of range, on the CPU. A GPU is not waited for: there the row becomes NaN.
+        IndexError: a label out of range, on the CPU. On a GPU, which is not synchronised, the row becomes NaN.
     """
     if out is None:
         return _ops.project_classwise(x, bases, labels)
@@ -268,7 +269,7 @@ def ingest(
     flip: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """From stored pixels to a training batch in one pass: gather, project, crop, flip, normalise, cast.
+    """Turns stored pixels into a training batch in one pass: gather, project, crop, flip, normalise, cast.
 
     The projection comes before the augmentation, because the basis knows unshifted pixels.
 
@@ -276,13 +277,13 @@ def ingest(
         images: (N, H, W, C) uint8, or float16, bfloat16, float32 or float64 in units of [0, 1]; computed in float32.
         basis: (k, H*W*C) float32 with orthonormal rows, a `ulfast.Basis`, or None for no projection; (c, r, H*W*C)
             with labels.
-        mean, std: C values in units of [0, 1]; numbers are kept on the device from their first use on.
-        dtype: of the result: float32, bfloat16 or float16.
-        index: (n,) int64 rows of `images` that make the batch; None takes all, in order.
+        mean, std: C values in units of [0, 1]; numbers are cached on the device on first use.
+        dtype: dtype of the result: float32, bfloat16 or float16.
+        index: (n,) int64 rows of `images` that form the batch; None takes all, in order.
         shift: (n, 2) int32 (dy, dx): ``out[y, x] = image[y + dy, x + dx]``, black (zero) outside. A crop with
             padding p is a shift drawn from [-p, p].
         flip: (n,) bool, mirror left-right after the shift.
-        labels: (n,) int64 class of each image of the batch, whose rows of a class-wise basis it loses.
+        labels: (n,) int64 class of each image of the batch, for a class-wise basis.
 
     Returns:
         (n, C, H, W) tensor in channels_last memory format.
@@ -293,7 +294,7 @@ def ingest(
 
 
 def _values(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
-    """As a float32 tensor on the device; numbers are copied to it once, as a copy waits for a GPU."""
+    """Converts to a float32 tensor on the device; numbers are copied only once, as a copy waits for the GPU."""
     if (
         not isinstance(values, Tensor)
         and not torch.compiler.is_compiling()
@@ -305,7 +306,7 @@ def _values(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _copied(values: tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # it outlives the caller's
+    with torch.inference_mode(False):  # the tensor outlives the caller's mode
         return torch.tensor(values, dtype=torch.float32, device=device)
 
 
@@ -323,18 +324,18 @@ def _(images, basis, mean, std, dtype, index=None, shift=None, flip=None, labels
 
 
 def patch_filter(x: Tensor, filters: Tensor) -> Tensor:
-    """Subtract a filter's response from every pixel, exactly up to the border, where the weights of the filter change.
+    """Subtract a filter's response from every pixel, exact up to the border, near which the filter's weights change.
 
-    Away from the border equivalent to ``x - conv2d(x, filters[r, r])``, r = T // 2. `ulfast.PatchProjection` makes the
-    filters of a projection of all patches, averaged where they overlap.
+    Away from the border it is equivalent to ``x - conv2d(x, filters[r, r])``, r = T // 2. `ulfast.PatchProjection`
+    makes the filters for a projection of all patches, averaged where they overlap.
 
     Args:
-        x: (n, H, W, C) float, sides of T or more; the kernel takes float32 with up to four channels.
+        x: (n, H, W, C) float with sides of at least T; the kernel takes float32 with up to four channels.
         filters: (T, T, T, T, C, C): kind of row (0 to r - 1 at the upper border, r within, r + 1 to 2 r at the lower),
             kind of column, dy, dx, input channel, output channel.
 
     Returns:
-        (n, H, W, C), new.
+        A new (n, H, W, C) tensor.
     """
     return _ops.patch_filter(x, filters)
 
@@ -348,13 +349,13 @@ def _(x, filters):
 
 
 def filter_images(x: Tensor, kernels: Tensor, *, clamp: bool = False) -> Tensor:
-    """Filters every image with a kernel of its own, the same for all its channels.
+    """Filter every image with its own kernel, the same for all channels.
 
-    Equivalent to a `conv2d` of each image, padded by repeating its border, with ``kernels[i]`` for each channel.
+    Equivalent to a `conv2d` of each image, padded by replicating its border, with ``kernels[i]`` for each channel.
 
     Args:
         x: (n, H, W, C) uint8 (read as x / 255) or float; the CPU kernel takes uint8 and float32.
-        kernels: (n, K, K) float, K odd; correlated, not flipped, as `conv2d` does.
+        kernels: (n, K, K) float, K odd; correlated, not flipped, as in `conv2d`.
         clamp: keep the result in [0, 1].
 
     Returns:
@@ -376,11 +377,11 @@ def _(x, kernels, clamp=False):
 
 
 def shift_pixels(x: Tensor, *, seed: int, stream: int, first: int, reach: float) -> Tensor:
-    """Reads every pixel at a place of its own, up to `reach` pixels away along each axis, between the four there.
+    """Read every pixel at its own random place up to `reach` pixels away along each axis, interpolated bilinearly.
 
     Args:
         x: (n, H, W, C) uint8 (read as x / 255) or float; the CPU kernel takes uint8 and float32.
-        seed, stream, first: image i draws from (seed, stream, first + i) alone, as `philox_uniform` does: a uniform
+        seed, stream, first: image i draws from (seed, stream, first + i) alone, as in `philox_uniform`: one uniform
             step across and one down for each pixel, the same for all channels.
         reach: the largest step in pixels, at most the shorter side. Borders wrap around.
 
@@ -388,7 +389,7 @@ def shift_pixels(x: Tensor, *, seed: int, stream: int, first: int, reach: float)
         (n, H, W, C) in the dtype of `x`, float32 for uint8; new.
 
     Raises:
-        ValueError: x is no batch of images, or a reach that is negative or too large.
+        ValueError: x is not a batch of images, or the reach is negative or too large.
         TypeError: a dtype that is not listed above.
 
     Source: Wang et al., "Corrupting Convolution-based Unlearnable Datasets with Pixel-based Image Transformations"
@@ -406,14 +407,14 @@ def _(x, seed, stream, first, reach):
 
 
 def count_changes(clean: Tensor, poisoned: Tensor) -> Tensor:
-    """How images differ from others, in whole 8-bit levels.
+    """Count how poisoned images differ from clean ones, in whole 8-bit levels.
 
     Args:
         clean, poisoned: (n, ..., C) uint8.
 
     Returns:
-        (n, 5) int64, of each image: positions that differ in any channel, values that differ, how many of these are 0
-        or 255 in `poisoned`, the largest difference, and the sum of the squares of all differences.
+        (n, 5) int64, for each image: positions that differ in any channel, values that differ, how many of these are 0
+        or 255 in `poisoned`, the largest difference, and the sum of squared differences.
     """
     return _ops.count_changes(clean, poisoned)
 
@@ -429,7 +430,7 @@ def _(clean, poisoned):
 def softmax_regression_step(
     x: Tensor, labels: Tensor, weight: Tensor, lr: float, *, index: Tensor | None = None
 ) -> Tensor:
-    """One in-place SGD step of softmax regression without bias on one pass over the batch.
+    """One in-place SGD step of softmax regression without bias, in one pass over the batch.
 
     Equivalent to ``weight -= lr * grad(cross_entropy(unit(x) @ weight.T, labels))`` with mean reduction.
 
@@ -438,7 +439,7 @@ def softmax_regression_step(
         labels: (N,) int64 in [0, c).
         weight: (c, d) float32, updated in place.
         lr: learning rate.
-        index: (n,) int64 rows that make the batch; None takes all.
+        index: (n,) int64 rows that form the batch; None takes all.
 
     Returns:
         (2,) float64: mean cross-entropy before the update, and how many rows were classified correctly.
@@ -455,9 +456,9 @@ def _(x, labels, weight, lr, index=None):
 
 
 def class_moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Sums and sums of squares of every value over the images of each class, exactly.
+    """Exact sums and sums of squares of every value over the images of each class.
 
-    Equivalent to ``torch.zeros(c, ...).index_add_(0, labels, images.long())``, and the same of the squares.
+    Equivalent to ``torch.zeros(c, ...).index_add_(0, labels, images.long())``, and the same for the squares.
 
     Args:
         images: (n, ...) uint8.
@@ -485,8 +486,8 @@ def apply_perturbation(images: Tensor, delta: Tensor, *, index: Tensor | None = 
     Args:
         images: (n, ...) uint8.
         delta: (m, ...) float32 in units of [0, 1].
-        index: (n,) int64 row of `delta` for each image (its label, or its number); None: row i for image i.
-        truncate: round towards zero, as LSP and other published files were made, instead of to nearest.
+        index: (n,) int64 row of `delta` for each image (its label or its number); None: row i for image i.
+        truncate: round towards zero, as in LSP and other published files, instead of to nearest.
     """
     return _ops.apply_perturbation(images, delta, index, truncate)
 
@@ -502,7 +503,7 @@ def _(images, delta, index=None, truncate=False):
 def pgd_step(
     x: Tensor, grad: Tensor, start: Tensor, *, alpha: float, eps: float, norm: str = "linf", clamp: bool = True
 ) -> Tensor:
-    """A step of projected gradient ascent, in place; returns `x`.
+    """One step of projected gradient ascent, in place; returns `x`.
 
     ``x = clamp(start + clamp(x + alpha * grad.sign() - start, -eps, eps), 0, 1)`` for "linf"; for "l2" the step is
     ``alpha * grad / |grad|`` and the difference to `start` is scaled down to a norm of `eps`, image by image.
@@ -510,7 +511,7 @@ def pgd_step(
     Args:
         x: (n, ...) float32, pixels in [0, 1].
         grad: like x; a negative `alpha` descends.
-        start: like x: the unperturbed images.
+        start: like x; the unperturbed images.
         alpha, eps: step and bound, pixels in [0, 1].
         norm: "linf" or "l2".
         clamp: keep the result in [0, 1].
@@ -553,9 +554,9 @@ def perturb_lsp(
         centroids: (c, m) float32, m = ceil(H/patch) * ceil(W/patch) * C: every class's cluster centre.
         mixing: (c, m, m) float32: latent = normal @ mixing[label] + centroids[label].
         size: (H, W, C) of the images.
-        patch: side of the square that shares one latent value.
+        patch: side of the squares that share one latent value.
         norm: L2 norm of each image's perturbation, in units of [0, 1].
-        images: (n, H, W, C) uint8 to add it to, in the same pass.
+        images: (n, H, W, C) uint8 to which the perturbation is added, in the same pass.
         truncate: with images, round towards zero as in `apply_perturbation`.
 
     Returns:
@@ -595,11 +596,12 @@ def perturb_ar(
 
     Args:
         labels: (n,) int64; row i is image number ``first + i`` of the data set.
-        coefficients: (c, channels, 3, 3) float32: a class's window for each channel, the bottom-right entry unused.
+        coefficients: (c, channels, 3, 3) float32: the window of a class for each channel; the bottom-right entry is
+            unused.
         size: (H, W) of the images.
-        norm: of each image's perturbation, in units of [0, 1].
-        kind: of the norm: "l2", "linf", or "none" for the noise as it comes.
-        images: (n, H, W, channels) uint8 to add it to, in the same pass.
+        norm: norm of each image's perturbation, in units of [0, 1].
+        kind: kind of norm: "l2", "linf", or "none" for unscaled noise.
+        images: (n, H, W, channels) uint8 to which the perturbation is added, in the same pass.
         truncate: with images, round towards zero instead of to nearest.
 
     Returns:
@@ -657,20 +659,20 @@ def perturb_linear(
 ) -> Tensor:
     """Images minus the noise that sign steps find against a linear classifier without bias.
 
-    Every step goes down ``share * CE(W noise, y) + (1 - share) * KL(uniform || softmax(W (x - noise)))`` by `alpha`
-    along the sign of its gradient, from a noise of zero: the noise is easy to classify, what it leaves is not. The
-    noise is rounded to whole levels of uint8, and no pixel moves further than `eps`.
+    Every step descends ``share * CE(W noise, y) + (1 - share) * KL(uniform || softmax(W (x - noise)))`` by `alpha`
+    along the sign of its gradient, starting from zero noise: the noise is easy to classify, the rest of the image is
+    not. The noise is rounded to whole uint8 levels, and no pixel moves by more than `eps`.
 
     Args:
         images: (n, ...) uint8, read as x / 255.
         labels: (n,) int64 in [0, c).
         weight: (c, d) float32.
-        steps, alpha, eps: number, size and bound of the steps, pixels in [0, 1].
+        steps, alpha, eps: number of steps, their size, and the bound of the noise; pixels in [0, 1].
         share: weight of the first term.
 
     Returns:
-        uint8 tensor of the shape of `images`. Where a gradient is zero but for rounding, its sign is the instruction
-        level's.
+        uint8 tensor of the shape of `images`. The sign of a gradient that is zero up to rounding depends on the
+        instruction level.
 
     Raises:
         TypeError, ValueError: other dtypes or shapes. IndexError: a label out of range.

@@ -1,8 +1,8 @@
-"""The caller's global state, kept away from what this library computes.
+"""Shields the library's computations from the caller's global state.
 
-Autocast, a precision of matrix products below float32's, a default dtype or device, and inference mode are the
-caller's choices for his network. Inside an operator, a fit or a poison they would change results, or the room that a
-kernel is given to write to.
+Autocast, matrix products of less than float32 precision, a default dtype or device, and inference mode are the caller's
+choices for their own network. Inside an operator, a fit or a poison they would change results, or the size of the
+memory that a kernel writes to.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled"
 
 
 def _precision() -> str:
-    """Of float32 matrix products; "" where PyTorch's two interfaces to it were mixed, and it does not say."""
+    """The precision of float32 matrix products; "" if PyTorch's two interfaces to it were mixed and it gives none."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -30,10 +30,10 @@ def _precision() -> str:
 
 
 class _Precision(ABC):
-    """Float32 products computed in float32, while there are users.
+    """Computes float32 products in float32 while there are users.
 
-    A setting of the process: the first user saves and sets it, the last puts it back, so that a thread that ends does
-    not take it from one that still computes.
+    The setting is the process's: the first user saves and sets it and the last restores it, so that a thread that ends
+    does not take it from one that still computes.
     """
 
     def __init__(self) -> None:
@@ -55,11 +55,11 @@ class _Precision(ABC):
 
     @abstractmethod
     def _set(self) -> Callable[[], None]:
-        """Returns what puts it back."""
+        """Returns a function that restores it."""
 
 
 class _FullPrecision(_Precision):
-    """Of matrix products."""
+    """The precision of matrix products."""
 
     def _set(self) -> Callable[[], None]:
         before = _precision()
@@ -81,12 +81,13 @@ class _FullPrecision(_Precision):
 
 
 class _FullConvolutions(_Precision):
-    """Of cuDNN's convolutions, which take TF32 unless they are told not to: three digits. Apart from the matrix
-    products, as it would cost every operator the way round through `exact`."""
+    """The precision of cuDNN's convolutions, which use TF32 (three digits) by default. It is separate from that of the
+    matrix products, since otherwise every operator would pay for it in `exact`.
+    """
 
     def _set(self) -> Callable[[], None]:
         cudnn: Any = torch.backends.cudnn
-        newer = hasattr(cudnn, "conv")  # where `allow_tf32 = False` would leave them to a setting for all of PyTorch
+        newer = hasattr(cudnn, "conv")  # there `allow_tf32 = False` would defer to PyTorch's global setting
         where, name = (cudnn.conv, "fp32_precision") if newer else (cudnn, "allow_tf32")
         before = getattr(where, name)
         setattr(where, name, "ieee" if newer else False)
@@ -94,7 +95,7 @@ class _FullConvolutions(_Precision):
 
 
 class _DefaultDtype:
-    """float32 as the default dtype, while there are users; as `_Precision`."""
+    """Sets float32 as the default dtype while there are users, as `_Precision` does."""
 
     def __init__(self) -> None:
         self._users, self._lock, self._before = 0, threading.Lock(), torch.float32
@@ -118,7 +119,7 @@ FULL_PRECISION, FULL_CONVOLUTIONS, DEFAULT_DTYPE = _FullPrecision(), _FullConvol
 
 
 def exact(function: F) -> F:
-    """The function without autocast and with float32 products in float32. In the usual state that costs 0.4 us."""
+    """Runs the function without autocast and with float32 products in float32. In the usual state this costs 0.4 us."""
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:
@@ -132,8 +133,9 @@ def exact(function: F) -> F:
 
 @contextlib.contextmanager
 def _outermost() -> Iterator[None]:
-    """Lets an autocast within be the outermost one: only that one's end drops the weights that it has cast, and they
-    must not outlive a step of the optimizer."""
+    """Makes an autocast inside the outermost one: only the end of the outermost drops its cached casts of the weights,
+    which must not outlive an optimizer step.
+    """
     depth = torch.autocast_increment_nesting()
     for _ in range(depth):
         torch.autocast_decrement_nesting()
@@ -157,9 +159,10 @@ def _usual() -> Iterator[None]:
 
 
 def ordinary(function: F) -> F:
-    """The function in the state that a program starts in: also without a default dtype or device, inference mode or
-    `no_grad`. For work that takes long, as the default dtype is one for all threads; not for generators, whose caller
-    runs in between."""
+    """Runs the function in the state in which a program starts: also without a default dtype or device, inference mode
+    or `no_grad`. Meant for long work, since all threads share the default dtype; not for generators, whose caller runs
+    in between.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:

@@ -1,12 +1,12 @@
-"""Every CUDA kernel against its twin: what the child process of `verification` runs.
+"""Compares every CUDA kernel with its twin; run in the child process of `verification`.
 
-`main` prints a line of JSON as it begins, {"gpu": name}, and one for each operator: {"operator": name, "wrong": null or
-what}.
+`main` prints one line of JSON at its start, {"gpu": name}, and one for each operator: {"operator": name, "wrong": null
+or a description}.
 
-A kernel's results must be those of the twin on the CPU, which owes nothing to the GPU and its libraries. The sizes
-reach every family of `project` and `ingest` in csrc/cuda (those that keep the basis in shared memory need rows of 512
-values and more, and enough of them to fill the GPU), one row, odd rows, rows cut in pieces, and every dtype. Each call
-is repeated in the `WAYS` in which programs make it.
+A kernel's results must match the twin's on the CPU, which is independent of the GPU and its libraries. The sizes cover
+every family of `project` and `ingest` in csrc/cuda (those that keep the basis in shared memory need rows of 512 values
+or more, and enough of them to fill the GPU), one row, odd rows, rows cut into pieces, and every dtype. Each call is
+repeated in the `WAYS` in which programs make it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import crossover, reference
 
-LIMIT = 180  # seconds after which the process ends itself, should its parent be gone
+LIMIT = 180  # seconds after which the process ends itself, in case its parent is gone
 WAYS = ("plain", "misaligned", "strided", "stream", "graph")
 U8, F16, BF16, F32, F64 = torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64
 I64, CPU = torch.int64, torch.device("cpu")
@@ -33,12 +33,12 @@ ENOUGH = 720  # rows that fill a GPU of up to 360 multiprocessors
 
 @dataclass(frozen=True)
 class Close:
-    """How near a result must be.
+    """How close a result must be.
 
     Attributes:
-        absolute, relative: of every value.
-        share: of the values that may be off further (rounding decides them), though by no more than `most`. One may be
-            in any case, if `share` is not 0.
+        absolute, relative: tolerances for every value.
+        share: fraction of the values that may be off further (where rounding decides), though by no more than `most`.
+            If it is not 0, one value may always be.
     """
 
     absolute: float = 0.0
@@ -48,7 +48,7 @@ class Close:
 
 
 EQUAL = Close()
-LEVEL = Close(share=1e-3, most=1)  # whole levels of uint8, rounded or truncated
+LEVEL = Close(share=1e-3, most=1)  # whole uint8 levels, rounded or truncated
 ROWS = {
     U8: Close(3e-5, 3e-6),
     F32: Close(3e-5, 3e-6),
@@ -64,12 +64,12 @@ class Trial:
     """One call.
 
     Attributes:
-        name: of the operator in `torch.ops.ulfast` and of its twin.
-        about: the sizes, for the report.
-        given: arguments, tensors on the CPU.
-        close: of what it returns and of what it changes.
-        drawn: it takes a device in place of tensors.
-        strided: the first argument may have gaps between its rows.
+        name: name of the operator in `torch.ops.ulfast` and of its twin.
+        about: the sizes, for reports.
+        given: arguments, with tensors on the CPU.
+        close: tolerance for what it returns and what it changes.
+        drawn: whether it takes a device instead of tensors.
+        strided: whether the first argument may have gaps between its rows.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Trial:
 
 
 def apart(got: Sequence[Tensor], want: Sequence[Tensor], close: Close) -> str:
-    """How far results are from what they should be; empty: near enough."""
+    """How results differ from what they should be; empty if they are close enough."""
     for ours, twin in zip(got, want, strict=True):
         if ours.shape != twin.shape or ours.dtype != twin.dtype:
             return f"is {tuple(ours.shape)} {ours.dtype}, not {tuple(twin.shape)} {twin.dtype}"
@@ -104,7 +104,7 @@ def apart(got: Sequence[Tensor], want: Sequence[Tensor], close: Close) -> str:
 
 
 def _copies(values: Sequence[Any], device: torch.device, way: str = "plain") -> list[Any]:
-    """The arguments on a device: tensors one value past an aligned address, or (the first one) with gaps."""
+    """The arguments on a device: tensors start one value past an aligned address, or (the first one) have gaps."""
 
     def copy(i: int, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -121,7 +121,7 @@ def _copies(values: Sequence[Any], device: torch.device, way: str = "plain") -> 
 
 
 def _tensors(given: Sequence[Any], got: Any) -> list[Tensor]:
-    """What a call was given, which it may have changed, and what it returned."""
+    """The arguments of a call, which it may have changed, and its results."""
     return [v for v in (*given, *(got if isinstance(got, tuple) else (got,))) if isinstance(v, Tensor)]
 
 
@@ -137,7 +137,7 @@ def _ways(trial: Trial, device: torch.device) -> Iterator[str]:
 
 
 def _run(call: Callable[..., Any], trial: Trial, device: torch.device, way: str) -> list[Tensor]:
-    """All tensors of a call after it."""
+    """All tensors of a call, after it."""
     if way not in ("stream", "graph"):
         there = _copies(trial.given, device, way)
         return _tensors(there, call(*there))
@@ -153,7 +153,7 @@ def _run(call: Callable[..., Any], trial: Trial, device: torch.device, way: str)
             if isinstance(value, Tensor):
                 value.copy_(right)
 
-    if way == "stream":  # the arguments come late, on a stream of their own
+    if way == "stream":  # the arguments arrive late, on their own stream
         with torch.cuda.stream(stream):
             torch.cuda._sleep(1_000_000)
             fill()
@@ -164,7 +164,7 @@ def _run(call: Callable[..., Any], trial: Trial, device: torch.device, way: str)
     with torch.cuda.stream(stream):
         call(*there)
         torch.cuda.synchronize(device)
-        graph.capture_begin()  # `torch.cuda.graph` collects garbage first, a tenth of a second a trial
+        graph.capture_begin()  # `torch.cuda.graph` would collect garbage first: a tenth of a second per trial
         try:
             result = call(*there)
         finally:
@@ -179,7 +179,7 @@ def _run(call: Callable[..., Any], trial: Trial, device: torch.device, way: str)
 
 
 def wrong(operator: str, device: torch.device, ours: Any) -> str | None:
-    """What is wrong with an operator, or None. `ours` has the kernels, by name."""
+    """What is wrong with an operator, or None. `ours` has the kernels by name."""
     for trial in TRIALS[operator]():
         call, twin = getattr(ours, trial.name), getattr(reference, trial.name)
         there = _copies(trial.given, CPU)
@@ -200,24 +200,24 @@ def wrong(operator: str, device: torch.device, ours: Any) -> str | None:
             if off:
                 return f"{where}: {off}"
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # every graph has had memory of its own
+            torch.cuda.empty_cache()  # every graph had its own memory
     return None
 
 
 def try_all(operators: Sequence[str], device: torch.device, ours: Any, say: Callable[[dict[str, Any]], None]) -> int:
-    """Tries operators in order, and says what came of each. Returns an exit code: 3 where the GPU is beyond use."""
+    """Tries operators in order and reports each result. Returns an exit code: 3 if the GPU has become unusable."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    torch.zeros(1, dtype=F32, device=device).sum().item()  # a GPU that cannot be used is not the fault of an operator
+    torch.zeros(1, dtype=F32, device=device).sum().item()  # an unusable GPU is not the fault of an operator
     say({"gpu": name})
     for operator in operators:
         try:
             say({"operator": operator, "wrong": wrong(operator, device, ours)})
-        except torch.OutOfMemoryError:  # of today, and no fault of the kernel
+        except torch.OutOfMemoryError:  # temporary, and not the kernel's fault
             say({"operator": operator, "wrong": "no memory was free to try it", "passing": True})
         if device.type == "cuda":
             try:
                 torch.cuda.synchronize(device)
-            except RuntimeError:  # a fault of this operator's would be taken for one of the next
+            except RuntimeError:  # otherwise this operator's fault would be attributed to the next
                 return 3
     return 0
 
@@ -232,8 +232,8 @@ def main(arguments: Sequence[str] | None = None, ours: Any = None) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     for ranks in crossover.FUSED_RANK["cuda"].values():
-        ranks.update(dict.fromkeys(ranks, 128))  # the kernels, whatever is quicker
-    # Memory that nothing was written to is NaN: results of the last call that are still there count for nothing.
+        ranks.update(dict.fromkeys(ranks, 128))  # always the kernels, even where slower
+    # Unwritten memory is NaN, so that leftover results of the previous call do not count.
     torch.use_deterministic_algorithms(True, warn_only=True)
 
     def say(words: dict[str, Any]) -> None:
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None, ours: Any = None) -> int:
 
 
 class _Draw:
-    """Arguments, the same every time."""
+    """Reproducible arguments."""
 
     def __init__(self, seed: int) -> None:
         self._g = torch.Generator().manual_seed(seed)
@@ -270,7 +270,7 @@ class _Draw:
         return torch.randint(0, limit, (n,), generator=self._g, dtype=I64, device=CPU)
 
     def basis(self, k: int, d: int, dtype: torch.dtype = F32) -> Tensor:
-        """Rows of length 1 / sqrt(k): the twins do not ask for orthonormal ones, whose making takes seconds."""
+        """Rows of length 1 / sqrt(k): the twins do not need orthonormal rows, which take seconds to make."""
         rows = torch.nn.functional.normalize(self.normals(k, d).double(), dim=1) / max(1, k) ** 0.5
         return rows.to(F64 if dtype == F64 else F32)
 
@@ -283,7 +283,7 @@ def _project() -> Iterator[Trial]:
     draw = _Draw(1)
     small = ((1, 1, 1), (1, 3072, 10), (5, 15, 3), (9, 16, 10), (17, 1030, 16), (7, 3073, 32), (3, 12288, 3))
     filling = ((ENOUGH, 784, 1), (ENOUGH, 3072, 10), (ENOUGH // 2, 6148, 16), (ENOUGH // 2, 3072, 32))
-    # On tensor cores in one launch and in three.
+    # On tensor cores, in one launch and in three.
     tensor_cores = ((4 * ENOUGH, 512, 10), (4 * ENOUGH, 512, 24), (ENOUGH, 3072, 50), (ENOUGH, 3080, 100))
     for dtype in ROWS:
         for n, d, k in small if dtype == F64 else small + filling + tensor_cores:
@@ -338,7 +338,7 @@ def _ingest() -> Iterator[Trial]:
         labels = draw.below(classes, n) if classes else None
         mean, std = draw.uniforms(c), draw.uniforms(c) + 0.2
         shift = (draw.below(9, 2 * n) - 4).view(n, 2).to(torch.int32)
-        if n > 4:  # wholly black; not the first and the last, which tell most
+        if n > 4:  # a black image; not the first or the last, which are the most telling
             for row, to in ((2, (-h, w)), (n // 2, (2**31 - 1, -(2**31)))):
                 shift[row, 0], shift[row, 1] = to
         flip = torch.arange(n, dtype=I64, device=CPU) % 3 != 1
@@ -387,7 +387,7 @@ def _pgd() -> Iterator[Trial]:
 def _philox(name: str) -> Iterator[Trial]:
     for n, d in ((1, 1), (9, 3), (300, 4), (7, 5), (3, 64), (33, 3073)):
         for seed, first in ((5, 7), (-(2**40), 2**33)):
-            # The same bits on every device are promised.
+            # The same bits are promised on every device.
             yield Trial(name, f"{n} x {d} from {first}, seed {seed}", (seed, 2, first, n, d), EQUAL, drawn=True)
 
 
@@ -433,7 +433,7 @@ def _convolution() -> Iterator[Trial]:
 
 
 def _linear() -> Iterator[Trial]:
-    """Where a slope is zero but for rounding its sign is anybody's: a few values may go the other way."""
+    """The sign of a slope that is zero up to rounding is arbitrary: a few values may go the other way."""
     draw = _Draw(11)
     close = Close(share=3e-3, most=16)
     for n, d, classes in ((1, 12, 2), (5, 301, 10), (64, 3072, 10), (3, 3073, 20)):

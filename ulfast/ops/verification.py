@@ -1,11 +1,11 @@
-"""Which CUDA kernels are on: those that have agreed with their twins on this very GPU.
+"""Decides which CUDA kernels are on: those that agreed with their twins on this very GPU.
 
-At the first use on a GPU a child process runs every kernel against its twin (`trials`). The result is kept in the
-cache folder, by GPU, driver, torch and build. A kernel that disagrees, crashes or hangs stays off alone: its operator
-computes with the twin in PyTorch, and a warning says so. A child does it because a faulty kernel can end its process,
-or leave it without a usable GPU.
+On the first use of a GPU a child process runs every kernel against its twin (`trials`). The result is cached by GPU,
+driver, torch and build. Only a kernel that disagrees, crashes or hangs stays off: its operator computes with the twin
+in PyTorch, and a warning is printed. A child process is used because a faulty kernel can end its process or leave it
+without a usable GPU.
 
-ULFAST_CUDA_KERNELS: auto (as unset), 0 (all off), 1 (all on, unverified), verify (verified anew, then as auto).
+ULFAST_CUDA_KERNELS: auto (the default), 0 (all off), 1 (all on, unverified), verify (verify again, then as auto).
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from ..errors import InputError
 from ..version import __version__
 from . import _extension, trials
 
-KIND = "cuda"  # of device
+KIND = "cuda"  # type of device
 VARIABLE = "ULFAST_CUDA_KERNELS"
 SETTINGS = ("auto", "0", "1", "verify")
-OPERATORS = tuple(trials.TRIALS)  # `project` answers for `project_` and `project_out` too
-# Seconds: for torch to start from a slow disk, for one operator, for everything; and for another process's result.
+OPERATORS = tuple(trials.TRIALS)  # `project` stands for `project_` and `project_out` too
+# Seconds allowed: for torch to start from a slow disk, for one operator, for all, and for another process's result.
 START, STEP, TOTAL, WAIT = 90.0, 30.0, 120.0, 150.0
 _BEGUN = time.time()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What holds for one GPU.
+    """The verdict for one GPU.
 
     Attributes:
-        on: operators that run their kernels.
+        on: operators whose kernels are used.
         off: operators whose kernels failed, and how.
-        verified: when; None where nothing was.
-        why: one line where all are off, or unverified.
-        kept: whether the next process need not do it again.
+        verified: time of the verification; None if there was none.
+        why: one line, if all are off or unverified.
+        kept: whether the result is cached for the next process.
     """
 
     on: frozenset[str] = frozenset()
@@ -66,7 +66,7 @@ class Verdict:
 
 
 class Unproven(Exception):
-    """Nothing was learned of any kernel. The message says why."""
+    """Nothing was learned about any kernel. The message says why."""
 
 
 _verdicts: dict[torch.device, Verdict] = {}
@@ -74,22 +74,22 @@ _deciding = threading.RLock()
 
 
 def enabled(operator: str, device: torch.device) -> bool:
-    """Whether an operator runs its CUDA kernel on this GPU. The first question may take seconds, the others nothing.
+    """Whether an operator uses its CUDA kernel on this GPU. The first call may take seconds, later calls no time.
 
     Raises:
-        InputError: ULFAST_CUDA_KERNELS has none of its values.
+        InputError: ULFAST_CUDA_KERNELS has an unknown value.
     """
     known = _verdicts.get(device)
     return operator in (verdict(device) if known is None else known).on
 
 
 def forget() -> None:
-    """After a change of the environment: the next question is decided anew."""
+    """Forgets all verdicts, after a change of the environment."""
     _verdicts.clear()
 
 
 def verdict(device: torch.device) -> Verdict:
-    """As `enabled`, of all operators."""
+    """As `enabled`, for all operators."""
     if device.type != KIND:
         return Verdict(why="not a GPU")
     if device.type == "cuda" and device.index is None:
@@ -126,7 +126,7 @@ def _decide(device: torch.device) -> Verdict:
         return Verdict(frozenset(OPERATORS), why=f"{VARIABLE}=1")
     try:
         return _proven(device, setting == "verify")
-    except Exception as error:  # whatever it is, the operators work without the kernels
+    except Exception as error:  # whatever the error, the operators work without the kernels
         why = str(error) if isinstance(error, Unproven) else f"{type(error).__name__}: {error}"
         _say(
             f"ulfast could not verify its CUDA kernels on this GPU ({why}), so PyTorch computes in their place;"
@@ -136,8 +136,8 @@ def _decide(device: torch.device) -> Verdict:
 
 
 def _say(text: str) -> None:
-    """One line, without the line of code that `warnings.warn` prints below it."""
-    with contextlib.suppress(Warning):  # where the user makes errors of warnings: no operator fails for this
+    """Warns in one line, without the source line that `warnings.warn` prints below it."""
+    with contextlib.suppress(Warning):  # if the user turns warnings into errors: no operator fails for this
         warnings.warn_explicit(text, RuntimeWarning, "ulfast", 1, module=__name__)
 
 
@@ -145,7 +145,7 @@ def _say(text: str) -> None:
 
 
 def key(device: torch.device) -> dict[str, Any]:
-    """What a result holds for."""
+    """The environment for which a result is valid."""
     about: dict[str, Any] = {"torch": f"{torch.__version__}, CUDA {torch.version.cuda}", "build": build()}
     if device.type != "cuda":
         return {"gpu": device.type, **about}
@@ -153,7 +153,7 @@ def key(device: torch.device) -> dict[str, Any]:
     return {
         "gpu": has.name,
         "capability": f"{has.major}.{has.minor}",
-        "multiprocessors": has.multi_processor_count,  # how the kernels share out their work depends on it
+        "multiprocessors": has.multi_processor_count,  # the kernels' division of work depends on it
         "driver": driver(),
         **about,
     }
@@ -161,7 +161,7 @@ def key(device: torch.device) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def driver() -> str:
-    """The NVIDIA driver's version, as its management library says, and the CUDA version that it speaks."""
+    """The NVIDIA driver's version, from its management library, and the CUDA version that it supports."""
     text, number = ctypes.create_string_buffer(96), ctypes.c_int(0)
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libnvidia-ml.so.1")
@@ -175,22 +175,22 @@ def driver() -> str:
 
 @lru_cache(maxsize=1)
 def build() -> str:
-    """A checksum of the kernels, and of what calls and tries them."""
+    """A checksum of the kernels and of the code that calls and tries them."""
     state = hashlib.sha256(__version__.encode())
     for file in (Path(str(_extension.load().__file__)), *sorted(Path(__file__).parent.glob("*.py"))):
-        with contextlib.suppress(OSError):  # without sources the version answers for them
+        with contextlib.suppress(OSError):  # without sources the version stands for them
             state.update(file.read_bytes())
     return state.hexdigest()[:16]
 
 
 def place(key: Mapping[str, Any]) -> Path:
-    """The file of a key's result."""
+    """The file with the result for a key."""
     text = json.dumps(key, sort_keys=True)
     return cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def _read(file: Path, key: Mapping[str, Any], since: float = 0.0) -> Verdict | None:
-    """What a file says of a key; None where it says nothing of use, or is from before `since`."""
+    """The result for a key from a file; None if it has no valid result or is older than `since`."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["key"] != key or float(content["time"]) < since:
@@ -208,7 +208,7 @@ def _verdict(results: Mapping[str, str | None], verified: str, kept: bool = True
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    """Atomically: a reader finds a whole result or none."""
+    """Writes atomically: a reader finds a complete result or none."""
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -219,9 +219,10 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _alone(file: Path, seconds: float) -> Iterator[bool]:
-    """Whether this process now holds the lock, which it waits for as long as given. A file system that has no locks
-    gives it to all."""
-    import fcntl  # not everywhere
+    """Yields whether this process now holds the lock, for which it waits as long as given. On a file system without
+    locks every process gets it.
+    """
+    import fcntl  # not available everywhere
 
     with file.open("a") as lock:
         end = time.monotonic() + seconds
@@ -237,12 +238,13 @@ def _alone(file: Path, seconds: float) -> Iterator[bool]:
                 break
             else:
                 break
-        yield True  # closing the file frees it
+        yield True  # closing the file releases it
 
 
 def _proven(device: torch.device, anew: bool) -> Verdict:
-    """The cached result, or a new one. Processes that start together (torchrun) wait for the first one's; `anew` takes
-    no result from before this process."""
+    """The cached result, or a new one. Processes that start together (torchrun) wait for the first one's result; `anew`
+    rejects results older than this process.
+    """
     about = key(device)
     file, since = place(about), _BEGUN if anew else 0.0
     found = _read(file, about, since)
@@ -260,7 +262,7 @@ def _proven(device: torch.device, anew: bool) -> Verdict:
             if not ours:
                 raise Unproven("another process has been verifying them for too long")
             return _verify(device, about, file)
-    except OSError as problem:  # a folder that cannot be written: verified for this process alone
+    except OSError as problem:  # the folder is not writable: verified for this process alone
         _say(f"ulfast cannot keep the result of verifying its CUDA kernels ({problem}): set ULFAST_CACHE to a folder")
         return _verify(device, about, None)
 
@@ -290,7 +292,7 @@ def _verify(device: torch.device, about: Mapping[str, Any], file: Path | None) -
 
 
 def unfit() -> str:
-    """Why this process should start no other: it is somebody's helper, or has no interpreter for it. Empty: it may."""
+    """Why this process should not start another: it is itself a helper, or has no interpreter for it. Empty: it may."""
     from torch.utils.data import get_worker_info
 
     if get_worker_info() is not None:
@@ -305,16 +307,16 @@ def unfit() -> str:
 
 
 def command(device: torch.device, operators: Sequence[str]) -> list[str]:
-    """What the child is."""
+    """The command line of the child."""
     program = "import sys; from ulfast.ops.trials import main; sys.exit(main())"
     return [sys.executable, "-c", program, "--device", str(device), *operators]
 
 
 def examine(device: torch.device, gpu: str) -> tuple[dict[str, str | None], bool]:
-    """{operator: None where it agrees with its twin, else what is wrong}, and whether that is worth keeping.
+    """{operator: None if it agrees with its twin, otherwise what is wrong}, and whether the result is worth keeping.
 
     Raises:
-        Unproven: no child got as far as the first operator.
+        Unproven: no child reached the first operator.
     """
     results: dict[str, str | None] = {}
     end, kept, left = time.monotonic() + TOTAL, True, list(OPERATORS)
@@ -329,7 +331,7 @@ def examine(device: torch.device, gpu: str) -> tuple[dict[str, str | None], bool
         if not child.ready:
             if not results:
                 raise Unproven(child.trouble)
-            # After a crash the GPU may be beyond use. To try the others in every process would crash it each time.
+            # After a crash the GPU may be unusable. Trying the others in every process would crash it each time.
             results |= dict.fromkeys(left, f"not tried: {child.trouble}")
             break
         results[left.pop(0)] = child.trouble
@@ -337,13 +339,13 @@ def examine(device: torch.device, gpu: str) -> tuple[dict[str, str | None], bool
 
 
 class _Child:
-    """One process that tries operators one after another, and what it said.
+    """One process that tries operators one after another, and what it reported.
 
     Attributes:
-        said: its results.
-        passing: a result may be another one tomorrow (no memory).
-        ready: it got as far as the first operator.
-        trouble: how it ended, where it did not finish.
+        said: its results so far.
+        passing: whether a failure may be temporary (no memory).
+        ready: whether it reached the first operator.
+        trouble: how it ended, if it did not finish.
     """
 
     def __init__(self, device: torch.device, operators: Sequence[str], gpu: str, end: float) -> None:
@@ -353,9 +355,9 @@ class _Child:
 
     def run(self) -> None:
         if time.monotonic() >= self._end:
-            self.trouble = f"{TOTAL:g} s were over"
+            self.trouble = f"{TOTAL:g} s had passed"
             return
-        # A folder without modules: the working directory comes first where a child looks for them.
+        # A folder without modules, as a child searches its working directory first.
         with tempfile.TemporaryDirectory(prefix="ulfast-") as folder, tempfile.TemporaryFile() as errors:
             try:
                 child = subprocess.Popen(
@@ -394,7 +396,7 @@ class _Child:
             self.trouble = f"the trial did not begin: it {self.trouble}"
 
     def _listen(self, child: subprocess.Popen[bytes]) -> float:
-        """Takes in what it says until it closes its output; 0, or the seconds for which it has said nothing."""
+        """Reads its output until it is closed; returns 0, or the seconds for which it was silent."""
         assert child.stdout is not None
         buffer, begun = b"", time.monotonic()
         patience = START
@@ -417,7 +419,7 @@ class _Child:
                     return 0.0
 
     def _take(self, line: bytes) -> bool:
-        """Whether a line is one of ours; libraries print there too."""
+        """Whether a line is ours; libraries print there too."""
         try:
             words = json.loads(line)
         except ValueError:
@@ -441,14 +443,14 @@ class _Child:
 
 
 def _environment() -> dict[str, str]:
-    """Of the child: it finds the modules that this process finds, and uses every kernel."""
+    """The child's environment: it finds the same modules as this process, and uses every kernel."""
     paths = [os.path.abspath(entry) for entry in sys.path]  # "" is the working directory
     paths.append(str(Path(__file__).resolve().parents[2]))
     return {**os.environ, VARIABLE: "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ends a child and what it started. One that the driver holds is left to it."""
+    """Ends a child and what it started. A child stuck in the driver is left behind."""
     if child.poll() is None:
         with contextlib.suppress(OSError):
             os.killpg(child.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""`ar`: autoregressive perturbations, fresh for every image, with one linear recurrence per class."""
+"""`ar`: autoregressive perturbations, drawn anew for every image, with one linear recurrence per class."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from ..runtime.reading import reading, regular
 from .base import Perturb, Poison, Workplace
 
 BATCH = 512  # candidate windows tried at a time
-SIGNALS = 3  # signals a candidate must keep finite and small
+SIGNALS = 3  # signals that a candidate must keep finite and small
 LARGEST_NORM = 50.0  # of a three-channel 32 x 32 signal
-# Filter response of an earlier process to the new one's signals, scaled to norm 1 as they will be used, below which the
-# two are too alike: at 32 px.
+# Two processes are too alike if the earlier one's filter responds less than this to the new one's signals, scaled to
+# norm 1 as they will be used: at 32 px.
 RESPONSE, RESPONSE_MANY = 10.0, 3.0
-DRAWS = 256  # signals of each process that `judge` filters; it measures the size of a quarter of them
+DRAWS = 256  # signals per process that `judge` filters; it measures the size of a quarter of them
 MANY_CLASSES = 100
 GIVE_UP = 2_000  # batches
-SCREEN = 32  # side of the signals that candidates are tried on first, and told apart on
+SCREEN = 32  # side of the signals on which candidates are first tried and told apart
 
 
 @dataclass(frozen=True)
 class AR(Poison):
-    """Sample-wise noise that no direction in pixel space carries: every value is the weighted sum of the eight values
-    before it in its 3 x 3 window, with weights of the image's class and channel.
+    """Sample-wise noise without a direction in pixel space: every value is the weighted sum of the eight values before
+    it in its 3 x 3 window, with weights that depend on the image's class and the channel.
     """
 
     summary = "autoregressive noise, one recurrence per class"
@@ -48,18 +48,18 @@ class AR(Poison):
     eps: float | None = parameter(
         None, "size of each image's noise (default 1 for L2 at 32 px, 8/255 for linf)", at_least=0
     )
-    norm: str = parameter("l2", "norm that eps is measured in", choices=("l2", "linf"))
+    norm: str = parameter("l2", "norm in which eps is measured", choices=("l2", "linf"))
     coefficients: str | None = parameter(None, "file of coefficient windows (default: found by the seed)")
     accept: str = parameter(
         "channels",
-        "how the response to a found window is read: channel by channel, or published: summed over the channels first",
+        "how the response to a found window is measured: per channel, or published: summed over the channels first",
         choices=("channels", "published"),
     )
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         eps = self.eps
         if eps is None:
-            # As published: 1 for CIFAR and SVHN, 3 for STL-10; the same noise per pixel at every size.
+            # As published, 1 for CIFAR and SVHN, 3 for STL-10: the same noise per pixel at every size.
             eps = math.sqrt(math.prod(dataset.image_shape) / 3072) if self.norm == "l2" else 8 / 255
         return {"eps": eps, "norm": self.norm, "coefficients": self.coefficients, "accept": self.accept}
 
@@ -98,8 +98,8 @@ def filters(windows: Tensor) -> Tensor:
 
 
 def response(signals: Tensor, windows: Tensor) -> Tensor:
-    """How strongly the filters of `windows` respond to signals: the filtered channels are added up, then the
-    positive part is summed, as in the authors' program.
+    """How strongly the filters of `windows` respond to signals: the filtered channels are added, then the positive part
+    is summed, as in the authors' program.
 
     Args:
         signals: (n, channels, H, W) float32.
@@ -112,8 +112,9 @@ def response(signals: Tensor, windows: Tensor) -> Tensor:
 
 
 def _channel_response(signals: Tensor, windows: Tensor) -> Tensor:
-    """As `response`, with the positive part of each channel by itself: about 1.35 times as much. The windows that `ar`
-    finds by the seed are told apart by it, and their bytes must not change."""
+    """As `response`, but with the positive part of each channel separately: about 1.35 times as much. `ar` tells the
+    windows that it finds by the seed apart with it, so their bytes must not change.
+    """
     n, channels, height, width = signals.shape
     # Every window on every signal, channel by channel: grouped by channel, m filters in each group.
     kernels = filters(windows).transpose(0, 1).reshape(channels * len(windows), 1, 3, 3)
@@ -131,24 +132,24 @@ def find_coefficients(
 ) -> Tensor:
     """Windows of stable, mutually distinguishable processes, (classes, channels, 3, 3) float32, by rejection.
 
-    Draws 3 x 3 normal windows with a zero corner, divided by their sum, and keeps those whose signals stay finite and
-    no larger than white noise of about unit size; a process of `channels` windows is kept if the filter of every
+    Draws 3 x 3 normal windows with a zero corner, divides them by their sum, and keeps those whose signals stay finite
+    and no larger than white noise of about unit size. A process of `channels` windows is kept if the filter of every
     earlier process responds to its signals.
 
     Args:
         accept: "published": the earlier filters' `response` to one signal must reach 10 (3 from 100 classes on);
-            "channels": the response is taken channel by channel, and to three signals.
+            "channels": the response is measured per channel, and on three signals.
 
     Raises:
-        InputError: no such set was found, which happens for very many classes of very small images.
+        InputError: no such set was found, which happens with very many classes of very small images.
     """
     find = _find_published if accept == "published" else _find
     return find(classes, seed, size, channels).clone()
 
 
 def enough(classes: int, size: tuple[int, int], channels: int) -> float:
-    """The response to a signal of norm 1 that tells two processes apart."""
-    # A sum over pixels of a signal of norm 1 grows with the root of their number.
+    """The response to a signal of norm 1 that separates two processes."""
+    # The sum over the pixels of a signal of norm 1 grows with the square root of their number.
     return (RESPONSE_MANY if classes >= MANY_CLASSES else RESPONSE) * math.sqrt(size[0] * size[1] * channels / 3072)
 
 
@@ -224,8 +225,8 @@ def _stable(seed: int, batch: int, size: tuple[int, int], channels: int) -> Tens
     windows = torch.zeros(BATCH, 9)
     windows[:, :8] = z / z.sum(1, keepdim=True)
     windows = windows.view(BATCH, 1, 3, 3)
-    # The published limit is for 32 x 32 x 3; a single channel has its share of the squares. Most candidates already
-    # grow beyond it on a small signal, so only what passes there is tried at full size.
+    # The published limit is for 32 x 32 x 3; a single channel has its share of the squares. Most candidates exceed it
+    # on a small signal already, so only those that pass there are tried at full size.
     for tried in dict.fromkeys([_screen(size), size]):
         if len(windows):
             norms = _signals(windows, tried, seed).double().flatten(1).norm(dim=1).view(-1, SIGNALS)
@@ -236,17 +237,17 @@ def _stable(seed: int, batch: int, size: tuple[int, int], channels: int) -> Tens
 
 @ordinary
 def judge(windows: Tensor, size: tuple[int, int], seed: int = 0) -> dict[str, Any]:
-    """What a set of windows (c, channels, 3, 3) float32 is worth at a size (height, width), by the published test.
+    """Judges a set of windows (c, channels, 3, 3) float32 at a size (height, width) by the published test.
 
-    That test looks at a few signals of a new process, drawn once, so a set that it has accepted need not pass with
-    others: of `DRAWS` signals per process, one that passes is enough here.
+    That test looks at a few signals of a new process, drawn once, so a set that it accepted need not pass with others.
+    Here one passing signal out of `DRAWS` per process is enough.
 
     Returns:
-        `largest_norm` of its signals before scaling; `stable`: all are finite, and of every process one is within the
-        published limit for that size; `own_response`: the largest of a process's filter to its own signals of norm 1,
-        zero but for rounding; `least_response`: of every process but the first, the least response of an earlier one's
-        filter to its best signal, and of these the smallest; `threshold`: what that must reach; `accepted`: stable, and
-        it does. Responses are taken on 32 x 32 at most.
+        `largest_norm` of the signals before scaling; `stable`: all signals are finite, and one of every process is
+        within the published limit for that size; `own_response`: the largest response of a process's filter to its own
+        signals of norm 1, zero up to rounding; `least_response`: the smallest, over all processes but the first, of the
+        least response of an earlier process's filter to the process's best signal; `threshold`: the value that this
+        must reach; `accepted`: the set is stable and reaches it. Responses are measured at 32 x 32 or less.
     """
     c, channels = windows.shape[:2]
     screen = _screen(size)
@@ -277,17 +278,17 @@ def judge(windows: Tensor, size: tuple[int, int], seed: int = 0) -> dict[str, An
 
 
 def save_coefficients(windows: Tensor, path: Path) -> None:
-    """JSON: {"coefficients": (classes, channels, 3, 3) nested lists}."""
+    """Writes JSON: {"coefficients": (classes, channels, 3, 3) nested lists}."""
     write_json(path, {"format": "ulfast-ar-1", "coefficients": windows.double().tolist()})
 
 
 @ordinary
 def load_coefficients(path: str, classes: int, channels: int) -> Tensor:
-    """Windows from what `save_coefficients` wrote, from `.npy`, or from a published `.pt` (a tensor, or a list of
+    """Loads windows from a file of `save_coefficients`, an `.npy`, or a published `.pt` (a tensor, or a list of
     (channels, 3, 3) tensors).
 
     Raises:
-        InputError: the file cannot be read, holds too few classes or other channels, or windows that are not finite.
+        InputError: the file cannot be read, has too few classes or other channels, or its windows are not finite.
     """
     file = expand(path)
     if not file.exists():

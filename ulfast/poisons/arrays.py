@@ -1,4 +1,4 @@
-"""`poison_arrays`: arrays in, arrays out, for libraries that know no data sets."""
+"""`poison_arrays`: arrays in, arrays out, for libraries without data sets."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ LAYOUTS = ("auto", "NHWC", "NCHW")
 def poison_arrays(
     x: np.ndarray, y: np.ndarray, method: str = "lsp", *, layout: str = "auto", **options: Any
 ) -> np.ndarray:
-    """Poisoned images as an array like the one given.
+    """Poison images given as an array, and return an array like it.
 
     Args:
         x: (n, H, W, C) or (n, C, H, W) with 1 or 3 channels: uint8, or floats in [0, 1].
         y: (n,) whole numbers, or (n, c) one-hot.
         method: name or alias of a poison.
-        layout: "NHWC", "NCHW", or "auto": by where the 1 or 3 channels are.
+        layout: "NHWC", "NCHW", or "auto": inferred from the axis with 1 or 3 channels.
         options: as for `ulfast.poison`: ``seed``, ``rate``, ``classes``, ``device``, and the method's parameters.
 
     Returns:
-        An array of x's shape and dtype. Perturbations are whole levels of 255: uint8 images are those of `poison`, byte
-        for byte; floats keep what they have between two levels, are moved by the same levels, and stay in [0, 1].
+        An array of x's shape and dtype. Perturbations are whole levels of 255: uint8 images equal those of `poison`
+        byte for byte; floats are moved by the same levels, keep their fraction between two levels, and stay in [0, 1].
 
     Raises:
-        InputError: other shapes or types, floats outside of [0, 1], a layout that cannot be told, or as `poison`.
+        InputError: the shape or dtype is not one of these, floats are outside [0, 1], the layout is ambiguous, or as
+            for `poison`.
 
     Example:
         >>> x_poisoned = ulfast.poison_arrays(x, y, "ops", seed=0)
@@ -52,7 +53,7 @@ def poison_arrays(
         out = made
     else:
         moved = nhwc + (made.astype(np.int16) - stored) / np.float64(255)
-        # A pixel that the method sets, and does not move, lies at the end of the range whatever it was before.
+        # A pixel that the method sets rather than moves ends at a limit of the range, whatever its value was.
         moved = np.where(made != stored, np.where(made == 255, 1.0, np.where(made == 0, 0.0, moved)), nhwc)
         out = moved.clip(0, 1).astype(x.dtype)
     return np.ascontiguousarray(out.transpose(0, 3, 1, 2) if first else out)

@@ -1,4 +1,4 @@
-"""The augmentation of contrastive learning, through which a gradient finds its way back to the pixels."""
+"""The augmentation of contrastive learning, differentiable with respect to the pixels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from .. import ops
 
-# Numbers that an image's augmentation is made of.
+# Random numbers per augmented image.
 DRAWS = 10
-# Luma and the two differences of colour of NTSC, in which a change of hue is a rotation.
+# NTSC's luma and two colour differences, in which a change of hue is a rotation.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
@@ -23,7 +23,7 @@ def shown(
     number: int,  # of the draw, below 2^29
     first: int,  # number of the first image, below 2^32
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The images as `augmented`, each as (seed, number, image) say, and the way back of the gradient."""
+    """The images as `augmented` by draws from (seed, number, image), and the function that maps gradients back."""
     row = (1 << 62) + (number << 32) + first
     u = ops.philox_uniform(seed, ops.philox.STREAM_AUGMENT, row, len(x), DRAWS, device=x.device)
     with torch.enable_grad():
@@ -38,22 +38,22 @@ def shown(
 
 
 def augmented(x: Tensor, u: Tensor, strength: float) -> Tensor:
-    """A random crop of at least 1 - 0.9 s of the area, resized to the whole (bilinear) and mirrored for half of the
-    images; then, of 80 s % of them, brightness, contrast and saturation changed by up to 0.4 s and the hue by up to
-    0.1 s of a turn; and 20 s % of them in gray. Images of one channel have neither saturation nor hue.
+    """A random crop of at least 1 - 0.9 s of the area, resized to full size (bilinear) and mirrored for half of the
+    images. Then brightness, contrast and saturation of 80 s % of the images change by up to 0.4 s and the hue by up to
+    0.1 s of a turn, and 20 s % of the images become gray. Images of one channel have neither saturation nor hue.
 
     Args:
         x: (b, C, H, W) float32, pixels in [0, 1].
         u: (b, DRAWS) uniform in [0, 1).
         strength: s, in [0, 1].
 
-    Differentiable, but where a pixel is cut at 0 or 1.
+    Differentiable except where a pixel is clipped at 0 or 1.
     """
     columns = u.unbind(1)
     x = _cropped(x, columns[:5], strength)
     each = (slice(None), None, None, None)
     jittered = _jittered(x, [(2 * v - 1)[each] for v in columns[5:9]], strength)
-    # One number decides both: its first digits whether there is jitter, what is left of it whether in gray.
+    # One number decides both: its leading digits decide on jitter, the rest on gray.
     chance = 0.8 * strength
     jitter = columns[9] < chance
     rest = torch.where(jitter, columns[9] / max(chance, 1e-9), (columns[9] - chance) / max(1 - chance, 1e-9))
@@ -92,7 +92,7 @@ def _jittered(x: Tensor, by: list[Tensor], s: float) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """(b, 1, H, W)."""
+    """The gray images, (b, 1, H, W)."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     weights = torch.tensor(YIQ[0], dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""What every poison is: a frozen set of parameters that makes a function from clean images to poisoned ones."""
+"""The interface of poisons: frozen parameters from which a function from clean to poisoned images is prepared."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from ..runtime.progress import Progress
 # first + i of the data set, and what is added to it depends on (seed, method, first + i, its label) alone.
 Perturb = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
-# What a method's parameter `preset` may say: settings that belong together, which others given beside it replace.
+# Values of a method's parameter `preset`: settings that belong together; parameters given explicitly override them.
 PRESETS = ("quick", "published")
 
-REPORT_SECONDS = 0.2  # between two reports from a quick loop
+REPORT_SECONDS = 0.2  # between two reports from a fast loop
 
 
 class Workplace:
-    """Where a poison that has to be computed keeps what it has so far, and whom it tells.
+    """Where a poison that must be computed keeps its intermediate state, and where it reports progress.
 
     Args:
-        folder: for networks and perturbations; None: a temporary one, made when it is first asked for (by all processes
-            of `distributed.joined`, which share it), and which goes with this object.
+        folder: for networks and perturbations; None: a temporary folder, created on first use (by all processes of
+            `distributed.joined`, which share it) and removed with this object.
         resume: continue from what the folder holds.
         device: "auto", "cpu", "cuda" or a torch.device.
         progress: called as ``progress(stage, done, total, **info)``.
-        surrogate_data: clean images to train the network on, instead of those to poison.
+        surrogate_data: clean images on which to train the network, instead of those to poison.
 
     Attributes:
         device: where networks are trained.
-        noise_device: where a poison without a network is computed: on `device` if that was named. With "auto" on the
-            CPU, as most take less time there than the images do to a GPU and back.
-        facts: what the poison says of its making, for the manifest; the same bytes for the same run.
+        noise_device: where a poison without a network is computed: on `device` if it was named explicitly; with "auto",
+            on the CPU, since most take less time there than copying the images to a GPU and back.
+        facts: facts about the computation, for the manifest; identical for identical runs.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Workplace:
             self._given.mkdir(parents=True, exist_ok=True)
             return self._given
         folder = Path(distributed.agreed(str(temporary_folder()) if distributed.is_main() else ""))
-        folder.mkdir(exist_ok=True)  # on another machine
+        folder.mkdir(exist_ok=True)  # missing on another machine
         if distributed.first_here() == distributed.rank():
             weakref.finalize(self, drop, folder)
         return folder
 
     def place(self, values: np.ndarray | Tensor) -> Tensor:
-        """The values on `noise_device`; there already, they are not copied."""
+        """The values on `noise_device`; not copied if they are there already."""
         return (values if isinstance(values, Tensor) else as_tensor(values)).to(self.noise_device)
 
     def tell(self, stage: str, done: float, total: float, **info: float) -> None:
@@ -84,7 +84,7 @@ class Workplace:
             self.progress(stage, done, total, **info)
 
     def tell_often(self, stage: str, done: float, total: float, **info: float) -> None:
-        """`tell` from a quick loop: it is passed on a few times a second."""
+        """`tell` for a fast loop: passes a report on a few times per second."""
         now = time.monotonic()
         if now - self._told > REPORT_SECONDS:
             self._told = now
@@ -93,41 +93,41 @@ class Workplace:
 
 @dataclass(frozen=True)
 class Poison:
-    """Base of all poisons. A subclass is a frozen dataclass whose fields are its parameters.
+    """Base of all poisons. Subclasses are frozen dataclasses whose fields are their parameters.
 
-    `prepare` looks at the data set once, draws what belongs to whole classes, and returns the function that perturbs
+    `prepare` looks at the data set once, draws what belongs to whole classes, and returns a function that perturbs
     batches in any order.
     """
 
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     aliases: ClassVar[tuple[str, ...]] = ()
-    trains: ClassVar[bool] = False  # a network first: minutes to days, not seconds
+    trains: ClassVar[bool] = False  # trains a network first: minutes to days, not seconds
     clean_surrogate: ClassVar[bool] = False  # the network is trained on clean images, before the search
 
     @property
     def by_class(self) -> bool:
-        """Whether the label decides what an image gets."""
+        """Whether an image's perturbation depends on its label."""
         return True
 
     @property
     def for_others(self) -> bool:
-        """Whether images that were not there can be poisoned, too."""
+        """Whether images outside the data set can be poisoned too."""
         return self.by_class
 
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
-        """The function that perturbs batches.
+        """Returns the function that perturbs batches.
 
         Args:
             dataset: clean images and labels.
-            seed: of everything that is drawn.
-            work: where a poison that has to be computed keeps what it has; it must outlive the function. Most poisons
-                need none.
+            seed: seed of all random draws.
+            work: where a poison that must be computed keeps its state; it must outlive the function. Most poisons need
+                none.
         """
         raise TypeError(f"{type(self).__name__} does not say how to perturb")
 
     def parameters(self) -> dict[str, Any]:
-        """Names and values."""
+        """Names and values of the parameters."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`regions-4`, `regions-16`, `cwrandom` and `swrandom`: noise that needs only a random draw."""
+"""`regions-4`, `regions-16`, `cwrandom` and `swrandom`: noise from a single random draw."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_by_class(delta: Tensor, work: Workplace) -> Perturb:
 
 @dataclass(frozen=True)
 class Regions(Poison):
-    """Class-wise blocks of constant colour, every channel value + eps or - eps."""
+    """Class-wise blocks of constant colour; every channel is moved by + eps or - eps."""
 
     summary = "class-wise blocks of constant colour"
     source = "Sandoval-Segura et al., Poisons that are Learned Faster are More Effective, CVPR workshops 2022"
@@ -64,7 +64,7 @@ class ClassWiseRandom(Poison):
 
 @dataclass(frozen=True)
 class SampleWiseRandom(Poison):
-    """A draw of uniform noise in [-eps, eps] for each image: a control, which does not poison."""
+    """One draw of uniform noise in [-eps, eps] for each image: a control that does not poison."""
 
     summary = "sample-wise uniform noise (control: does not poison)"
     source = "Huang et al., Unlearnable Examples, ICLR 2021 (baseline)"

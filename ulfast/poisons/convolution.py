@@ -13,7 +13,7 @@ from ..data.dataset import Dataset
 from ..parameters import parameter
 from .base import Perturb, Poison, Workplace
 
-LARGE = 96  # from this size on the filters published for ImageNet
+LARGE = 96  # from this size on, the filters published for ImageNet are used
 
 
 @dataclass(frozen=True)

@@ -31,27 +31,25 @@ from .surrogate import (
     shuffled,
 )
 
-# Draws of the augmentation that the surrogate trains with are numbered from here, those of the search from zero.
+# Augmentation draws for the surrogate's training are numbered from here, those for the search from zero.
 TRAINING = 1 << 28
 
 
 @dataclass(frozen=True)
 class MinMin(SurrogatePoison):
-    """What min-min methods share: some training steps of the surrogate on the perturbed images, then steps of the noise
-    down its loss, until hardly any perturbed image is classified wrong. Noise starts at zero.
+    """Shared by the min-min methods: some training steps of the surrogate on the perturbed images, then steps of the
+    noise down its loss, until hardly any perturbed image is misclassified. Noise starts at zero.
     """
 
     weight_decay: ClassVar[float] = 5e-4
-    clip: ClassVar[float] = 5.0  # norm of the surrogate's gradient; 0: any
-    cosine: ClassVar[bool] = False  # the learning rate falls to zero, instead of staying
+    clip: ClassVar[float] = 5.0  # largest norm of the surrogate's gradient; 0: unlimited
+    cosine: ClassVar[bool] = False  # the learning rate falls to zero instead of staying constant
 
     wise: str = parameter("sample", "one perturbation per sample or one per class", choices=("sample", "class"))
-    alpha: float | None = parameter(None, "size of a step of the noise (default eps / 10)", at_least=0)
-    steps: int | None = parameter(
-        None, "steps of the noise per round (default 20; class-wise 1 for every batch)", at_least=1
-    )
+    alpha: float | None = parameter(None, "step size of the noise (default eps / 10)", at_least=0)
+    steps: int | None = parameter(None, "steps of the noise per round (default 20; class-wise 1 per batch)", at_least=1)
     batch_size: int | None = parameter(None, "images per step (default 128; class-wise 512)", at_least=1)
-    subset: float = parameter(0.2, "share of each class that class-wise noise is searched on", at_least=0)
+    subset: float = parameter(0.2, "share of each class on which class-wise noise is searched", at_least=0)
     train_steps: int | None = parameter(None, "steps of the surrogate per round (default 10)", at_least=1)
     rounds: int | None = parameter(None, "largest number of rounds (default 100)", at_least=1)
     stop: float | None = parameter(
@@ -59,7 +57,7 @@ class MinMin(SurrogatePoison):
     )
     lr: float = parameter(0.1, "the surrogate's learning rate", at_least=0)
     strength: float | None = parameter(
-        None, "of a random crop, mirroring and jitter, in training and search, in [0, 1] (default 0: none)", at_least=0
+        None, "strength of crop, mirroring and jitter in training and search, in [0, 1] (default 0: none)", at_least=0
     )
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
@@ -164,7 +162,7 @@ class MinMin(SurrogatePoison):
         classes, n = torch.arange(store.rows), len(subset)
         delta = store.read(classes, images.device)
         size = min(values["batch_size"], n)
-        batches = n // size  # the last one that is not full is left out
+        batches = n // size  # an incomplete last batch is dropped
         for step in range(batches):
             index, begin = part(subset[shuffled(n, size, seed, number * batches + step)])
             total, count = torch.zeros_like(delta), torch.zeros(store.rows, device=images.device)
@@ -192,7 +190,7 @@ class MinMin(SurrogatePoison):
         return _row(distributed.sum_(totals), n)
 
     def _augment(self, values: dict[str, Any], seed: int, number: int, first: int) -> Augment | None:
-        """What the surrogate sees in the steps of a batch, which are numbered from `number`."""
+        """The surrogate's view in the steps of a batch, which are numbered from `number`."""
         if not values["strength"]:
             return None
         return lambda x, step: shown(x, values["strength"], seed, number + step, first)
@@ -208,7 +206,7 @@ class MinMin(SurrogatePoison):
     ) -> tuple[Tensor, Tensor]:
         """Each image's noise after its steps, and the losses (b,) before them.
 
-        The network sees pixels in [0, 1]; the noise may point out of it after the last step, as published.
+        The network sees pixels in [0, 1]; after the last step the noise may point outside that range, as published.
         """
         x, first = start + noise, None
         for step in range(values["steps"]):
@@ -225,14 +223,15 @@ class MinMin(SurrogatePoison):
 @dataclass(frozen=True)
 class ErrorMinimising(MinMin):
     """Min-min: a few training steps of the surrogate on the perturbed images, then steps of the noise down its loss,
-    until hardly any perturbed image is classified wrong. Noise starts at zero; there is no augmentation.
+    until hardly any perturbed image is misclassified. Noise starts at zero; there is no augmentation.
 
-    Class-wise noise is searched on a fifth of every class, and steps once for every batch of it: each image's noise
-    takes a step from the class's, and the class's becomes the mean over its images in the batch.
+    Class-wise noise is searched on a fifth of every class, with one step per batch: each image's noise takes a step
+    from that of its class, and the class noise becomes the mean over its images in the batch.
 
-    The preset "fu" is the search that the authors of `rem` compare with: for each of 5,000 steps of the surrogate its
-    batch's noise is searched anew from a random start, by ten steps of eps / 5, and in the end every image's. It has no
-    error to end at; `rounds` are its steps, and `train_steps`, `stop` and `subset` mean nothing there.
+    The preset "fu" is the search with which the authors of `rem` compare: for each of 5,000 steps of the surrogate the
+    noise of its batch is searched again from a random start with ten steps of eps / 5, and in the end the noise of
+    every image. It does not stop at an error; `rounds` is its number of steps, and `train_steps`, `stop` and `subset`
+    have no effect.
     """
 
     summary = "error-minimising noise (min-min)"
@@ -275,8 +274,8 @@ class ErrorMinimising(MinMin):
 @dataclass(frozen=True)
 class AugmentedErrorMinimising(MinMin):
     """Min-min with the augmentation of contrastive learning in the training and inside the noise's gradient, so that
-    the noise outlives it: sixty passes of training, after each a few steps of every image's noise. It has no error to
-    end at. Jitter comes in one order, and hue turns in the plane of NTSC's colours.
+    the noise survives it: sixty training passes, each followed by a few steps of every image's noise. It does not stop
+    at an error. Jitter is applied in a fixed order, and hue is rotated in NTSC's colour plane.
     """
 
     summary = "error-minimising noise through strong augmentation, against contrastive learning too"
@@ -299,7 +298,7 @@ class AugmentedErrorMinimising(MinMin):
 
 
 def share_of_classes(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Indices (m,) int64, in order, of a share of every class's images, one at least, drawn from the seed."""
+    """Sorted indices (m,) int64 of a share of every class's images, at least one, drawn from the seed."""
     draw = ops.philox_uniform(seed, ops.philox.STREAM_SURROGATE, 1 << 62, len(labels), 1)[:, 0]
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
@@ -314,7 +313,6 @@ def _perturbed(images: Images, store: PerturbationStore, index: Tensor, classwis
 
 
 def _row(totals: Tensor, n: int) -> dict[str, float]:
-    """Mean loss of the n images that the round's search has seen, when it met them and after it, and their error after
-    it."""
+    """Mean loss of the n images of a round's search, before and after it, and their error after it."""
     before, after, correct = (totals / n).tolist()
     return {"loss_before": before, "loss_after": after, "error": 1 - correct}

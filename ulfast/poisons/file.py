@@ -1,4 +1,4 @@
-"""`file`: a perturbation that is given, one per image or one per class."""
+"""`file`: a given perturbation, one per image or one per class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Perturb, Poison, Workplace
 
 @dataclass(frozen=True)
 class FilePoison(Poison):
-    """Adds what a file says: a .pt, .safetensors, .npy, .npz or .pkl of perturbations for this data set.
+    """Adds the perturbations for this data set from a .pt, .safetensors, .npy, .npz or .pkl file.
 
     Pixels are rounded to the nearest level. `ulfast data import` truncates, as the published programs do.
     """

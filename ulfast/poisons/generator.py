@@ -27,9 +27,9 @@ from .base import Perturb, Workplace
 from .surrogate import Surrogate, SurrogatePoison
 
 FORMAT = "ulfast-generator-1"
-FILE = "generator.safetensors"  # in the workplace, once it is trained
-LEVELS = 3  # halvings of the generator
-BATCH = 64  # images that it perturbs at a time
+FILE = "generator.safetensors"  # in the work folder, once trained
+LEVELS = 3  # halvings of the resolution in the generator
+BATCH = 64  # images perturbed at a time
 HINT = "make one with `ulfast poison --method gue --generator-out FILE`"
 
 
@@ -70,7 +70,7 @@ class GeneratorPoison(SurrogatePoison):
     name: ClassVar[str] = ""
 
     width: int = parameter(64, "channels of the generator at full size, doubled at each of three halvings", at_least=1)
-    generator: str | None = parameter(None, "a generator's file, made before: nothing is trained")
+    generator: str | None = parameter(None, "file of an existing generator; nothing is then trained")
 
     @property
     def for_others(self) -> bool:
@@ -119,7 +119,7 @@ def normal(surrogate: Surrogate, x: Tensor) -> Tensor:
 
 
 def shared(gradients: Any, share: float) -> list[Tensor]:
-    """The whole batch's gradients, from those of the mean over each process's part."""
+    """The gradients of the whole batch, from those of the mean over each process's part."""
     if distributed.size() == 1:
         return list(gradients)
     flat = distributed.sum_(torch.cat([g.flatten() for g in gradients]) * share)
@@ -128,7 +128,7 @@ def shared(gradients: Any, share: float) -> list[Tensor]:
 
 
 def save_generator(path: Path, generator: Generator, about: dict[str, Any]) -> None:
-    """A safetensors file, atomically; `about` stands in its metadata."""
+    """Writes a safetensors file atomically; `about` goes into its metadata."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
     with atomic_file(path) as whole:
         whole.write_bytes(save(tensors, metadata={"format": FORMAT, "about": json.dumps(about)}))
@@ -138,16 +138,16 @@ def method_of(path: Path) -> str:
     """The method that made a generator, as its file says.
 
     Raises:
-        InputError: the file is missing or is no generator.
+        InputError: the file is missing or is not a generator.
     """
     return str(_content(path)[1].get("method", ""))
 
 
 def load_generator(path: Path, channels: int) -> tuple[Generator, dict[str, Any]]:
-    """What `save_generator` wrote, and what its file says of it.
+    """Loads what `save_generator` wrote, and the metadata of the file.
 
     Raises:
-        InputError: the file is missing or is no generator, or one of images with other channels.
+        InputError: the file is missing, is not a generator, or is for images with other channels.
     """
     tensors, about = _content(path)
     with reading(path, HINT, "as a generator"):
@@ -167,7 +167,7 @@ def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with reading(path, HINT, "as a generator"), safe_open(regular(path), framework="pt") as file:
         text = file.metadata() or {}
         if text.get("format") != FORMAT:
-            raise InputError(f"{path} is no generator of ulfast: {HINT}")
+            raise InputError(f"{path} is not a generator of ulfast: {HINT}")
         about: dict[str, Any] = json.loads(text["about"])
         if not isinstance(about, dict):
             raise ValueError("nothing about its making")

@@ -24,11 +24,11 @@ ETA = 1.5  # how fast the classifier's own optimum must be approached
 
 @dataclass(frozen=True)
 class GameUnlearnable(GeneratorPoison):
-    """The leader of a game is a generator of noise, its follower a classifier that trains on the noisy images; the
-    leader wants every wrong label to be likely on clean ones. A value function ties the two: how much the classifier,
-    on a batch of noisy images, could still gain in a few steps of Adam. Only first derivatives are needed.
+    """In this game the leader is a generator of noise and the follower a classifier that trains on the noisy images;
+    the leader wants wrong labels to be likely on clean images. A value function couples the two: how much the
+    classifier could still gain on a batch of noisy images in a few steps of Adam. Only first derivatives are needed.
 
-    The generator is kept as a file, and poisons images that it has never seen (`--generator`).
+    The generator is saved to a file and also poisons unseen images (`--generator`).
     """
 
     summary = "noise from a generator, which poisons unseen images too"
@@ -40,7 +40,7 @@ class GameUnlearnable(GeneratorPoison):
     epochs: int = parameter(50, "passes over the images", at_least=1)
     batch_size: int = parameter(256, "images per step", at_least=2)
     inner_steps: int = parameter(10, "steps of the classifier's copy towards its optimum", at_least=1)
-    inner_lr: float = parameter(1e-4, "learning rate of these, Adam", at_least=0)
+    inner_lr: float = parameter(1e-4, "learning rate of these steps (Adam)", at_least=0)
     lr: float = parameter(0.01, "the classifier's learning rate", at_least=0)
     generator_lr: float = parameter(0.1, "the generator's learning rate", at_least=0)
 
@@ -93,8 +93,8 @@ def _step(
     optimizer: torch.optim.Optimizer,
     x: Tensor,
     y: Tensor,
-    share: float,  # of the whole batch that these images are
-) -> Tensor:  # losses on the noisy images, and towards the wrong labels on the clean ones, (2,) float64
+    share: float,  # fraction of the whole batch that these images form
+) -> Tensor:  # losses on the noisy images, and towards wrong labels on the clean ones, (2,) float64
     classifier = surrogate.model
     theta, phi = list(classifier.parameters()), list(generator.parameters())
 

@@ -1,4 +1,4 @@
-"""`hypo`: hypocritical perturbations, which make a clean network more certain of the right class."""
+"""`hypo`: hypocritical perturbations, which make a clean network more certain of the correct class."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .surrogate import Images, Search, SurrogatePoison, sweep, trained_surrogate
 
 @dataclass(frozen=True)
 class Hypocritical(SurrogatePoison):
-    """Error-minimising noise against a network trained on the clean images, which stays as it is."""
+    """Error-minimising noise against a fixed network trained on the clean images."""
 
     summary = "noise that a clean network finds easy"
     source = "Tao et al., Better Safe Than Sorry: Preventing Delusive Adversaries with Adversarial Training, 2021"
     aliases = ("hypocritical",)
     clean_surrogate: ClassVar[bool] = True
 
-    alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
+    alpha: float | None = parameter(None, "step size (default eps / 10)", at_least=0)
     batch_size: int = parameter(128, "images per step", at_least=1)
-    steps: int = parameter(100, "steps of each image", at_least=1)
+    steps: int = parameter(100, "steps per image", at_least=1)
     epochs: int | None = parameter(None, "epochs of the clean network (default: the quick recipe's)", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:

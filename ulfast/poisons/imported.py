@@ -1,4 +1,4 @@
-"""Poisons that other people published, as data sets: nine layouts of files, read without running anything in them."""
+"""Published poisons as data sets: nine file layouts, read without running any code in them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ..runtime.progress import Progress
 from ..runtime.reading import reading
 from .statistics import PerturbationStatistics
 
-CHUNK_BYTES = 4 << 20  # of pixels; the sum in float64 takes eight times as much
+CHUNK_BYTES = 4 << 20  # of pixels; their sum in float64 takes eight times as much
 
 
 @ordinary
@@ -45,25 +45,25 @@ def import_published(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """A published poison as a Dataset: the base's labels, the poisoned pixels, byte for byte those of the programs that
-    read such files.
+    """Read a published poison as a Dataset with the labels of the base and the poisoned pixels, byte for byte those of
+    the programs that read such files.
 
-    Files of the layouts in `OWN` bring labels: where these differ from the base's, or there is no base, they are a set
-    in an order of their own, and a base gives the names of the classes alone.
+    Files of the layouts in `OWN` have labels. If these differ from the base's, or there is no base, the files are a set
+    in their own order, and a base supplies only the class names.
 
     Args:
         source: file or folder.
-        base: the clean training images it was made for, in their official order; the layouts in `OWN` need none.
+        base: the clean training images for which it was made, in their official order; the layouts in `OWN` need none.
         layout: one of `LAYOUTS`, or "auto".
-        rounding: of floats to pixels: "truncate", as those programs do, or "nearest".
-        scale: what a perturbation in [-1, 1] is multiplied by, where it is kept apart from its bound, such as 8 / 255;
-            beyond [-1, 1] it is clipped first.
-        name: of the poison, for the manifest (default: the file's).
+        rounding: rounding of floats to pixels: "truncate", as in those programs, or "nearest".
+        scale: factor for a perturbation in [-1, 1] that is stored without its bound, such as 8 / 255; it is first
+            clipped to [-1, 1].
+        name: name of the poison for the manifest (default: the file's).
         progress: called as ``progress("import", done, total)``.
 
     Raises:
-        InputError: unknown layout or rounding; damaged files; files that hold code; another number, size, order or
-            other labels of images than the base's; values that are neither pixels nor perturbations.
+        InputError: the layout or rounding is unknown; files are damaged or hold code; number, size, order or labels of
+            the images differ from the base's; or values are neither pixels nor perturbations.
     """
     with reading(source):
         return _imported(Path(source), base, layout, rounding, scale, name, progress)
@@ -84,7 +84,7 @@ def _imported(
     if found not in LAYOUTS:
         raise InputError(f"unknown layout {found!r}: known are auto, {', '.join(LAYOUTS)}")
     if scale is not None and (found in (*OWN, "png-index", "images-pt", "int8-pickle") or not 0 < scale <= 1):
-        raise InputError(f"--scale {scale:g} is for perturbations in [-1, 1], and lies in (0, 1]: leave it out")
+        raise InputError(f"--scale {scale:g} must be in (0, 1], and is for perturbations in [-1, 1]: leave it out")
     parameters: dict[str, Any] = {"layout": found, "rounding": rounding} | ({"scale": scale} if scale else {})
     manifest: dict[str, Any] = {"method": name or path.stem, "parameters": parameters, "seed": None, "rate": 1.0}
     labels, classes = (base.labels, base.classes) if base is not None else (None, ())
@@ -93,7 +93,7 @@ def _imported(
             check_export(path, base)
         entries, labels, classes = read_own(path, found, base)
     elif base is None:
-        raise InputError(f"{path} has no labels, and follows the order of a clean data set: give it with --base")
+        raise InputError(f"{path} has no labels and follows the order of a clean data set: give that with --base")
     elif found == "png-index":
         check_export(path, base)
         entries = Entries(read_pngs(path, base, progress), "images", "image", np.arange(len(base)))

@@ -1,4 +1,4 @@
-"""Which images are poisoned, and by which labels: some classes only, clusters, a file, or at random."""
+"""Selects the images to poison and the labels that drive the poison: some classes, clusters, a file, or random."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..runtime.made import expand
 from ..runtime.reading import reading, regular
 
 CHUNK_BYTES = 64 << 20
-SIDE = 8  # pixels that images are shrunk to before they are clustered
+SIDE = 8  # side in pixels to which images are shrunk before clustering
 
 ASSIGNMENTS = ("class", "random")
 
 
 def class_numbers(dataset: Dataset, given: Sequence[int | str] | str | None) -> list[int] | None:
-    """The numbers of classes said by number or name, or by a text of them with commas; None for all.
+    """Class numbers from numbers or names, or a comma-separated text of them; None for all.
 
     Raises:
         InputError: there is no such class.
@@ -46,18 +46,19 @@ def class_numbers(dataset: Dataset, given: Sequence[int | str] | str | None) -> 
             known = ", ".join(dataset.classes[:10]) + (" ..." if dataset.num_classes > 10 else "")
             raise InputError(f"classes: there is no class {name!r}: give names ({known}) or numbers from 0 on")
     if not found:
-        raise InputError("classes: none is given: name one at least")
+        raise InputError("classes: none is given: name at least one")
     return sorted(found)
 
 
 def driving(dataset: Dataset, given: Any, seed: int) -> tuple[Dataset, dict[str, Any]]:
-    """The data set with the labels that drive the perturbation, and what the manifest says of them.
+    """The data set with the labels that drive the perturbation, and their description for the manifest.
 
     Args:
-        given: "kmeans:K", a file of labels (.npy, .npz, or text with a number a line), or (n,) integers.
+        given: "kmeans:K", a file of labels (.npy, .npz, or text with one number per line), or (n,) integers.
 
     Raises:
-        InputError: no such file, no whole numbers, another number of labels than images, or a single cluster.
+        InputError: there is no such file, the labels are not integers or not one per image, or there is a single
+            cluster.
     """
     if isinstance(given, str) and given.startswith("kmeans"):
         count = given.partition(":")[2]
@@ -76,7 +77,7 @@ def driving(dataset: Dataset, given: Any, seed: int) -> tuple[Dataset, dict[str,
     if len(used) < 2:
         raise InputError("labels: a poison needs at least two, all of these are the same")
     numbers = numbers.reshape(-1)
-    # How much of a cluster its most frequent class is: what the true labels have to do with those that drive.
+    # The share of the most frequent class in each cluster: how the true labels relate to the driving ones.
     table = np.zeros((len(used), dataset.num_classes), np.int64)
     np.add.at(table, (numbers, dataset.labels), 1)
     about |= {"classes": len(used), "purity": float(table.max(1).sum() / len(labels))}
@@ -84,7 +85,7 @@ def driving(dataset: Dataset, given: Any, seed: int) -> tuple[Dataset, dict[str,
 
 
 def clusters(dataset: Dataset, count: int, seed: int) -> np.ndarray:
-    """Labels (n,) int64 by k-means (scipy's, k-means++ start) of the images shrunk to 8 x 8 pixels."""
+    """Labels (n,) int64 from k-means (scipy's, k-means++ start) on the images shrunk to 8 x 8 pixels."""
     from scipy.cluster.vq import kmeans2
 
     small = []
@@ -93,7 +94,7 @@ def clusters(dataset: Dataset, count: int, seed: int) -> np.ndarray:
         small.append(nn.functional.adaptive_avg_pool2d(pixels, SIDE).flatten(1).double().numpy())
     points = np.concatenate(small)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of empty clusters, which are left out
+        warnings.simplefilter("ignore")  # about empty clusters, which are left out
         _, labels = kmeans2(points, count, iter=50, minit="++", seed=seed % (1 << 32))
     return np.asarray(labels, np.int64)
 
@@ -116,6 +117,6 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
 
 
 def shuffled_labels(labels: np.ndarray, seed: int) -> np.ndarray:
-    """The same labels, each as often, on other images: a control that ties no perturbation to a class."""
+    """The same labels, permuted over the images: a control in which no perturbation is tied to a class."""
     generator = torch.Generator().manual_seed(seed % (1 << 63))
     return labels[torch.randperm(len(labels), generator=generator).numpy()]

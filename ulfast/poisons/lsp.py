@@ -15,7 +15,7 @@ from ..parameters import parameter
 from .base import Perturb, Poison, Workplace
 
 CLASS_SEPARATION = 10.0
-# Item numbers of the class-wise draws, far from each other: vertices (and their repeats), mixing matrices.
+# Item numbers of the class-wise draws, far apart: vertices (and their redraws), mixing matrices.
 REDRAW, MIXING = 1 << 32, 1 << 48
 
 
@@ -24,7 +24,7 @@ class LSP(Poison):
     """Sample-wise noise that a linear classifier separates perfectly.
 
     Latent points are drawn as scikit-learn's ``make_classification(class_sep=10, flip_y=0, n_clusters_per_class=1)``
-    draws them with all features informative: a standard normal times the class's own matrix of U(-1, 1) entries, plus a
+    draws them with all features informative: a standard normal times the class's matrix of U(-1, 1) entries, plus a
     vertex of the hypercube of side 20. Each value fills a patch, and each image's noise is scaled to the L2 norm.
     """
 
@@ -76,7 +76,7 @@ def default_patch(image_shape: tuple[int, int, int]) -> int:
 
 
 def vertices(seed: int, classes: int, features: int) -> Tensor:
-    """(classes, features) of -1 and +1, no two rows alike while there are enough vertices."""
+    """(classes, features) of -1 and +1; all rows differ if there are enough vertices."""
     stream = ops.philox.STREAM_LSP_CLASS
     signs = ops.philox_uniform(seed, stream, 0, classes, features) < 0.5
     if classes <= 2**features:

@@ -18,14 +18,14 @@ from .base import Workplace
 from .store import PerturbationStore
 from .surrogate import Images, Search, SurrogatePoison
 
-# Variances of weights and biases, in the parametrisation of neural tangent kernels.
+# Variances of weights and biases in the neural tangent parametrisation.
 WEIGHT, BIAS = 1.76, 0.18
-# Added to the kernel of a block, as a share of the mean of its diagonal.
+# Ridge added to the kernel of a block, as a share of its mean diagonal.
 RIDGE = 1e-4
 LAYERS = 5  # of the fully connected network
 DENSE = 3  # linear layers after the convolutions
 KERNEL, STRIDE = 5, 2  # of both convolutions
-# Bytes that a kernel and what its gradient needs may take.
+# Bytes for a kernel and the memory of its gradient.
 MEMORY = 1 << 29
 MOST_HELD_OUT = 10_000
 
@@ -35,13 +35,13 @@ TangentKernel = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class NeuralTangentGeneralisation(SurrogatePoison):
-    """One step of the gradient's sign up the loss of held-out images, after a network of infinite width was trained on
-    a block of images for a time t. Training, prediction and gradient have a closed form, the neural tangent kernel's;
-    nothing is trained, and all is computed in float64.
+    """One sign step up the loss of held-out images, after training a network of infinite width on a block of images for
+    a time t. Training, prediction and gradient have a closed form through the neural tangent kernel; nothing is
+    trained, and everything is computed in float64.
 
-    The authors' program names ten steps and takes each from the clean images with the full bound, which is one. It
-    leaves the held-out images out of what it publishes; here they are attacked as well, with as many of the others
-    held out for them. Blocks are equal in size and no image is left over.
+    The authors' program has ten steps but takes each from the clean images with the full bound, which amounts to one.
+    It omits the held-out images from its output; here they are attacked too, with as many of the others held out for
+    them. Blocks have equal size, and no image is left over.
     """
 
     summary = "noise against a network of infinite width (neural tangent kernel)"
@@ -53,8 +53,8 @@ class NeuralTangentGeneralisation(SurrogatePoison):
         "fnn: five dense layers with erf; cnn: two convolutions, hundreds of times slower",
         choices=("fnn", "cnn"),
     )
-    t: float = parameter(64.0, "time of training after which it is judged (best: fnn 4096, cnn 8)", at_least=0)
-    block_size: int = parameter(512, "most images that are trained on together", at_least=2)
+    t: float = parameter(64.0, "training time at which the loss is taken (best: fnn 4096, cnn 8)", at_least=0)
+    block_size: int = parameter(512, "largest number of images trained on together", at_least=2)
     held_out: int | None = parameter(
         None, "images whose loss is driven up (default a fifth, at most 10,000)", at_least=1
     )
@@ -97,7 +97,7 @@ class NeuralTangentGeneralisation(SurrogatePoison):
     def _block(
         self, kernel: TangentKernel, images: Images, rows: Tensor, held: Tensor, classes: int
     ) -> tuple[Tensor, float]:
-        """A block's noise (b, C, H, W), and the mean loss of the held-out images before it."""
+        """The noise of a block (b, C, H, W), and the mean loss of the held-out images before it."""
         x = images.pixels(rows).double()
         y = nn.functional.one_hot(images.labels[rows.to(images.device)], classes).double()
         size = batch(self.surrogate, x)
@@ -107,7 +107,7 @@ class NeuralTangentGeneralisation(SurrogatePoison):
 
 
 def batch(surrogate: str, x: Tensor) -> int:
-    """Images whose kernel with the block x (b, C, H, W) keeps to `MEMORY`."""
+    """Number of images whose kernel with the block x (b, C, H, W) fits in `MEMORY`."""
     b, _, height, width = x.shape
     places = 1 if surrogate == "fnn" else math.ceil(height / STRIDE) * math.ceil(width / STRIDE)
     maps = 12 * LAYERS if surrogate == "fnn" else 24
@@ -120,10 +120,11 @@ def loss_gradient(
     y: Tensor,  # (b, c) float64, one-hot
     held_out: Iterable[tuple[Tensor, Tensor]],  # images (v, C, H, W) float64 with labels (v,) int64
     t: float,  # time of training, at learning rate 1 of the mean squared error over images and classes
-    size: int,  # columns of a kernel that are worked on together
+    size: int,  # columns of a kernel computed together
 ) -> tuple[Tensor, Tensor]:  # cross-entropy summed over the held-out images, its gradient (b, C, H, W)
-    """Of an infinitely wide network that was trained from zero on the block: its outputs are K(v, x) g(A) y, where
-    A = K(x, x) + ridge and g(A) = A^-1 (1 - exp(-A t / (b c))). The slope of g(A) is that of Daleckii and Krein.
+    """The held-out loss of an infinitely wide network trained from zero on the block: its outputs are K(v, x) g(A) y,
+    where A = K(x, x) + ridge and g(A) = A^-1 (1 - exp(-A t / (b c))). g(A) is differentiated by the formula of Daleckii
+    and Krein.
     """
     b, time = len(x), t / y.numel()
     with torch.no_grad():
@@ -146,7 +147,7 @@ def loss_gradient(
     slope = vectors.T @ pull @ y.T @ vectors
     slope = vectors @ (_divided(values, g, time) * (slope + slope.T) / 2) @ vectors.T
     slope.diagonal().add_(RIDGE / b * slope.trace())
-    # K(x, x) moves with both of its arguments, alike.
+    # K(x, x) depends on x through both of its arguments equally.
     for columns, weights in zip(x.split(size), slope.split(size, 1), strict=True):
         leaf = x.detach().requires_grad_()
         gradient += 2 * torch.autograd.grad(kernel(leaf, columns), leaf, weights)[0]
@@ -159,7 +160,9 @@ def _response(values: Tensor, time: float) -> Tensor:
 
 
 def _divided(values: Tensor, g: Tensor, time: float) -> Tensor:
-    """(b, b) divided differences of `_response` at its values (b,), g there; its derivative where two are alike."""
+    """(b, b) divided differences of `_response` at the values (b,), where it is g; its derivative where two are
+    equal.
+    """
     a, b = values[:, None], values[None]
     middle = (a + b) / 2
     near = (a - b).abs() <= 1e-6 * middle
@@ -170,8 +173,9 @@ def _divided(values: Tensor, g: Tensor, time: float) -> Tensor:
 
 
 def fully_connected(x: Tensor, z: Tensor) -> Tensor:
-    """The kernel (n, m) of five dense layers, an erf after each (Williams, 1997), mean over the outputs; x (n, ...), z
-    (m, ...)."""
+    """The kernel (n, m) of five dense layers with an erf after each (Williams, 1997), averaged over the outputs; x (n,
+    ...), z (m, ...).
+    """
     x, z = x.flatten(1), z.flatten(1)
     d = x.shape[1]
     k, p, q = x @ z.T / d, (x * x).sum(1) / d, (z * z).sum(1) / d
@@ -188,10 +192,10 @@ def fully_connected(x: Tensor, z: Tensor) -> Tensor:
 
 
 def convolutional(x: Tensor, z: Tensor) -> Tensor:
-    """The kernel (n, m) of two 5 x 5 convolutions of stride 2, zeros around, with ReLU (Cho and Saul, 2009), then of
-    three linear layers of all places; x (n, C, H, W), z (m, C, H, W).
+    """The kernel (n, m) of two zero-padded 5 x 5 convolutions of stride 2 with ReLU (Cho and Saul, 2009), followed by
+    three dense layers; x (n, C, H, W), z (m, C, H, W).
 
-    Layers that flatten without pooling only ask how alike two images are at the same place.
+    Layers that flatten without pooling depend only on the similarity of two images at the same position.
     """
     channels, height, width = x.shape[1:]
     weight = WEIGHT / KERNEL**2
@@ -217,18 +221,19 @@ def convolutional(x: Tensor, z: Tensor) -> Tensor:
 
 
 def _patches(x: Tensor) -> Tensor:
-    """What a convolution sees at each place, (n, 25 C, places); x (n, C, H, W). As much is added after as before, or
-    one more."""
+    """The input patches of a convolution, (n, 25 C, positions); x (n, C, H, W). Padding after equals padding before, or
+    is one more.
+    """
     short = [max(0, (math.ceil(side / STRIDE) - 1) * STRIDE + KERNEL - side) for side in x.shape[2:]]
     up, left = (missing // 2 for missing in short)
     return nn.functional.unfold(nn.functional.pad(x, (left, short[1] - left, up, short[0] - up)), KERNEL, stride=STRIDE)
 
 
 def _rectified(k: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Covariance after a ReLU and that of its derivative, (places, n, m) each, of Gaussians with covariances k (places,
-    n, m) and variances p (places, n), q (places, m).
+    """The covariances after a ReLU and after its derivative, (places, n, m) each, for Gaussians with covariances k
+    (places, n, m) and variances p (places, n), q (places, m).
 
-    Of an image with itself the angle is zero and stays so, and has no slope.
+    The angle of an image with itself stays zero and has no derivative.
     """
     square = p[:, :, None] * q[:, None, :]
     rest = square - k * k

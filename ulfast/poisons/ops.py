@@ -1,4 +1,4 @@
-"""`ops`: the one-pixel shortcut, the same pixel of the same corner colour in every image of a class."""
+"""`ops`: the one-pixel shortcut, which sets the same pixel to the same corner colour in every image of a class."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .base import Perturb, Poison, Workplace
 
 @dataclass(frozen=True)
 class OnePixelShortcut(Poison):
-    """For every class the position and colour whose difference to the class's images is largest and steadiest: the mean
-    of ``|colour - pixel|`` over its standard deviation, both over images and channels. A pair that an earlier class
-    has used is skipped.
+    """Chooses for every class the position and colour that differ most and most consistently from the class's images:
+    the largest mean of ``|colour - pixel|`` over its standard deviation, both over images and channels. A pair used by
+    an earlier class is skipped.
     """
 
     summary = "one pixel per class, set to a corner colour"
@@ -32,7 +32,7 @@ class OnePixelShortcut(Poison):
             raise InputError(f"ops: {dataset.num_classes} classes have no {self.sparsity} pixels each in such images")
         places, colours = choose(class_moments(dataset, squares=True, device=work.noise_device), self.sparsity)
 
-        # On the CPU wherever the pixels were found: they are set quicker than an image is copied.
+        # Always on the CPU: setting the pixels is faster than copying an image.
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
             out = images.copy().reshape(len(images), height * width, channels)
             for s in range(self.sparsity):
@@ -55,7 +55,7 @@ def choose(moments: ClassMoments, sparsity: int) -> tuple[np.ndarray, np.ndarray
     used: set[tuple[int, int]] = set()
     for c in range(classes):
         n, s, q = counts[c], sums[c], squares[c]  # (pixels, channels)
-        # |0 - x| is x, |255 - x| is 255 - x: its sums follow from those of x. Whole numbers below 2^53, so exact.
+        # |0 - x| is x and |255 - x| is 255 - x, so the sums follow from those of x. Integers below 2^53, so exact.
         total = s @ (1 - 2 * bright) + 255.0 * n * bright.sum(0)
         square = q.sum(1)[:, None] - 510.0 * (s @ bright) + 255.0**2 * n * bright.sum(0)
         mean = total / (n * channels)

@@ -18,19 +18,19 @@ from ..ops.reference import unit, whole_levels
 from ..parameters import parameter
 from .base import PRESETS, Perturb, Poison, Workplace
 
-BLOCK = 1 << 22  # values that the steps from a random noise work on at a time
+BLOCK = 1 << 22  # values processed at a time in the steps from random noise
 
 
 @dataclass(frozen=True)
 class PerturbationInducedLinearisation(Poison):
-    """Sample-wise noise found by sign steps against a linear classifier of the clean images. It goes down two terms,
-    both linear in the image: the classifier should predict the class from the noise alone, and learn
-    nothing from the image without it. What is published is image minus noise.
+    """Sample-wise noise found by sign steps against a linear classifier of the clean images. It descends two terms,
+    both linear in the image: the classifier should predict the class from the noise alone and learn nothing from the
+    image without it. The poisoned image is the image minus the noise.
 
-    No classifier has a bias. That of the preset "quick" is one layer that starts at zero, which keeps its rows in the
-    span of the images, and is fitted by plain SGD; the noise starts at zero. That of the preset "published" is two
-    layers, the first as wide as there are classes, which start at random and are fitted by SGD with momentum 0.9 and a
-    cosine schedule; the noise starts at random, uniformly in its ball.
+    The classifiers have no bias. In the preset "quick" it is one layer that starts at zero, which keeps its rows in the
+    span of the images, fitted by plain SGD; the noise starts at zero. In the preset "published" it is two layers, the
+    first as wide as the number of classes, with random initialisation, fitted by SGD with momentum 0.9 and a cosine
+    schedule; the noise starts at random, uniformly in its ball.
     """
 
     summary = "sample-wise noise against a linear surrogate"
@@ -41,7 +41,7 @@ class PerturbationInducedLinearisation(Poison):
     eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
     alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
     steps: int = parameter(30, "sign steps", at_least=0)
-    share: float = parameter(0.9, "weight of the noise's own term; the rest goes to the image", at_least=0)
+    share: float = parameter(0.9, "weight of the noise's term; the rest is the image's", at_least=0)
     epochs: int = parameter(30, "epochs of the linear fit", at_least=1)
     lr: float = parameter(0.003, "learning rate of the linear fit", at_least=0)
     batch_size: int | None = parameter(None, "batch size of the linear fit (default 128; published 512)", at_least=1)
@@ -60,7 +60,7 @@ class PerturbationInducedLinearisation(Poison):
         fit = self._fit_two if published else self._fit_one
         weight, accuracy = fit(dataset, seed, work, values["batch_size"])
         work.facts |= {"train_accuracy": accuracy}
-        # Fitted on the CPU in any case: a classifier that differs in a last bit turns signs of the steps.
+        # Always fitted on the CPU: a classifier that differs in the last bit flips signs of the steps.
         weight, alpha = work.place(weight), values["alpha"]
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ class PerturbationInducedLinearisation(Poison):
         images, labels = as_tensor(dataset.images), as_tensor(dataset.labels)
         c, d = dataset.num_classes, math.prod(dataset.image_shape)
         generator = torch.Generator().manual_seed(seed)
-        # Uniform within 1 / sqrt(inputs), as torch starts its linear layers.
+        # Uniform within 1 / sqrt(inputs), torch's initialisation of linear layers.
         layers = [
             ((torch.rand(c, inputs, generator=generator) * 2 - 1) / math.sqrt(inputs)).requires_grad_()
             for inputs in (d, c)
@@ -118,10 +118,10 @@ class PerturbationInducedLinearisation(Poison):
         return (layers[1] @ layers[0]).detach(), correct / len(labels)
 
     def _tell(self, work: Workplace, epoch: int, loss: float, accuracy: float) -> None:
-        """After a pass of the fit.
+        """Checks and reports a pass of the fit.
 
         Raises:
-            InputError: the loss is not a number.
+            InputError: the loss is not finite.
         """
         if not math.isfinite(loss):
             raise InputError(f"pil: the linear fit diverged at lr {self.lr:g}: give a smaller --set lr=")
@@ -130,9 +130,9 @@ class PerturbationInducedLinearisation(Poison):
     def _from_random(
         self, first: int, images: Tensor, labels: Tensor, weight: Tensor, alpha: float, seed: int
     ) -> Tensor:
-        """As `ops.perturb_linear`, from a noise drawn by (seed, image number) alone.
+        """As `ops.perturb_linear`, starting from noise drawn from (seed, image number) alone.
 
-        In float64, in which rounding turns no sign: an image does not depend on those beside it.
+        It uses float64, in which rounding flips no sign, so that an image does not depend on the others in its batch.
         """
         n, (c, d), weight = len(images), weight.shape, weight.double()
         most, out = whole_levels(self.eps), torch.empty_like(images)

@@ -1,4 +1,4 @@
-"""The poisons by name. A new one is a file here and a line below."""
+"""The poisons by name. A new poison is a file here and a line below."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def get_poison(name: str) -> tuple[str, Poison]:
     """The registered name and the poison for a name or alias.
 
     Raises:
-        InputError: an unknown name; the message suggests the nearest.
+        InputError: the name is unknown; the message suggests the nearest.
     """
     key = resolve(name, POISONS)
     if key is None:

@@ -1,4 +1,4 @@
-"""`rem` and `sem`: noise that stays easy under adversarial training."""
+"""`rem` and `sem`: noise that remains easy under adversarial training."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .surrogate import (
 
 @dataclass(frozen=True)
 class Moved:
-    """A crop with padding and a mirroring of each image of a batch, and its inverse.
+    """A padded crop and mirroring of each image of a batch, and its inverse.
 
     Args:
-        dy, dx: (b,) int64 shifts in pixels, none of them beyond `padding`.
+        dy, dx: (b,) int64 shifts in pixels, of at most `padding`.
         flip: (b,) bool.
     """
 
@@ -43,7 +43,7 @@ class Moved:
 
     @classmethod
     def draw(cls, padding: int, seed: int, row: int, count: int, device: torch.device) -> Moved:
-        """Of `count` images, each from (seed, row + its place) alone."""
+        """Draws the moves of `count` images, each from (seed, row + its place) alone."""
         u = ops.philox_uniform(seed, ops.philox.STREAM_AUGMENT, (1 << 62) + row, count, 3, device=device)
         dy, dx = ((u[:, :2] * (2 * padding + 1)).long() - padding).unbind(1)
         return cls(padding, dy, dx, u[:, 2] < 0.5)
@@ -53,12 +53,12 @@ class Moved:
         return self._taken(x, 1)
 
     def back(self, gradient: Tensor) -> Tensor:
-        """The gradient of what went `there`."""
+        """Maps the gradient of the result of `there` back to its input."""
         return self._taken(gradient, -1)
 
     def _taken(self, x: Tensor, sign: int) -> Tensor:
         height, width = x.shape[2:]
-        # Mirrored, the columns run backwards; the way back then undoes a shift with the same sign.
+        # In a mirrored image the columns are reversed, so the inverse undoes a shift with the same sign.
         direction = 1 - 2 * self.flip.long()
         columns = torch.arange(width, device=x.device) * direction[:, None] + (width - 1) * self.flip[:, None]
         columns = columns + (self.dx * (direction if sign < 0 else 1) * sign)[:, None] + self.padding
@@ -69,11 +69,11 @@ class Moved:
 
 
 class Draws:
-    """What is drawn for a batch of images, one draw after the other; each image's part depends on (seed, number of the
-    draw, first + its place in the batch) alone.
+    """Successive random draws for a batch of images; each image's part depends on (seed, number of the draw, first +
+    its place in the batch) alone.
 
     Args:
-        number: of the next draw, below 2^29.
+        number: number of the next draw, below 2^29.
         first: place of the batch's first image, below 2^32.
     """
 
@@ -91,12 +91,12 @@ class Draws:
 
 @dataclass(frozen=True)
 class RobustErrorMinimising(SurrogatePoison):
-    """Min-min-max: the noise descends the loss after an adversary within a smaller ball has ascended it on the
-    perturbed image, averaged over augmentations; the surrogate trains on what the adversary made. In the end the noise
-    of every image is searched once more against the final surrogate.
+    """Min-min-max: an adversary within a smaller ball ascends the loss on the perturbed image, then the noise descends
+    that loss, averaged over augmentations; the surrogate trains on the adversary's images. In the end the noise of
+    every image is searched once more against the final surrogate.
 
-    Noise and adversary start anew at random in their balls, and every image has a crop and a mirroring of its own at
-    every step, as published. With `start=stored` the noise continues from its last search, and the adversary
+    Noise and adversary start at random in their balls each time, and every image gets its own crop and mirroring at
+    every step, as published. With `start=stored` the noise continues from its last search, and the adversary starts
     from the image itself.
     """
 
@@ -112,15 +112,15 @@ class RobustErrorMinimising(SurrogatePoison):
     steps_a: int = parameter(10, "the adversary's steps", at_least=0)
     inner: str = parameter(
         "adversarial",
-        "what moves the perturbed image within eps_a: the adversary, or a random draw",
+        "what moves the perturbed image within eps_a: the adversary or a random draw",
         choices=("adversarial", "random"),
     )
     samples: int = parameter(5, "augmentations of each image", at_least=1)
     start: str = parameter(
-        "random", "where a search begins: at random, or at the noise that is stored", choices=("random", "stored")
+        "random", "where a search begins: at random or at the stored noise", choices=("random", "stored")
     )
     padding: int = parameter(4, "padding of the random crop", at_least=0)
-    moves: bool = parameter(True, "a random crop and mirroring at every step; false: the image as it is")
+    moves: bool = parameter(True, "random crop and mirroring at every step; false: the unchanged image")
     batch_size: int = parameter(128, "images per step", at_least=1)
     lr: float = parameter(0.1, "the surrogate's learning rate (x0.1 after 40 and 80 %)", at_least=0)
 
@@ -177,7 +177,7 @@ class RobustErrorMinimising(SurrogatePoison):
         at: int,
         state: dict[str, Any],
     ) -> None:
-        """A search of a batch's noise, and a step of the surrogate on what the adversary makes of it."""
+        """A search for a batch's noise, and a surrogate step on the adversary's version of the batch."""
         # Of networks that drop out, not alike in all parts of a batch.
         torch.manual_seed((seed * 1_000_003 + at + (distributed.rank() << 48)) % (1 << 63))
         batch = shuffled(images.n, self.batch_size, seed, at)
@@ -194,7 +194,7 @@ class RobustErrorMinimising(SurrogatePoison):
         surrogate.model.train()
         surrogate.learn(hardest, y, optimizer, len(batch))
         before, after = (distributed.sum_(losses) / len(batch)).tolist()
-        # The last few searches' mean losses, before and after.
+        # Mean losses of the last few searches, before and after.
         state["recent"] = [*state["recent"][-9:], [before, after]]
         state["iterations"] = at + 1
         if at % 10 == 0 or at + 1 == self.iterations:
@@ -202,7 +202,7 @@ class RobustErrorMinimising(SurrogatePoison):
 
     @property
     def _draws(self) -> int:
-        """Draws of a search, and of the step of the surrogate after it: a crop and a start of each adversary."""
+        """Number of draws in a search and the surrogate step after it: a crop and a start for each adversary."""
         return 1 + 2 * self.samples * (self.steps + 1) + 2
 
     def _moved(self, draws: Draws, x: Tensor) -> Moved:
@@ -212,7 +212,7 @@ class RobustErrorMinimising(SurrogatePoison):
         return Moved(0, still, still, still.bool())
 
     def _adversary(self, surrogate: Surrogate, x: Tensor, y: Tensor, values: dict[str, Any], draws: Draws) -> Tensor:
-        """x moved up the loss, within its own ball, or anywhere in it."""
+        """Moves x up the loss within the adversary's ball, or to a random place in it."""
         hardest = x.clone()
         if self.inner == "random":
             return hardest.add_(draws.start(x, values["eps_a"])).clamp_(0, 1)
@@ -232,8 +232,8 @@ class RobustErrorMinimising(SurrogatePoison):
         values: dict[str, Any],
         draws: Draws,
     ) -> tuple[Tensor, Tensor]:
-        """Steps of the noise of the images at `index`: the perturbed pixels, and the adversary's loss summed over the
-        images, mean over the augmentations, at the first step and after the last, (2,) float64.
+        """Takes the noise steps for the images at `index`. Returns the perturbed pixels and the adversary's loss,
+        summed over the images and averaged over the augmentations, at the first step and after the last, (2,) float64.
         """
         start, y = images.pixels(index), images.labels[index.to(images.device)]
         if not len(index):
@@ -260,16 +260,16 @@ class RobustErrorMinimising(SurrogatePoison):
 
 @dataclass(frozen=True)
 class StableErrorMinimising(RobustErrorMinimising):
-    """The search of `rem` with a uniform draw in the smaller ball where that has an adversary: an eleventh of its
-    passes through the surrogate.
+    """The search of `rem` with a uniform draw in the smaller ball instead of the adversary: an eleventh of the passes
+    through the surrogate.
     """
 
-    summary = "rem with random noise for its adversary: cheaper"
+    summary = "rem with random noise instead of its adversary: cheaper"
     source = "Liu et al., Stable Unlearnable Example, AAAI 2024"
     aliases = ("stable-error-minimizing", "stable-error-minimising")
 
     inner: str = parameter(
         "random",
-        "what moves the perturbed image within eps_a: the adversary, or a random draw",
+        "what moves the perturbed image within eps_a: the adversary or a random draw",
         choices=("adversarial", "random"),
     )

@@ -30,16 +30,16 @@ from .labels import ASSIGNMENTS, class_numbers, driving, shuffled_labels
 from .registry import get_poison
 from .statistics import PerturbationStatistics
 
-# Bytes of clean images per call of a generator: a fixed memory, and few calls, since waking and gathering two
-# threads that sleep between parallel regions costs 0.4 ms each (lsp on CIFAR-10: 46 ms in chunks of 3 MB, 28 of 15 MB).
+# Bytes of clean images per call of a generator: fixed memory but few calls, since waking and joining two threads that
+# sleep between parallel regions costs 0.4 ms each (lsp on CIFAR-10: 46 ms in chunks of 3 MB, 28 ms in chunks of 15 MB).
 CHUNK_BYTES = 15 << 20
 
 
 class Poisoning:
-    """A poison bound to a data set: iterate over it once for (begin, stop, poisoned images).
+    """A poison bound to a data set; iterate over it once for (begin, stop, poisoned images).
 
-    Args as for `poison`, and `work`, where a poison that trains a network keeps what it has (default: a temporary
-    folder). `manifest()` is complete after the pass.
+    The arguments are those of `poison`, and `work`, where a poison that trains a network keeps its state (default: a
+    temporary folder). `manifest()` is complete after the pass.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Poisoning:
             yield begin, stop, out
 
     def pieces(self) -> list[tuple[int, int]]:
-        """All images in ranges, which do not depend on who works on them."""
+        """The images divided into ranges, which do not depend on the number of processes."""
         return chunks(self.dataset.images, CHUNK_BYTES)
 
     def over(self, pieces: list[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray, dict[str, Any]]]:
-        """(begin, stop, poisoned images, their `PerturbationStatistics.record`) of some ranges."""
-        self._prepared()  # by all processes together, also those without a piece
+        """Yields (begin, stop, poisoned images, their `PerturbationStatistics.record`) for some ranges."""
+        self._prepared()  # by all processes together, including those without a range
         chosen = self.mask
         for begin, stop in pieces:
             clean, out = self.block(begin, stop)
@@ -102,7 +102,7 @@ class Poisoning:
             yield begin, stop, out, one.record()
 
     def block(self, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The images [begin, stop), (n, H, W, C) uint8, as they are and poisoned."""
+        """The images [begin, stop), (n, H, W, C) uint8, clean and poisoned."""
         chosen = self.mask
         clean = np.ascontiguousarray(self.dataset.images[begin:stop])
         out = self._prepared()(begin, clean, self._labels[begin:stop])
@@ -126,10 +126,10 @@ class Poisoning:
         return of_classes if chosen is None else chosen & of_classes
 
     def check_unseen(self) -> None:
-        """Whether other images than those of the data set can be poisoned.
+        """Checks that images outside the data set can be poisoned.
 
         Raises:
-            InputError: noise that belongs to single images, or to labels that other images do not have.
+            InputError: the noise belongs to single images, or to labels that other images lack.
         """
         if not self.poison.for_others:
             raise InputError(f"{self.name} finds noise for single images, none for others: leave --poison-test out")
@@ -137,11 +137,11 @@ class Poisoning:
             raise InputError("test images have none of the labels that drive the poison: leave --poison-test out")
 
     def unseen(self, test: Dataset) -> Dataset:
-        """Test images with the perturbation that a training image of their class would get; those of the classes that
-        are poisoned.
+        """Test images with the perturbation that a training image of their class would get; only poisoned classes
+        change.
 
         Raises:
-            InputError: as `check_unseen`, or images of another shape or of other classes.
+            InputError: as for `check_unseen`; or the images have another shape or other classes.
         """
         self.check_unseen()
         test = matched(self.dataset, test, names=("training images", "test images"), part=True)
@@ -157,7 +157,7 @@ class Poisoning:
         return replace(test, images=images, manifest={"method": self.name, "seed": self.seed, **self.about()})
 
     def about(self) -> dict[str, Any]:
-        """Which images are poisoned by what, where it is not all by their own labels; for the manifest."""
+        """Which images are poisoned by what, unless it is all of them by their own labels; for the manifest."""
         other = self.work.surrogate_data
         return {
             **({"classes": [self.dataset.classes[c] for c in self._chosen]} if self._chosen is not None else {}),
@@ -167,7 +167,7 @@ class Poisoning:
         }
 
     def manifest(self) -> dict[str, Any]:
-        """What was done, to what: enough to make the same bytes again."""
+        """What was done to which data: enough to reproduce the same bytes."""
         source = self.dataset
         return {
             "method": self.name,
@@ -183,7 +183,7 @@ class Poisoning:
 
 
 class _Stream(LazyImages):
-    """Poisoned images, made when they are asked for. A range counts in the statistics; single images do not."""
+    """Poisoned images, computed on demand. A range counts in the statistics; single images do not."""
 
     def __init__(self, work: Poisoning) -> None:
         super().__init__(work.dataset.images.shape, self._one)
@@ -211,15 +211,15 @@ def write_shards(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Writes a poisoned set and clean test images as WebDataset shards, in memory that does not grow with it: images
-    that are decoded on demand go from shard to shard.
+    """Writes a poisoned set and clean test images as WebDataset shards in bounded memory: images that are decoded on
+    demand are streamed from shard to shard.
 
     Args:
         work: the poison and the images; its manifest goes into `info.json`.
         size: images per shard (default: 1,000).
 
     Raises:
-        InputError: as `write_wds`.
+        InputError: as for `write_wds`.
     """
     images: Any = _Stream(work)
     splits = {"train": replace(work.dataset, images=images, manifest={})}
@@ -229,7 +229,9 @@ def write_shards(
 
 
 def rate_mask(dataset: Dataset, rate: float, seed: int) -> np.ndarray | None:
-    """Which images are poisoned: the same share of every class; a larger rate includes the images of a smaller one."""
+    """Mask of the poisoned images: the same share of every class; a larger rate includes the images of a smaller
+    one.
+    """
     if rate >= 1:
         return None
     draw = ops.philox_uniform(seed, ops.philox.STREAM_RATE, 0, len(dataset), 1)[:, 0].numpy()
@@ -263,18 +265,19 @@ def poison(
     Args:
         dataset: clean images.
         method: name or alias of a poison (`ulfast ls` lists them).
-        seed: image i's perturbation depends on (seed, method, i, its label) alone; on the whole data set where the
+        seed: image i's perturbation depends on (seed, method, i, its label) alone, or on the whole data set if the
             method trains a network or a linear model on it.
         rate: share of each class that is poisoned.
-        classes: numbers or names of the only classes that are poisoned.
-        labels: what drives the perturbation instead of the true labels, which the result keeps: "kmeans:K" (clusters of
-            the images shrunk to 8 x 8 pixels), a file, or (n,) whole numbers.
+        classes: numbers or names of the classes to poison (default: all).
+        labels: labels that drive the perturbation instead of the true labels, which the result keeps: "kmeans:K"
+            (clusters of the images shrunk to 8 x 8 pixels), a file, or (n,) whole numbers.
         assign: "random" is a control: each image gets the noise of a class drawn at random.
-        surrogate_data: clean images of the same classes that the network is trained on, instead of those to poison.
-        device: "auto", "cpu" or "cuda". Methods that train a network do so there; the others work on the CPU with
-            "auto", as most take less time there than the images do to a GPU and back, and on a GPU that is named.
-        folder: where those keep network and perturbations while they work; None: a temporary folder.
-        resume: continue the run that was interrupted in `folder`.
+        surrogate_data: clean images of the same classes on which the network is trained, instead of those to poison.
+        device: "auto", "cpu" or "cuda". Methods that train a network do so there. With "auto" the others run on the
+            CPU, since most take less time there than copying the images to a GPU and back; they use a GPU that is
+            named.
+        folder: where methods that train keep network and perturbations meanwhile; None: a temporary folder.
+        resume: continue the interrupted run in `folder`.
         progress: called as ``progress("poison", done, total)``.
         parameters: parameters of the method, for example ``eps=0.5``.
 
@@ -282,7 +285,7 @@ def poison(
         Dataset with the same labels; its manifest records what was done and the perturbation's statistics.
 
     Raises:
-        InputError: unknown method or parameter, or a value out of bounds.
+        InputError: the method or a parameter is unknown, or a value is out of bounds.
 
     Example:
         >>> poisoned = ulfast.poison(ulfast.load_dataset("sample"), "lsp", seed=0)
@@ -300,7 +303,7 @@ def poison(
 
 @ordinary
 def perturbation(clean: Dataset, poisoned: Dataset) -> torch.Tensor:
-    """What was added, (n, H, W, C) float32 in units of [0, 1], after rounding and clipping."""
+    """The perturbation, (n, H, W, C) float32 in units of [0, 1], after rounding and clipping."""
     poisoned = aligned(clean, poisoned, names=("clean images", "poisoned images"))
     difference = poisoned.images.astype(np.int16) - clean.images
     return torch.from_numpy(difference).float() / 255
@@ -308,7 +311,7 @@ def perturbation(clean: Dataset, poisoned: Dataset) -> torch.Tensor:
 
 @ordinary
 def write_poisoned(work: Poisoning, split: SplitWriter, progress: Progress | None = None) -> None:
-    """Streams a poisoned set to disk in memory that does not grow with it."""
+    """Streams a poisoned set to disk in bounded memory."""
     for begin, stop, block in work:
         split.append(block, work.dataset.labels[begin:stop])
         if progress:
@@ -318,9 +321,9 @@ def write_poisoned(work: Poisoning, split: SplitWriter, progress: Progress | Non
 
 @ordinary
 def write_rows(work: Poisoning, writer: RowWriter, progress: Progress | None = None) -> bool:
-    """Writes what a killed run has left undone of the split `train`, by all processes; True in the first of them.
+    """Writes the part of the split `train` that a killed run left undone, with all processes; True in the first one.
 
-    The manifest is the same for every number of processes and kills.
+    The manifest does not depend on the number of processes or kills.
     """
     left, total = writer.left(work.pieces()), len(work.dataset)
     mine = sum(stop - begin for begin, stop in left)

@@ -24,8 +24,8 @@ from .surrogate import Images, Search, Surrogate, SurrogatePoison, mean_loss, se
 
 @dataclass(frozen=True)
 class SelfEnsemble(SurrogatePoison):
-    """Steps down the loss towards another class (y + offset), mean over checkpoints at even distances of one training
-    on the clean images. This is the variant with the cross-entropy, without feature alignment or variance reduction.
+    """Steps down the loss towards another class (y + offset), averaged over evenly spaced checkpoints of one training
+    on the clean images. This is the variant with cross-entropy, without feature alignment or variance reduction.
     """
 
     summary = "targeted noise against the checkpoints of a training"
@@ -33,12 +33,12 @@ class SelfEnsemble(SurrogatePoison):
     aliases = ("self-ensemble", "self-ensemble-protection")
     clean_surrogate: ClassVar[bool] = True
 
-    alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
+    alpha: float | None = parameter(None, "step size (default eps / 10)", at_least=0)
     batch_size: int = parameter(128, "images per step", at_least=1)
-    steps: int = parameter(30, "steps of each image", at_least=1)
+    steps: int = parameter(30, "steps per image", at_least=1)
     checkpoints: int = parameter(15, "checkpoints of the training; no more than it has epochs", at_least=1)
     epochs: int | None = parameter(None, "epochs of the training (default: the quick recipe's)", at_least=1)
-    offset: int = parameter(1, "class that is aimed at, counted from the own one", at_least=1)
+    offset: int = parameter(1, "target class, counted from the image's own", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         return {**self.parameters(), "alpha": self.eps / 10 if self.alpha is None else self.alpha}
@@ -46,7 +46,7 @@ class SelfEnsemble(SurrogatePoison):
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
         if self.offset % dataset.num_classes == 0:
             raise InputError(
-                f"offset {self.offset} of {dataset.num_classes} classes aims at the own one: give --set offset=1"
+                f"offset {self.offset} of {dataset.num_classes} classes aims at an image's own: give --set offset=1"
             )
         surrogates = trained_surrogates(self.surrogate, dataset, self.epochs, seed, work, self.checkpoints)
         work.facts |= {"checkpoints": len(surrogates)}
@@ -65,30 +65,30 @@ class SelfEnsemble(SurrogatePoison):
         return store
 
     def beside(self, surrogates: list[Surrogate], dataset: Dataset, seed: int, work: Workplace) -> None:
-        """What else is found with the networks."""
+        """Hook for further searches with the networks."""
 
 
 @dataclass(frozen=True)
 class ColourAndSpace(SelfEnsemble):
-    """The noise of `sep` towards class y + 3, and a colour for each class that is added to all of its pixels. A swarm
-    of particles looks for the colour: the loss of the same networks towards y + 3, mean over the class's first images,
-    and penalties for a PSNR below 20 dB and an SSIM below 0.8. The authors' third penalty, of LPIPS, needs a trained
-    network and is left out, as is SSIM without kornia.
+    """The noise of `sep` towards class y + 3, plus a colour for each class that is added to all of its pixels. A
+    particle swarm searches for the colour that minimises the loss of the same networks towards y + 3, averaged over the
+    class's first images, with penalties for a PSNR below 20 dB and an SSIM below 0.8. The authors' third penalty,
+    LPIPS, needs a trained network and is left out; so is SSIM without kornia.
 
-    Noise keeps to eps; the colour comes on top of it, so that the whole exceeds eps, as published.
+    The noise respects eps; the colour is added to it, so that the sum exceeds eps, as published.
     """
 
     summary = "targeted noise against checkpoints, and a colour for each class"
     source = "DUNE, ICML 2026"
     aliases = ("dual-domain", "colour-and-space")
 
-    alpha: float | None = parameter(None, "size of a step (default eps / 16)", at_least=0)
-    checkpoints: int = parameter(5, "of the training; no more than it has epochs", at_least=1)
-    offset: int = parameter(3, "class that is aimed at, counted from the own one", at_least=1)
-    particles: int = parameter(10, "of the swarm that looks for a class's colour", at_least=1)
+    alpha: float | None = parameter(None, "step size (default eps / 16)", at_least=0)
+    checkpoints: int = parameter(5, "checkpoints of the training; no more than it has epochs", at_least=1)
+    offset: int = parameter(3, "target class, counted from the image's own", at_least=1)
+    particles: int = parameter(10, "particles in the swarm that searches for a class's colour", at_least=1)
     flights: int = parameter(10, "rounds of the swarm", at_least=0)
-    spread: float = parameter(0.1, "where the swarm starts, either way, pixels in [0, 1]", at_least=0)
-    sample: int = parameter(1000, "images of a class that a colour is judged on", at_least=1)
+    spread: float = parameter(0.1, "range of the swarm's start in either direction, pixels in [0, 1]", at_least=0)
+    sample: int = parameter(1000, "images of a class on which a colour is judged", at_least=1)
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
         return {**super().resolved(dataset), "alpha": self.eps / 16 if self.alpha is None else self.alpha}
@@ -98,7 +98,7 @@ class ColourAndSpace(SelfEnsemble):
         colours = np.array(work.facts["colours"])
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            # The noise may not be cut at 0 or 255 before the colour is on.
+            # The noise must not be clipped at 0 or 255 before the colour is added.
             gray = np.full_like(images, 128)
             noise = spatial(first, gray, labels).astype(np.int16) - 128
             levels = np.rint(255 * colours[labels]).astype(np.int16)[:, None, None]

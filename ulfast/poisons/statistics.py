@@ -1,4 +1,4 @@
-"""How large a perturbation is: L0, L2, L-infinity, PSNR, SSIM, clipped pixels; streamed, in constant memory."""
+"""The size of a perturbation: L0, L2, L-infinity, PSNR, SSIM, clipped pixels; streamed, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SSIM_IMAGES = 200  # per class
 
 
 class PerturbationStatistics:
-    """Adds up over batches of clean and poisoned uint8 images, after rounding and clipping.
+    """Accumulates statistics over batches of clean and poisoned uint8 images, after rounding and clipping.
 
     L0 counts pixel positions (all channels together), L2 and L-infinity are in units of [0, 1].
     """
@@ -30,7 +30,7 @@ class PerturbationStatistics:
         self._changed = 0
 
     def add(self, clean: np.ndarray, poisoned: np.ndarray, chosen: np.ndarray | None = None) -> None:
-        """(b, H, W, C) uint8 each; `chosen` (b,) bool tells which of them were poisoned at all."""
+        """Adds two batches, (b, H, W, C) uint8 each; `chosen` (b,) bool marks those that were poisoned at all."""
         if chosen is not None:
             clean, poisoned = clean[chosen], poisoned[chosen]
         if not len(clean):
@@ -47,7 +47,7 @@ class PerturbationStatistics:
         self.images += len(clean)
 
     def record(self) -> dict[str, Any]:
-        """The sums so far, exact in JSON."""
+        """The sums so far, exactly representable in JSON."""
         return {
             "images": self.images,
             "sum": self._sum,
@@ -59,7 +59,7 @@ class PerturbationStatistics:
         }
 
     def merge(self, record: dict[str, Any]) -> None:
-        """Adds the sums of another."""
+        """Adds the sums of another record."""
         for key in self._sum:
             self._sum[key] += record["sum"][key]
             self._max[key] = max(self._max[key], record["max"][key])

@@ -1,4 +1,4 @@
-"""Perturbations on disk while they are being found: one per image or one per class, memory-mapped."""
+"""Perturbations on disk during a search: one per image or one per class, memory-mapped."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ KINDS = {"int8": np.int8, "float16": np.float16}
 
 
 class PerturbationStore:
-    """(rows, H, W, C) perturbations in a file, read and written batch by batch, so that it may exceed the memory.
+    """(rows, H, W, C) perturbations in a file that is read and written batch by batch and may exceed the memory.
 
-    int8 counts in steps of eps / 127: finer than any step size in use, at a quarter of float32's bytes.
+    int8 counts in steps of eps / 127, which is finer than any step size in use and takes a quarter of float32's bytes.
 
-    `commit` keeps a copy of the whole under a number; `restore` goes back to one. A run writes the number into its own
-    state after the commit, so a killed run finds the two together.
+    `commit` keeps a copy of the whole store under a number; `restore` returns to one. A run writes the number into its
+    own state after the commit, so after a kill the two are consistent.
 
-    The processes of `distributed.joined` make the store and write to it together. The first one on each machine keeps
-    the machine's file, which the others of the machine map: what a process writes is sent to all, so that no process
-    relies on a network file system to show what another machine has mapped. The first process commits.
+    The processes of `distributed.joined` create the store and write to it together. The first process on each machine
+    owns the machine's file, which the others there map. What a process writes is sent to all, so that no process relies
+    on a network file system to show what another machine has mapped. The first process commits.
 
     Args:
-        folder: of the files `delta.npy` (of another machine: `delta.RANK.npy`) and `delta-NUMBER.npy`.
+        folder: holds the files `delta.npy` (on other machines `delta.RANK.npy`) and `delta-NUMBER.npy`.
         shape: (H, W, C) of a perturbation.
         eps: L-infinity bound, pixels in [0, 1].
         kind: "int8" or "float16".
 
     Raises:
-        InputError: an unknown kind, or the disk is full.
+        InputError: the kind is unknown, or the disk is full.
     """
 
     def __init__(self, folder: Path, rows: int, shape: tuple[int, int, int], eps: float, kind: str = "int8") -> None:
@@ -52,7 +52,7 @@ class PerturbationStore:
         self._open("w+")
 
     def _open(self, mode: str) -> None:
-        """Maps the file, in the process that keeps it with a mode, then in the others of the machine to read."""
+        """Maps the file: with a mode in the process that owns it, then for reading in the others on the machine."""
         if not self._keeps:
             distributed.wait()
             mode = "r"
@@ -65,16 +65,16 @@ class PerturbationStore:
             distributed.wait()
 
     def read(self, rows: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """(b, C, H, W) float32, channels_last, pixels in [0, 1], of the perturbations at `rows` (b,) int64."""
+        """The perturbations at `rows` (b,) int64, as (b, C, H, W) float32, channels_last, pixels in [0, 1]."""
         return self._values[rows.cpu()].to(device).float().mul_(self.unit).permute(0, 3, 1, 2)
 
     def write(self, rows: Tensor, delta: Tensor, at: int = 0) -> None:
-        """Stores perturbations at `rows` (b,) int64; they come back within the bound, in every process.
+        """Stores perturbations at `rows` (b,) int64; every process then reads them within the bound.
 
         Args:
-            rows: those that all processes write in this call, the same in each.
-            delta: (p, C, H, W), this process's part of them: all of them where it is alone.
-            at: where its part begins; every row is in the part of one process.
+            rows: the rows that all processes together write in this call, the same in each.
+            delta: (p, C, H, W), this process's part of them; all of them for a single process.
+            at: where its part begins; every row belongs to one process's part.
         """
         values = delta.detach().permute(0, 2, 3, 1).clamp(-self.eps, self.eps)
         if self.kind == "int8":
@@ -89,13 +89,13 @@ class PerturbationStore:
         distributed.wait()  # until it is there to read
 
     def apply(self, images: np.ndarray, rows: Tensor) -> np.ndarray:
-        """Images (b, H, W, C) uint8 with the perturbations at `rows`, in whole levels, none of them beyond eps."""
+        """Images (b, H, W, C) uint8 with the perturbations at `rows`, in whole levels of at most eps."""
         most = whole_levels(self.eps)
         levels = (self._values[rows].float() * (255 * self.unit)).round().clamp(-most, most)
         return ops.apply_perturbation(as_tensor(images), levels / 255).numpy()
 
     def commit(self, number: int) -> None:
-        """Keeps what there is now as number `number`, safe on the disk; in the first process."""
+        """Flushes a copy of the current state to the disk as number `number`; in the first process."""
         self._map.flush()
         with atomic_file(self.folder / f"delta-{number}.npy") as part:
             shutil.copyfile(self._file, part)
@@ -108,10 +108,10 @@ class PerturbationStore:
                 file.unlink()
 
     def restore(self, number: int) -> None:
-        """Goes back to copy `number`, in all processes.
+        """Returns to copy `number`, in all processes.
 
         Raises:
-            InputError: it is missing, or belongs to other data.
+            InputError: the copy is missing, or belongs to other data.
         """
         kept = self.folder / f"delta-{number}.npy"
         with writing(self._file):

@@ -1,9 +1,9 @@
-"""The engine of the poisons that train a network: the network and its gradients, the search, rounds that resume.
+"""The engine of the poisons that train a network: the network and its gradients, the search, and resumable rounds.
 
-The processes of `distributed.joined` go through all of it together. They train on their part of each batch, and search
-the batches in turn, so that a batch of a search is the same for every number of processes.
+The processes of `distributed.joined` run all of it together. They train on their part of each batch and take the
+batches of a search in turn, so that these are the same for every number of processes.
 
-This file, `gue` and `dc`, which train two networks, alone import `ulfast.training`.
+Only this file, `gue` and `dc`, which train two networks, import `ulfast.training`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from .store import KINDS, PerturbationStore
 
 # Seconds of work that a killed run may lose.
 COMMIT_SECONDS = 60.0
-# Draws of the augmentation that a clean network trains with are numbered from here, those of the search from zero.
+# Augmentation draws for the training of a clean network are numbered from here, those for the search from zero.
 CLEAN = 1 << 28
 
 
 @dataclass(frozen=True)
 class SurrogatePoison(Poison):
-    """A poison found by the gradients of a network. A subclass says in `find` how."""
+    """A poison found with the gradients of a network. Subclasses implement the search in `find`."""
 
     trains: ClassVar[bool] = True
 
@@ -59,7 +59,7 @@ class SurrogatePoison(Poison):
         if self.eps <= 0:
             raise InputError("a surrogate's poison needs an eps above 0")
         store = self.find(dataset, seed, work)
-        distributed.wait()  # until the first process has kept everything
+        distributed.wait()  # until the first process has saved everything
         classwise = store.rows != len(dataset)
 
         def perturb(first: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ class SurrogatePoison(Poison):
         raise TypeError(f"{type(self).__name__} does not say how to search")
 
     def identity(self, dataset: Dataset, seed: int) -> dict[str, Any]:
-        """What a run that is resumed must share with the one that was interrupted."""
+        """The settings that a resumed run must share with the interrupted one."""
         return {"method": type(self).__name__, **self.parameters(), "seed": seed, "data": dataset.checksum()}
 
     def open_store(self, dataset: Dataset, work: Workplace, rows: int | None = None) -> PerturbationStore:
@@ -82,7 +82,7 @@ class SurrogatePoison(Poison):
 
 
 class Images:
-    """A data set's pixels and labels as the searches take them."""
+    """The pixels and labels of a data set in the form that the searches use."""
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         self.device, self.n = device, len(dataset)
@@ -97,11 +97,11 @@ class Images:
         return ops.ingest(images, None, self._zero, self._one)
 
     def chunks(self, size: int, begin: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """All images from `begin` on, in order, a batch of `size` for each process at a time.
+        """Iterates over the images from `begin` on, in order, with a batch of `size` for each process at a time.
 
         Yields:
-            Indices of the images that all processes take now; those of this one's batch, which may be none; where they
-            begin among all.
+            The indices of the images that all processes take now; those of this process's batch, which may be empty;
+            and where the latter begin in the former.
         """
         for first in range(begin, self.n, size * distributed.size()):
             together = torch.arange(first, min(first + size * distributed.size(), self.n))
@@ -110,7 +110,7 @@ class Images:
 
 
 def shuffled(n: int, size: int, seed: int, at: int) -> Tensor:
-    """Indices of batch number `at` of an endless walk: a new order every epoch, drawn from (seed, epoch)."""
+    """Indices of batch number `at` in an endless sequence with a new order every epoch, drawn from (seed, epoch)."""
     size = min(size, n)
     each = n // size
     generator = torch.Generator().manual_seed((seed * 1_000_003 + at // each) % (1 << 63))
@@ -118,7 +118,7 @@ def shuffled(n: int, size: int, seed: int, at: int) -> Tensor:
 
 
 def part(index: Tensor) -> tuple[Tensor, int]:
-    """This process's part of a batch to train on, and where in the batch it begins."""
+    """This process's part of a training batch, and where it begins in the batch."""
     begin, stop = distributed.share(len(index))
     return index[begin:stop], begin
 
@@ -126,8 +126,8 @@ def part(index: Tensor) -> tuple[Tensor, int]:
 class Surrogate:
     """A network that takes pixels in [0, 1] and gives their gradients.
 
-    The gradient is taken with respect to the normalised pixels: they differ by a positive factor per channel, which the
-    sign does not see, and half precision starts at the input.
+    The gradient is taken with respect to the normalised pixels: it differs by a positive factor per channel, which does
+    not change its sign, and half precision can start at the input.
     """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
@@ -137,7 +137,7 @@ class Surrogate:
 
     @property
     def mean(self) -> Tensor:
-        """(C, 1, 1) float32: of the data's pixels."""
+        """(C, 1, 1) float32: the mean of the data's pixels."""
         return self._mean
 
     @property
@@ -149,13 +149,13 @@ class Surrogate:
         return x.sub(self._mean).div_(self._std).to(self.half or torch.float32)
 
     def forward(self, x: Tensor, network: nn.Module | None = None) -> Tensor:
-        """Logits (b, c) float32 of normalised pixels."""
+        """Logits (b, c) float32 for normalised pixels."""
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
             out = (network or self.model)(x)
         return out.float()
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the cross-entropy summed over the batch: gradient (b, C, H, W) float32, the losses (b,), logits (b, c)."""
+        """Cross-entropy summed over the batch: its gradient (b, C, H, W) float32, the losses (b,) and logits (b, c)."""
         leaf = self.normalised(x).requires_grad_()
         logits = self.forward(leaf)
         losses = nn.functional.cross_entropy(logits, y, reduction="none")
@@ -164,16 +164,16 @@ class Surrogate:
 
     @torch.no_grad()
     def judge(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (b,) and which are classified right (b,)."""
+        """Losses (b,), and which images are classified correctly (b,)."""
         logits = self.forward(self.normalised(x))
         return nn.functional.cross_entropy(logits, y, reduction="none"), logits.argmax(1) == y
 
     @contextlib.contextmanager
     def learning(self, batch_size: int) -> Iterator[None]:
-        """Within the block, `learn` is a step by all processes, in `parallel.spread`.
+        """Within the block `learn` is a step of all processes, in `parallel.spread`.
 
         Raises:
-            InputError: batches of fewer images than there are processes.
+            InputError: batches have fewer images than there are processes.
         """
         if batch_size < distributed.size():
             raise InputError(f"batches of {batch_size} images for {distributed.size()} processes: give fewer")
@@ -187,7 +187,7 @@ class Surrogate:
         """One step of training on a batch of `size` images, of which x, y are this process's part.
 
         Returns:
-            The part's share of the batch's mean loss before the step: over the processes they add up to it.
+            The part's share of the batch's mean loss before the step; the shares of all processes sum to that loss.
         """
         loss = nn.functional.cross_entropy(self.forward(self.normalised(x), self._network), y) * (len(y) / size)
         optimizer.zero_grad(set_to_none=True)
@@ -200,7 +200,7 @@ class Surrogate:
 
 @contextlib.contextmanager
 def searching(*surrogates: Surrogate) -> Iterator[None]:
-    """Evaluation mode, and no gradients of the weights, which are a third of the arithmetic; one network everywhere."""
+    """Evaluation mode without weight gradients (a third of the arithmetic), and the same network in every process."""
     if distributed.size() > 1:
         for s in surrogates:
             parallel.same_buffers(s.model)
@@ -233,14 +233,14 @@ def trained_surrogates(
     strength: float = 0.0,
     changes: dict[str, Any] | None = None,
 ) -> list[Surrogate]:
-    """Networks trained on the clean images, or on the workplace's `surrogate_data`: the last, or `count` checkpoints of
-    one run at even distances.
+    """Networks trained on the clean images or the `surrogate_data`: the last, or `count` evenly spaced checkpoints of
+    one run.
 
-    The recipe is `quick`; networks that are trained already are taken from the workplace.
+    The recipe is `quick`; networks that are already trained are loaded from the work folder.
 
     Args:
-        strength: of `augmented`, which then takes the place of the recipe's augmentation.
-        changes: to the recipe.
+        strength: strength of `augmented`, which then replaces the recipe's augmentation.
+        changes: changes to the recipe.
     """
     device = torch.device(work.device)
     dataset = dataset if work.surrogate_data is None else work.surrogate_data
@@ -255,7 +255,7 @@ def trained_surrogates(
         "seed": seed,
         "part": (distributed.rank(), distributed.size()),
     }
-    # A last batch that is too small for all processes is left out; this alone depends on the number of processes.
+    # A last batch too small for all processes is dropped; only this depends on the number of processes.
     short = 0 < len(dataset) % recipe.batch_size < distributed.size()
     loader = MemoryLoader(dataset, recipe.batch_size, augment=recipe.augment, shuffle=True, drop_last=short, **options)
     few = dataset.subset(np.arange(min(len(dataset), 1000)))
@@ -282,7 +282,7 @@ def trained_surrogates(
     found = []
     for epoch in chosen:
         one = new_surrogate(name, dataset, seed, device)
-        if distributed.is_main():  # which has written them
+        if distributed.is_main():  # it wrote them
             one.model.load_state_dict(checkpoint.load_weights(folder / f"epoch-{epoch:03d}.pt"))
         if distributed.size() > 1:
             parallel.same_network(one.model)
@@ -293,8 +293,8 @@ def trained_surrogates(
 def _augmenting(
     strength: float, seed: int, n: int, size: int
 ) -> Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]:
-    """`augmented` for the batches of a training on n images, `size` at a time, which are normalised. What an image is
-    shown as depends on (seed, epoch, its place in the epoch), for any number of processes.
+    """`augmented` for the normalised batches of a training on n images, `size` at a time. An image's augmentation
+    depends on (seed, epoch, its place in the epoch), for any number of processes.
     """
     at = {"epoch": -1, "batch": 0}
 
@@ -311,7 +311,7 @@ def _augmenting(
     return hook
 
 
-# Pixels (b, C, H, W) and the number of the step to what the networks see, and the way back of its gradient.
+# Maps pixels (b, C, H, W) and the step number to the networks' view, and to a function that maps gradients back.
 Augment = Callable[[Tensor, int], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
 
@@ -319,13 +319,13 @@ def descend(
     surrogates: Sequence[Surrogate],
     x: Tensor,  # (b, C, H, W) float32 in [0, 1], stepped in place
     start: Tensor,  # like x: the clean pixels
-    y: Tensor,  # (b,) int64: the labels whose loss the steps go down (or up)
+    y: Tensor,  # (b,) int64: the labels whose loss the steps descend (or ascend)
     *,
-    alphas: Sequence[float],  # size of each step; negative ones go down
+    alphas: Sequence[float],  # size of each step; negative steps descend
     eps: float,
-    augment: Augment | None = None,  # what the networks see instead of x
-) -> Tensor:  # (b,) losses before the first step, mean over the networks
-    """Sign steps on the mean loss of the networks, inside the ball around `start` and of [0, 1]."""
+    augment: Augment | None = None,  # the networks' view of x
+) -> Tensor:  # (b,) losses before the first step, averaged over the networks
+    """Sign steps on the mean loss of the networks, within the ball around `start` and within [0, 1]."""
     first = None
     for step, alpha in enumerate(alphas):
         seen, back = (x, None) if augment is None else augment(x, step)
@@ -341,7 +341,7 @@ def descend(
 
 
 def mean_loss(surrogates: Sequence[Surrogate], x: Tensor, y: Tensor) -> Tensor:
-    """(b,) losses, mean over the networks."""
+    """(b,) losses, averaged over the networks."""
     losses = surrogates[0].judge(x, y)[0]
     for other in surrogates[1:]:
         losses = losses + other.judge(x, y)[0]
@@ -349,13 +349,13 @@ def mean_loss(surrogates: Sequence[Surrogate], x: Tensor, y: Tensor) -> Tensor:
 
 
 class Search:
-    """What makes a search resumable: perturbations, network, optimizer and a small state, committed together.
+    """Makes a search resumable: perturbations, network, optimizer and a small state are committed together.
 
-    All processes begin, and have the same state at any time; the first decides when to keep it.
+    All processes begin, and have the same state at any time; the first one decides when to save it.
 
     Args:
         identity: settings that a resumed search must match.
-        network: and its optimizer, where they change during the search.
+        network, optimizer: given if they change during the search.
     """
 
     def __init__(
@@ -370,7 +370,7 @@ class Search:
         self._number, self._committed = 0, time.monotonic()
 
     def begin(self, state: dict[str, Any]) -> dict[str, Any]:
-        """`state`, or what an interrupted run has left.
+        """Returns `state`, or the state that an interrupted run left.
 
         Raises:
             InputError: the run had other settings, or its files are damaged.
@@ -394,7 +394,7 @@ class Search:
         return found
 
     def commit(self, state: dict[str, Any], *, last: bool = False) -> None:
-        """Keeps everything, if the last time was long enough ago."""
+        """Saves everything if the last save was long enough ago."""
         now = time.monotonic()
         if not distributed.is_main() or (not last and now - self._committed < COMMIT_SECONDS):
             return
@@ -424,17 +424,18 @@ def sweep(
     seed: int = 0,
     stage: str = "search",
 ) -> None:
-    """Searches a perturbation for every image once, from what the store holds or from random starts.
+    """Searches for a perturbation of every image once, from the stored one or from random starts.
 
     Args:
-        targets: labels (b,) to the labels that the loss is of.
-        alphas: as in `descend`; all of one sign.
-        restarts: random starts in the ball, drawn from (seed, start, image number), of which the best is kept, image by
-            image; 0: from the store.
-        normal: starts as in `random_start`.
-        augment: indices (b,) of a batch's images and the number of the start to what the networks see at each step.
+        targets: maps labels (b,) to the labels used in the loss.
+        alphas: as in `descend`; all of the same sign.
+        restarts: number of random starts in the ball, drawn from (seed, start, image number); the best is kept for each
+            image. 0: start from the store.
+        normal: as in `random_start`.
+        augment: maps the indices (b,) of a batch's images and the number of the start to the networks' view at each
+            step.
 
-    The facts of the workplace get the mean loss before and after.
+    The mean losses before and after are added to the facts of the work.
     """
     work = search.work
     state = search.begin({"done": 0, "before": 0.0, "after": 0.0})
@@ -467,7 +468,7 @@ def sweep(
     work.facts |= {"loss_before": state["before"] / images.n, "loss_after": state["after"] / images.n}
 
 
-# A perturbation (b, C, H, W), and losses (b,) before and after.
+# A perturbation (b, C, H, W), and the losses (b,) before and after.
 Found = tuple[Tensor, Tensor, Tensor]
 
 
@@ -480,7 +481,7 @@ def _one(
     eps: float,
     augment: Augment | None = None,
 ) -> Found:
-    """The steps of a batch from `start` and what lies beside it."""
+    """Runs the steps of a batch from `start`; see `_Found` for the result."""
     x = (start + offset).clamp_(0, 1)
     before = descend(surrogates, x, start, y, alphas=alphas, eps=eps, augment=augment)
     return x - start, before, mean_loss(surrogates, x, y)
@@ -494,7 +495,7 @@ def _best(
     alphas: Sequence[float],
     eps: float,
 ) -> Found:
-    """The best of several starts; the loss before is that of the clean images."""
+    """The best of several starts; the loss before is the clean images'."""
     before = mean_loss(surrogates, start, y)
     offset, augment = next(starts)
     found, _, least = _one(surrogates, start, offset, y, alphas, eps, augment)
@@ -507,10 +508,11 @@ def _best(
 
 
 def random_start(seed: int, row: int, like: Tensor, eps: float, *, normal: bool = False) -> Tensor:
-    """Starts of a search: like (b, C, H, W) float32, each image's from (seed, row + its place in the batch) alone.
+    """Random starts of a search, of the shape of (b, C, H, W) float32, each from (seed, row + its place in the batch)
+    alone.
 
     Args:
-        row: no two starts share one; below 2^62.
+        row: unique to each start; below 2^62.
         eps: bound, pixels in [0, 1].
         normal: eps times a standard normal, clamped to the ball, instead of uniform in it.
     """

@@ -24,10 +24,10 @@ class TargetedAdversarial(SurrogatePoison):
     """Adversarial examples of a network trained on the clean images: towards the next class (y + 1), or, untargeted,
     away from its own.
 
-    The preset "published" takes steps of a constant size from eight normal starts, clamped to the ball, and shows the
-    network the image shifted and mirrored at random at each step. Where the authors keep the best of eight whole runs,
-    the best start of each image is kept. The preset "quick" starts every image once, uniformly in the ball, lets the
-    step fall linearly to zero, and shows the image as it is.
+    The preset "published" takes steps of constant size from eight normal starts, clamped to the ball, and shows the
+    network the image shifted and mirrored at random at each step. The authors keep the best of eight whole runs; here
+    the best start of each image is kept. The preset "quick" starts every image once, uniformly in the ball, decays the
+    step linearly to zero, and shows the unchanged image.
     """
 
     summary = "targeted adversarial examples of a clean network"
@@ -84,9 +84,10 @@ class TargetedAdversarial(SurrogatePoison):
 
 @dataclass(frozen=True)
 class AugmentedAdversarial(SurrogatePoison):
-    """Adversarial examples of a network that was trained on the clean images with the augmentation of contrastive
-    learning, which is inside their gradient too: towards the next class (y + 1), or, untargeted, up the loss of the own
-    one. The steps start at the image. Jitter comes in one order, and hue turns in the plane of NTSC's colours.
+    """Adversarial examples of a network trained on the clean images with the augmentation of contrastive learning,
+    through which their gradient also passes: towards the next class (y + 1) or, untargeted, up the loss of the image's
+    own class. The steps start at the image. Jitter is applied in a fixed order, and hue is rotated in NTSC's colour
+    plane.
     """
 
     summary = "targeted adversarial examples through strong augmentation, against contrastive learning too"
@@ -95,13 +96,13 @@ class AugmentedAdversarial(SurrogatePoison):
     clean_surrogate: ClassVar[bool] = True
 
     targeted: bool = parameter(True, "towards class y + 1; false: away from y")
-    alpha: float | None = parameter(None, "size of a step (default 2.5 eps over the number of steps)", at_least=0)
+    alpha: float | None = parameter(None, "step size (default 2.5 eps divided by the number of steps)", at_least=0)
     steps: int = parameter(250, "steps of each image", at_least=1)
     batch_size: int = parameter(128, "images per step", at_least=1)
-    epochs: int = parameter(40, "of the clean network, a quarter of them warm-up", at_least=1)
-    lr: float = parameter(0.5, "of the clean network, SGD and a cosine", at_least=0)
+    epochs: int = parameter(40, "epochs of the clean network, a quarter of them warm-up", at_least=1)
+    lr: float = parameter(0.5, "learning rate of the clean network (SGD, cosine schedule)", at_least=0)
     strength: float | None = parameter(
-        None, "of the augmentation, in [0, 1] (default 0.4; 0.8 for 100 classes and more)", at_least=0
+        None, "strength of the augmentation, in [0, 1] (default 0.4; 0.8 from 100 classes on)", at_least=0
     )
 
     def resolved(self, dataset: Dataset) -> dict[str, Any]:
@@ -142,13 +143,13 @@ class AugmentedAdversarial(SurrogatePoison):
 
 def wander(
     x: Tensor,  # (b, C, H, W) float32, pixels in [0, 1]
-    mean: Tensor,  # (C, 1, 1): what lies beyond the border
+    mean: Tensor,  # (C, 1, 1): colour beyond the border
     seed: int,
     number: int,  # of the draw, below 2^29
     first: int,  # number of the first image, below 2^32
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The images shifted by up to an eighth of their size each way, between pixels too (bilinear), and half of them
-    mirrored, each as (seed, number, image) say; and the way back of the gradient.
+    """The images shifted by up to an eighth of their size in each direction, also by fractions of a pixel (bilinear),
+    with half of them mirrored, as drawn from (seed, number, image); and the function that maps gradients back.
     """
     b, _, height, width = x.shape
     u = ops.philox_uniform(seed, ops.philox.STREAM_AUGMENT, (1 << 62) + (number << 32) + first, b, 3, device=x.device)

@@ -1,4 +1,4 @@
-"""`tue`: noise whose classes lie far apart, found without a network."""
+"""`tue`: noise whose classes are far apart, found without a network."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ..ops.reference import whole_levels
 from ..parameters import parameter
 from .base import Perturb, Poison, Workplace
 
-# Noise is counted in steps of eps / 160 (a twentieth of a level at 8/255), so that sums over a class are whole numbers
-# and the same in any order.
+# Noise is counted in steps of eps / 160 (a twentieth of a level at 8/255), so that sums over a class are integers and
+# the same in any order.
 UNITS = 160
-# What is added to the deviations and distances of the published loss, in pixels of [0, 1].
+# Added to the deviations and distances in the published loss, for pixels in [0, 1].
 SMALL = 1e-5
-# Directions below this share of the largest are none: they are zero but for rounding.
+# Directions below this share of the largest count as zero: they are only rounding.
 NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
 class ClassWiseSeparability(Poison):
-    """Sample-wise noise that goes down the class-wise separability discriminant, which is the sum of two classes'
-    deviations over the distance of their centres, mean over the pairs of classes in a batch of perturbations.
+    """Sample-wise noise that descends the class-wise separability discriminant: the sum of two classes' deviations over
+    the distance of their centres, averaged over the pairs of classes in a batch of perturbations.
 
-    The authors' programs for SimCLR and SimSiam weigh the contrastive loss by zero, and train an encoder that the noise
-    never sees. What is left needs no network, and is all of this method. In their program deviations are constants,
-    so that the centres are pushed apart and the deviations decide how much each pair counts.
+    The authors' programs for SimCLR and SimSiam weight the contrastive loss by zero and train an encoder that the noise
+    never sees. The rest needs no network and is all of this method. In their program deviations are constants, so the
+    centres are pushed apart and the deviations decide how much each pair counts.
 
-    Once a batch, or all of them, would stay as they are, the rest of the steps are left out.
+    Once a batch, or all batches, would no longer change, the remaining steps are skipped.
     """
 
     summary = "noise with separable classes, without a network"
@@ -44,9 +44,9 @@ class ClassWiseSeparability(Poison):
     aliases = ("transferable-unlearnable-examples", "csd")
 
     eps: float = parameter(8 / 255, "L-infinity bound, pixels in [0, 1]", at_least=0)
-    alpha: float | None = parameter(None, "size of a step (default eps / 10)", at_least=0)
-    steps: int = parameter(20, "steps of a batch", at_least=1)
-    passes: int = parameter(200, "most passes over all images, each in a new order", at_least=1)
+    alpha: float | None = parameter(None, "step size (default eps / 10)", at_least=0)
+    steps: int = parameter(20, "steps per batch", at_least=1)
+    passes: int = parameter(200, "largest number of passes over all images, each in a new order", at_least=1)
     batch_size: int = parameter(512, "images per step", at_least=2)
 
     @property
@@ -100,7 +100,7 @@ class ClassWiseSeparability(Poison):
     def _steps(
         self, work: Workplace, pixels: Tensor, labels: Tensor, noise: Tensor, alpha: float
     ) -> tuple[Tensor, float]:
-        """A batch's noise (b, d) after its steps, and the loss before them; pixels (b, d) uint8, labels (b,)."""
+        """The noise of a batch (b, d) after its steps, and the loss before them; pixels (b, d) uint8, labels (b,)."""
         order = labels.argsort(stable=True)
         _, counts = labels.unique(return_counts=True)
         unit = 255 * self.eps / UNITS  # levels
@@ -125,11 +125,11 @@ class ClassWiseSeparability(Poison):
 
 
 def separating(classes: Sequence[Tensor], small: float) -> tuple[Tensor, float]:
-    """Where each class's noise goes to lower the discriminant, as signs (c, d) float32, and its value.
+    """The directions that lower the discriminant for each class's noise, as signs (c, d) float32, and its value.
 
     Args:
-        classes: c tensors (b, d) float32, the noise of a class's images each; whole numbers below 2^8.
-        small: added to deviations and distances.
+        classes: c tensors (b, d) float32, each the noise of one class's images; integers below 2^8.
+        small: constant added to deviations and distances.
     """
     centres = torch.stack([rows.sum(0).double() / len(rows) for rows in classes])
     if len(classes) < 2:
@@ -144,7 +144,7 @@ def separating(classes: Sequence[Tensor], small: float) -> tuple[Tensor, float]:
     others = 1 - torch.eye(len(classes), dtype=torch.float64).to(centres.device)
     pairs = (deviation[:, None] + deviation + small) * others
     loss = float((pairs / (distance + small)).sum() / others.sum())
-    # The slope of a centre is the sum of weights times differences to the others; where two centres meet it has none.
+    # A centre's gradient is the weighted sum of its differences to the others; it is undefined where two centres meet.
     weights = torch.where(distance > 0, pairs / ((distance + small) ** 2 * distance), torch.zeros_like(pairs))
     whole = weights.sum(1, keepdim=True)
     slope, size = whole * centres - weights @ centres, whole * centres.abs() + weights @ centres.abs()

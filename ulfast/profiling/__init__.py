@@ -1,1 +1,1 @@
-"""Measuring and checking kernels: what races what, on which machine, how near to its roof."""
+"""Measuring and checking kernels: the contestants, the machine, and the distance to its roofline."""

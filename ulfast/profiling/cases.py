@@ -1,7 +1,7 @@
-"""The operators as cases to race: ours, what PyTorch users write instead, bytes, flops and the error of each.
+"""The operators as benchmark cases: ours, what PyTorch users would write instead, and bytes, flops and errors.
 
 `ulfast profile`, `benchmarks/run.py` and `ulfast doctor` share this registry and that of the generators beside it. A
-new operator needs a function and a line in `OPERATORS`.
+new operator takes a function and a line in `OPERATORS`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Thunk = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """n rows of d values, and a third number whose meaning depends on the operator: rank, classes."""
+    """n rows of d values, and a third number whose meaning depends on the operator, such as rank or classes."""
 
     n: int
     d: int
@@ -31,7 +31,7 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """ "4096x3072x10".
+        """Parses "4096x3072x10".
 
         Raises:
             InputError: anything else.
@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def side(self) -> int:
-        """Of a square image with d values in three channels.
+        """The side of a square image with d values in three channels.
 
         Raises:
             InputError: d is not that of a square colour image.
@@ -63,12 +63,12 @@ class Case:
 
     Attributes:
         name: the name shown.
-        ours: name to function; the quickest counts.
-        peers: name to function; the first is what one would write without thinking.
-        bytes, flops: least traffic and arithmetic of one call, for the roof.
-        error: largest deviation of ours and of the plain torch expression from float64, where it is known.
-        repeats: rounds; every contestant runs once per round.
-        goals: the ratio to reach, by peer ("best": the best of them).
+        ours: name to function; the fastest counts.
+        peers: name to function; the first is the straightforward expression.
+        bytes, flops: minimal traffic and arithmetic of one call, for the roofline.
+        error: largest deviation of ours and of the plain torch expression from float64, if known.
+        repeats: number of rounds; every contestant runs once per round.
+        goals: the ratio to reach, by peer ("best": the best peer).
     """
 
     name: str
@@ -82,7 +82,7 @@ class Case:
 
 
 class Small:
-    """Seeded inputs for a call that takes no time.
+    """Seeded inputs for a very short call.
 
     Attributes:
         images: (33, 16, 16, 3) uint8.
@@ -111,11 +111,11 @@ class Operator:
 
     Attributes:
         make: (shape, dtype, device, compile) -> Case.
-        small: arguments of a small call of every operator of `torch.ops.ulfast` that belongs here, for its check
-            against its twin (`check.py`).
-        third: what k is.
-        dtypes: of the input that it takes, the default first.
-        shape: measured unless others are asked for.
+        small: arguments of a small call of every related operator of `torch.ops.ulfast`, for the check against its twin
+            (`check.py`).
+        third: the meaning of k.
+        dtypes: accepted input dtypes, the default first.
+        shape: measured unless others are requested.
     """
 
     make: Callable[[Shape, torch.dtype, torch.device, bool], Case]

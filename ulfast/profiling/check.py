@@ -12,17 +12,17 @@ from ..ops import reference
 from .cases import Small
 from .registry import OPERATORS
 
-TOLERANCE = 1e-4  # of floats; whole numbers must be equal
+TOLERANCE = 1e-4  # for floats; integers must be equal
 
 
 def samples() -> dict[str, tuple[Any, ...]]:
-    """{name in `torch.ops.ulfast`: arguments of a small call}, of every operator."""
+    """{name in `torch.ops.ulfast`: arguments of a small call} for every operator."""
     small = Small()
     return {name: given for row in OPERATORS.values() for name, given in row.small(small).items()}
 
 
 def deviation(ours: Callable[..., Any], twin: Callable[..., Any], given: tuple[Any, ...]) -> float:
-    """The largest difference between what the two return, or change in place; `given` itself is not touched."""
+    """The largest difference between what the two return or change in place; `given` itself is not changed."""
 
     def after(run: Callable[..., Any]) -> list[Tensor]:
         mine = [value.clone() if isinstance(value, Tensor) else value for value in given]
@@ -31,17 +31,17 @@ def deviation(ours: Callable[..., Any], twin: Callable[..., Any], given: tuple[A
         return [value.double() for value in every if isinstance(value, Tensor)]
 
     pairs = zip(after(ours), after(twin), strict=True)
-    # Not a number anywhere makes it infinite.
+    # A NaN anywhere makes it infinite.
     return max((float((a - b).abs().nan_to_num(torch.inf).max()) for a, b in pairs if a.numel()), default=0.0)
 
 
 def wrong_operators() -> dict[str, str]:
-    """{name: what is wrong with it}, of the operators that are not their twins on the CPU level in use."""
+    """{name: what is wrong} for the operators that disagree with their twins on the CPU level in use."""
     found = {}
     for name, given in samples().items():
         try:
             off = deviation(getattr(torch.ops.ulfast, name), getattr(reference, name), given)
-        except Exception as problem:  # whatever it is, the report names it
+        except Exception as problem:  # whatever the error, the report names it
             found[name] = f"{type(problem).__name__}: {problem}"
         else:
             if off > TOLERANCE:

@@ -30,7 +30,7 @@ REQUIRED = (
     "scipy",
     "jinja2",
 )
-# Extra of the same name: what it is for.
+# Extra of the same name: its purpose.
 OPTIONAL = {"kornia": "attack ueraser", "timm": "models timm:NAME"}
 
 
@@ -80,7 +80,7 @@ def examine() -> dict[str, Any]:
 
 
 def _ffcv(add: Callable[[str, bool | None, str], None]) -> None:
-    """FFCV, imported with the guard that keeps torch's threads."""
+    """Checks FFCV, imported with the guard that restores torch's number of threads."""
     from ..data.beton import engine
 
     try:
@@ -121,7 +121,7 @@ def _extension(add: Callable[[str, bool | None, str], None]) -> None:
 
 
 def _cuda_kernels(built: bool) -> tuple[bool | None, str]:
-    """Which CUDA kernels are on, since when or why not. On a GPU that has not been met yet this verifies them."""
+    """Which CUDA kernels are on, and since when or why not. On a new GPU this verifies them."""
     import torch
 
     from ..ops import _extension, verification
@@ -140,7 +140,7 @@ def _cuda_kernels(built: bool) -> tuple[bool | None, str]:
 
 
 def described(found: Verdict) -> tuple[bool | None, str]:
-    """A verdict as a row: whether all is well (None: the kernels are off as nobody tried them), and the text."""
+    """A verdict as a row: whether all is well (None: the kernels are off because they were not tried), and the text."""
     since = f", verified {found.verified}" if found.verified else f", unverified ({found.why})"
     on = f"{len(found.on)} on{since}" if found.on else f"off{since if found.verified else f' ({found.why})'}"
     if found.off:

@@ -56,7 +56,7 @@ def perturb_ar(shape: Shape, dtype: torch.dtype, device: torch.device, compiled:
     size = (shape.side, shape.side)
     windows = torch.rand(shape.k, 3, 3, 3, device=device)
     windows[..., 2, 2] = 0
-    windows /= windows.sum((2, 3), keepdim=True)  # as the published search draws them: stable enough to be timed
+    windows /= windows.sum((2, 3), keepdim=True)  # as in the published search: stable enough for timing
 
     def ours() -> Tensor:
         return ops.perturb_ar(labels, windows, seed=0, first=0, size=size, images=images)
@@ -115,7 +115,7 @@ def perturb_linear(shape: Shape, dtype: torch.dtype, device: torch.device, compi
 
 
 def patch_filter(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
-    """The projection of all k x k patches, 10 k directions: folded, and as the two convolutions that it is."""
+    """The projection of all k x k patches, 10 k directions: folded into one filter, and as two convolutions."""
     from ..projection.patches import fold
 
     n, side, k = shape.n, shape.side, shape.k
@@ -145,7 +145,7 @@ def patch_filter(shape: Shape, dtype: torch.dtype, device: torch.device, compile
 
 
 def filter_images(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
-    """A k x k filter for each image, and the grouped convolution that PyTorch users write."""
+    """A k x k filter for each image, against the grouped convolution that PyTorch users write."""
     n, side, k = shape.n, shape.side, shape.k
     x = pixels(n, shape.d, dtype, device).view(n, side, side, 3)
     kernels = torch.randn(n, k, k, device=device) / k
@@ -169,7 +169,7 @@ def filter_images(shape: Shape, dtype: torch.dtype, device: torch.device, compil
 
 
 def shift_pixels(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
-    """Every pixel read up to k pixels away, and the same by `grid_sample` of the image wrapped around."""
+    """Every pixel read up to k pixels away, against `grid_sample` on the wrapped image."""
     n, side, k = shape.n, shape.side, shape.k
     x = pixels(n, shape.d, dtype, device).view(n, side, side, 3)
     at = torch.arange(side, dtype=torch.float32, device=device) + k
@@ -196,7 +196,7 @@ def shift_pixels(shape: Shape, dtype: torch.dtype, device: torch.device, compile
 
 
 def count_changes(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool) -> Case:
-    """The statistics of a perturbation, and the same by NumPy."""
+    """The statistics of a perturbation, against NumPy."""
     n, side = shape.n, shape.side
     clean = pixels(n, shape.d, U8, device).view(n, side, side, 3)
     poisoned = (clean.int() + torch.randint(-8, 9, clean.shape, device=device)).clamp(0, 255).to(U8)
@@ -241,7 +241,7 @@ def _small_convolution(small: Small) -> dict[str, tuple[Any, ...]]:
 
 def _small_linear(small: Small) -> dict[str, tuple[Any, ...]]:
     row = small.normals(768).sign() / 10
-    weight = torch.stack([row, -row])  # no gradient is zero but for rounding, whose sign would be anybody's
+    weight = torch.stack([row, -row])  # no gradient is zero up to rounding, where its sign would be arbitrary
     return {"perturb_linear": (small.images, small.labels % 2, weight, 3, 0.8 / 255, 8 / 255, 0.9)}
 
 

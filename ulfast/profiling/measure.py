@@ -1,4 +1,4 @@
-"""Medians of contestants that take turns, and the machine's roof, measured in the same run."""
+"""Medians of contestants that take turns, and the machine's roofline, measured in the same run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .cases import Case
 
 
 def timed(run: Callable[[], Any], device: torch.device | None = None) -> float:
-    """Seconds of one call: by events on a GPU, by the clock otherwise. A function that stands for several calls says
-    how many in its attribute `times`.
+    """Seconds of one call: by events on a GPU, by the clock otherwise. The attribute `times` of a function says for how
+    many calls it stands.
 
-    The GPU pauses for half a millisecond before the first event, so that what takes less to issue is queued by then
-    and the time is the device's alone.
+    The GPU pauses for half a millisecond before the first event, so that work that is issued faster than that is queued
+    by then, and only the device's time is measured.
     """
     factor: float = getattr(run, "times", 1.0)
     if device is not None and device.type == "cuda":
@@ -51,14 +51,14 @@ class Timing:
     """A measured case.
 
     Attributes:
-        seconds: median of every contestant; `spread` its least and largest.
-        ours, best_peer: the quickest of each side.
-        x_best, x_plain: how many times quicker ours is than the best peer, and than the first.
-        x_roof: our time over the least that bytes and flops allow here; None where neither is known.
-        bound: "memory" or "arithmetic", whichever is that least.
-        gb_per_s, gflop_per_s: of ours, counting the least bytes and flops.
-        error: largest deviation from float64, ours and the plain expression's.
-        goals: as the case says.
+        seconds: median of every contestant; `spread` its minimum and maximum.
+        ours, best_peer: the fastest of each side.
+        x_best, x_plain: how many times faster ours is than the best peer and than the first.
+        x_roof: our time over the minimum that bytes and flops allow here; None if neither is known.
+        bound: "memory" or "arithmetic", whichever sets that minimum.
+        gb_per_s, gflop_per_s: rates of ours, counting the minimal bytes and flops.
+        error: largest deviation from float64, of ours and of the plain expression.
+        goals: those of the case.
     """
 
     case: str
@@ -86,7 +86,7 @@ class Timing:
 def measure(
     case: Case, top: dict[str, float], device: torch.device | None = None, repeats: int | None = None
 ) -> Timing:
-    """Every contestant runs once per round, so that a slow moment hits all; medians are compared."""
+    """Runs every contestant once per round, so that a slow moment affects all; medians are compared."""
     runs = {**case.ours, **case.peers}
     for name, run in runs.items():
         if device is not None and device.type == "cuda":

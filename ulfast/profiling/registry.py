@@ -1,4 +1,4 @@
-"""Every operator as a race: the one list of `ulfast profile`, `ulfast doctor` and `benchmarks/`."""
+"""All operators as benchmark cases: the one list for `ulfast profile`, `ulfast doctor` and `benchmarks/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the projection costs in a real training step."""
+"""The cost of the projection in a real training step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..training import build_model
 from .cases import orthonormal
 from .measure import timed
 
-STEPS = 5  # of training between two events of a GPU: one alone would start with an empty queue
+STEPS = 5  # training steps between two GPU events: a single one would start with an empty queue
 
 
 def step_share(
@@ -27,13 +27,13 @@ def step_share(
     """Times of `ingest` with and without the projection and of forward, backward and update, on random images.
 
     Args:
-        model: see `build_model`; 10 classes. Or a network that is there.
-        batch, size: images and their side.
-        k: basis rows.
+        model: a name (see `build_model`; 10 classes), or an existing network.
+        batch, size: number of images and their side.
+        k: number of basis rows.
 
     Returns:
-        `seconds` of `ingest`, `ingest without projection`, `training step`; `share` of the projection and
-        `ingest_share` of the whole pass over the pixels, in everything together.
+        `seconds` of `ingest`, `ingest without projection`, `training step`; `share` of the projection, and
+        `ingest_share` of the whole pass over the pixels, in the total.
     """
     where = torch.device(device)
     named = isinstance(model, str)

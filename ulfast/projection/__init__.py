@@ -1,4 +1,4 @@
-"""What images lose: directions of a linear model, of patches, of the class means, and the noise that hides the rest."""
+"""What is removed from images: directions of a linear model or of patches, and the noise that hides the rest."""
 
 from .basis import Basis
 from .fit import fit_basis

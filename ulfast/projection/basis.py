@@ -1,4 +1,4 @@
-"""`Basis`: the orthonormal directions that the projection removes, with where they came from."""
+"""`Basis`: the orthonormal directions that the projection removes, and their origin."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from ..runtime.reading import reading, regular
 from .orthonormal import gram, orthonormal_rows
 
 # Singular values of the row-normalised weights below this share of the largest are rounding, not directions: the
-# weights are float32 and have gone through thousands of updates.
+# weights are float32 after thousands of updates.
 RANK_TOLERANCE = 1e-5
-# Weights of more numbers than this are not copied as a whole to float64.
+# Weights with more numbers than this are not copied to float64 as a whole.
 LARGE = 1 << 26
-# Of rows that are read, the largest entry of |rows @ rows.T - I|: far above what float32 rounds off.
+# Largest accepted entry of |rows @ rows.T - I| for rows that are read: far above float32's rounding.
 ORTHOGONAL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """Orthonormal rows that span what a linear model has learned.
+    """Orthonormal rows that span what a linear model learned.
 
-    Two are equal if they remove the same, to the bit, and show the same: rows, image shape and weights. How they were
-    fitted (`metadata`) and where they lie (the device) make no difference.
+    Two are equal if rows, image shape and weights are equal to the bit. How they were fitted (`metadata`) and their
+    device make no difference.
 
     Attributes:
         rows: (k, d) float32 tensor with ``rows @ rows.T = I``; d = H * W * C, pixels in NHWC order.
         image_shape: (H, W, C).
-        weights: (c, d) float32 weights that the rows were made from, one row per class, or None. They span the same
+        weights: (c, d) float32 weights from which the rows were made, one row per class, or None. They span the same
             space and look like the class perturbations.
-        metadata: how it was fitted (JSON-able).
+        metadata: how it was fitted (JSON-serialisable).
     """
 
     rows: Tensor
@@ -94,12 +94,12 @@ class Basis:
     def from_weights(cls, weights: Tensor, image_shape: tuple[int, int, int], metadata: dict[str, Any]) -> Basis:
         """Orthonormalise the rows of a linear model's weights (c, d), in float64.
 
-        Every row is divided by its norm, as the paper does, then QR; a singular value decomposition of the small
-        triangular factor drops directions that are not there (a softmax classifier started at zero has rank c - 1,
-        since its rows sum to zero). Above 0.5 GB of float64 the same is done by `orthonormal_rows`, in bounded memory.
+        Every row is divided by its norm, as in the paper, followed by QR; a singular value decomposition of the small
+        triangular factor drops empty directions (a softmax classifier started at zero has rank c - 1, since its rows
+        sum to zero). Above 0.5 GB of float64, `orthonormal_rows` does the same in bounded memory.
 
         Raises:
-            InputError: weights that are not finite.
+            InputError: the weights are not finite.
         """
         if not torch.isfinite(weights).all():
             raise InputError("the linear model's weights are not finite: lower the learning rate of the fit")
@@ -174,7 +174,7 @@ class Basis:
     def images(self) -> np.ndarray:
         """The directions as pictures, (c or k, H, W, C) float32 in [0, 1], zero at mid-gray.
 
-        Shows the weights per class where they are known, since those resemble the class perturbations, else the rows.
+        Shows the weights per class if known, since those resemble the class perturbations, otherwise the rows.
         """
         source = self.rows if self.weights is None else self.weights
         pictures = source.reshape(-1, *self.image_shape).float().numpy()

@@ -1,8 +1,8 @@
-"""Undoing a convolution of images by what it leaves at their border.
+"""Undoing a convolution of images from the trace that it leaves at their border.
 
-A poison that convolves every image of a class with one filter, zeros outside, makes the border dark: a pixel there
-loses the weights that hang over. How dark the outermost rows, columns and corners of a class's mean image are, against
-what lies inside, gives sums of the filter's weights, and their differences give the filter itself. The images are then
+A poison that convolves every image of a class with one filter, zero-padded, makes the border dark: a pixel there loses
+the weights that fall outside. The darkness of the outermost rows, columns and corners of a class's mean image relative
+to the inside gives sums of the filter's weights, and their differences give the filter itself. The images are then
 divided by its response. Neither a clean image nor a network is needed.
 
 Source: ours, docs/research/deconvolution.md. The poison: Sadasivan et al., CUDA: Convolution-based Unlearnable
@@ -18,23 +18,23 @@ import numpy as np
 
 from ..data.dataset import CHUNK_BYTES, Dataset
 
-NOISE = 1e-2  # power of a filter's response below which a frequency is left as it is, not amplified
-MARGIN = 16  # pixels of mirrored image around what is transformed, at most
-LEVEL = 1.0  # of 255, added to both sides of a ratio: that of two blacks is one
-ROUNDS = 3  # in which it is decided which images were convolved, and the filters are measured again
-FEWEST = 8  # images of a class, below which its border is not measured
+NOISE = 1e-2  # power of a filter's response below which a frequency is not amplified
+MARGIN = 16  # largest mirrored margin in pixels around the transformed image
+LEVEL = 1.0  # of 255, added to both sides of a ratio, so that the ratio of two black values is one
+ROUNDS = 3  # of deciding which images were convolved and measuring the filters again
+FEWEST = 8  # with fewer images, the border of a class is not measured
 
 
 def border_filter(mean: np.ndarray, width: int) -> np.ndarray:
-    """The filter that has darkened the border of images.
+    """The filter that darkened the border of images.
 
     Args:
-        mean: (H, W) float, the mean over the images, which went through one filter, and over their channels; sides of
-            6 * `width` or more.
+        mean: (H, W) float, the mean over images that went through one filter, and over their channels; sides of at
+            least 6 * `width`.
         width: of the dark border in pixels.
 
     Returns:
-        (K, K) float64 with K = 2 * `width` + 1, which sum to one, correlated with the image as `conv2d` does.
+        (K, K) float64 with K = 2 * `width` + 1 and sum one, to be correlated with the image as in `conv2d`.
     """
     side = 2 * width + 1
     kernel = np.zeros((side, side))
@@ -54,11 +54,11 @@ def border_filter(mean: np.ndarray, width: int) -> np.ndarray:
 
 
 def _lost(profile: np.ndarray, width: int) -> np.ndarray:
-    """Sums of the filter's first `width` rows, the outermost first, from the light of each row of an image."""
+    """Sums of the filter's first `width` rows, the outermost first, from the brightness of each row of an image."""
     inside = 2 * width + 1
     line = np.polynomial.Polynomial.fit(np.arange(width, width + inside), profile[width : width + inside], 1)
     stays = (profile[:width] + LEVEL) / (line(np.arange(width)) + LEVEL)
-    # Row k has lost the first width - k rows of the filter.
+    # Row k lacks the first width - k rows of the filter.
     return np.diff(1 - stays[::-1], prepend=0.0)
 
 
@@ -73,18 +73,18 @@ def _corner(mean: np.ndarray, width: int, top: np.ndarray, left: np.ndarray) -> 
     at = np.arange(width)
     light = plane[0] + plane[1] * at[:, None] + plane[2] * at
     stays = (mean[:width, :width] + LEVEL) / (light + LEVEL)
-    # What a corner pixel keeps is one less the rows and the columns it has lost, and their common weights again.
+    # A corner pixel keeps one minus the lost rows and columns, plus their common weights.
     common = stays[::-1, ::-1] - 1 + top[:, None] + left
     return np.diff(np.diff(common, axis=0, prepend=0.0), axis=1, prepend=0.0)
 
 
 @dataclass(frozen=True)
 class ClassFilters:
-    """The filters that the images of a data set went through.
+    """The filters that were applied to the images of a data set.
 
     Attributes:
-        kernels: (c, K, K) float64; of a class without convolved images one that does nothing.
-        convolved: (n,) bool: which images.
+        kernels: (c, K, K) float64; the identity for a class without convolved images.
+        convolved: (n,) bool: which images were convolved.
         metadata: facts about the fit (JSON-able).
     """
 
@@ -93,9 +93,9 @@ class ClassFilters:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def undo(self, dataset: Dataset, index: np.ndarray) -> np.ndarray:
-        """The images at `index`, (b, H, W, C) uint8, those that were convolved divided by their class's filter.
+        """The images at `index`, (b, H, W, C) uint8, where the convolved ones are divided by their class's filter.
 
-        A filter whose largest weight is not in the middle has moved the image as well; that is left as it is.
+        A filter whose largest weight is off-centre also shifted the image; the shift is kept.
         """
         out = np.array(dataset.images[index])
         for c in np.unique(dataset.labels[index]):
@@ -106,10 +106,10 @@ class ClassFilters:
 
 
 def fit_class_filters(dataset: Dataset, width: int) -> ClassFilters:
-    """Measures the filter of each class, and which images went through it.
+    """Measures the filter of each class, and finds the images to which it was applied.
 
-    An image counts as convolved if the light of its four sides, against the pixels next to them, is nearer to what the
-    filter leaves than to what an image has that nothing happened to.
+    An image counts as convolved if the brightness of its four sides relative to the pixels next to them is nearer to
+    the filter's effect than to that of an unchanged image.
 
     Args:
         dataset: uint8 images (n, H, W, C) with labels, streamed once for each of a few rounds.
@@ -129,7 +129,7 @@ def fit_class_filters(dataset: Dataset, width: int) -> ClassFilters:
             light = np.asarray(dataset.images[begin : begin + step]).mean(3, dtype=np.float32)
             if not number:
                 sides[begin : begin + step] = _sides(light, width)
-                # The first guess: images all of whose sides are dark.
+                # The first guess: images with four dark sides.
                 convolved[begin : begin + step] = (sides[begin : begin + step] < -0.05).all(1)
             here = convolved[begin : begin + step]
             labels = dataset.labels[begin : begin + step][here]
@@ -145,7 +145,7 @@ def fit_class_filters(dataset: Dataset, width: int) -> ClassFilters:
 
 
 def _sides(light: np.ndarray, width: int) -> np.ndarray:
-    """(n, 4): logarithms of the light of the outermost row or column over that of the one inside the border."""
+    """(n, 4): log ratios of the brightness of the outermost row or column to that of the one inside the border."""
     found = []
     for image in (light, light[:, ::-1], light.transpose(0, 2, 1), light.transpose(0, 2, 1)[:, ::-1]):
         found.append(np.log((image[:, 0].mean(1) + LEVEL) / (image[:, width].mean(1) + LEVEL)))
@@ -153,22 +153,22 @@ def _sides(light: np.ndarray, width: int) -> np.ndarray:
 
 
 def _shadow(kernel: np.ndarray, width: int) -> np.ndarray:
-    """(4,): what `_sides` gives of an even image."""
+    """(4,): the result of `_sides` for a uniform image."""
     rows, columns = kernel.sum(1), kernel.sum(0)
     lost = [rows[:width].sum(), rows[-width:].sum(), columns[:width].sum(), columns[-width:].sum()]
     return np.log(np.clip(1 - np.array(lost), 0.05, None))
 
 
 def divided(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Images without what a filter did to them, in the frequency domain, their border taken from within.
+    """Undoes a filter in the frequency domain; the border is extrapolated from inside.
 
     Args:
-        images: (n, H, W, C) uint8, filtered, zeros outside, and scaled.
-        kernel: (K, K) that sum to one.
+        images: (n, H, W, C) uint8, filtered with zero padding, and scaled.
+        kernel: (K, K) with sum one.
 
     Returns:
-        (n, H, W, C) uint8: scaled down so that no value exceeds the largest of the image; moved by as much as the
-        filter's largest weight lies beside its middle.
+        (n, H, W, C) uint8: scaled down so that no value exceeds the largest of the image, and shifted by the offset of
+        the filter's largest weight from its centre.
     """
     width = len(kernel) // 2
     height, across = images.shape[1:3]
@@ -183,7 +183,7 @@ def divided(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     inverse = ((np.conj(response) + NOISE) / (np.abs(response) ** 2 + NOISE)).astype(np.complex64)
     spectrum = np.fft.rfft2(wide, axes=(1, 2)) * inverse[:, :, None]
     clean = np.fft.irfft2(spectrum, s=wide.shape[1:3], axes=(1, 2))[:, margin:-margin, margin:-margin]
-    # What is sharper has higher peaks: they go as high as the brightest pixel was.
+    # Sharper images have higher peaks: they are scaled to the brightest original pixel.
     most = images.max((1, 2, 3), keepdims=True).astype(np.float32)
     scale = np.minimum(255, most / np.maximum(clean.max((1, 2, 3), keepdims=True), 1e-6))
     return np.rint((clean * scale).clip(0, 255)).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Filters of training images that are drawn anew in every pass, against poisons that are filters themselves.
+"""Filters of training images that are redrawn in every pass, against poisons that are filters themselves.
 
-Each is called with (b, H, W, C) pixels, uint8 or float32 in [0, 1], the seed, and the place in the pass of the first
-image, and gives (b, H, W, C) float32. Draws are counter-based: the same on every device, in any order.
+Each is called with (b, H, W, C) pixels, uint8 or float32 in [0, 1], the seed, and the place of the first image in the
+pass, and returns (b, H, W, C) float32. Draws are counter-based: the same on every device and in any order.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ..ops.reference import unit
 from ..ops.state import ordinary
 from ..runtime.progress import Progress
 
-TINY = 1e-12  # power below which a logarithm says nothing
+TINY = 1e-12  # power below which a logarithm is meaningless
 CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class RandomSharpening:
-    """A 3 x 3 sharpening filter of each image's own: its centre is N(centre, deviation^2), each of its four neighbours
-    N((centre - 1) / 4, deviation^2) below zero, its corners zero. The result is clipped to [0, 1].
+    """A 3 x 3 sharpening filter for each image: its centre is N(centre, deviation^2), its four neighbours are minus
+    N((centre - 1) / 4, deviation^2), its corners zero. The result is clipped to [0, 1].
 
-    The border, to which the filter does not fit, takes the values next to it; the published program cuts it off.
+    The border, where the filter does not fit, takes the values next to it; the published program crops it.
 
     Attributes:
-        centre: of the filter; 1 leaves the image as it is.
-        deviation: of each of its five weights.
+        centre: mean of the filter's centre; 1 leaves the image unchanged.
+        deviation: standard deviation of each of its five weights.
 
     Source: Kim and Sandoval-Segura, Learning from Convolution-based Unlearnable Datasets, 2024 (arXiv 2411.01742).
     """
@@ -80,7 +80,7 @@ def _cosines(side: int, keep: float, channels: int, device: torch.device) -> Ten
 
 @dataclass(frozen=True)
 class PixelShift:
-    """Every pixel is read at a place of its own, up to `reach` pixels away along each axis (`ops.shift_pixels`).
+    """Reads every pixel at its own random place, up to `reach` pixels away along each axis (`ops.shift_pixels`).
 
     Source: Wang et al., Corrupting Convolution-based Unlearnable Datasets with Pixel-based Image Transformations
     (COIN), AAAI 2025.
@@ -94,11 +94,11 @@ class PixelShift:
 
 @dataclass(frozen=True)
 class SpectralNoise:
-    """Every image through a filter without a phase, whose logarithm is a random mixture of what the classes' mean
-    logarithmic spectra differ by.
+    """Filters every image by a zero-phase filter whose logarithm is a random mixture of the differences between the
+    classes' mean logarithmic spectra.
 
     Attributes:
-        spectra: (c, H, W) float32, from `class_spectra`: less their mean.
+        spectra: (c, H, W) float32, from `class_spectra`, minus their mean.
         scale: standard deviation of the mixture's weights.
     """
 
@@ -125,8 +125,8 @@ def class_spectra(dataset: Dataset, *, progress: Progress | None = None) -> Tens
         progress: called as ``progress("spectra", done, total)``.
 
     Returns:
-        (c, H, W) float32: means of ``log |FFT|^2``, averaged over the channels, each image's less its own mean over the
-        frequencies, so that neither brightness nor contrast counts. Zero for a class without an image.
+        (c, H, W) float32: means of ``log |FFT|^2``, averaged over the channels. Each image's own mean over the
+        frequencies is subtracted, so that neither brightness nor contrast counts. Zero for a class without images.
     """
     labels = as_tensor(dataset.labels)
     height, width, _ = dataset.image_shape
@@ -143,7 +143,9 @@ def class_spectra(dataset: Dataset, *, progress: Progress | None = None) -> Tens
 
 
 def repeat_border(x: Tensor, width: int) -> Tensor:
-    """Gives the outermost `width` pixels of images (n, H, W, C) the values next to them, in place; returns x."""
+    """Overwrites the outermost `width` pixels of images (n, H, W, C) with the values next to them, in place;
+    returns x.
+    """
     height, columns = x.shape[1:3]
     width = min(width, (height - 1) // 2, (columns - 1) // 2)
     if width > 0:

@@ -22,9 +22,9 @@ from ..runtime.progress import Progress
 from .basis import Basis
 from .fit_state import FitState
 
-# Rows at a time where a data set is copied to a device or read once more: a few MB of CIFAR, 150 MB at 224 px.
+# Rows at a time when a data set is copied to a device or read again: a few MB of CIFAR, 150 MB at 224 px.
 CHUNK = 1024
-# Bytes of decoded images read once more at a time; batches whose decoding is planned together.
+# Bytes of decoded images in one step of a further pass; batches whose decoding is planned together.
 DECODED_BYTES, PIECE = 32 << 20, 512
 
 # (b,) indices of a batch, on the CPU and on the device of the fit.
@@ -49,32 +49,33 @@ def fit_basis(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Basis:
-    """Train a linear classifier without bias on the images as they are and return the span of its weights.
+    """Train a linear classifier without bias on the unchanged images and return the span of its weights.
 
     SGD on pixels in [0, 1] with cross-entropy, no augmentation, learning rate x0.1 at half and at three quarters.
     The default starts at zero, which keeps the weights in the span of the data, and counts steps, so that small data
-    sets converge too. ``init="torch", epochs=20`` is the paper's fit: it starts at PyTorch's random default, whose
-    random part stays in the basis and turns it away from the perturbations; on small sets 20 epochs are too few steps
-    from either start (docs/research/fit.md).
+    sets converge too. ``init="torch", epochs=20`` is the paper's fit: it starts at PyTorch's random initialisation,
+    whose random part stays in the basis and turns it away from the perturbations; on small sets 20 epochs are too few
+    steps from either start (docs/research/fit.md).
 
     Args:
         dataset: uint8 images (n, H, W, C) with int64 labels. They may be memory-mapped or decoded on demand
-            (``load_dataset(..., stream=True)``): then memory does not grow with n, and decoding runs beside the steps.
+            (``load_dataset(..., stream=True)``): then memory does not grow with n, and decoding overlaps with the
+            steps.
         steps: SGD steps (default 1,000), or
         epochs: passes over the data instead of steps (default 20 with ``init="torch"``).
         batch_size: default 256, or the paper's 1,024 when epochs are counted.
         lr: initial learning rate.
         init: "zero", or "torch" for `torch.nn.Linear`'s default.
-        rank: directions to return. Fewer than the weights span: the leading ones. More: further rounds, each fitted to
-            what the rounds before have left of the images.
-        seed: draws the order and the random start.
+        rank: number of directions to return. If fewer than the weights span, the leading ones; if more, further rounds
+            are fitted, each to what the earlier rounds left of the images.
+        seed: seed of the order and the random start.
         device: "auto", "cpu", "cuda" or a torch.device.
-        checkpoint: file that keeps the weights every few seconds, for a fit that may be killed; remove it when the
+        checkpoint: file to which the weights are saved every few seconds, in case the fit is killed; remove it once the
             basis is saved.
-        resume: continue from what that file holds, to the same weights.
+        resume: continue from that file, to the same weights.
         progress: called as ``progress("fit", done, total, loss=..., accuracy=...)``.
 
-    In the processes of `distributed.joined` each batch is split between them; the weights are those of one process
+    In the processes of `distributed.joined` each batch is split between them; the weights equal those of one process
     within float32's rounding.
 
     Returns:
@@ -123,8 +124,8 @@ def fit_basis(
         batches = _batches(n, batch_size, total, seed + len(bases), drop_last=epochs is None, device=target)
         _descend(images, labels, weight, batches, total, lr, taken, state, progress)
         if init == "zero":
-            # The gradient's rows sum to zero, and so do the weights, but for a thousand steps' rounding, which must not
-            # pass for a direction. Softmax does not see what all classes share.
+            # The gradient's rows sum to zero, and so do the weights, except for the rounding of a thousand steps, which
+            # must not count as a direction. Softmax ignores what all classes share.
             weight -= weight.mean(0, dtype=torch.float64).float()
         loss, accuracy = _evaluate(images, labels, weight)
         if not math.isfinite(loss):
@@ -163,10 +164,10 @@ def _descend(
     state: FitState,
     progress: Progress | None,
 ) -> None:
-    """SGD on `weight` in place, from the step after those that `state` has.
+    """SGD on `weight` in place, from the step after those recorded in `state`.
 
-    With `taken` (k, d): on the images without those directions. The images stay as they are; projecting the weights
-    gives the same logits and, as the projector is symmetric, the same steps.
+    With `taken` (k, d) it runs on the images without those directions. The images are not changed: projecting the
+    weights gives the same logits and, as the projector is symmetric, the same steps.
     """
     if taken is not None and not state.step:
         ops.project_(weight, taken)
@@ -176,7 +177,8 @@ def _descend(
         y = labels if rows is not None else labels[index]
         result = ops.softmax_regression_step(x, y, weight, rate, index=rows) if len(index) else None
         if distributed.size() > 1:
-            # A step is linear in its images' gradients: the mean of all parts' weights is the step of the whole batch.
+            # A step is linear in the images' gradients, so the mean of the parts' weights is the step of the whole
+            # batch.
             distributed.sum_(weight.mul_(len(index) / size))
         if taken is not None:
             ops.project_(weight, taken)
@@ -232,8 +234,9 @@ def _start(init: str, classes: int, d: int, seed: int) -> Tensor:
 def _batches(
     n: int, batch_size: int, total: int, seed: int, *, drop_last: bool, device: torch.device
 ) -> Iterator[_Index]:
-    """`total` batches of indices, from a new permutation in every epoch. Steps drop a short last batch; epochs keep it.
-    Each permutation goes to the device as a whole, as each copy waits for a GPU."""
+    """`total` batches of indices, from a new permutation in every epoch. Fits by steps drop a short last batch; fits by
+    epochs keep it. Each permutation is copied to the device as a whole, since each copy waits for the GPU.
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
     done = 0
     while done < total:
@@ -249,9 +252,9 @@ def _batches(
 
 
 def _evaluate(images: Tensor | LazyImages, labels: Tensor, weight: Tensor) -> tuple[float, float]:
-    """Mean loss and accuracy of the final weights over all images, by the same kernel with a learning rate of 0."""
+    """Mean loss and accuracy of the final weights over all images, from the same kernel with a learning rate of 0."""
     state = torch.zeros(2, dtype=torch.float64, device=weight.device)
-    # Of images decoded anew, as many at a time as take a few dozen megabytes.
+    # Images that are decoded again are taken a few dozen megabytes at a time.
     chunk = max(1, min(CHUNK, DECODED_BYTES // weight.shape[1])) if isinstance(images, LazyImages) else CHUNK
     order = torch.arange(len(labels), dtype=torch.int64, device="cpu")
     batches = zip(order.split(chunk), order.to(weight.device).split(chunk), strict=True)

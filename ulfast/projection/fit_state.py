@@ -1,4 +1,4 @@
-"""What a linear fit keeps on disk while it runs, so that a killed one resumes to the same bytes."""
+"""The state that a linear fit keeps on disk, so that a killed fit resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SAVE_SECONDS = 5.0
 
 
 class FitState:
-    """The weights after a number of steps, in one file that is replaced as a whole; nothing without a file.
+    """The weights after a number of steps, in one file that is replaced as a whole; does nothing without a file.
 
     Args:
         path: the file, or None.
-        resume: continue from what it holds.
+        resume: continue from its content.
         identity: settings that a resumed fit must match (JSON-serialisable).
 
     Attributes:
-        bases: of the rounds that are done.
-        step, weight: of the round that is not: steps done, and (c, d) float32 after them, or None.
+        bases: bases of the finished rounds.
+        step, weight: for the unfinished round, the steps done and the weights (c, d) float32 after them, or None.
 
     Raises:
         InputError: the file is damaged or belongs to a fit with other settings.
@@ -56,7 +56,7 @@ class FitState:
         self.bases, self.step, self.weight = bases, step, weight
 
     def keep(self, step: int, weight: Tensor) -> None:
-        """Saves them if the last time was long enough ago."""
+        """Saves the weights if the last save was long enough ago."""
         if self._path is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return
         if distributed.is_main():
@@ -68,6 +68,6 @@ class FitState:
         self._saved = time.monotonic()
 
     def done(self, basis: Basis) -> None:
-        """A round has ended."""
+        """Records the end of a round."""
         self.bases.append(basis)
         self.step, self.weight = 0, None

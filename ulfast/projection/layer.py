@@ -1,4 +1,4 @@
-"""Layers for other people's models and loops."""
+"""Layers for any model and training loop."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class OrthogonalProjection(PixelLayer):
     """Removes a basis from a batch of images: ``x - (x B^T) B``, without clipping.
 
     Args:
-        basis: a `Basis`, or a (k, d) float tensor in NHWC pixel order: orthonormal rows, or orthogonal ones of a norm
-            below 1, each of which is removed in part (`partial_rows`).
-        mean, std: of the normalisation that the batches have been through, a number or C of them, so that the layer can
-            stand behind `Normalize`, inside the model; None for batches in [0, 1].
+        basis: a `Basis`, or a (k, d) float tensor in NHWC pixel order: orthonormal rows, or orthogonal rows of norm
+            below 1, which are removed in part (`partial_rows`).
+        mean, std: normalisation already applied to the batches, a number or C of them, so that the layer can follow
+            `Normalize` inside the model; None for batches in [0, 1].
 
     Shape:
-        (n, C, H, W), any memory format (channels_last is quickest: it is the order of the basis), or (n, d) rows in
-        NHWC order. uint8 is read as x / 255 and gives float32; floating dtypes are kept.
+        (n, C, H, W), any memory format (channels_last, the order of the basis, is fastest), or (n, d) rows in NHWC
+        order. uint8 is read as x / 255 and gives float32; floating dtypes are kept.
 
     Raises:
-        ValueError: rows that are not orthogonal; images of another shape than those that a `Basis` was fitted to,
-            (n, H, W, C) among them.
+        ValueError: the rows are not orthogonal, or the images do not have the shape of those to which the `Basis` was
+            fitted, for example (n, H, W, C).
 
     Warns once if the first batch does not lie in [0, 1] and no `mean` and `std` are given.
 
@@ -49,7 +49,7 @@ class OrthogonalProjection(PixelLayer):
         if rows.dim() != 2:
             raise ValueError(f"the basis must be (k, d), got shape {tuple(rows.shape)}")
         check_orthogonal(rows)
-        # Of a Basis: a batch in another order has as many values, and would lose other pixels.
+        # For a Basis: a batch in another order has as many values, and the wrong pixels would be removed.
         self.image_shape = tuple(basis.image_shape) if isinstance(basis, Basis) else None
         self.basis: Tensor
         self.register_buffer("basis", rows.detach().clone())

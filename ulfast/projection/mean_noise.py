@@ -1,9 +1,9 @@
 """Noise along the directions in which the class means differ, and a layer that adds it to batches.
 
-What is added to every image of a class shows in the class's mean. Where that is something that photographs vary by as
-well, such as large blocks of colour, projecting it out removes much of the photographs too. Adding random mixtures of
-the class means to every image, redrawn every epoch, hides it instead: whatever filter a network finds, its answers to
-two classes differ by no more than a fraction of what the noise makes them vary by, and images keep all they have.
+What is added to every image of a class shows in the class's mean. If photographs also vary in that way, as with large
+blocks of colour, projecting it out removes much of the photographs too. Adding random mixtures of the class means to
+every image, redrawn every epoch, hides it instead: whatever filter a network finds, its responses to two classes differ
+by no more than a fraction of their variation under the noise, and nothing is removed from the images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def fit_mean_noise(
     """Rows whose mixtures with standard normal weights are noise with `scale` ** 2 times the covariance of the classes'
     mean images; each class counts the same.
 
-    In any direction the classes' means then have a variance of 1 / `scale` ** 2 of that of the noise.
+    In any direction the variance of the class means is then 1 / `scale` ** 2 of that of the noise.
 
     Args:
         dataset: uint8 images (n, H, W, C) with labels, streamed once. Classes without an image are left out.
@@ -46,7 +46,7 @@ def fit_mean_noise(
         (k, H * W * C) float32 in units of [0, 1], orthogonal, the largest first; k < classes.
 
     Raises:
-        InputError: a scale that is negative or not finite.
+        InputError: the scale is negative or not finite.
     """
     if not 0 <= scale < float("inf"):
         raise InputError(f"the scale of the noise must be 0 or more, got {scale:g}")
@@ -54,7 +54,7 @@ def fit_mean_noise(
     moments = class_moments(dataset, progress=report, shared=shared)
     means = moments.means()[moments.counts > 0].float()
     means -= means.mean(0)
-    # The few directions that the means span, from their (c, c) products: c is small beside the number of pixels.
+    # The few directions that the means span, from their (c, c) products: c is small compared with the number of pixels.
     values, vectors = torch.linalg.eigh((means @ means.T).double() / len(means))
     kept = values > EMPTY * values[-1].clamp_min(1e-30)
     rows = (vectors[:, kept].flip(1).T.float() @ means) * (scale / len(means) ** 0.5)
@@ -62,14 +62,14 @@ def fit_mean_noise(
 
 
 def noise_scale(rows: Tensor) -> float:
-    """A scale for `fit_mean_noise` where images are projected off `rows`: 1 if every direction is removed entirely, up
-    to 2 the more of one remains.
+    """A scale for `fit_mean_noise` when `rows` are projected out of the images: 1 if every direction is removed
+    entirely, and up to 2 the more of one remains.
 
-    A full projection leaves little of a pattern, and noise costs more than it hides there; what remains in part is a
-    pattern that the linear model has seen. docs/research/orthogonal-patch.md measures both.
+    A full projection leaves little of a pattern, and there noise costs more than it hides; a direction that remains in
+    part is a pattern that the linear model has seen. docs/research/orthogonal-patch.md measures both.
 
     Args:
-        rows: (k, d), orthogonal, of norms up to 1: of a `Basis` or from `partial_rows`.
+        rows: (k, d), orthogonal, with norms up to 1, from a `Basis` or `partial_rows`.
     """
     stays = 1 - rows.double().square().sum(1)
     return SCALE / 2 * (1 + float(stays.max().clamp(0, 1)) if len(rows) else 1)
@@ -80,15 +80,15 @@ class MeanNoise(PixelLayer):
 
     Args:
         rows: (k, H * W * C) float, from `fit_mean_noise`.
-        basis: a `Basis`, or its (k, H * W * C) rows, that was projected out of the images before: the noise then has
-            nothing of it either.
-        mean, std: of the normalisation that the batches have been through; None for batches in [0, 1].
+        basis: a `Basis`, or its (k, H * W * C) rows, that was projected out of the images first; it is then removed
+            from the noise too.
+        mean, std: normalisation already applied to the batches; None for batches in [0, 1].
 
     Shape:
         (n, C, H, W) float in [0, 1], before crop and flip; the same, not clipped.
 
-    The rows are a buffer: they move with `.to(device)` and are part of the `state_dict`. Weights come from PyTorch's
-    generator of the device.
+    The rows are a buffer: they move with `.to(device)` and are part of the `state_dict`. Weights come from the device's
+    PyTorch generator.
 
     Example:
         >>> noise = ulfast.MeanNoise(ulfast.fit_mean_noise(dataset), basis)

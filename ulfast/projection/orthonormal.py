@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Numbers of a block in float64: 64 MB.
+# Numbers in a block, in float64: 64 MB.
 BLOCK = 8 << 20
 
 
@@ -26,7 +26,7 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 def check_orthogonal(rows: Tensor) -> None:
-    """Refuses rows (k, d) that do not make a projection: they must be orthogonal, and of norms up to 1.
+    """Refuses rows (k, d) that do not define a projection: they must be orthogonal, with norms up to 1.
 
     Raises:
         ValueError: they are not, or are not finite.
@@ -35,7 +35,7 @@ def check_orthogonal(rows: Tensor) -> None:
         return
     products = gram(rows.detach())
     norms = products.diagonal()
-    # Rounding of the rows: a norm in bfloat16 is off by 2^-9 at most, and a product of two by as much.
+    # Rounding of the rows: a norm in bfloat16 is off by at most 2^-9, and so is a product of two.
     allowed = max(1e-3, 4 * torch.finfo(rows.dtype).eps) if rows.is_floating_point() else 0.0
     off = max(float((products - products.diag().diag()).abs().max()), float((norms - 1).max()))
     if not off <= allowed:
@@ -63,7 +63,7 @@ def orthonormal_rows(matrix: Tensor, tolerance: float) -> Tensor:
 
     Source: Yamamoto et al., Roundoff error analysis of the CholeskyQR2 algorithm, ETNA 44, 2015.
 
-    Memory: the result, and a few blocks of 64 MB; `torch.linalg.qr` in float64 takes six times the matrix.
+    Memory: the result and a few blocks of 64 MB; `torch.linalg.qr` in float64 takes six times the matrix.
     """
     values, vectors = torch.linalg.eigh(gram(matrix))
     values, vectors = values.flip(0), vectors.flip(1)

@@ -1,4 +1,4 @@
-"""Ways to choose what `orthogonal` removes, besides SGD: LBFGS, ridge, class means, LEACE; and how much of it.
+"""Alternatives to SGD for choosing what `orthogonal` removes (LBFGS, ridge, class means, LEACE), and how much of it.
 
 All stream over the images; `ridge` and `leace` hold a (d, d) matrix, so d is limited.
 """
@@ -22,9 +22,9 @@ from ..errors import InputError
 from ..ops.state import ordinary
 from .basis import Basis
 
-LARGEST = 12_288  # features a (d, d) matrix is made for: 64 px in colour, 600 MB in float32
+LARGEST = 12_288  # most features for a (d, d) matrix: 64 px in colour, 600 MB in float32
 CHUNK_BYTES = 8 << 20
-TINY = 1e-12  # variance of a direction in which images of one class do not differ
+TINY = 1e-12  # variance below which images of one class do not differ in a direction
 
 # Weights (c, d) and offsets (c,) of a linear classifier.
 Linear = tuple[Tensor, Tensor]
@@ -50,10 +50,10 @@ class Covariances:
 
 
 def covariances(dataset: Dataset, second: bool) -> Covariances:
-    """Streams over the images, with `second` once more for the covariance.
+    """Streams over the images; with `second`, once more for the covariance.
 
     Raises:
-        InputError: images too large for a covariance, or a class without an image.
+        InputError: images are too large for a covariance, or a class has no image.
     """
     n, d = len(dataset), int(np.prod(dataset.image_shape))
     if second and d > LARGEST:
@@ -81,7 +81,7 @@ def lbfgs(dataset: Dataset, seed: int = 0, iterations: int = 100, decay: float =
     optimizer = torch.optim.LBFGS([weight], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        """The gradient of cross-entropy is a product: no graph is needed."""
+        """The gradient of cross-entropy is a product, so no graph is needed."""
         with torch.no_grad():
             loss, gradient = torch.zeros(()), torch.zeros(c, d)
             for begin, stop in chunks(dataset.images, CHUNK_BYTES):
@@ -110,7 +110,7 @@ def ridge(dataset: Dataset, seed: int = 0, strength: float = 1e-3) -> Linear:
 
 
 def class_mean(dataset: Dataset, seed: int = 0) -> Linear:
-    """The classes' means minus their mean; as a classifier the nearest mean."""
+    """The class means minus their mean; as a classifier, the nearest mean."""
     m = covariances(dataset, second=False)
     centre = m.means.mean(0)
     weights = m.means - centre
@@ -121,16 +121,17 @@ def class_mean(dataset: Dataset, seed: int = 0) -> Linear:
 def fisher_ratios(
     basis: Basis, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """How far the class means differ along the directions of a basis, compared with images of one class.
+    """How much the class means differ along the directions of a basis, relative to images of one class.
 
     Args:
         device: where the images meet the rows.
         shared: every process of `distributed.joined` reads its part of the images; all get the same.
 
     Returns:
-        The rows of `basis` turned within their span so that images of one class vary independently along them, (k, d)
-        orthonormal, the least varying first; and (k,) the classes' variance between over within, each class counting
-        the same; of more than ten classes, in units of what ten give (the more classes, the more directions share it).
+        The rows of `basis` rotated within their span so that images of one class vary independently along them, (k, d)
+        orthonormal, the least varying first; and (k,) the ratio of the variance between classes to that within, with
+        equal weight for each class. For more than ten classes it is scaled to ten (the more classes, the more
+        directions share it).
     """
     labels, rows = as_tensor(dataset.labels), basis.rows.to(device)
     counts = torch.bincount(labels, minlength=dataset.num_classes).double()
@@ -155,11 +156,11 @@ def fisher_ratios(
 
 @ordinary
 def partial_rows(basis: Basis, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False) -> Tensor:
-    """Rows whose projection removes each direction only as far as the class means differ along it: the share
-    min(1, ratio^2) of `fisher_ratios`.
+    """Rows whose projection removes each direction only to the extent that the class means differ along it: the share
+    min(1, ratio^2), with the ratios of `fisher_ratios`.
 
-    Photographs vary most in a few directions, and there a perturbation is small beside what one class shows already.
-    Removing them costs more than it gains where the noise of `fit_mean_noise` hides what remains.
+    Photographs vary most in a few directions, and there a perturbation is small compared with the variation within a
+    class. Removing them costs more than it gains if the noise of `fit_mean_noise` hides what remains.
     docs/research/directions.md measures it.
 
     Args:
@@ -172,7 +173,7 @@ def partial_rows(basis: Basis, dataset: Dataset, *, device: str | torch.device =
         (k, H * W * C) float32, orthogonal, of norms up to 1.
     """
     rows, ratios = fisher_ratios(basis, dataset, device=device, shared=shared)
-    return rows * ratios.clamp(0, 1)[:, None]  # the projection has them twice
+    return rows * ratios.clamp(0, 1)[:, None]  # the projection applies them twice
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def fit_weights(dataset: Dataset, fit: str, rank: int | None = None, seed: int =
         rank: the leading directions only.
 
     Raises:
-        InputError: unknown fit, or more directions than the weights span.
+        InputError: the fit is unknown, or more directions are requested than the weights span.
     """
     if fit not in FITS:
         raise InputError(f"unknown fit {fit!r}: known are sgd, {', '.join(FITS)}, leace")

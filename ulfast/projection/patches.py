@@ -1,9 +1,9 @@
-"""`PatchBasis`: directions of small patches whose variance differs between classes, and removing them from images.
+"""`PatchBasis`: directions of small patches whose variance differs between classes, and their removal from images.
 
-Noise that is drawn anew for every image, such as autoregressive perturbations, lies in no direction of pixel space,
-but each class's noise has second-order statistics of its own. Patches are whitened by the mean of the classes'
-covariances; the directions in which single classes then differ most from unit variance are removed from every patch,
-obliquely (in the metric of the covariance), and overlapping patches are averaged.
+Noise that is drawn anew for every image, such as autoregressive perturbations, has no direction in pixel space, but
+each class's noise has its own second-order statistics. Patches are whitened by the mean of the classes' covariances;
+the directions in which individual classes then differ most from unit variance are removed from every patch, obliquely
+(in the metric of the covariance), and overlapping patches are averaged.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from ..runtime.progress import Progress
 from .pixel_layer import PixelLayer
 
 PATCH = 7
-PER_CLASS = 600  # images per class that the covariances are taken from
+PER_CLASS = 600  # images per class for the covariances
 MOST_IMAGES = 20_000  # of all classes together
 RIDGE = 1e-7  # variance below which a direction is noise of the eight-bit rounding
-SMOOTH = 0.1  # share of the patches, those with least contrast, in which noise is looked for
-LEAST = 20  # times a patch's values: smooth patches that each class has at least
-FEW = 50  # images of a class by which its covariance is drawn half to the mean
-SPARSE = 3  # pixels between the patches that the images' own covariance is taken from
+SMOOTH = 0.1  # share of the patches, those with the least contrast, that are searched for noise
+LEAST = 20  # each class has at least this many smooth patches per value of a patch
+FEW = 50  # with this many images, a class's covariance is shrunk halfway to the mean
+SPARSE = 3  # pixels between the patches used for the images' own covariance
 # The spectrum is the sum over classes of (variance - 1)^2 in the whitened directions, scaled to ten classes. Smooth
 # 7 x 7 patches of clean photographs reach 5, of classes with less than a hundred images 11; ar has 71 and more, and 50
 # with a twentieth of the images poisoned. Between them, and well apart from both, lies
 PRESENT = 20.0
-# Where there are any, all directions above this are removed; natural images hardly have one there.
+# If there are any, all directions above this are removed; natural images hardly have one there.
 REMOVE = 7.0
 BATCH = 100  # images unfolded at a time: 67,600 patches of 7 x 7 x 3 are 40 MB
 
 
 @dataclass(frozen=True)
 class PatchBasis:
-    """What `fit_patches` found.
+    """The result of `fit_patches`.
 
     Attributes:
         analysis: (r, C, K, K) float32 filters: the whitened directions U^T W.
-        synthesis: (r, C, K, K) float32: what each of them puts into a patch, U^T C^(1/2). Their product is a
+        synthesis: (r, C, K, K) float32: the contribution of each of them to a patch, U^T C^(1/2). Their product is a
             projector: analysis @ synthesis.T = I.
         spectrum: (K * K * C,) float64, largest first.
-        directions: (K * K * C, C, K, K) float32: all of them as they look in a patch, C^(1/2) U.
+        directions: (K * K * C, C, K, K) float32: all directions as they appear in a patch, C^(1/2) U.
         image_shape: (H, W, C).
-        metadata: how it was fitted (JSON-able).
+        metadata: how it was fitted (JSON-serialisable).
     """
 
     analysis: Tensor
@@ -67,7 +67,7 @@ class PatchBasis:
 
     @property
     def rank(self) -> int:
-        """Number of directions that are removed."""
+        """Number of directions to remove."""
         return self.analysis.shape[0]
 
     @property
@@ -82,7 +82,7 @@ class Statistics:
     Attributes:
         smooth: (c, D, D) float64 covariances of each class's smooth patches.
         whole: (c, D, D) float64 covariances of each class's patches, smooth or not.
-        images: (c,) images they come from.
+        images: (c,) number of images behind each covariance.
     """
 
     smooth: Tensor
@@ -94,7 +94,7 @@ def statistics(dataset: Dataset, patch: int, indices: np.ndarray, progress: Prog
     """Second moments of the `patch` x `patch` patches of some images, in one pass.
 
     Args:
-        indices: images to take, streamed. Classes without one are left out.
+        indices: images to use, streamed. Classes without one are left out.
     """
     height, width, channels = dataset.image_shape
     d = patch * patch * channels
@@ -102,7 +102,7 @@ def statistics(dataset: Dataset, patch: int, indices: np.ndarray, progress: Prog
     by_class = [indices[labels == c] for c in np.unique(labels)]
     thresholds = _thresholds(dataset, patch, by_class)
     smooth, whole = (_PatchSums(len(by_class), d) for _ in range(2))
-    # Large images fill the memory sooner.
+    # Large images fill memory sooner.
     batch = max(1, BATCH * 32 * 32 // (height * width))
     done = 0
     for c, rows in enumerate(by_class):
@@ -128,7 +128,7 @@ class _PatchSums:
 
     def add(self, c: int, rows: Tensor) -> None:
         self.products[c] += (rows.T @ rows).double()
-        self.sums[c] += rows.sum(0)  # in cascades: as exact here as in float64, and no copy
+        self.sums[c] += rows.sum(0)  # summed in cascades: as exact here as in float64, without a copy
         self.counts[c] += len(rows)
 
     def covariances(self) -> Tensor:
@@ -161,8 +161,8 @@ def _box(x: Tensor, side: int) -> Tensor:
 
 
 def _thresholds(dataset: Dataset, patch: int, by_class: list[np.ndarray]) -> list[float]:
-    """Energy up to which a patch of each class is smooth: the same for all classes, but for those that would be left
-    with too few to know their covariance by.
+    """Energy up to which a patch of each class counts as smooth: the same for all classes, except for those that would
+    have too few patches for their covariance.
     """
     height, width, channels = dataset.image_shape
     a_image = (height - patch + 1) * (width - patch + 1)
@@ -178,7 +178,7 @@ def _thresholds(dataset: Dataset, patch: int, by_class: list[np.ndarray]) -> lis
 
 
 def _quantile(values: Tensor, share: float) -> float:
-    """`torch.quantile` ends at 16 million values."""
+    """Replaces `torch.quantile`, which is limited to 16 million values."""
     return float(values.kthvalue(max(1, round(share * len(values)))).values)
 
 
@@ -188,7 +188,8 @@ def spectrum(by_class: Tensor, images: Tensor | None = None) -> tuple[Tensor, Te
 
     Args:
         by_class: (c, D, D) covariances.
-        images: (c,) that each of them comes from: a class of few differs from the mean by chance, and is drawn to it.
+        images: (c,) number of images behind each: a class with few images differs from the mean by chance, and is
+            shrunk towards it.
     """
     mean = by_class.mean(0)
     values, vectors = torch.linalg.eigh(mean)
@@ -205,8 +206,8 @@ def spectrum(by_class: Tensor, images: Tensor | None = None) -> tuple[Tensor, Te
 
 
 def estimator(noise: Tensor, covariance: Tensor) -> Tensor:
-    """Rows A (r, D) with ``A @ noise.T = I`` that the images disturb least: the best linear unbiased estimate of how
-    much of each row of `noise` (r, D) a patch holds, if all else in it varies with `covariance` (D, D).
+    """Rows A (r, D) with ``A @ noise.T = I`` that the images disturb least: the best linear unbiased estimate of the
+    amount of each row of `noise` (r, D) in a patch whose other content varies with `covariance` (D, D).
     """
     values, vectors = torch.linalg.eigh(covariance)
     inverse = (vectors / (values.clamp_min(0) + RIDGE)) @ vectors.T
@@ -225,18 +226,18 @@ def fit_patches(
 ) -> PatchBasis:
     """Find the patch directions along which the classes differ in variance.
 
-    No clean image and no knowledge of the poison is needed. Natural images give a spectrum below 12, so nothing is
+    Neither clean images nor knowledge of the poison is needed. Natural images give a spectrum below 12, so nothing is
     removed unless the largest value passes `PRESENT`; then all directions above `REMOVE` are.
 
     Args:
         dataset: uint8 images with labels.
         patch: side of the patches.
         rank: number of directions, instead of the rule.
-        seed: draws the images that the statistics are taken from.
+        seed: seed for drawing the images behind the statistics.
         progress: called as ``progress("patches", done, total)``.
 
     Raises:
-        InputError: a patch that is larger than the images, or a rank that a patch does not have.
+        InputError: the patch is larger than the images, or the rank exceeds the patch's dimension.
     """
     start = time.perf_counter()
     height, width, channels = dataset.image_shape
@@ -245,7 +246,7 @@ def fit_patches(
         most = min(height, width)
         raise InputError(f"a patch of {patch} px does not fit images of {width} x {height}: give 2 to {most}")
     if rank is not None and not 0 <= rank <= d:
-        raise InputError(f"patches of {patch} x {patch} x {channels} have {d} directions, {rank} were asked for")
+        raise InputError(f"patches of {patch} x {patch} x {channels} have {d} directions, {rank} were requested")
     limit = max(dataset.num_classes, min(len(dataset), PER_CLASS * dataset.num_classes, MOST_IMAGES))
     indices = balanced_indices(dataset.labels, dataset.num_classes, limit, seed)
     found = statistics(dataset, patch, indices, progress)
@@ -277,18 +278,19 @@ def fit_patches(
 
 
 class PatchProjection(PixelLayer):
-    """Removes a `PatchBasis` from a batch of images, borders exactly: every pixel is the mean over the patches that
-    cover it.
+    """Removes a `PatchBasis` from a batch of images, exactly up to the border: every pixel is the mean over the patches
+    that cover it.
 
-    One convolution with (2K - 1) x (2K - 1) filters that change towards the border (`ops.patch_filter`) on a CPU and
-    without a gradient; else, and on smaller images, two convolutions with r filters of K x K, which give the same.
+    On a CPU without gradients this is one convolution with (2K - 1) x (2K - 1) filters that change towards the border
+    (`ops.patch_filter`); otherwise, and on smaller images, two convolutions with r filters of K x K, with the same
+    result.
 
     Args:
         basis: from `fit_patches`.
         mean, std: of the normalisation that the batches have been through; None for batches in [0, 1].
 
     Shape:
-        (n, C, H, W) float in [0, 1], any size from K on; not clipped.
+        (n, C, H, W) float in [0, 1], any size of at least K; not clipped.
 
     Example:
         >>> clean_enough = ulfast.PatchProjection(ulfast.fit_patches(dataset))(images)
@@ -318,8 +320,8 @@ class PatchProjection(PixelLayer):
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and min(x.shape[2:]) >= 2 * side - 1
         if plain and not (torch.is_grad_enabled() and x.requires_grad):
             return ops.patch_filter(x.permute(0, 2, 3, 1), self._folded()).permute(0, 3, 1, 2)
-        # Not in the caller's autocast: like the operators, in the buffers' precision, and the result in x's. What is
-        # compiled keeps the caller's choice of TF32, as the compiler sees no setting of the process.
+        # Outside the caller's autocast: like the operators it computes in the buffers' precision and returns x's.
+        # Compiled code keeps the caller's choice of TF32, since the compiler does not see process settings.
         full = contextlib.nullcontext() if torch.compiler.is_compiling() else FULL_CONVOLUTIONS
         with torch.autocast(x.device.type, enabled=False), full:
             wide = x.to(self.analysis.dtype)
@@ -327,14 +329,14 @@ class PatchProjection(PixelLayer):
             return (wide - removed / self._cover(wide)).to(x.dtype)
 
     def _folded(self) -> Tensor:
-        """`fold` of the buffers as they are now."""
+        """`fold` of the current buffers."""
         state = (self.analysis.data_ptr(), self.analysis._version, self.synthesis.data_ptr(), self.synthesis._version)
         if self._kept is None or self._kept[0] != state:
             self._kept = (state, fold(self.analysis, self.synthesis))
         return self._kept[1]
 
     def _cover(self, x: Tensor) -> Tensor:
-        """Patches over each pixel, (H, W)."""
+        """Number of patches over each pixel, (H, W)."""
         side = self.analysis.shape[-1]
         rows = [_count(size, side, x.device) for size in x.shape[2:]]
         return (rows[0][:, None] * rows[1][None, :]).to(x.dtype)
@@ -344,13 +346,14 @@ class PatchProjection(PixelLayer):
 
 
 def fold(analysis: Tensor, synthesis: Tensor) -> Tensor:
-    """The filters of `ops.patch_filter` for (r, C, K, K) of each: (T, T, T, T, C, C) float32 with T = 2 K - 1.
+    """The filters of `ops.patch_filter` from analysis and synthesis, (r, C, K, K) each: (T, T, T, T, C, C) float32, T =
+    2 K - 1.
 
-    A pixel is the mean over the patches that cover it, and near the border those at fewer places.
+    A pixel is the mean over the patches that cover it; near the border there are fewer of them.
     """
     _, channels, side, _ = analysis.shape
     taps = 2 * side - 1
-    # (a, b, output channel, input channel, p, q): what the value at (p, q) of a patch puts into the one at (a, b).
+    # (a, b, output channel, input channel, p, q): the weight from the value at (p, q) of a patch to that at (a, b).
     inside = torch.einsum("roab,ripq->aboipq", synthesis.double(), analysis.double())
     answers = inside.new_zeros(side, side, taps, taps, channels, channels)
     for a in range(side):
@@ -358,7 +361,7 @@ def fold(analysis: Tensor, synthesis: Tensor) -> Tensor:
             rows, columns = slice(side - 1 - a, taps - a), slice(side - 1 - b, taps - b)
             answers[a, b, rows, columns] = inside[a, b].permute(2, 3, 1, 0)
     kind, place = torch.arange(taps, device=analysis.device)[:, None], torch.arange(side, device=analysis.device)
-    # Places in a patch that a pixel of each kind of row can have.
+    # Possible places in a patch of a pixel in each kind of row.
     can = ((place <= kind) | (kind >= side - 1)) & ((place >= kind - (side - 1)) | (kind <= side - 1))
     weights = can.double() / can.sum(1, keepdim=True)
     return torch.einsum("ya,xb,abpqio->yxpqio", weights, weights, answers).float()

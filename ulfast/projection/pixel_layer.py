@@ -1,4 +1,4 @@
-"""What the layers for other people's models share: they work on pixels, and say so where a batch holds none."""
+"""The base of the layers: they work on pixels, and warn if a batch does not hold pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# How far a pixel may lie outside [0, 1]: what was projected before, or has noise, does so a little.
+# How far a pixel may be outside [0, 1]: projected or noisy images exceed it a little.
 BEYOND = 0.25
 
 
@@ -16,12 +16,12 @@ class PixelLayer(nn.Module):
     """A layer that computes on pixels in [0, 1], before or after a normalisation.
 
     Args:
-        mean, std: of the normalisation ``(x - mean) / std`` that the batches have been through: a number, or C of them,
-            in units of [0, 1]. The layer then works on the pixels behind the batch and normalises its result again.
-            None: the batches are pixels.
+        mean, std: the normalisation ``(x - mean) / std`` already applied to the batches: a number, or C of them, in
+            units of [0, 1]. The layer undoes it, works on the pixels, and normalises the result again. None: the
+            batches are pixels.
 
     Raises:
-        ValueError: one of `mean` and `std` alone, or a `std` that is not above zero.
+        ValueError: only one of `mean` and `std` is given, or `std` is not above zero.
     """
 
     def __init__(self, mean: float | Sequence[float] | Tensor | None, std: float | Sequence[float] | Tensor | None):
@@ -45,17 +45,17 @@ class PixelLayer(nn.Module):
             return self.pixels(x)
         if not x.is_floating_point():
             raise ValueError(f"a batch of {x.dtype} is not normalised: leave mean and std out")
-        # In float32 at least: half of a normalised value is not half of a pixel.
+        # In float32 at least: the spacing of normalised half-precision values is not that of pixels.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean, std = _channels(self.mean, wide), _channels(self.std, wide)
         return ((self.pixels(wide * std + mean) - mean) / std).to(x.dtype)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """What the layer makes of pixels."""
+        """Applies the layer to pixels."""
         raise TypeError(f"{type(self).__name__} does not say what to do")
 
     def _look(self, x: Tensor) -> None:
-        """Warns once if the first batch cannot be pixels. Neither a compiled graph nor a captured one is looked at."""
+        """Warns once if the first batch cannot be pixels. Compiled and captured graphs are not checked."""
         if torch.compiler.is_compiling() or self._seen or self.mean is not None:
             return
         self._seen = True
@@ -63,7 +63,7 @@ class PixelLayer(nn.Module):
             return
         try:
             low, high = (float(value) for value in torch.aminmax(x.detach()))
-        except RuntimeError:  # a tensor without values: fake, meta, or within vmap
+        except RuntimeError:  # a tensor without values: fake, meta, or in vmap
             return
         if low < -BEYOND or high > 1 + BEYOND:
             warnings.warn(
@@ -83,7 +83,7 @@ def _images(x: Tensor) -> None:
 
 
 def _channels(values: Tensor, x: Tensor) -> Tensor:
-    """Values per channel so that they broadcast against a batch (n, C, H, W), or rows (n, d) in NHWC order."""
+    """Reshapes values per channel to broadcast against a batch (n, C, H, W), or rows (n, d) in NHWC order."""
     values = values.to(x)
     if len(values) == 1:
         return values

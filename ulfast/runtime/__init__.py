@@ -1,1 +1,1 @@
-"""The machine under a run: files, devices, processors, and what a result was made with."""
+"""The machine that a run uses: files, devices, processors, and the environment of a result."""

@@ -1,4 +1,4 @@
-"""Choosing the device, and the number format that trains fastest on it."""
+"""Choosing the device and the number format that trains fastest on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
     """ "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or a torch.device.
 
     Raises:
-        InputError: a GPU was asked for and there is none, or an unknown name.
+        InputError: the name is unknown, or a GPU was requested and there is none.
     """
     if isinstance(name, torch.device):
         return name
@@ -44,14 +44,14 @@ def fast_half(device: torch.device) -> torch.dtype | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for a GPU's queue, so that a clock read next to it means something."""
+    """Waits until a GPU's queue is empty, so that a clock read afterwards is meaningful."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextlib.contextmanager
 def same_generators() -> Iterator[None]:
-    """Leaves torch's global random generators, the CPU's and those of GPUs in use, as they were before the block."""
+    """Restores torch's global random generators, of the CPU and of GPUs in use, after the block."""
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpus):
         yield

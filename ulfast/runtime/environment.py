@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, threads, commit."""
+"""The environment of a result: versions, machine, threads, commit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..version import __version__
 
 
 def describe() -> dict[str, Any]:
-    """Versions, device, CPU and threads as JSON-able values. Imports torch."""
+    """Versions, device, CPU and threads as JSON-serialisable values. Imports torch."""
     import numpy
     import torch
 
@@ -35,8 +35,9 @@ def describe() -> dict[str, Any]:
 
 @lru_cache
 def commit() -> str | None:
-    """The commit of the checkout that this package runs from, with "+" after it if files differ. Outside one what
-    ULFAST_COMMIT says, or None."""
+    """The commit of the checkout that this package runs from, followed by "+" if files differ. Outside a checkout, the
+    value of ULFAST_COMMIT, or None.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return os.environ.get("ULFAST_COMMIT") or None
@@ -53,7 +54,7 @@ def commit() -> str | None:
 
 
 def cpu_name() -> str:
-    """As the system names it."""
+    """The CPU's name, as the system gives it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

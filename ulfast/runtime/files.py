@@ -1,4 +1,4 @@
-"""Writing that leaves the whole output or none, one writer at a time: a lock, a temporary sibling, fsync, rename."""
+"""Atomic output by one writer at a time: a lock, a temporary sibling, fsync, rename."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from ..errors import InputError
 from .made import beside_new, check_replace
 from .reading import CHECKSUM, checksum
 
-# What is wrong with the place, not with the program.
+# Errors of the location, not of the program.
 _PLACE = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EIO}
 _PLACE |= {errno.ENAMETOOLONG}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# A system or a disk without the call, each says it in its own way.
+# What different systems and disks report when they lack the call.
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 TEMPORARY = "ulfast-tmp-"
-YOUNG = 60  # seconds: of a temporary folder that may not be locked yet
+YOUNG = 60  # seconds: a younger temporary folder may not be locked yet
 _temporary: dict[Path, int] = {}
 
-SETTINGS = ".settings.json"  # in a folder that is not whole: what it is of
+SETTINGS = ".settings.json"  # in an incomplete folder: the settings of its run
 
-# Outputs that a process and thread of it have claimed; those that a writer is at work on.
+# Outputs claimed by a thread of a process; outputs that a writer is working on.
 _held: dict[str, tuple[int, int]] = {}
 _alone: set[str] = set()
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a full disk or a forbidden folder into an `InputError` that names `path`."""
+    """Turns a full disk or missing permission into an `InputError` that names `path`."""
     try:
         yield
     except OSError as error:
-        # numpy's tofile says how much it wrote, and no number.
+        # numpy's tofile reports how much it wrote, but no errno.
         if error.errno in _FULL or (error.errno is None and "requested and" in str(error)):
             raise InputError(
                 f"the disk is full while writing {path}: free some space or choose another --out"
@@ -66,17 +66,17 @@ def claimed(
     wait: bool = False,
     tell: Callable[[], object] | None = None,
 ) -> Iterator[None]:
-    """Keeps `path` to this thread while the block lasts, and first clears away what killed writers have left of it.
+    """Reserves `path` for this thread during the block, after removing what killed writers left of it.
 
-    The lock is on `.NAME.lock` beside it and ends with the process, however it ends. A command may claim its output and
-    then call what claims it too. Disks without locks are used without.
+    The lock is on `.NAME.lock` beside it and is released when the process ends, however it ends. A command may claim
+    its output and then call functions that claim it too. On disks without locks none is taken.
 
     Args:
-        alone: by a writer, of which there is one at a time in a thread too.
-        wait: until another writer is done, instead of an error; `tell` is called before.
+        alone: claim as a writer, of which there may be only one at a time even within a thread.
+        wait: wait until another writer is done instead of raising an error; `tell` is called first.
 
     Raises:
-        InputError: somebody else is writing it, or the place may not be written.
+        InputError: another process is writing it, or the location is not writable.
     """
     path = Path(path)
     name, me = os.path.realpath(path), (os.getpid(), threading.get_ident())
@@ -100,17 +100,17 @@ def _first_claim(
         file = _sibling(path, "lock")
         descriptor = _locked(file, path, wait, tell)
     _held[name] = me
-    _alone.discard(name)  # a fork's parent may have been
+    _alone.discard(name)  # inherited, if a fork's parent was writing
     try:
         with writing(path):
             tidy(path)
         yield
     finally:
         del _held[name]
-        if os.getpid() == me[0]:  # not in a fork that ends with the block
+        if os.getpid() == me[0]:  # not in a fork that leaves the block
             file.unlink(missing_ok=True)
         os.close(descriptor)
-        with contextlib.suppress(OSError):  # where nothing has come of it
+        with contextlib.suppress(OSError):  # removes it if nothing was written
             for folder in made:
                 folder.rmdir()
 
@@ -120,9 +120,9 @@ def _taken(path: Path) -> InputError:
 
 
 def _locked(file: Path, path: Path, wait: bool, tell: Callable[[], object] | None) -> int:
-    """A descriptor of the lock file, locked. Who leaves removes the file, so it may be another one by then."""
+    """A descriptor of the lock file, locked. A leaving writer removes the file, so it may be a new one by then."""
     while True:
-        file.parent.mkdir(parents=True, exist_ok=True)  # who leaves may remove the folder that it made, too
+        file.parent.mkdir(parents=True, exist_ok=True)  # a leaving writer may also remove the folder that it made
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
@@ -153,15 +153,15 @@ def _sibling(path: Path, kind: str) -> Path:
 
 
 def part_folder(path: Path) -> Path:
-    """Where a folder that can be resumed is written until it is whole."""
+    """The place where a resumable folder is written until it is complete."""
     return _sibling(path, "part")
 
 
 def tidy(path: Path) -> None:
-    """Ends what a killed writer of `path` has begun; only for who has claimed it.
+    """Finishes or removes what a killed writer of `path` began. The caller must have claimed `path`.
 
-    A folder half exchanged becomes the new one; temporary folders and files of `path` are removed. What can be resumed
-    stays: `part_folder`, as long as it holds its `SETTINGS`.
+    A half-exchanged folder becomes the new one; temporary folders and files of `path` are removed. `part_folder`, which
+    can be resumed, stays if it holds its `SETTINGS`.
     """
     new, part = _sibling(path, "new"), part_folder(path)
     if new.exists():
@@ -170,21 +170,21 @@ def tidy(path: Path) -> None:
         remove(_sibling(path, kind))
     if part.is_dir() and not (part / SETTINGS).exists():
         if (part / "train" / "manifest.json").exists() and not os.path.lexists(path):
-            os.replace(part, path)  # whole, and killed a moment before it had its name
+            os.replace(part, path)  # complete, but killed just before the rename
         else:
             remove(part)
     _sweep(path)
 
 
 def recover(path: Path) -> None:
-    """For a reader: `path` is not there since a writer was killed between two names; then it is."""
+    """For a reader: restores `path` if it is missing because a writer was killed between two renames."""
     if not path.exists() and _sibling(path, "new").is_dir():
         with claimed(path, wait=True):
             pass
 
 
 def remove(path: Path) -> None:
-    """A file, a link or a folder, if it is there."""
+    """Removes a file, a link or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -192,7 +192,7 @@ def remove(path: Path) -> None:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises unless `path` can be made: it does not exist, or ulfast made it and it may be replaced."""
+    """Raises unless `path` can be created: it does not exist, or ulfast made it and it may be replaced."""
     with writing(path):
         if path.is_dir() and not any(path.iterdir()):
             return
@@ -205,7 +205,7 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well, and is removed otherwise."""
+    """A temporary folder beside `path` that becomes `path` when the block succeeds, and is removed otherwise."""
     path = Path(path)
     check_free(path, overwrite)
     with claimed(path, alone=True), writing(path):
@@ -221,8 +221,8 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
 
 
 def publish(part: Path, path: Path) -> None:
-    """A finished folder `part` becomes `path` beside it, in one step also where it takes the place of what is there: a
-    kill leaves the old one or the new one. For who has claimed `path`.
+    """Renames a finished folder `part` to `path` beside it, in one step even if it replaces an existing folder: a kill
+    leaves either the old or the new one. The caller must have claimed `path`.
     """
     for entry in part.rglob("*"):
         if entry.is_file() or entry.is_dir():
@@ -234,11 +234,11 @@ def publish(part: Path, path: Path) -> None:
         os.replace(part, _sibling(path, "new"))
         _exchange_by_names(path)
     sync(path.parent)
-    remove(part)  # the old one, after an exchange
+    remove(part)  # the old folder, after an exchange
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Two names change places in one step (renameat2, Linux 3.15); False where system or disk cannot do it."""
+    """Exchanges two names in one step (renameat2, Linux 3.15); False if the system or disk cannot do it."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False
@@ -252,7 +252,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _exchange_by_names(path: Path) -> None:
-    """`.NAME.new`, which is whole, becomes NAME; the names alone say how far a killed process has come."""
+    """Renames `.NAME.new`, which is complete, to NAME; the names alone show how far a killed process got."""
     new, old = _sibling(path, "new"), _sibling(path, "old")
     if os.path.lexists(path):
         remove(old)
@@ -263,7 +263,7 @@ def _exchange_by_names(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces `path` when the block ends well."""
+    """A temporary file beside `path` that replaces `path` when the block succeeds."""
     path = Path(path)
     with writing(path):
         _sweep(path)
@@ -271,7 +271,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # alive, for who sweeps
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # marks it as in use for processes that sweep
             yield part
             sync(part)
             os.replace(part, path)
@@ -283,8 +283,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def publish_with(part: Path, path: Path, beside: Path, about: dict[str, Any]) -> None:
-    """A finished file `part` becomes `path`, with a JSON `beside` it that only fits this file. Killed in between, the
-    JSON lies under `beside_new`, where readers look.
+    """Renames a finished file `part` to `path`, with a JSON file `beside` it that fits only this file. After a kill in
+    between, the JSON is under `beside_new`, where readers look.
     """
     write_json(beside_new(beside), about)
     sync(part)
@@ -294,11 +294,11 @@ def publish_with(part: Path, path: Path, beside: Path, about: dict[str, Any]) ->
 
 
 def _sweep(path: Path) -> None:
-    """Removes the temporary files of `path` whose processes are gone."""
+    """Removes temporary files of `path` whose processes are gone."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if not re.fullmatch(r"\.[0-9a-f]{8}\.part", stale.name[len(path.name) + 1 :]):
             continue
-        with contextlib.suppress(OSError):  # locked: somebody is writing it
+        with contextlib.suppress(OSError):  # locked: a process is writing it
             descriptor = os.open(stale, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,9 +309,9 @@ def _sweep(path: Path) -> None:
 
 
 def temporary_folder() -> Path:
-    """A new folder in the system's place for temporary files, for `drop`; those of processes that were killed go."""
+    """A new folder in the system's temporary directory, removed with `drop`; clears those of killed processes."""
     for stale in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
-        with contextlib.suppress(OSError):  # another user's, or locked by who works in it
+        with contextlib.suppress(OSError):  # another user's, or locked by the process that uses it
             descriptor = os.open(stale, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -336,13 +336,13 @@ def drop(folder: Path) -> None:
 
 
 def save_tensors(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """`torch.save` of a dictionary, atomically, with a checksum of all that is in it for `load_tensors`."""
+    """`torch.save` of a dictionary, atomically, with a checksum of its content for `load_tensors`."""
     with atomic_file(path) as part:
         write_tensors(part, {**content, CHECKSUM: checksum(content)})
 
 
 def write_tensors(path: Path, content: Any) -> None:
-    """`torch.save`; a full disk is an OSError here too, which torch hides behind an error of its own."""
+    """`torch.save`, but a full disk raises an OSError, which torch hides behind an error of its own."""
     import torch
 
     with path.open("wb") as file:
@@ -356,7 +356,7 @@ def write_tensors(path: Path, content: Any) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Indented JSON, atomically."""
+    """Writes indented JSON, atomically."""
     with atomic_file(path) as part:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

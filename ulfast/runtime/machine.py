@@ -9,10 +9,10 @@ from ..errors import InputError
 
 
 def launched_size() -> int:
-    """How many processes a launcher started, by its variables: 1 unless all of them are there.
+    """How many processes a launcher started, from its environment variables; 1 unless all of them are set.
 
     Raises:
-        InputError: they are all there, and no numbers or none that fit together.
+        InputError: all are set, but they are not numbers or do not fit together.
     """
     names = ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR")
     values = [os.environ.get(name, "") for name in names]
@@ -20,7 +20,7 @@ def launched_size() -> int:
         return 1
     for name, value in zip(names[:3], values[:3], strict=True):
         if not (value.isascii() and value.isdecimal()):
-            raise InputError(f"{name} is {value!r}, no number: set what a launcher sets, or unset {', '.join(names)}")
+            raise InputError(f"{name} is {value!r}, not a number: set what launchers set, or unset {', '.join(names)}")
     size, rank, port = map(int, values[:3])
     if rank >= size or port > 65535:
         raise InputError(
@@ -30,23 +30,24 @@ def launched_size() -> int:
 
 
 def _local_size() -> int:
-    """Processes on this machine, by a launcher's variable; 1 where it is no number."""
+    """Number of processes on this machine, from a launcher's variable; 1 if it is not a number."""
     count = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(count)) if count.isdecimal() else 1
 
 
 def cores() -> int:
-    """Processors that this process may use: its share where torchrun started several on this machine."""
+    """Number of processors that this process may use: its share if torchrun started several on this machine."""
     # macOS has no such call.
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // _local_size())
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep freed memory instead of giving it back after every training step.
+    """Lets the C library keep freed memory instead of returning it after every training step.
 
-    Activations of tens of megabytes come and go with each step; returning their pages and faulting them in anew cost
-    a tenth to a quarter of the training's time. For our own process only: the command line calls it, no library module.
+    Activations of tens of megabytes are allocated and freed in each step; returning their pages and faulting them in
+    again cost a tenth to a quarter of the training time. For our own process only: the command line calls it, library
+    modules do not.
     """
     if not sys.platform.startswith("linux") or os.environ.get("MALLOC_MMAP_THRESHOLD_"):
         return

@@ -1,4 +1,4 @@
-"""What ulfast has made: nothing else is ever replaced, and nothing that a command reads."""
+"""Recognises what ulfast made: only that is ever replaced, and never a source of the command."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MARKER, EXPORT = "ulfast.json", "ulfast-export-1"  # in a folder made for other 
 DATASET = {"train", "test", "poison.png", "manifest.json", "images.npy", "labels.npy", MARKER}
 SPLIT = {"images.npy", "labels.npy", "manifest.json"}
 RUN = {"method", "model", "recipe", "data"}  # keys of a run's config.json
-SIGNATURE = "made with ulfast"  # what pictures and pages carry
+SIGNATURE = "made with ulfast"  # in pictures and pages
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
-    """A path with `~` and variables replaced, as a shell does; one that exists as it is written stays.
+    """A path with `~` and variables expanded as in a shell; a path that exists as written is kept.
 
     Raises:
-        InputError: a variable that is not set.
+        InputError: a variable is not set.
     """
     plain = Path(path)
     text = os.fspath(path)
@@ -30,18 +30,18 @@ def expand(path: str | os.PathLike[str]) -> Path:
         return plain
     found = os.path.expandvars(os.path.expanduser(text))
     if found == text and "$" in text:
-        raise InputError(f"{text}: a variable in it is not set, or it is no path: check it")
+        raise InputError(f"{text}: a variable in it is not set, or it is not a path: check it")
     return Path(found)
 
 
 def marker_of(path: Path) -> Path:
-    """Where a file or folder says that ulfast made it."""
+    """The file that marks a file or folder as made by ulfast."""
     return path / MARKER if path.is_dir() else path.with_name(path.name + "." + MARKER)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is none."""
-    if not path.is_file():  # a pipe never ends
+    """Reads a JSON object; {} if there is none."""
+    if not path.is_file():  # a pipe might never end
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -51,12 +51,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def beside_new(beside: Path) -> Path:
-    """What will be the JSON `beside` a file: it is there before the file, so that a kill leaves the two together."""
+    """The name of a new JSON `beside` a file: it is written before the file, so that a kill leaves both together."""
     return beside.with_name(beside.name + ".new")
 
 
 def read_marker(path: Path) -> dict[str, Any]:
-    """What ulfast wrote of a file or folder of an export; {} where nothing, or something of another file."""
+    """What ulfast wrote about an exported file or folder; {} if nothing, or if it describes another file."""
     marker = marker_of(path)
     about = read_json(marker)
     if about.get("format") != EXPORT or path.is_dir():
@@ -69,7 +69,7 @@ def read_marker(path: Path) -> dict[str, Any]:
 
 
 def digest(path: Path, kind: str = "sha256") -> str:
-    """SHA-256 of a file, or another checksum that hashlib knows."""
+    """SHA-256 of a file, or another checksum that hashlib has."""
     found = hashlib.new(kind)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -78,14 +78,14 @@ def digest(path: Path, kind: str = "sha256") -> str:
 
 
 def stranger(path: Path) -> str:
-    """Why `path` must not be replaced: what in it ulfast has not made; "" where ulfast made all of it, or it is empty.
+    """Why `path` must not be replaced: the part that ulfast did not make; "" if ulfast made all of it, or it is empty.
 
-    A folder counts by its manifest, and by having nothing beside what ulfast writes there.
+    A folder qualifies by its manifest and by holding nothing but what ulfast writes there.
     """
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        return "it is no file"
+        return "it is not a file"
     if not path.stat().st_size:
         return ""
     suffix = path.suffix.lower()
@@ -93,15 +93,15 @@ def stranger(path: Path) -> str:
         head = file.read(1 << 16)
     if suffix == ".safetensors":
         mine = b"ulfast-basis-1" in head or b"ulfast-generator-1" in head
-        return "" if mine else "it is no basis or generator of ulfast"
+        return "" if mine else "it is not a basis or generator of ulfast"
     if suffix in (".png", ".svg", ".pdf", ".html", ".htm"):
-        return "" if _signed(path, head) else "it is no picture or page of ulfast"
+        return "" if _signed(path, head) else "it is not a picture or page of ulfast"
     if suffix == ".beton":
         mine = read_json(path.with_name(path.name + ".json")).get("format") == "ulfast-beton-1"
-        return "" if mine else "it is no file of ulfast"
+        return "" if mine else "it is not a file of ulfast"
     if suffix == ".json" and b"ulfast" in head:
         return ""
-    return "" if read_marker(path) else "it is no file of ulfast, or was changed"
+    return "" if read_marker(path) else "it is not a file of ulfast, or was changed"
 
 
 def _signed(path: Path, head: bytes) -> bool:
@@ -139,18 +139,18 @@ def _folder(path: Path) -> str:
 
 
 def count_files(path: Path) -> int:
-    """Files in a folder, at any depth."""
+    """Number of files in a folder, at any depth."""
     return sum(len(files) for _, _, files in os.walk(path))
 
 
 def check_replace(path: Path) -> None:
-    """Raises InputError where `path` is there and not ulfast's own."""
+    """Raises InputError if `path` exists and was not made by ulfast."""
     if os.path.lexists(path) and (why := stranger(path)):
         raise InputError(f"{path}: {why}; --overwrite replaces only what ulfast made: choose another --out")
 
 
 def check_apart(path: Path, sources: Iterable[str | os.PathLike[str] | None]) -> None:
-    """Raises InputError where the output is a source of the command, in one, or around one."""
+    """Raises InputError if the output is a source of the command, lies in one, or contains one."""
     out = Path(os.path.realpath(expand(path)))
     here = Path.cwd().resolve()
     if out == here or out in here.parents:
@@ -164,5 +164,5 @@ def check_apart(path: Path, sources: Iterable[str | os.PathLike[str] | None]) ->
 
 
 def _reads(source: Path, out: Path) -> bool:
-    """Whether a new file or folder inside of a source would be read as a part of it."""
+    """Whether a new file or folder inside a source would be read as part of it."""
     return source not in Path.cwd().resolve().parents and source != Path.cwd().resolve() and out.parent != source

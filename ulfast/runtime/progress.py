@@ -1,4 +1,4 @@
-"""How long work tells that it is alive."""
+"""Progress reports from long-running work."""
 
 from __future__ import annotations
 

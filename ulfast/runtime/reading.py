@@ -1,5 +1,5 @@
-"""Reading what others wrote: damage is one line that names the file, only files are opened, memory is asked for within
-bounds, and what another process may replace is read in one version."""
+"""Reading files from elsewhere. Damage is reported in one line that names the file, only regular files are opened,
+allocations are bounded, and data that another process may replace is read in a single version."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..errors import InputError
 
 T = TypeVar("T")
 
-# Characters of a settings file, which PyYAML reads in seconds even where they are all brackets; entries of it.
+# Characters in a settings file, which PyYAML reads within seconds even if all are brackets, and entries.
 LARGEST_YAML, MOST_NODES = 1 << 16, 100_000
-CHECKSUM = "checksum"  # the key of it in what `save_tensors` writes
-TRIES = 50  # to read one version of what is replaced again and again
-LONGEST = 160  # characters of a reason
+CHECKSUM = "checksum"  # its key in what `save_tensors` writes
+TRIES = 50  # attempts to read one version of a path that is replaced repeatedly
+LONGEST = 160  # characters in a reason
 
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str], hint: str = "get it again", what: str = "") -> Iterator[None]:
-    """The boundary around everything that parses a file: whatever it raises becomes an `InputError`, which names `path`
-    and the reason and ends with the hint; `what` it cannot be read as. The cause is chained, for --debug.
+    """The boundary around all code that parses a file: whatever it raises becomes an `InputError` that names `path` and
+    the reason and ends with the hint. `what` says as what the file cannot be read. The cause is chained, for --debug.
     """
     cannot = f"{path} cannot be read{what and ' '}{what}"
     try:
@@ -62,16 +62,16 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """What an error says, in one short line, without the addresses of objects."""
+    """An error's message as one short line, without object addresses."""
     text = getattr(error, "strerror", None) or str(error).split("<_io.")[0]
     return " ".join(text.split())[:LONGEST] or type(error).__name__
 
 
 def regular(path: Path) -> Path:
-    """The path of a file that is one.
+    """Checks that a path is a regular file, and returns it.
 
     Raises:
-        InputError: a pipe, a socket, a device or a folder, which may never end.
+        InputError: it is a pipe, a socket, a device (whose reading may never end) or a folder.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -82,10 +82,10 @@ def regular(path: Path) -> Path:
 
 
 def load_tensors(path: Path, hint: str, what: str = "as a checkpoint") -> dict[str, Any]:
-    """What `save_tensors` wrote, compared with its checksum; no code in it is run.
+    """Loads what `save_tensors` wrote and verifies its checksum; no code in it is run.
 
     Raises:
-        InputError: it is missing, damaged or of another program.
+        InputError: the file is missing, damaged or from another program.
     """
     import torch
 
@@ -93,14 +93,14 @@ def load_tensors(path: Path, hint: str, what: str = "as a checkpoint") -> dict[s
         content = torch.load(regular(path), map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
-        told = content.pop(CHECKSUM, None)  # none in files of ulfast 0.1.0
+        told = content.pop(CHECKSUM, None)  # files of ulfast 0.1.0 have none
         if told is not None and told != checksum(content):
             raise ValueError("it does not match its checksum")
     return content
 
 
 def checksum(content: Any) -> str:
-    """Of containers of tensors, numbers and text, in their order."""
+    """A checksum of containers of tensors, numbers and text, in order."""
     import torch
 
     found = hashlib.blake2b(digest_size=16)
@@ -129,10 +129,10 @@ def checksum(content: Any) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Aliases are fine, as long as they do not say the same without end.
+    """The content of a YAML file. Aliases are allowed unless they expand without bound.
 
     Raises:
-        InputError: not YAML, or more than a settings file holds.
+        InputError: the file is not YAML, or is too large for a settings file.
     """
     with reading(path, "repair it", "as YAML"):
         text = regular(path).read_text(encoding="utf-8")
@@ -145,7 +145,7 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        Exception: of many kinds, where it is none.
+        Exception: of many types, if the text is not YAML.
     """
     import yaml
 
@@ -161,7 +161,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _check_nodes(root: Any) -> None:
-    """Counts the nodes of a YAML document, each as often as it is reached; ValueError where they are too many."""
+    """Counts the nodes of a YAML document, each as often as it is reached; ValueError if there are too many."""
     counts: dict[int, int] = {}
 
     def count(node: Any) -> int:
@@ -181,15 +181,15 @@ def _check_nodes(root: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value in an error: its `repr`, cut."""
+    """A value for an error message: its `repr`, truncated."""
     return reprlib.repr(value)
 
 
 def steady(path: Path, read: Callable[[], T]) -> T:
-    """What `read` gives of one version of `path`, which another process may replace at any time.
+    """The result of `read` for a single version of `path`, which another process may replace at any time.
 
     Raises:
-        InputError: what `read` raises; `path` was replaced at every try.
+        InputError: raised by `read`, or `path` was replaced during every attempt.
     """
     for _ in range(TRIES):
         before = _version(path)
@@ -205,7 +205,7 @@ def steady(path: Path, read: Callable[[], T]) -> T:
 
 
 def _version(path: Path) -> list[tuple[int, int, int] | None]:
-    """Of the folder or file itself, and of the manifests, which are written once."""
+    """Identifies a version by the folder or file itself and by the manifests, which are written once."""
     found: list[tuple[int, int, int] | None] = []
     beside = path.with_name(path.name + ".json")
     inside = ("manifest.json", "train/manifest.json", "ulfast.json")
@@ -219,10 +219,10 @@ def _version(path: Path) -> list[tuple[int, int, int] | None]:
 
 
 def need_memory(path: str | os.PathLike[str], size: int, what: str) -> None:
-    """Before memory is asked for as a file's header says.
+    """Checks for free memory before it is allocated as a file's header asks.
 
     Raises:
-        InputError: the machine does not have that much free.
+        InputError: the machine does not have that much memory free.
     """
     free = free_memory()
     if free is not None and size > free:
@@ -233,7 +233,7 @@ def need_memory(path: str | os.PathLike[str], size: int, what: str) -> None:
 
 
 def free_memory() -> int | None:
-    """Bytes that may still be asked for, by the system and by the limits of this process; None where nobody says."""
+    """Bytes that may still be allocated under the limits of the system and this process; None if these are unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

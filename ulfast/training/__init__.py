@@ -1,4 +1,4 @@
-"""Training: networks, recipes, the loop, checkpoints."""
+"""Training: networks, recipes, the loop and checkpoints."""
 
 from .loop import TrainResult, evaluate, train
 from .models import MODELS, build_model

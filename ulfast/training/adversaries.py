@@ -1,4 +1,4 @@
-"""Hooks that look for the hardest version of every training image: PGD, and the worst of several augmentations."""
+"""Hooks that search for the hardest version of each training image: PGD, and the worst of several augmentations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .mixing import BatchHook, Step
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, so that a search leaves the running statistics alone."""
+    """Evaluation mode, so that a search does not change the running statistics."""
     training = model.training
     model.eval()
     try:
@@ -36,9 +36,9 @@ def pgd(eps: float, steps: int, alpha: float, norm: str, clamp: bool = True, sta
     Args:
         eps, alpha: bound and step, pixels in [0, 1].
         norm: "linf" or "l2", of each image.
-        clamp: keep the images in [0, 1]. Projected images are outside of it before the search.
-        start: "uniform" in the ball (of L2: on its surface), or "normal" as in APBench: alpha times a standard normal
-            number per pixel (of L2: that direction, of length alpha), within the bounds from the first step on.
+        clamp: keep the images in [0, 1]. Projected images are outside it before the search.
+        start: "uniform" in the ball (for L2, on its surface), or "normal" as in APBench: alpha times a standard normal
+            number per pixel (for L2, that direction with length alpha), within the bounds from the first step on.
     """
 
     def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -74,17 +74,17 @@ def worst_augmentation(
     before: PixelMap | None = None,
     after: PixelMap | None = None,
 ) -> BatchHook:
-    """UEraser: plasma brightness and contrast, channel shuffle, TrivialAugment; of `copies` of each image the one with
-    the largest loss in the first `epochs` epochs, a single draw afterwards.
+    """UEraser: plasma brightness and contrast, channel shuffle, TrivialAugment. In the first `epochs` epochs it takes
+    the one of `copies` of each image with the largest loss, afterwards a single draw.
 
-    Images are brought into [0, 1] first, which kornia expects. The worst copies are learned in a pass of their own,
-    where the published code takes the gradient of their losses among the other copies.
+    Images are first clamped to [0, 1], as kornia expects. The worst copies are learned in a separate pass, whereas the
+    published code takes the gradient of their losses among the other copies.
 
     Args:
-        training: the network is in training mode during the search, as published: each set of copies is normalised by
-            its own statistics, and the running ones follow. False: in evaluation mode.
+        training: keep the network in training mode during the search, as published: each set of copies is normalised by
+            its own statistics, and the running statistics follow. False: evaluation mode.
         plasma: probability of plasma brightness, and of plasma contrast, for an image.
-        before, after: what else happens to the images before and after these augmentations.
+        before, after: further functions applied to the images before and after these augmentations.
 
     Source: Qin et al., Learning the Unlearnable, 2023.
     """

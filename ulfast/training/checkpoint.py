@@ -1,4 +1,4 @@
-"""Checkpoints that hold everything a run needs to resume: written atomically, read without running code."""
+"""Checkpoints with everything that a run needs to resume, written atomically and read without running code."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from ..runtime.reading import load_tensors, reading
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`state` is JSON-like: the settings of the run, its history, mean and std of the normalised batches."""
+    """Saves a checkpoint. `state` is JSON-like: the settings of the run, its history, mean and std of the normalised
+    batches.
+    """
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, content)
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """A network's `state_dict` alone."""
+    """Saves only a network's `state_dict`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, {"model": weights})
 
@@ -44,9 +46,9 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], tuple[list[float], list
     """
     if not path.exists():
         raise InputError(f"there is no checkpoint {path}: make it with `ulfast attack --keep-checkpoints`")
-    content = load_tensors(path, "make it anew")
+    content = load_tensors(path, "make it again")
     if not isinstance(content.get("model"), dict):
-        raise InputError(f"{path} is not a checkpoint of ulfast (it has no model): make it anew")
+        raise InputError(f"{path} is not a checkpoint of ulfast (it has no model): make it again")
     state = content.get("state")
     found = state.get("normalisation") if isinstance(state, dict) else None
     return content["model"], None if found is None else (found[0], found[1])
@@ -56,7 +58,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identit
     """Loads a checkpoint and returns its state.
 
     Raises:
-        InputError: the file is damaged, or belongs to a run with other settings.
+        InputError: the file is damaged or belongs to a run with other settings.
     """
     content = load_tensors(path, again := "say --overwrite to start anew", kind := "as a checkpoint of this run")
     with reading(path, again, kind):

@@ -1,4 +1,4 @@
-"""The training loop: one kernel call per batch for the data; nothing waits for the device within an epoch."""
+"""The training loop: one kernel call per batch for the data, and no wait for the device within an epoch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ REPORT_EVERY = 0.2  # seconds between two progress reports
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of a training. Accuracies are shares from 0 to 1, of the chosen epoch; `refitted` is the test accuracy
-    after a refit, where there was one; `evaluation` the seconds that this process spent on evaluating test images.
+    """The result of a training. Accuracies are shares from 0 to 1, for the chosen epoch; `refitted` is the test
+    accuracy after a refit, if any; `evaluation` is the seconds that this process spent on evaluating test images.
 
-    `history` has one row per epoch: epoch, lr, train_loss, train_accuracy (of the batches as they came, augmented),
-    test_loss and test_accuracy (where the epoch had an evaluation), seconds, images_per_second, and select_accuracy
-    where an epoch was to be chosen.
+    `history` has one row per epoch: epoch, lr, train_loss, train_accuracy (on the augmented batches), test_loss and
+    test_accuracy (if the epoch had an evaluation), seconds, images_per_second, and select_accuracy if an epoch was to
+    be chosen.
     """
 
     history: list[dict[str, float]]
@@ -43,7 +43,7 @@ class TrainResult:
 
     @property
     def chosen(self) -> dict[str, float]:
-        """The row of the epoch whose weights the model has: the last, or the best on the selection images."""
+        """The row of the epoch whose weights the model has: the last one, or the best on the selection images."""
         return best_epoch(self.history) if "select_accuracy" in self.history[-1] else self.history[-1]
 
     @property
@@ -81,18 +81,18 @@ def train(
     """Train `model` in place.
 
     Args:
-        loader, test_loader: batches on the device of training; where they give parts of batches (`part`), the
-            processes of `distributed.joined` train together, and the first writes the files.
+        loader, test_loader: batches on the device of training; if they yield parts of batches (`part`), the processes
+            of `distributed.joined` train together, and the first writes the files.
         recipe: optimizer, schedule, epochs.
         hooks: applied to every training batch, in order.
         select: batches by whose accuracy the best epoch is chosen; `model` ends with that epoch's weights.
-        normalisation: mean and std that batches have after the first hook (default: the loader's).
-        seed: seeds everything random in the loop; each epoch starts from (seed, epoch), so that a resumed run equals an
-            uninterrupted one.
-        folder: where `last.pt` (and with `keep_checkpoints` an `epoch-NNN.pt` each, the random start being number 0)
-            is written after every epoch; None writes nothing.
-        resume: continue from `last.pt` where there is one.
-        identity: settings that a checkpoint must share.
+        normalisation: mean and std of the normalisation after the first hook (default: the loader's).
+        seed: seed of everything random in the loop; each epoch starts from (seed, epoch), so that a resumed run equals
+            an uninterrupted one.
+        folder: where `last.pt` (and with `keep_checkpoints` an `epoch-NNN.pt`, with the random initialisation as number
+            0) is written after every epoch; None writes nothing.
+        resume: continue from `last.pt` if there is one.
+        identity: settings that a checkpoint must match.
         evaluate_every: epochs between two evaluations on the test images; the last epoch always has one.
         progress: called as ``progress(stage, epochs done, epochs, loss=, accuracy=, images_per_second=)``.
 
@@ -121,7 +121,7 @@ def train(
     with parallel.spread(model, device, parts) as network:
         update = make_update(network, optimizer, recipe, half, device, parts)
         for epoch in range(len(history), recipe.epochs):
-            # Parts of a batch are not to be augmented alike.
+            # Parts of a batch must be augmented differently.
             torch.manual_seed((seed * 1_000_003 + epoch + (loader.part[0] << 48)) % (1 << 63))
             start = time.perf_counter()
             step = Step(model, epoch, mean, std, half)
@@ -151,7 +151,7 @@ def train(
                     checkpoint.save_weights(folder / "best.pt", best)
             if folder and main:
                 state = {"identity": settings, "history": history, "normalisation": [mean.tolist(), std.tolist()]}
-                if keep_checkpoints:  # before the one that says that the epoch is done
+                if keep_checkpoints:  # before the file that marks the epoch as done
                     checkpoint.save(folder / f"epoch-{epoch + 1:03d}.pt", model, optimizer, state)
                 checkpoint.save(folder / "last.pt", model, optimizer, state)
             if progress:
@@ -195,7 +195,7 @@ def _epoch(
         update.set_rate(lr)
         if parts == 1:
             update(x, y, labels, None, len(labels))
-        else:  # of which the mean over the processes is the whole batch's
+        else:  # its mean over the processes is that of the whole batch
             whole = loader.batch_images(i)
             update(x, y, labels, len(labels) * parts / whole, whole / parts)
         seen += len(labels)
@@ -217,7 +217,7 @@ def _epoch(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: MemoryLoader, half: torch.dtype | None = None) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (0 to 1) over a loader, in evaluation mode; of all parts where it gives parts."""
+    """Mean cross-entropy and accuracy (0 to 1) over a loader, in evaluation mode; over all parts if it yields parts."""
     model.eval()
     loss = torch.zeros((), device=loader.device)
     correct = torch.zeros((), device=loader.device)

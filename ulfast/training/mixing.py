@@ -1,4 +1,4 @@
-"""What a training step may do to a whole batch: Cutout, MixUp, CutMix."""
+"""Augmentations of a whole batch in a training step: Cutout, MixUp, CutMix."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Step:
-    """What a hook may need to know of the training.
+    """The state of the training that hooks may use.
 
     Attributes:
-        model: the network as it is at this step.
-        epoch: from 0.
-        mean, std: (C,) float32 of the normalisation that the batch has gone through.
+        model: the network at this step.
+        epoch: counted from 0.
+        mean, std: (C,) float32, the normalisation applied to the batch.
         half: dtype of autocast, or None.
     """
 
@@ -27,17 +27,17 @@ class Step:
     half: torch.dtype | None = None
 
     def pixels(self, x: Tensor) -> Tensor:
-        """A normalised batch in units of [0, 1], float32."""
+        """Converts a normalised batch to float32 in units of [0, 1]."""
         return x.float() * self.std[:, None, None] + self.mean[:, None, None]
 
     def normalised(self, x: Tensor) -> Tensor:
-        """Pixels in [0, 1] as the network takes them, channels_last."""
+        """Normalises pixels in [0, 1] for the network, channels_last."""
         x = (x - self.mean[:, None, None]) / self.std[:, None, None]
         return x.contiguous(memory_format=torch.channels_last)
 
 
-# (x (b, C, H, W) normalised, y (b,) or (b, c), step) -> the same, y as class probabilities where images were mixed.
-# Random numbers come from torch's global generators, which the loop seeds at the start of every epoch.
+# (x (b, C, H, W) normalised, y (b,) or (b, c), step) -> the same, y as class probabilities if images were mixed. Random
+# numbers come from torch's global generators, which the loop seeds at the start of every epoch.
 BatchHook = Callable[[Tensor, Tensor, Step], tuple[Tensor, Tensor]]
 
 
@@ -50,10 +50,10 @@ def _beta(a: float) -> float:
 
 
 def cutmix(classes: int, probability: float = 0.5, beta: float = 1.0) -> BatchHook:
-    """A rectangle of every image comes from another of the batch; labels mix by area (Yun et al., ICCV 2019).
+    """Replaces a rectangle of every image by that of another in the batch; labels are mixed by area (Yun et al., ICCV
+    2019).
 
-    The rectangle reaches as far to one side of its centre as to the other, so its sides are even, as published, unless
-    the border cuts them.
+    The rectangle is symmetric about its centre, so its sides are even, as published, unless the border clips them.
     """
 
     def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -77,8 +77,8 @@ def cutmix(classes: int, probability: float = 0.5, beta: float = 1.0) -> BatchHo
 
 
 def cutout(length: int) -> BatchHook:
-    """A square of side `length` is blackened at a position drawn for each image; it may reach over the border
-    (DeVries and Taylor, 2017).
+    """Blackens a square of side `length` at a position drawn for each image; it may extend over the border (DeVries and
+    Taylor, 2017).
     """
 
     def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ def cutout(length: int) -> BatchHook:
 
 
 def mixup(classes: int, alpha: float = 1.0) -> BatchHook:
-    """Every image and its label are blended with another's (Zhang et al., ICLR 2018)."""
+    """Blends every image and its label with another (Zhang et al., ICLR 2018)."""
 
     def hook(x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         keep = _beta(alpha)

@@ -15,7 +15,7 @@ from .. import distributed
 
 
 class _Sum(torch.autograd.Function):
-    """Adds up over the processes; so does its gradient."""
+    """Sums over the processes, also in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -31,8 +31,9 @@ class _Sum(torch.autograd.Function):
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Normalises by the statistics of all processes' images. `torch.nn.SyncBatchNorm`, which is for GPUs only, on a
-    CPU: one sum over the processes each way, in float64, as the difference of two large numbers needs."""
+    """Normalises by the statistics of the images of all processes, as `torch.nn.SyncBatchNorm` does on GPUs only. It
+    takes one sum over the processes in each direction, in float64 because of the difference of two large numbers.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -59,11 +60,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 @contextlib.contextmanager
 def spread(model: nn.Module, device: torch.device, parts: int) -> Iterator[nn.Module]:
-    """The network to call for a training by `parts` processes: `model` itself with one.
+    """The network to call in a training by `parts` processes; `model` itself for one.
 
     Gradients are averaged over the processes. Within the block `BatchNorm2d` sees the whole batch, so that the network
-    does not depend on the number of processes; timm's own kinds of batch normalisation see their process's part.
-    Parameters and buffers start as the first process's.
+    does not depend on the number of processes; timm's own kinds of batch normalisation see the part of their process.
+    Parameters and buffers start as those of the first process.
     """
     if parts == 1:
         yield model
@@ -83,13 +84,13 @@ def spread(model: nn.Module, device: torch.device, parts: int) -> Iterator[nn.Mo
 
 
 def same_buffers(model: nn.Module) -> None:
-    """The first process's running statistics, for all: those of parts may differ."""
+    """Gives all processes the first one's running statistics, as those of parts may differ."""
     for buffer in model.buffers():
         buffer.copy_(distributed.same(buffer))
 
 
 @torch.no_grad()
 def same_network(model: nn.Module) -> None:
-    """The first process's parameters and buffers, for all."""
+    """Gives all processes the first one's parameters and buffers."""
     for value in model.state_dict().values():
         value.copy_(distributed.same(value))

@@ -1,4 +1,4 @@
-"""How to train: `quick` (minutes on two cores), `quick-noflip`, `fast` (for a GPU), `paper`, `paper-plain` and
+"""Training recipes: `quick` (minutes on two cores), `quick-noflip`, `fast` (for a GPU), `paper`, `paper-plain` and
 `paper-dfr` (as published), `imagenet`."""
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from ..registry import nearest
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that training needs besides network and data.
+    """Everything that a training needs besides network and data.
 
     Attributes:
         optimizer: "adamw" or "sgd" (momentum 0.9).
         lr: largest learning rate.
         schedule: "one-cycle" (linear warm-up, then cosine to zero, by steps), "step" (x0.1 at half and three quarters)
-            or "cosine"; the latter two change between epochs only.
-        strong: `strong_augmentation` instead of `augment`.
+            or "cosine"; the latter two change only between epochs.
+        strong: use `strong_augmentation` instead of `augment`.
         cutmix: probability of CutMix for a batch.
-        half: use `devices.fast_half` where there is one.
-        warmup: share of the steps that warm up, for "one-cycle".
-        drop_last: leave a short last batch out.
-        normalisation: mean and deviation of each channel for 32 px colour images, in units of [0, 1]; None, and for
-            other images: those of the images.
-        graph: capture the step in a CUDA graph, with a fused optimizer, where one process trains on a GPU.
+        half: use `devices.fast_half` if there is one.
+        warmup: share of the steps for the warm-up of "one-cycle".
+        drop_last: drop a short last batch.
+        normalisation: mean and standard deviation of each channel for 32 px colour images, in units of [0, 1]; with
+            None, and for other images, they come from the images.
+        graph: capture the step in a CUDA graph, with a fused optimizer, if a single process trains on a GPU.
         label_smoothing: label smoothing of the loss.
         nesterov: Nesterov momentum for "sgd".
         evaluate_every: epochs between two evaluations on the test images, unless the user chooses.
-        fit_init, fit_epochs: of the linear fit of `orthogonal`, unless the user chooses.
+        fit_init, fit_epochs: settings of the linear fit of `orthogonal`, unless the user chooses.
     """
 
     name: str
@@ -76,8 +76,9 @@ class Recipe:
     def statistics(
         self, dataset: Dataset, device: torch.device | None = None
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each channel by which a training set and its test images are normalised; counted on the
-        device (default: the CPU)."""
+        """Mean and standard deviation of each channel for normalising a training set and its test images; computed on
+        the device (default: the CPU).
+        """
         if self.normalisation is not None and dataset.image_shape == (32, 32, 3):
             return self.normalisation
         return channel_statistics(dataset, shared=True, device=device)
@@ -85,14 +86,14 @@ class Recipe:
 
 def _quick(model: str, n: int) -> Recipe:
     epochs = 14 if n <= 5_000 else 10 if n <= 20_000 else 7
-    small = n < 2_000  # few steps per epoch: smaller batches, and passes until there are a few hundred
+    small = n < 2_000  # few steps per epoch: smaller batches, and enough epochs for a few hundred steps
     batch = 32 if small else 128
     if small:
         epochs = min(100, max(epochs, math.ceil(400 / max(1, n // batch))))
     if model == "cnn":
         return Recipe("quick", epochs, batch, "adamw", 3e-3, 0.05, "one-cycle", Augment(crop_padding=0, flip=True))
     epochs = max(epochs, 12)
-    if n <= 20_000:  # with 128 a shortcut as hard as ar's is hardly found in the steps that there are
+    if n <= 20_000:  # with 128, a shortcut as hard as ar's is hardly found in so few steps
         batch = min(batch, 64)
     return Recipe("quick", epochs, batch, "sgd", 0.1, 5e-4, "one-cycle", Augment(crop_padding=4, flip=True))
 
@@ -104,8 +105,9 @@ def _quick_noflip(model: str, n: int) -> Recipe:
 
 
 def _fast(model: str, n: int) -> Recipe:
-    """For a GPU: large batches where there are enough images for them, the step in a graph, one evaluation on
-    the test images, at the end."""
+    """For a GPU: large batches if there are enough images, the step in a graph, and one evaluation on the test images,
+    at the end.
+    """
     quick = _quick(model, n)
     if n <= 20_000 or model == "cnn":
         return replace(quick, name="fast", graph=True, evaluate_every=quick.epochs)
@@ -125,7 +127,7 @@ def _fast(model: str, n: int) -> Recipe:
     )
 
 
-# By these the paper's code normalises CIFAR-10, CIFAR-100 and SVHN.
+# The paper's code normalises CIFAR-10, CIFAR-100 and SVHN with these.
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 PAPER: dict[str, Any] = {"half": False, "drop_last": False, "normalisation": CIFAR}
 PAPER_FIT: dict[str, Any] = {"fit_init": "torch", "fit_epochs": 20}
@@ -144,7 +146,7 @@ def _paper_dfr(model: str, n: int) -> Recipe:
 
 
 def _imagenet(model: str, n: int) -> Recipe:
-    """The usual one; parts of an image below a quarter of it are left out, as FFCV's recipes do."""
+    """The usual recipe, but without crops below a quarter of the image, as in FFCV's recipes."""
     augment = Augment(crop_padding=0, flip=True, area=(0.25, 1.0))
     return Recipe("imagenet", 90, 256, "sgd", 0.1, 1e-4, "one-cycle", augment, warmup=5 / 90)
 
@@ -161,7 +163,7 @@ RECIPES: dict[str, tuple[Callable[[str, int], Recipe], str]] = {
 
 
 def default_model(recipe: str) -> str:
-    """The network of a recipe unless the user chooses another."""
+    """The network of a recipe, unless the user chooses another."""
     return "resnet18" if recipe.lower().startswith("paper") else "cnn"
 
 
@@ -169,7 +171,7 @@ def get_recipe(name: str, model: str, n: int, device: torch.device | None = None
     """The recipe for a network, a number of training images and a device (default: the CPU).
 
     Raises:
-        InputError: an unknown recipe.
+        InputError: the recipe is unknown.
     """
     if name.lower() not in RECIPES:
         raise InputError(f"unknown recipe {name!r}{nearest(name, RECIPES)}: known are {', '.join(RECIPES)}")

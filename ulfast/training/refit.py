@@ -1,4 +1,4 @@
-"""What can be done to a trained network with a few clean images: fine-tuning, and refitting its last linear layer."""
+"""Improving a trained network with a few clean images: fine-tuning, and refitting its last linear layer."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ EVALUATIONS, DFR_BATCH = 20, 1024  # evaluations per LBFGS step, and images per 
 
 @dataclass(frozen=True)
 class MakeLoader:
-    """Makes batches of other images, normalised and in the number format as the network was trained.
+    """Makes batches of other images with the normalisation and number format of the network's training.
 
     Attributes:
         mean, std: of each channel, in units of [0, 1].
-        dtype, seed, device: as `MemoryLoader`.
-        removal: what these images lose.
+        dtype, seed, device: as for `MemoryLoader`.
+        removal: what is removed from these images.
     """
 
     mean: Sequence[float]
@@ -55,7 +55,7 @@ class MakeLoader:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, and what a refit needs besides it."""
+    """A trained network, and the other inputs of a refit."""
 
     model: nn.Module
     make_loader: MakeLoader
@@ -86,7 +86,7 @@ def head_of(model: nn.Module) -> nn.Linear:
 def features(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], half: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What goes into the last linear layer, in the mode that the network is in: (n, f) float32 and labels (n,) int64.
+    """The inputs of the last linear layer, in the network's current mode: (n, f) float32 and labels (n,) int64.
 
     Args:
         batches: x (b, C, H, W) normalised, y (b,) int64.
@@ -108,7 +108,7 @@ def reweight(head: nn.Linear, batches: Iterable[tuple[Tensor, Tensor]], *, lr: f
     """Fits a linear layer to features by LBFGS, in place: one step of 20 evaluations per batch.
 
     Args:
-        head: (c, f) weights and a bias, from where it starts.
+        head: (c, f) weights and a bias, the starting point.
         batches: (b, f) float32 and labels (b,) int64.
         lr: learning rate of LBFGS.
 
@@ -138,8 +138,8 @@ def shuffled(x: Tensor, y: Tensor, passes: int, batch_size: int, seed: int) -> I
 
 @contextlib.contextmanager
 def batch_statistics(model: nn.Module, updates: int) -> Iterator[None]:
-    """Evaluation mode, but batch normalisation in training mode: it takes the mean and variance of each batch, and its
-    running ones move towards them as far as by `updates` passes of that batch. (Dropout stays off.)
+    """Evaluation mode, but with batch normalisation in training mode: it uses the mean and variance of each batch, and
+    its running statistics move towards them as far as in `updates` passes of that batch. (Dropout stays off.)
     """
     model.eval()
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -157,14 +157,14 @@ def batch_statistics(model: nn.Module, updates: int) -> Iterator[None]:
 
 
 def plain(trained: Trained, clean: Dataset) -> tuple[Tensor, Tensor]:
-    """Features and labels of the images as they are, in evaluation mode."""
+    """Features and labels of the unchanged images, in evaluation mode."""
     trained.model.eval()
     return features(trained.model, trained.make_loader(clean), trained.half)
 
 
 def augmented(trained: Trained, clean: Dataset, passes: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of features and labels of crops and flips drawn anew in each pass, as the network sees them with batch
-    normalisation in training mode.
+    """Batches of features and labels of crops and flips redrawn in each pass, with batch normalisation in training
+    mode.
     """
     make = replace(trained.make_loader, seed=trained.seed)
     loader = make(clean, batch_size, augment=Augment(crop_padding=4, flip=True), shuffle=True)
@@ -183,7 +183,7 @@ def probe(
 
     Args:
         x: (n, f) float32. y: (n,) int64.
-        lr, epochs, batch_size: of SGD.
+        lr, epochs, batch_size: settings of SGD.
     """
     head = _linear(x.shape[1], classes, x.device)
     optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9)
@@ -199,7 +199,7 @@ def probe(
 
 
 def _linear(inputs: int, classes: int, device: torch.device, like: nn.Linear | None = None) -> nn.Linear:
-    """A float32 layer of zeros, or with the weights of another."""
+    """A float32 layer of zeros, or with the weights of another layer."""
     head = nn.Linear(inputs, classes, device=device)
     with torch.no_grad():
         head.weight.zero_() if like is None else head.weight.copy_(like.weight)
@@ -208,7 +208,7 @@ def _linear(inputs: int, classes: int, device: torch.device, like: nn.Linear | N
 
 
 def linear_probe(clean: Dataset, *, lr: float = 0.1, epochs: int = 20) -> Refit:
-    """The last layer from zero by `probe`, on features of the clean images as they are."""
+    """Fits the last layer from zero with `probe`, on features of the unchanged clean images."""
 
     def fit(trained: Trained) -> nn.Linear:
         x, y = plain(trained, clean)
@@ -220,13 +220,14 @@ def linear_probe(clean: Dataset, *, lr: float = 0.1, epochs: int = 20) -> Refit:
 def dfr(
     clean: Dataset, *, augment: bool = True, lr: float = 0.5, passes: int = 15, batch_size: int = DFR_BATCH
 ) -> Refit:
-    """Deep feature reweighting: the last layer by LBFGS on features of clean images.
+    """Deep feature reweighting: fits the last layer by LBFGS on features of clean images.
 
     Args:
         augment: the published protocol. The layer starts as trained; crops and flips are redrawn every epoch; batch
-            normalisation is in training mode, so its running statistics become those of the clean images. False: from
-            zero, on the features of the images as they are, in evaluation mode; nothing but the last layer changes.
-        lr, passes, batch_size: LBFGS steps of that rate, one per batch, that many times through.
+            normalisation is in training mode, so its running statistics become those of the clean images. False: the
+            layer starts from zero, on the features of the unchanged images in evaluation mode, and nothing else
+            changes.
+        lr, passes, batch_size: LBFGS takes one step of this rate per batch, in this many passes.
 
     Source: Sandoval-Segura et al., NeurIPS 2023, section 4.2, and their code.
     """
@@ -263,8 +264,10 @@ def _replace_head(name: str, clean: Dataset, fit: Callable[[Trained], nn.Linear]
 
 
 def finetune(clean: Dataset, epochs: int, lr: float) -> Refit:
-    """All layers by SGD (momentum 0.9, weight decay 5e-4) on clean images, crop and flip, rate falling to zero."""
-    batch_size = 32 if len(clean) < 2000 else 128  # a few hundred images would otherwise be a handful of steps
+    """Trains all layers by SGD (momentum 0.9, weight decay 5e-4, rate falling to zero) on clean images, crop and
+    flip.
+    """
+    batch_size = 32 if len(clean) < 2000 else 128  # otherwise a few hundred images would give only a handful of steps
 
     def refit(trained: Trained) -> dict[str, Any]:
         before = evaluate(trained.model, trained.test_loader, trained.half)[1]

@@ -15,29 +15,29 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def rotation(degrees: Tensor) -> Tensor:
-    """(b, 2, 2): from where an image that is turned anticlockwise by `degrees` (b,) takes its pixels, as (x, y) about
-    the centre, y down.
+    """(b, 2, 2): the source positions of the pixels of an image rotated anticlockwise by `degrees` (b,), as (x, y)
+    about the centre, y down.
     """
     angle = torch.deg2rad(degrees)
     return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
 
 
 def shear_and_scale(degrees: Tensor, scale: Tensor) -> Tensor:
-    """(b, 2, 2), as `rotation`: of an image sheared along x by `degrees` (b,) and magnified by `scale` (b,)."""
+    """(b, 2, 2), as `rotation`, for an image sheared along x by `degrees` (b,) and magnified by `scale` (b,)."""
     one, zero = torch.ones_like(scale), torch.zeros_like(scale)
     sheared = torch.stack([one, torch.deg2rad(degrees).tan(), zero, one], dim=1).view(-1, 2, 2)
     return sheared / scale[:, None, None]
 
 
 def resample(x: Tensor, source: Tensor, mode: str = "nearest") -> Tensor:
-    """Images (b, C, H, W) whose pixels come from `source` (b, 2, 2) of their places about the centre; black where that
-    is outside.
+    """Resamples images (b, C, H, W): a pixel is read at `source` (b, 2, 2) times its position about the centre; black
+    outside the image.
 
     Args:
         mode: "nearest" or "bilinear".
     """
     height, width = x.shape[2:]
-    # Of coordinates that go from -1 to 1 along both sides.
+    # For coordinates from -1 to 1 along both sides.
     theta = source * torch.tensor([[1.0, height / width], [width / height, 1.0]])
     theta = pad(theta, (0, 1)).to(x)
     grid = affine_grid(theta, list(x.shape), align_corners=False)
@@ -45,11 +45,11 @@ def resample(x: Tensor, source: Tensor, mode: str = "nearest") -> Tensor:
 
 
 def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Brightness, contrast and saturation of images (b, C, H, W), clamped to [0, 1] after each.
+    """Changes brightness, contrast and saturation of images (b, C, H, W), clamped to [0, 1] after each.
 
     Args:
-        factors: (b, 3) of brightness, contrast, saturation; 1 leaves an image as it is.
-        order: (b, 3) int64: in which order each image goes through the three.
+        factors: (b, 3) for brightness, contrast, saturation; 1 leaves an image unchanged.
+        order: (b, 3) int64: the order of the three for each image.
     """
     luma = torch.tensor(LUMA if x.shape[1] == 3 else (1 / x.shape[1],) * x.shape[1]).to(x)[:, None, None]
     for which in order.to(x.device).unbind(1):
@@ -63,10 +63,10 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def crop_and_flip(x: Tensor, corner: Tensor, flip: Tensor) -> Tensor:
-    """Images (b, C, H, W) cut anew out of themselves with `PADDING` black pixels around, then mirrored.
+    """Crops images (b, C, H, W) to their own size after padding by `PADDING` black pixels, then mirrors them.
 
     Args:
-        corner: (b, 2) int64: upper and left edge of the cut, 0 to 2 * `PADDING`.
+        corner: (b, 2) int64: upper and left edge of the crop, 0 to 2 * `PADDING`.
         flip: (b,) bool.
     """
     b, channels, height, width = x.shape
@@ -81,7 +81,7 @@ def crop_and_flip(x: Tensor, corner: Tensor, flip: Tensor) -> Tensor:
 def strong_augmentation(mean: Sequence[float], std: Sequence[float]) -> BatchHook:
     """Rotation by up to 10 degrees; shear along x by up to 10 degrees and scale 0.8 to 1.2; colour jitter 0.2 in an
     order drawn for each image; crop with padding 4; flip; normalisation. Every number is drawn for each image from
-    torch's generator of the CPU.
+    torch's CPU generator.
 
     Rotation and shear are two resamplings, both to the nearest pixel.
 
@@ -89,7 +89,7 @@ def strong_augmentation(mean: Sequence[float], std: Sequence[float]) -> BatchHoo
         mean, std: of each channel, in units of [0, 1].
 
     Returns:
-        A hook that takes pixels (b, C, H, W) float32 in units of [0, 1], which may be outside of it before the jitter.
+        A hook that takes pixels (b, C, H, W) float32 in units of [0, 1], which may exceed this range before the jitter.
 
     Source: the official code of Sandoval-Segura et al., NeurIPS 2023.
     """

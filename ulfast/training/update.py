@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, the optimizer. As torch runs it, or captured once in a CUDA graph."""
+"""One training step: forward, backward, optimizer. It runs eagerly, or is captured once in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .recipes import Recipe
 
-# Steps before the capture, in which cuDNN and cuBLAS choose and allocate. They are steps like others.
+# Steps before the capture, in which cuDNN and cuBLAS choose algorithms and allocate. They are ordinary steps.
 WARM_UP = 3
-# Whether cuDNN tries its convolutions out in the first steps of a captured training. It takes seconds, of which a
-# training by `fast` has not many; benchmarks/gpu_train.py --probe measures which is sooner done.
+# Whether cuDNN benchmarks its convolutions in the first steps of a captured training. It takes seconds, and a training
+# by `fast` lasts few; benchmarks/gpu_train.py --probe measures which is faster overall.
 TRY_CONVOLUTIONS = False
 
 Run = Callable[[], None]
@@ -41,14 +41,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> to
 
 
 class Update:
-    """Changes the network by a batch; `loss` and `correct` add up on the device what the pass has seen.
+    """Updates the network with a batch; `loss` and `correct` accumulate over a pass on the device.
 
     Args:
-        network: as called in the forward pass.
-        optimizer: of its parameters.
-        recipe: whose label smoothing the loss has.
+        network: called in the forward pass.
+        optimizer: optimizer of its parameters.
+        recipe: supplies the label smoothing.
         half: dtype of autocast, or None.
-        device: of the batches.
+        device: device of the batches.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Update:
         self.loss, self.correct = torch.zeros((), device=device), torch.zeros((), device=device)
 
     def begin(self) -> None:
-        """Of a pass."""
+        """The totals of a pass."""
         self.loss.zero_()
         self.correct.zero_()
 
@@ -76,10 +76,10 @@ class Update:
         """One step.
 
         Args:
-            x, y: the batch as the network is to learn it.
-            labels: (b,) int64, what a hit is counted by.
-            scale: of the loss whose gradient is taken, or None.
-            weight: with which that loss is added up.
+            x, y: the batch to learn.
+            labels: (b,) int64, to count correct predictions.
+            scale: factor on the loss before the backward pass, or None.
+            weight: weight of the loss in the total.
         """
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
             out = self.network(x)
@@ -94,12 +94,12 @@ class Update:
 
 
 class GraphUpdate(Update):
-    """The same, but one launch does the whole step: batches are copied into buffers that the captured step reads, and
-    the learning rate is a tensor. Batches of another shape than the first, and all where the capture fails, go
-    through the step as torch runs it.
+    """As `Update`, but the whole step is one launch: batches are copied into buffers that the captured step reads, and
+    the learning rate is a tensor. Batches with another shape than the first, and all batches if the capture fails, run
+    eagerly.
 
     Args:
-        capture: makes of a function the one that repeats what it launches.
+        capture: turns a function into one that replays what it launches.
         warm_up: steps before the capture.
     """
 
@@ -115,7 +115,7 @@ class GraphUpdate(Update):
     ) -> None:
         super().__init__(network, optimizer, recipe, half, device)
         self.rate = torch.zeros((), device=device)
-        # A checkpoint brings its own number here, so that this stands after the loading of one.
+        # Set after loading, since a checkpoint brings its own rate.
         for group in optimizer.param_groups:
             group["lr"] = self.rate
         self.capture, self.left = capture or captured, warm_up
@@ -151,7 +151,7 @@ class GraphUpdate(Update):
     def _capture(self, scale: float | None, weight: float) -> None:
         assert self.buffers is not None
         x, y, labels = self.buffers
-        # The captured backward pass is to make its own gradients, where a replay finds them.
+        # The captured backward pass must allocate its own gradients, where a replay finds them.
         self.optimizer.zero_grad(set_to_none=True)
         step = super().__call__
         try:
@@ -167,24 +167,24 @@ class GraphUpdate(Update):
 
 
 def captured(run: Run) -> Run:
-    """Records what `run` launches, without running it; the result launches it all at once.
+    """Records what `run` launches, without running it; the result launches everything at once.
 
     Raises:
-        RuntimeError: something in it cannot be recorded.
+        RuntimeError: something in it cannot be captured.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             run()
     except BaseException:
-        torch.cuda.set_stream(stream)  # a capture that cannot be ended leaves its own behind
+        torch.cuda.set_stream(stream)  # a failed capture leaves its own stream current
         raise
     return graph.replay
 
 
 @contextlib.contextmanager
 def beside(side: torch.cuda.Stream | None) -> Iterator[None]:
-    """On a stream of its own, as what is captured later has to be; in turn with what is before and after."""
+    """Runs on a separate stream, as code that is captured later must, ordered with the work before and after."""
     if side is None:
         yield
         return
@@ -197,7 +197,7 @@ def beside(side: torch.cuda.Stream | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def convolutions(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Lets cuDNN try its convolutions out where steps are captured, and restores the setting afterwards."""
+    """Lets cuDNN benchmark its convolutions if steps are captured, and restores the setting afterwards."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before or (TRY_CONVOLUTIONS and recipe.graph and device.type == "cuda")
     try:
@@ -214,6 +214,6 @@ def make_update(
     device: torch.device,
     parts: int,
 ) -> Update:
-    """Captured if the recipe asks for it, on a GPU, in one process."""
+    """Captured if the recipe asks for it, on a GPU in a single process."""
     kind = GraphUpdate if recipe.graph and device.type == "cuda" and parts == 1 else Update
     return kind(network, optimizer, recipe, half, device)

@@ -1,4 +1,4 @@
-"""`.beton`, the file format of FFCV: read and written here without FFCV; `FFCVLoader` feeds it with FFCV's threads."""
+"""`.beton`, FFCV's file format, read and written here without FFCV; `FFCVLoader` loads it with FFCV's threads."""
 
 from .format import Beton, open_beton
 from .loader import FFCVLoader

@@ -1,4 +1,4 @@
-"""Every image of a .beton file is compared with its checksum when it is first touched."""
+"""Checks each image of a .beton file against its checksum on first access."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from .format import Beton
 
 
 class Checked:
-    """Remembers which images of a file have been checked. One may be checked twice by racing threads; none is
-    skipped.
-    """
+    """Tracks which images of a file have been checked. Racing threads may check an image twice; none is skipped."""
 
     def __init__(self, beton: Beton) -> None:
         self.beton = beton
         self._seen, self._left = np.zeros(len(beton), bool), True
 
     def need(self, rows: np.ndarray) -> None:
-        """Looks at those of the images that nobody has looked at.
+        """Checks those of the images that have not been checked yet.
 
         Raises:
             InputError: the file is damaged there, or the rows are out of range.
@@ -30,5 +28,5 @@ class Checked:
             self._seen[i] = True
 
     def pass_ended(self) -> None:
-        """Saves the looking where nothing is left to look at."""
+        """Skips the work once every image has been checked."""
         self._left = not self._seen.all()

@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import InputError
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-# FFCV's own package asks for all of OpenCV and its headers; the script does with a part of them.
+# FFCV's own package asks for all of OpenCV and its headers; the script needs only part of them.
 INSTALL = (
     "tools/ffcv.sh (or make setup) installs it"
     if (CHECKOUT / "tools" / "ffcv.sh").exists()
@@ -24,8 +24,8 @@ _lock = threading.Lock()
 def load() -> Any:
     """The module ffcv.
 
-    Importing it sets torch to one thread for the whole process: the number is put back. Two of its loaders at once
-    abort numba's default threads: the OpenMP layer, which does not, is chosen unless numba runs already.
+    Importing ffcv sets torch to one thread for the whole process, so the number is restored. Two of its loaders at once
+    abort numba's default threading layer, so the OpenMP layer is chosen instead unless numba runs already.
 
     Raises:
         InputError: it is not installed, or does not load.
@@ -50,5 +50,5 @@ def load() -> Any:
 
 
 def version() -> str:
-    """FFCV's version as installed; the one it states itself is wrong."""
+    """The installed version of FFCV; the one that the module states is wrong."""
     return importlib.metadata.version("ffcv")

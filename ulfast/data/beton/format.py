@@ -1,16 +1,16 @@
-"""The layout of a .beton file, checked as a whole before anything reads an image through it.
+"""The layout of a .beton file, checked as a whole before any image is read.
 
     header                  24 bytes: version 2, number of fields, page size, number of samples, where the table begins
     fields                  1041 bytes each: kind, name, arguments
-    samples                 a row each: mode, width, height and position of the image; the label
-    (ours) checksums        CRC-32 of each sample's bytes, uint32; FFCV skips them, as its pages begin after
-    pages                   images, none across a page's border; a page begins at a multiple of the page size
+    samples                 one row each: mode, width, height and position of the image; the label
+    (ours) checksums        CRC-32 of each sample's bytes, uint32; FFCV skips them, as the pages begin after them
+    pages                   images, none of which crosses a page border; a page begins at a multiple of the page size
     allocation table        24 bytes per sample: number, position, size in bytes
 
-FFCV trusts all of it: a cut table, a wrong position or a zeroed page give it wrong images or kill the process. What
-ulfast writes has `FILE.json` beside it with classes, origin and the SHA-256 of everything but the pages, so any damage
-is found, that of an image when it is first read. A file of another program has no checksums: its images are checked by
-decoding them once.
+FFCV trusts all of it: a truncated table, a wrong position or a zeroed page yields wrong images or kills the process.
+ulfast writes a `FILE.json` beside the file with classes, origin and the SHA-256 of everything but the pages, so any
+damage is found, that of an image when it is first read. Files from other programs have no checksums: their images are
+checked by decoding them once.
 
 Source: the format as FFCV 1.0.2 reads it (Leclerc et al., FFCV, CVPR 2023).
 """
@@ -36,7 +36,7 @@ FORMAT = "ulfast-beton-1"
 VERSION = 2
 INT, RGB = 1, 2
 JPEG, RAW = 0, 1
-MAX_CLASSES = 1 << 20  # a label beyond is no number of a class
+MAX_CLASSES = 1 << 20  # a larger label is not a class number
 LABEL_NAMES = {"label", "labels", "target", "targets", "class", "y"}
 MIN_PAGE, MAX_PAGE = 1 << 21, 1 << 31
 
@@ -46,12 +46,12 @@ HEADER = np.dtype(
 FIELD = np.dtype([("kind", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)])
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 ALLOCATION = np.dtype([("sample", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-# What a field adds to a sample's row; other kinds than these are not read.
+# What a field adds to a sample's row; no other kinds are read.
 ROWS = {0: np.dtype("<f8"), INT: np.dtype("<i8"), RGB: IMAGE}
 
 
 def row_type(kinds: list[int]) -> np.dtype:
-    """The row of a sample: its fields one after the other, aligned as C would."""
+    """The row of a sample: its fields in sequence, aligned as in C."""
     return np.dtype([("", ROWS[kind]) for kind in kinds], align=True)
 
 
@@ -66,11 +66,11 @@ class Beton:
 
     Attributes:
         path: of the file.
-        mode, width, height: (n,) of the images; mode is JPEG or RAW.
+        mode, width, height: (n,) for the images; mode is JPEG or RAW.
         labels: (n,) int64.
-        ptr, size: (n,) where in the file an image's bytes are.
-        crc: (n,) CRC-32 of them, or None in a file of another program.
-        image_field, label_field: the fields' names.
+        ptr, size: (n,) position and length of each image's bytes in the file.
+        crc: (n,) CRC-32 of these bytes, or None in a file from another program.
+        image_field, label_field: names of the two fields.
         about: the manifest beside it, {} without one.
         data: (bytes of the file,) uint8.
     """
@@ -103,7 +103,7 @@ class Beton:
         return self.data[int(self.ptr[i]) : int(self.ptr[i]) + int(self.size[i])]
 
     def check(self, i: int) -> None:
-        """Compares image i with its checksum, or decodes it where there is none.
+        """Checks image i against its checksum, or decodes it where there is none.
 
         Raises:
             InputError: the file is damaged there.
@@ -147,12 +147,12 @@ def open_beton(path: str | os.PathLike[str], *, label_field: str | None = None) 
     """Open a .beton file and check everything in it but the images' bytes.
 
     Args:
-        label_field: the field that is the label, where there are several of integers (default: the one that is called
-            so: label, labels, target, class or y).
+        label_field: the field that holds the label, where there are several integer fields (default: the one named
+            label, labels, target, class or y).
 
     Raises:
-        InputError: not a .beton file, one that is cut, damaged or half written, or one without an RGB image and an
-            integer field.
+        InputError: the file is not a .beton file, is truncated, damaged or half written, or lacks an RGB image field or
+            an integer field.
     """
     with reading(path, "write it again"):
         return steady(Path(path), lambda: _open(Path(path), label_field))
@@ -228,8 +228,8 @@ def _open(path: Path, label_field: str | None) -> Beton:
     labels = samples[f"f{label}"].astype(np.int64)
     if labels.min() < 0 or labels.max() >= (len(about.get("classes") or ()) or MAX_CLASSES):
         raise InputError(
-            f"{path}: the field {names[label]} goes from {labels.min()} to {labels.max()}: these are no numbers of"
-            " classes from 0 on; name another field with --label-field, or write the file again"
+            f"{path}: the field {names[label]} goes from {labels.min()} to {labels.max()}: these are not"
+            " class numbers counted from 0; name another field with --label-field, or write the file again"
         )
     return Beton(path, mode, width, height, labels, ptr, size, crc, names[image], names[label], about, data)
 
@@ -249,30 +249,30 @@ def _whole(about: dict[str, Any]) -> bool:
 
 
 def _label(path: Path, kinds: list[int], names: list[str], wanted: str | None) -> int:
-    """Which field is the label."""
+    """The field that holds the label."""
     integers = [i for i, kind in enumerate(kinds) if kind == INT]
     fields = ", ".join(names[i] for i in integers)
     if wanted is not None:
         if found := [i for i in integers if names[i] == wanted]:
             return found[0]
-        raise InputError(f"{path} has no field of integers called {wanted!r}: it has {fields}")
+        raise InputError(f"{path} has no integer field called {wanted!r}: it has {fields}")
     called = [i for i in integers if names[i].lower() in LABEL_NAMES]
     if len(integers) == 1:
         return integers[0]
     if len(called) == 1:
         return called[0]
-    raise InputError(f"{path} has several fields of integers ({fields}): say which is the label with --label-field")
+    raise InputError(f"{path} has several integer fields ({fields}): say which is the label with --label-field")
 
 
 def tables_checksum(data: np.ndarray, stop: int, table: int) -> str:
-    """SHA-256 of all before byte `stop` and all from `table`."""
+    """SHA-256 of everything before byte `stop` and everything from `table` on."""
     digest = hashlib.sha256(np.ascontiguousarray(data[:stop]).data)
     digest.update(np.ascontiguousarray(data[table:]).data)
     return digest.hexdigest()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What lies beside a .beton file, {} where nothing does.
+    """The manifest beside a .beton file, {} where there is none.
 
     Raises:
         InputError: a damaged manifest.
@@ -283,5 +283,5 @@ def read_manifest(path: Path) -> dict[str, Any]:
     with reading(file, "remove it to read the file without its classes"):
         about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(about, dict) or about.get("format") != FORMAT or not _whole(about):
-        raise InputError(f"{file} is no manifest of a .beton file: remove it to read the file without its classes")
+        raise InputError(f"{file} is not the manifest of a .beton file: remove it to read the file without its classes")
     return about

@@ -26,7 +26,7 @@ def as_dataset(beton: Beton, *, split: str = "train", resize: int | None = None)
     shape: tuple[int, int, int] | None = beton.image_shape if resize is None else (resize, resize, 3)
     if shape is None:
         raise InputError(f"{beton.path} has images of several sizes: say --resize S")
-    gray = list(beton.about.get("image_shape", ()))[2:] == [1]  # written with three equal channels
+    gray = list(beton.about.get("image_shape", ()))[2:] == [1]  # stored as three equal channels
     shape = (*shape[:2], 1) if gray else shape
     checked = Checked(beton)
 

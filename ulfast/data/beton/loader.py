@@ -1,4 +1,4 @@
-"""`FFCVLoader`: FFCV's decoding threads behind the face of `MemoryLoader`, with its faults guarded."""
+"""`FFCVLoader`: FFCV's decoding threads behind the interface of `MemoryLoader`, with guards against FFCV's faults."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from .checked import Checked
 from .format import open_beton
 from .images import as_dataset
 
-POLL = 0.05  # seconds after which a thread that waits for room looks whether it is still wanted
+POLL = 0.05  # seconds after which a thread waiting for room checks whether it is still wanted
 BATCHES_AHEAD = 2
 
 
 class FFCVLoader(EpochLoader):
     """Iterable of batches ``(x, y)``, like `MemoryLoader`: same order, same augmentation, same values, decoded by FFCV.
 
-    FFCV decodes ahead in its threads; the caller's thread projects, augments and normalises by one call of the `ingest`
+    FFCV decodes ahead in its threads; the caller's thread projects, augments and normalises in one call of the `ingest`
     kernel, which returns a fresh tensor, so batches may be kept. Draws depend on (seed, epoch, image number).
 
     What FFCV does not guard is guarded here: the file is checked when it is opened and each image when it is first
     read; an exception in the pipeline reaches the caller; leaving an epoch early ends its thread; torch keeps its
-    threads; several loaders may run at once.
+    number of threads; several loaders may run at once.
 
     Args:
         path: a .beton file.
         batch_size: images per batch.
-        basis, mean, std, dtype, augment, shuffle, seed, drop_last, device: as `MemoryLoader`.
-        size: side in pixels of what comes; the centre square of `crop` of the shorter side is scaled to it (area
-            averages). None: images as they are, which must then be of one size.
+        basis, mean, std, dtype, augment, shuffle, seed, drop_last, device: as for `MemoryLoader`.
+        size: side in pixels of the result; the centre square, `crop` of the shorter side, is scaled to it (area
+            averages). None: images as they are, which must then have one size.
         crop: side of that square as a share of the image's shorter side; ImageNet's evaluation takes 224 / 256.
-        indices: which images of the file, in this order; draws and order count them from 0. None: all.
-        threads: that decode; default: a thread per core.
+        indices: which images of the file to use, in this order; draws and order number them from 0. None: all.
+        threads: number of decoding threads (default: one per core).
 
     Raises:
-        InputError: FFCV is missing, a damaged file, images of several sizes and no `size`.
+        InputError: FFCV is missing, the file is damaged, or the images have several sizes and `size` is None.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class FFCVLoader(EpochLoader):
         threads: int | None = None,
     ) -> None:
         if not 0 < crop <= 1:
-            raise ValueError(f"crop is a share of the shorter side, above 0 and up to 1, got {crop}")
+            raise ValueError(f"crop must be a share of the shorter side, above 0 and at most 1, got {crop}")
         beton = open_beton(path)
         shape = beton.image_shape if size is None else (size, size, 3)
         if shape is None:
-            raise InputError(f"{path} has images of several sizes: say which size is to come, for example size=224")
+            raise InputError(f"{path} has images of several sizes: give the size of the result, for example size=224")
         rows = np.arange(len(beton)) if indices is None else np.asarray(indices, np.int64)
         if rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= len(beton):
             raise InputError(f"indices must be numbers from 0 to {len(beton) - 1} of images in {path}")
@@ -113,7 +113,7 @@ class FFCVLoader(EpochLoader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order()
-        # In the epoch's order once, so that a batch is a slice.
+        # Put in the epoch's order once, so that a batch is a slice.
         height, width, _ = self.image_shape
         draws = (*self._draws(), self._boxes((height, width)))
         shifts, flips, boxes = (None if draw is None else draw[order] for draw in draws)
@@ -142,14 +142,14 @@ class FFCVLoader(EpochLoader):
 
 
 def _others(path: Any, image_field: str) -> list[str]:
-    """Fields of the file that are not the images: the labels are known from the table."""
+    """The fields of the file other than the images: the labels are known from the table."""
     from ffcv.reader import Reader
 
     return [name for name in Reader(str(path)).field_names if name != image_field]
 
 
 class _torch_threads:
-    """FFCV's loader sets torch's number of threads for the whole process: it is put back."""
+    """Restores torch's number of threads, which FFCV's loader sets for the whole process."""
 
     def __enter__(self) -> None:
         self.threads = torch.get_num_threads()
@@ -159,7 +159,7 @@ class _torch_threads:
 
 
 class _Pieces(NamedTuple):
-    """What is made of FFCV's classes, once it is imported."""
+    """Our subclasses of FFCV's classes, made once FFCV is imported."""
 
     loader: Any
     epoch: Any
@@ -205,7 +205,7 @@ def _pieces() -> _Pieces:
             return replace(previous_state, jit_mode=False, dtype=self.dtype), None
 
     class Epoch(EpochIterator):  # type: ignore[misc]
-        """One pass whose thread ends when it is told to and whose errors are the caller's."""
+        """One pass, whose thread ends when told to and whose errors reach the caller."""
 
         @ordinary  # FFCV allocates on the default device
         def __init__(self, loader: Any, order: np.ndarray, check: Callable[[np.ndarray], None]) -> None:
@@ -215,7 +215,7 @@ def _pieces() -> _Pieces:
 
         def run(self) -> None:
             try:
-                numba.set_num_threads(self.loader.num_workers)  # FFCV's own call would set torch's, too
+                numba.set_num_threads(self.loader.num_workers)  # FFCV's own call would also set torch's
                 slots = self.loader.batches_ahead + 2
                 for number, rows in enumerate(self.iter_ixes):
                     if self.terminate_event.is_set():
@@ -254,7 +254,7 @@ def _pieces() -> _Pieces:
             self.join()
             self.memory_context.__exit__(None, None, None)
 
-        def __del__(self) -> None:  # the base's would close once more, from any thread
+        def __del__(self) -> None:  # the base class's would close again, from any thread
             pass
 
     class Project(PerBatch):
@@ -275,9 +275,9 @@ def _pieces() -> _Pieces:
 
 
 def ffcv_project(basis: Tensor | Directions) -> Any:
-    """The projection as an operation for other people's FFCV pipelines, to stand right after `ToTensor`.
+    """The projection as an operation for other FFCV pipelines, placed right after `ToTensor`.
 
-    Takes the decoded (b, H, W, C) uint8 images and gives ``x - (x B^T) B`` as a fresh (b, H, W, C) float32 tensor in
+    Takes the decoded (b, H, W, C) uint8 images and returns ``x - (x B^T) B`` as a fresh (b, H, W, C) float32 tensor in
     units of [0, 1], not clipped. It must come before any crop or flip: the basis knows unshifted pixels.
 
     Args:

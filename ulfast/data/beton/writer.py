@@ -1,4 +1,4 @@
-"""Writing .beton files of any size: streamed, atomic, and resumed after a kill."""
+"""Writing .beton files of any size: streamed, atomic, and resumable after a kill."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE = 1 << 23  # FFCV's default, 8 MiB
 CHECKPOINT_BYTES = 256 << 20  # of images between two points from which an interrupted writer can resume
 CHUNK_BYTES = 16 << 20
 
-# A line of the journal that lies beside a file being written.
+# A line of the journal beside a file that is being written.
 JOURNAL = np.dtype([("ptr", "<u8"), ("size", "<u8"), ("label", "<i8"), ("crc", "<u4"), ("mode", "u1")])
 
 
@@ -36,22 +36,22 @@ class BetonWriter:
     """Writes one split as one .beton file that FFCV reads, with `FILE.json` beside it.
 
     The images go to `FILE.part`; at a checkpoint they are flushed and noted in `FILE.part.journal`. The file appears
-    under its own name when it is complete. With `resume` an interrupted file of the same settings is continued:
-    `done` says how many images it has; `complete` that nothing is left to do.
+    under its own name once it is complete. With `resume` an interrupted file with the same settings is continued:
+    `done` is the number of images that it has, and `complete` is True when nothing is left to do.
 
     Args:
         path: FILE.beton.
-        count: images that will come.
-        image_shape: (H, W, 3) of all of them, or (H, W, 1).
+        count: number of images that will be appended.
+        image_shape: (H, W, 3) or (H, W, 1), the same for all images.
         classes: their names.
         mode: "raw", "jpeg", or "mixed", where `share` of the images, drawn by `seed`, are JPEG.
         quality: of the JPEG, 1 to 100, with halved colour resolution as in FFCV.
         about: name, split and manifest of the data set, kept in FILE.json.
-        identity: settings that a resumed file must match, beside all of the above (JSON-serialisable).
-        threads: that encode; default: a thread per core.
+        identity: settings that a resumed file must match, besides all of the above (JSON-serialisable).
+        threads: number of encoding threads (default: one per core).
 
     Raises:
-        InputError: an image larger than a page, a file that exists, a full disk.
+        InputError: an image is larger than a page, the file exists, or the disk is full.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class BetonWriter:
         height, width, channels = image_shape
         if max(height, width) > 65535 or height * width * 3 > fmt.MAX_PAGE // 2 or count < 1:
             raise InputError(f"{count} images of {width} x {height} do not fit a .beton file")
-        # FFCV knows RGB alone: gray images are written with three equal channels, and the manifest says so.
+        # FFCV knows only RGB: gray images are written as three equal channels, and the manifest says so.
         self._shape, self._quality = (height, width, channels), quality
         self._page = max(PAGE, 1 << (2 * height * width * 3 - 1).bit_length())
-        # The same images are JPEG whenever it is written, whatever the pieces.
+        # The same images become JPEGs on every write, whatever the pieces.
         draws = np.random.Generator(np.random.Philox(seed)).random(count) if mode == "mixed" else np.zeros(count)
         self._jpeg = draws < {"raw": 0.0, "jpeg": 1.0, "mixed": share}[mode]
         self._rows = fmt.row_type([fmt.RGB, fmt.INT])
@@ -103,7 +103,7 @@ class BetonWriter:
             "about": self._about,
             **(identity or {}),
         }
-        # So that a command that was killed after this file continues with the next one.
+        # Lets a command that was killed after this file continue with the next one.
         self._settle()
         self.complete = (
             resume and self.path.is_file() and fmt.read_manifest(self.path).get("settings") == self._digest()
@@ -117,7 +117,7 @@ class BetonWriter:
         if not self.complete:
             check_free(self.path, overwrite)
         self._resume, self._threads = resume, threads or cores()
-        self._notes: list[np.ndarray] = []  # of images flushed before
+        self._notes: list[np.ndarray] = []  # of images flushed earlier
         self._fresh: list[tuple[int, int, int, int, int]] = []
         self._end, self._unflushed = self._start, 0
         self._file: BinaryIO
@@ -128,7 +128,7 @@ class BetonWriter:
 
     @property
     def done(self) -> int:
-        """Images that the file has."""
+        """Number of images in the file."""
         return sum(map(len, self._notes)) + len(self._fresh)
 
     def __enter__(self) -> BetonWriter:
@@ -150,7 +150,7 @@ class BetonWriter:
             self._pool = ThreadPoolExecutor(self._threads)
 
     def _settle(self) -> None:
-        """Ends what a writer has begun that was killed when the file had its name and not yet its manifest."""
+        """Finishes the work of a writer that was killed when the file had its name but not yet its manifest."""
         waiting = beside_new(fmt.manifest_path(self.path))
         if not waiting.exists():
             return
@@ -164,7 +164,7 @@ class BetonWriter:
             waiting.unlink(missing_ok=True)
 
     def _recover(self) -> bool:
-        """Goes on with what an interrupted writer left; False where that is of other settings or nothing."""
+        """Continues what an interrupted writer left; False if there is nothing or its settings differ."""
         try:
             same = json.loads(self._settings.read_text(encoding="utf-8")) == json.loads(json.dumps(self._identity))
             raw = self._journal.read_bytes()
@@ -210,7 +210,7 @@ class BetonWriter:
     def _put(self, data: bytes | memoryview, label: int, mode: int) -> None:
         size = len(data)
         room = self._page - self._end % self._page
-        if size > room:  # the rest of the page stays a hole
+        if size > room:  # the rest of the page stays unused
             self._end += room
         self._file.seek(self._end)
         self._file.write(data)
@@ -219,7 +219,7 @@ class BetonWriter:
         self._unflushed += size
 
     def _checkpoint(self) -> None:
-        """The images reach the disk before the journal says that they are there."""
+        """Flushes the images to the disk before the journal records them."""
         self._file.flush()
         os.fsync(self._file.fileno())
         notes = np.array(self._fresh, JOURNAL)
@@ -291,7 +291,7 @@ class BetonWriter:
         finally:
             if kind is not None:
                 if self._resume and not self._file.closed:
-                    with contextlib.suppress(OSError):  # a full disk: the checkpoint before counts
+                    with contextlib.suppress(OSError):  # a full disk: the previous checkpoint counts
                         self._checkpoint()
                 with contextlib.suppress(OSError):
                     self._file.close()
@@ -315,7 +315,7 @@ def write_beton(
     """Write a data set as a .beton file; see `BetonWriter`. `progress` is called as ``progress("convert", done, n)``.
 
     Raises:
-        InputError: as `BetonWriter`.
+        InputError: as for `BetonWriter`.
     """
     about = {"name": dataset.name, "split": dataset.split, "manifest": dataset.manifest}
     options: dict[str, Any] = {"mode": mode, "quality": quality, "share": share, "seed": seed, "about": about}

@@ -1,4 +1,4 @@
-"""What all loaders share: the order of a pass, its draws, its batches."""
+"""What all loaders share: the order of a pass, its draws and its batches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .augment import Augment
 
 @dataclass(frozen=True)
 class Batch:
-    """What a pass has drawn for our part of one batch.
+    """The draws of a pass for our part of one batch.
 
     Attributes:
-        number: of the batch in its pass.
+        number: index of the batch in its pass.
         index: (b,) int64 numbers of the images, on the CPU.
-        there: the same on the loader's device.
+        there: the same numbers on the loader's device.
         shift, flip, boxes: the draws of these images, on the device, or None.
     """
 
@@ -32,7 +32,7 @@ class Batch:
 
 
 class EpochLoader:
-    """What loaders share: the order of a pass over n images, its draws, and how many batches it has."""
+    """The base of all loaders: the order of a pass over n images, its draws, and its number of batches."""
 
     def __init__(
         self,
@@ -70,13 +70,14 @@ class EpochLoader:
         self.epoch = epoch
 
     def batch_images(self, i: int) -> int:
-        """Images of batch i, all parts of it together."""
+        """Number of images in batch i, over all its parts."""
         return min(self.batch_size, self.images_per_epoch - i * self.batch_size)
 
     def _batches(self, shape: tuple[int, int], device: torch.device) -> list[Batch]:
         """The batches of a pass over images of shape (H, W), our part of each.
 
-        What a pass draws goes to the device at its start, as each copy waits for a GPU; a batch is a slice of it.
+        The draws of a pass go to the device at its start, since each copy waits for the GPU; a batch is a slice of
+        them.
         """
         order = self._order()
         draws = (*self._draws(), self._boxes(shape))
@@ -91,7 +92,7 @@ class EpochLoader:
         return batches
 
     def _order(self) -> Tensor:
-        """Numbers of the images of this pass, as they come."""
+        """Numbers of the images of this pass, in its order."""
         order = epoch_order(self._n, self.seed, self.epoch) if self.shuffle else numbers(self._n)
         return order[: self.images_per_epoch]
 
@@ -100,7 +101,7 @@ class EpochLoader:
         return self.augment.draw(self._n, self.seed, self.epoch) if self.augment else (None, None)
 
     def _boxes(self, shape: tuple[int, int]) -> Tensor | None:
-        """Parts of all n images of shape (H, W) that this pass takes, or None."""
+        """The crop boxes of all n images of shape (H, W) in this pass, or None."""
         return self.augment.boxes(self._n, shape, self.seed, self.epoch) if self.augment else None
 
 

@@ -1,4 +1,4 @@
-"""`MemoryLoader`: batches from an array in memory or on disk, by one pass of the `ingest` kernel a batch."""
+"""`MemoryLoader`: batches from an array in memory or on disk, with one pass of the `ingest` kernel per batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .augment import EPOCH_BITS, Augment, resized_crop
 from .epoch import Batch, EpochLoader, numbers
 from .removal import Removal
 
-# Filtered images are kept in memory up to this size, and made this many at a time.
+# Filtered images are kept in memory up to this size, and are computed this many at a time.
 KEEP_BYTES, FILTER_BATCH = 4 << 30, 512
 
 
@@ -32,8 +32,8 @@ class MemoryLoader(EpochLoader):
     else touches the pixels. Draws depend on (seed, epoch, image number), not on batch size or order.
 
     Args:
-        dataset: its images may be memory-mapped, or decoded on demand: then threads decode the next batches while one
-            is used, and end with the pass.
+        dataset: its images may be memory-mapped or decoded on demand. In the latter case threads decode the next
+            batches while one is in use, and end with the pass.
         batch_size: images per batch.
         basis: a `Basis` or its (k, H*W*C) orthonormal rows to project away before the augmentation, (c, r, H*W*C) rows
             for each class, or None.
@@ -41,18 +41,19 @@ class MemoryLoader(EpochLoader):
         dtype: torch.float32, bfloat16 or float16.
         augment: None for none.
         shuffle: a new order each epoch, from (seed, epoch).
-        drop_last: leave a short last batch out.
+        drop_last: drop a short last batch.
         device: where batches are made. On a GPU the stored images are kept there if they fit.
-        part: (i, m): the i-th of m parts of each batch, of which m processes take one each. Batches of fewer than m
+        part: (i, m): yield the i-th of m parts of each batch; m processes take one part each. Batches of fewer than m
             images leave some parts empty.
-        noise: (m, H*W*C) rows, of which every image gets a random mixture, redrawn every epoch, after the projection
-            and before the augmentation: the weights are standard normal, drawn from (seed, epoch, place in the epoch).
-            See `fit_mean_noise`.
-        removal: instead of `basis` and `noise`, all that a `Removal` can do. What its filters make of an image is the
-            same in every pass: it is made once and kept in float16 where all images take less than `KEEP_BYTES`.
+        noise: (m, H*W*C) rows. Every image gets a random mixture of them, redrawn every epoch, after the projection and
+            before the augmentation. The weights are standard normal, drawn from (seed, epoch, place in the epoch). See
+            `fit_mean_noise`.
+        removal: a `Removal` with all that it can do, instead of `basis` and `noise`. Its filters give the same result
+            in every pass, so the filtered images are computed once and kept in float16 if together they take less than
+            `KEEP_BYTES`.
 
     Raises:
-        ValueError: a `removal` beside a `basis` or `noise`.
+        ValueError: both a `removal` and a `basis` or `noise` are given.
 
     Example:
         >>> for x, y in MemoryLoader(dataset, 128, basis=basis.rows, augment=Augment(), shuffle=True):
@@ -91,7 +92,7 @@ class MemoryLoader(EpochLoader):
             rows = None if basis is None else rows_of(basis, dataset.image_shape)
             removal = Removal(rows=rows, noise=noise)
         elif basis is not None or noise is not None:
-            raise ValueError("give a removal, or basis and noise, not both")
+            raise ValueError("give either a removal, or basis and noise, not both")
         self.removal = removal.to(self.device)
         self._lazy = dataset.images if isinstance(dataset.images, LazyImages) else None
         self._images = LazyTensor(self._lazy) if self._lazy is not None else as_tensor(dataset.images)
@@ -122,13 +123,13 @@ class MemoryLoader(EpochLoader):
             for batch, block in zip(batches, blocks, strict=True):
                 yield self._made(batch, None if block is None else torch.from_numpy(block))
 
-    @exact  # not all of the pass: between its batches the caller trains
+    @exact  # not the whole pass: between its batches the caller trains
     def _made(self, batch: Batch, block: Tensor | None) -> tuple[Tensor, Tensor]:
         x = self._batch(batch, block)
         return x if batch.boxes is None else resized_crop(x, batch.boxes), self._labels_at(batch)
 
     def _batch(self, batch: Batch, block: Tensor | None) -> Tensor:
-        """(b, C, H, W) of the images of a batch, which are `block` where they have been decoded ahead."""
+        """The images of a batch, (b, C, H, W); `block` holds them if they were decoded ahead."""
         if self.removal.draws:
             # A filter reads stored pixels itself.
             plain = bool(self.removal.drawn) and not self.removal.lasts and self._kept is None
@@ -139,7 +140,7 @@ class MemoryLoader(EpochLoader):
             return self._augmented(batch, self._kept, stored=True)
         if self.removal.filters:
             return self._augmented(batch, self._lasting(batch.index, batch.there, block))
-        # All that is left is linear algebra on stored pixels: one pass of the kernel.
+        # Only linear algebra on stored pixels is left: one pass of the kernel.
         rows = self.removal.rows
         labels = self._labels_at(batch) if rows is not None and rows.dim() == 3 else None
         if block is not None:
@@ -149,8 +150,9 @@ class MemoryLoader(EpochLoader):
     def _augmented(
         self, batch: Batch, images: Any, rows: Tensor | None = None, labels: Tensor | None = None, stored: bool = False
     ) -> Tensor:
-        """(b, C, H, W) of the images (b, H, W, C) of a batch: projected, shifted, flipped, normalised. Of `stored`
-        images, which are those of the data set, it takes its own."""
+        """The images (b, H, W, C) of a batch as (b, C, H, W): projected, shifted, flipped, normalised. If `stored`,
+        `images` are those of the whole data set, and the batch's are taken from them.
+        """
         index = batch.there if stored else None
         if stored and (not isinstance(images, Tensor) or images.device.type != self.device.type):
             images, index = images[batch.index], None
@@ -167,21 +169,20 @@ class MemoryLoader(EpochLoader):
         )
 
     def _lasting(self, index: Tensor, there: Tensor, block: Tensor | None) -> Tensor:
-        """(b, H, W, C) float32 in units of [0, 1] of the images at `index` (on the device `there`), before the
-        noise."""
+        """The images at `index` (on the device: `there`), before the noise: (b, H, W, C) float32 in units of [0, 1]."""
         if self._kept is not None:
             return self._kept[index].to(self.device, torch.float32)
         labels = self._labels[there if self._labels.device == there.device else index]
         return self.removal.lasting(self._pixels(index, there, block), labels)
 
     def _pixels(self, index: Tensor, there: Tensor, block: Tensor | None) -> Tensor:
-        """(b, H, W, C) uint8 of the images at `index`, on the device."""
+        """The images at `index` on the device, (b, H, W, C) uint8."""
         if block is None:
             block = self._images[there if self._images.device == there.device else index]
         return block.to(self.device)
 
     def _place(self, number: int) -> int:
-        """Where the draws of our part of a batch begin."""
+        """Where the draws for our part of a batch begin."""
         begin, _ = distributed.share(self.batch_images(number), *self.part)
         return (self.epoch << EPOCH_BITS) + number * self.batch_size + begin
 

@@ -1,8 +1,8 @@
-"""A projected training set on disk, for other people's training code and for `attack --materialize`.
+"""A projected training set on disk, for other training code and for `attack --materialize`.
 
-Projection leaves [0, 1] on both sides, so the pixels are float16 (spacing 0.0005 near 1, an eighth of a uint8 level),
-in shards of equally many images, the last one shorter: `images-00000.npy` (m, H, W, C) float16 in units of [0, 1], not
-clipped, and so on; `labels.npy` (n,) int64; `manifest.json`.
+Projected pixels leave [0, 1] on both sides, so they are stored as float16 (spacing 0.0005 near 1, an eighth of a uint8
+level), in shards of equally many images, the last one shorter: `images-00000.npy` (m, H, W, C) float16 in units of [0,
+1], not clipped, and so on; `labels.npy` (n,) int64; `manifest.json`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .removal import Removal
 
 FORMAT = "ulfast-projected-2"
 
-# Of a shard at most: 43,000 images of CIFAR-10 or 890 of 224 px, a second or two of work that a kill may lose.
+# Largest shard: 43,000 images of CIFAR-10 or 890 of 224 px, a second or two of work that a kill may lose.
 SHARD_BYTES, CHUNK_BYTES = 256 << 20, 16 << 20
-PROBES = 16  # images that tell whether a folder was made from the same data by the same projection
+PROBES = 16  # images that show whether a folder was made from the same data with the same projection
 
 Work = Callable[[int, int], Tensor]
 
@@ -47,16 +47,16 @@ def write_projected(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Writes every image without what it loses, shard by shard, by all processes; replaces `path`.
+    """Writes every image after the removal, shard by shard, with all processes; replaces `path`.
 
-    What was made from the same images in the same way is kept: a whole folder, or the shards that a run which was
-    killed has finished.
+    Output made earlier from the same images in the same way is kept: a whole folder, or the shards that a killed run
+    had finished.
 
     Args:
-        removal: what every image loses. Its noise, which is redrawn every epoch, is left to the loader.
+        removal: applied to every image. Its noise, which is redrawn every epoch, is left to the loader.
 
     Raises:
-        InputError: the disk is full, or the folder may not be written.
+        InputError: the disk is full, or the folder is not writable.
     """
     removal = removal.to(torch.device("cpu"))
     labels = as_tensor(dataset.labels)
@@ -89,7 +89,7 @@ def write_projected(
                 write_json(part / "manifest.json", about)
     distributed.wait()
     todo = [begin for begin in range(0, len(dataset), rows) if not _shard(part, begin // rows).is_file()]
-    distributed.wait()  # until all have looked
+    distributed.wait()  # until all processes have looked
     mine = {begin: min(rows, len(dataset) - begin) for begin in todo[slice(*distributed.share(len(todo)))]}
     done, total = 0, sum(mine.values())
     for begin, size in mine.items():
@@ -121,7 +121,7 @@ def _made_by(folder: Path, about: dict[str, Any]) -> bool:
 
 
 def _fingerprint(dataset: Dataset, work: Work) -> str:
-    """Of the labels, and of some images before and after."""
+    """A hash of the labels and of some images before and after."""
     check = zlib.crc32(np.ascontiguousarray(dataset.labels).data)
     for i in np.unique(np.linspace(0, len(dataset) - 1, PROBES).round().astype(int)).tolist():
         check = zlib.crc32(np.ascontiguousarray(dataset.images[i : i + 1]).data, check)
@@ -130,7 +130,7 @@ def _fingerprint(dataset: Dataset, work: Work) -> str:
 
 
 class Shards:
-    """The images of a folder that `write_projected` made, memory-mapped; indexed like a tensor of them all."""
+    """The images of a folder that `write_projected` made, memory-mapped; indexed like one tensor of all images."""
 
     def __init__(self, path: Path) -> None:
         with reading(path, "make it again", "as a projected set"):
@@ -148,7 +148,7 @@ class Shards:
                 self._parts.append(as_tensor(part))
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """(b, H, W, C) float16 of the images at `index` (b,) int64."""
+        """The images at `index` (b,) int64: (b, H, W, C) float16."""
         which = index // self._rows
         out = torch.empty(len(index), *self._parts[0].shape[1:], dtype=torch.float16, device="cpu")
         for number in which.unique().tolist():
@@ -158,8 +158,9 @@ class Shards:
 
 
 class ProjectedLoader(MemoryLoader):
-    """`MemoryLoader` over a folder that `write_projected` made; `dataset` supplies labels and shape, and a `removal`
-    among the options what is drawn anew in every pass, all the rest being done."""
+    """`MemoryLoader` over a folder that `write_projected` made. `dataset` supplies labels and shape. A `removal` among
+    the options supplies only what is redrawn in every pass; the rest is done already.
+    """
 
     def __init__(
         self, path: Path, dataset: Dataset, batch_size: int, *, removal: Removal | None = None, **options: Any

@@ -1,6 +1,6 @@
-"""`Removal`: what a training image loses and gains, in one order: the projection off a basis and what goes with it.
+"""`Removal`: what is removed from and added to a training image, in a fixed order.
 
-`MemoryLoader._batch` in memory.py applies it to every batch; where only rows are projected off, its `ingest` kernel
+`MemoryLoader._batch` in memory.py applies it to every batch; where only rows are projected away, the `ingest` kernel
 does that in the same pass as the augmentation.
 """
 
@@ -19,18 +19,18 @@ from ...ops.state import exact
 
 # (b, C, H, W) float32 pixels -> the same shape.
 Filter = Callable[[Tensor], Tensor]
-# (b, H, W, C) uint8 or float32 pixels, a seed, and the place in the pass of the first of them -> (b, H, W, C) float32.
+# (b, H, W, C) uint8 or float32 pixels, a seed, and the place of the first image in the pass -> (b, H, W, C) float32.
 Drawn = Callable[[Tensor, int, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What happens to a stored image before it is augmented. The parts are applied in the order of the attributes, and
+    """The changes made to a stored image before it is augmented. They are applied in the order of the attributes, and
     nothing is clipped.
 
     Attributes:
-        rows: (k, H*W*C) orthonormal rows that are projected away (or rows of a norm below 1, each of which goes in
-            part), (c, r, H*W*C) rows for each class, or None.
+        rows: (k, H*W*C) orthonormal rows that are projected away (a row of norm below 1 is removed in part), (c, r,
+            H*W*C) rows for each class, or None.
         transform: any map of the float images, or None.
         patches: a linear map of the float images (`PatchProjection`), or None.
         drawn: filters of single images that are redrawn every epoch (`ulfast.projection.filters`), in order.
@@ -48,17 +48,17 @@ class Removal:
 
     @property
     def lasts(self) -> bool:
-        """Whether images are changed in a way that is the same in every pass."""
+        """Whether images undergo a change that is the same in every pass."""
         return self.rows is not None or bool(self.filters)
 
     @property
     def draws(self) -> bool:
-        """Whether images are changed in a way that is new in every pass."""
+        """Whether images undergo a change that is redrawn in every pass."""
         return bool(self.drawn) or self.noise is not None
 
     @property
     def filters(self) -> tuple[Filter, ...]:
-        """`transform` and `patches`, without those that are None."""
+        """`transform` and `patches`, where they are not None."""
         return tuple(step for step in (self.transform, self.patches) if step is not None)
 
     def to(self, device: torch.device) -> Removal:
@@ -74,7 +74,7 @@ class Removal:
 
     @exact
     def settled(self, image_shape: tuple[int, int, int]) -> Removal:
-        """The same, with noise that has nothing of what the images lose by `rows` (k, d) and `patches`.
+        """A copy whose noise has no component in what `rows` (k, d) and `patches` remove from the images.
 
         Args:
             image_shape: (H, W, C).
@@ -90,11 +90,11 @@ class Removal:
 
     @exact
     def lasting(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images without what they lose, before the noise.
+        """Images after the lasting changes, before the noise.
 
         Args:
             images: (b, H, W, C) uint8, or floats in units of [0, 1].
-            labels: (b,) int64, for rows of each class.
+            labels: (b,) int64, needed for class-wise rows.
 
         Returns:
             (b, H, W, C) float32 in units of [0, 1].
@@ -107,11 +107,11 @@ class Removal:
 
     @exact
     def draw(self, x: Tensor, seed: int, first: int) -> Tensor:
-        """What is new in every pass: the filters that are drawn, then the mixtures of `noise`.
+        """Applies what is redrawn in every pass: the drawn filters, then the mixtures of `noise`.
 
         Args:
-            x: (b, H, W, C) float32 in units of [0, 1], which may be changed, or uint8.
-            seed, first: of the draws, and the place in the pass of the first image.
+            x: (b, H, W, C) float32 in units of [0, 1], which may be changed in place, or uint8.
+            seed, first: seed of the draws, and the place of the first image in the pass.
 
         Returns:
             (b, H, W, C) float32 in units of [0, 1], not clipped.
@@ -127,12 +127,12 @@ class Removal:
         return x
 
     def apply(self, images: Tensor, labels: Tensor, seed: int | None = None, first: int = 0) -> Tensor:
-        """All of it: `lasting`, then `draw` where a seed is given.
+        """The whole removal: `lasting`, then `draw` if a seed is given.
 
         Args:
             images: (b, H, W, C) uint8, or floats in units of [0, 1].
             labels: (b,) int64.
-            seed, first: as for `draw`. None leaves out what is drawn.
+            seed, first: as for `draw`. A seed of None leaves out what is drawn.
 
         Returns:
             (b, H, W, C) float32 in units of [0, 1], not clipped.
@@ -143,7 +143,7 @@ class Removal:
 
 @torch.no_grad()
 def _filtered(x: Tensor, steps: tuple[Filter, ...]) -> Tensor:
-    """Float images (b, H, W, C) through maps of (b, C, H, W)."""
+    """Applies maps of (b, C, H, W) to float images (b, H, W, C)."""
     x = x.permute(0, 3, 1, 2)
     for step in steps:
         x = step(x)

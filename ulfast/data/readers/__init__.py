@@ -1,4 +1,4 @@
-"""Readers of data sets on disk. A new one is one file and one line in `READERS`."""
+"""Readers of data sets on disk. A new reader is one file and one line in `READERS`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Reader:
     summary: str
 
 
-# In the order of detection: the most particular first.
+# In the order of detection: the most specific first.
 READERS: dict[str, Reader] = {
     "ulfast": Reader(folder.detect, folder.read, "a folder that ulfast wrote"),
     "cifar-python": Reader(cifar.detect_python, cifar.read_python, "CIFAR-10/100, python version"),

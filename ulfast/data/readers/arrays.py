@@ -1,4 +1,4 @@
-"""`.npz` files and SVHN's `.mat` files; what arrays mean as images and labels."""
+"""`.npz` files and SVHN's `.mat` files, and the interpretation of arrays as images and labels."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..dataset import Dataset
 from .mat5 import read_mat
 from .request import Request
 
-MAX_CLASSES = 1 << 20  # a label beyond is no number of a class
-# Names of arrays, whatever their case: torchvision's and AVATAR's `data` and `targets`, MedMNIST's `train_images`, ...
+MAX_CLASSES = 1 << 20  # a larger label is not a class number
+# Names of arrays, in any case: torchvision's and AVATAR's `data` and `targets`, MedMNIST's `train_images`, ...
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data"), ("labels", "y", "targets")
-INFLATION = 1032  # what deflate makes of a byte, at most
+INFLATION = 1032  # the most bytes that deflate can encode in one
 
 
 def detect_npz(path: Path) -> bool:
@@ -32,11 +32,12 @@ def detect_svhn(path: Path) -> bool:
 
 
 def read_npz(request: Request) -> Dataset:
-    """Arrays `images` and `labels` (or `x` and `y`, `data` and `targets`), or these with `_train` and `_test` behind or
-    `train_` and `test_` before; `val` where there is no `test`; or `arr_0` and `arr_1`. `classes` is optional.
+    """Reads arrays `images` and `labels` (or `x` and `y`, `data` and `targets`), also with the suffix `_train` or
+    `_test` or the prefix `train_` or `test_`; `val` where there is no `test`; or `arr_0` and `arr_1`. `classes` is
+    optional.
 
-    Images are (n, H, W, C), (n, C, H, W) or (n, H, W), uint8 or floats in [0, 1]; labels (n,), (n, 1) or one-hot, or
-    the names of the classes.
+    Images are (n, H, W, C), (n, C, H, W) or (n, H, W), uint8 or floats in [0, 1]; labels are (n,), (n, 1) or one-hot,
+    or class names.
     """
     path = request.path
     images, labels, classes, (image_key, label_key) = npz_arrays(request)
@@ -45,10 +46,10 @@ def read_npz(request: Request) -> Dataset:
 
 
 def npz_arrays(request: Request) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[str, str]]:
-    """Images and labels as they are in the file, the names of the classes, and the names of the two arrays.
+    """Images and labels as they are in the file, the class names, and the names of the two arrays.
 
     Raises:
-        InputError: no such arrays, several that might be them, a damaged file, or one of objects.
+        InputError: there are no such arrays or several candidates, the file is damaged, or an array holds objects.
     """
     path = request.path
     with reading(path, "save it with numpy.savez", "as arrays"), open_arrays(path) as file:
@@ -62,7 +63,7 @@ def npz_arrays(request: Request) -> tuple[np.ndarray, np.ndarray, tuple[str, ...
 
 
 def npz_keys(files: list[str], request: Request) -> tuple[str, str]:
-    """The arrays of the images and of the labels of a split.
+    """The names of the arrays with the images and the labels of a split.
 
     Raises:
         MissingSplit: there are none.
@@ -98,10 +99,10 @@ def npz_keys(files: list[str], request: Request) -> tuple[str, str]:
 
 
 def open_arrays(path: Path) -> np.lib.npyio.NpzFile:
-    """An .npz file, its arrays not yet read.
+    """Opens an .npz file without reading its arrays.
 
     Raises:
-        InputError: it is an .npy file, or none at all.
+        InputError: it is an .npy file, or neither.
     """
     content = np.load(regular(path), allow_pickle=False, mmap_mode="r")
     if not isinstance(content, np.lib.npyio.NpzFile):
@@ -110,8 +111,8 @@ def open_arrays(path: Path) -> np.lib.npyio.NpzFile:
 
 
 def check_sizes(path: Path, names: Collection[str] | None = None) -> None:
-    """Before arrays of an .npz are read, all or some: what they are unpacked must fit into memory, and no header may
-    say more than its array unpacks to. A few bytes may well unpack to many, as images of one colour do.
+    """Checks arrays of an .npz before they are read: unpacked they must fit into memory, and no header may declare more
+    than its array unpacks to. A few bytes may well unpack to many, as in images of a single colour.
     """
     with zipfile.ZipFile(path) as archive:
         members = [one for one in archive.infolist() if names is None or one.filename.removesuffix(".npy") in names]
@@ -119,7 +120,7 @@ def check_sizes(path: Path, names: Collection[str] | None = None) -> None:
         for one in members:
             with archive.open(one) as member:
                 version = np.lib.format.read_magic(member)
-                if version not in ((1, 0), (2, 0)):  # numpy itself says what is wrong
+                if version not in ((1, 0), (2, 0)):  # numpy itself reports what is wrong
                     continue
                 head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = head(member)
@@ -127,7 +128,7 @@ def check_sizes(path: Path, names: Collection[str] | None = None) -> None:
                 math.prod(shape) * dtype.itemsize > one.file_size
                 or one.file_size > INFLATION * one.compress_size + 1024
             ):
-                raise ValueError(f"{one.filename} of shape {shape} is larger than the file says")
+                raise ValueError(f"{one.filename} of shape {shape} is larger than its size in the file")
 
 
 def _text(value: Any) -> str:
@@ -135,22 +136,22 @@ def _text(value: Any) -> str:
 
 
 def _names(values: np.ndarray, where: str) -> tuple[str, ...]:
-    """Names of classes from an array of text or numbers."""
+    """Class names from an array of text or numbers."""
     if values.ndim != 1 or not len(values):
-        raise InputError(f"{where} has shape {values.shape}: give the name of each class, in their order")
+        raise InputError(f"{where} has shape {values.shape}: give the name of each class, in order")
     return tuple(_text(value) for value in values.tolist())
 
 
 def named_labels(
     labels: np.ndarray | Sequence[Any], classes: tuple[str, ...], where: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(n,) int64 labels and the names of the classes, of numbers, one-hot rows or names.
+    """Converts numbers, one-hot rows or names to (n,) int64 labels and class names.
 
     Args:
-        classes: where they are known, else (): then they are the names in the labels, sorted, or numbers.
+        classes: the class names if known, otherwise (); they are then the sorted names in the labels, or numbers.
 
     Raises:
-        InputError: neither numbers of classes nor names, or not among the classes.
+        InputError: the labels are neither class numbers nor names, or are not among the classes.
     """
     labels = np.asarray(labels)
     if labels.dtype.kind in "SU":
@@ -158,13 +159,13 @@ def named_labels(
     labels = class_numbers(labels, where)
     if not classes:
         if labels.max(initial=0) >= MAX_CLASSES:
-            raise InputError(f"{where} reaches {labels.max()}: numbers of classes begin at 0: renumber them")
+            raise InputError(f"{where} reaches {labels.max()}: class numbers begin at 0: renumber them")
         classes = tuple(str(c) for c in range(int(labels.max(initial=0)) + 1))
     return labels, classes
 
 
 def _text_labels(labels: np.ndarray, classes: tuple[str, ...], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels that are names as numbers, and the names in their order."""
+    """Labels given as names, converted to numbers, and the names in order."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -180,10 +181,10 @@ def _text_labels(labels: np.ndarray, classes: tuple[str, ...], where: str) -> tu
 
 
 def nhwc(images: np.ndarray, where: str) -> np.ndarray:
-    """Images of any accepted layout as (n, H, W, C), of their own type.
+    """Images of any accepted layout as (n, H, W, C), in their own dtype.
 
     Raises:
-        InputError: not of three or four dimensions.
+        InputError: the array does not have three or four dimensions.
     """
     if images.ndim == 3:
         images = images[..., None]
@@ -198,7 +199,7 @@ def pixels(images: np.ndarray, where: str) -> np.ndarray:
     """Images of any accepted layout as (n, H, W, C) uint8.
 
     Raises:
-        InputError: not images, not finite, or floats outside [0, 1].
+        InputError: the array does not hold images, is not finite, or has floats outside [0, 1].
     """
     images = nhwc(images, where)
     if images.dtype == np.uint8:
@@ -223,7 +224,7 @@ def pixels(images: np.ndarray, where: str) -> np.ndarray:
 def class_numbers(labels: np.ndarray, where: str) -> np.ndarray:
     """(n,), (n, 1) or one-hot (n, c) as (n,) int64."""
     if labels.dtype.kind not in "biuf":
-        raise InputError(f"{where}: {labels.dtype}, not the numbers of classes: give the number of each class")
+        raise InputError(f"{where}: {labels.dtype} values, not class numbers: give the number of each image's class")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     elif labels.ndim == 2:
@@ -236,7 +237,7 @@ def class_numbers(labels: np.ndarray, where: str) -> np.ndarray:
 
 
 def read_svhn(request: Request) -> Dataset:
-    """`train_32x32.mat` and `test_32x32.mat` of SVHN's cropped digits; its label 10 is the digit 0."""
+    """Reads `train_32x32.mat` and `test_32x32.mat` of SVHN's cropped digits; label 10 is the digit 0."""
     path, split = request.path, request.split
     file = path / f"{split}_32x32.mat"
     if not file.is_file():

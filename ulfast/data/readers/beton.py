@@ -29,7 +29,7 @@ def detect(path: Path) -> bool:
 
 
 def read(request: Request) -> Dataset:
-    """Decodes the images, each checked; large sets on demand."""
+    """Decodes and checks every image; large sets on demand."""
     path, split, resize = request.path, request.split, request.resize
     if path.is_dir():
         names = ("train",) if split == "train" else TEST_NAMES
@@ -50,7 +50,7 @@ def read(request: Request) -> Dataset:
 
 
 def decoded(images: np.ndarray, progress: Progress | None) -> np.ndarray:
-    """All of them in memory."""
+    """All images, in memory."""
     out = np.empty(images.shape, np.uint8)
     for begin in range(0, len(images), 4096):
         stop = min(begin + 4096, len(images))

@@ -1,4 +1,4 @@
-"""MNIST's idx files, EMNIST's, Fashion-MNIST's and others of that form, and STL-10's binary files."""
+"""The idx files of MNIST, EMNIST, Fashion-MNIST and others of that form, and STL-10's binary files."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ STL_SIDE, STL_CLASSES = 96, ("airplane", "bird", "car", "cat", "deer", "dog", "h
 class _Pair:
     images: Path
     labels: Path
-    name: str  # "emnist-letters", or "" where the files say only MNIST's usual words
+    name: str  # "emnist-letters", or "" where the file names have only MNIST's usual words
     split: str
 
 
 def _pairs(path: Path) -> list[_Pair]:
     if path.is_file():
         files = [path]
-    elif path.is_dir():  # torchvision has them in MNIST/raw
+    elif path.is_dir():  # torchvision keeps them in MNIST/raw
         files = [file for pattern in ("*", "raw/*", "*/raw/*") for file in sorted(path.glob(pattern))]
     else:
         files = []
@@ -46,7 +46,7 @@ def _pairs(path: Path) -> list[_Pair]:
         other = labels.with_suffix("") if labels.suffix == ".gz" else labels.with_name(f"{labels.name}.gz")
         labels = labels if labels.is_file() or not other.is_file() else other
         key = match["set"], "train" if match["split"] == "train" else "test"
-        found.setdefault(key, _Pair(file, labels, *key))  # sorted, so the unpacked file goes before its .gz
+        found.setdefault(key, _Pair(file, labels, *key))  # sorted, so the unpacked file precedes its .gz
     return list(found.values())
 
 
@@ -57,11 +57,11 @@ def detect_idx(path: Path) -> bool:
 def read_idx(request: Request) -> Dataset:
     """`train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, `t10k-` or `test-` for the test images, also as `.gz`.
 
-    EMNIST keeps its images by columns: they are turned upright, which is counted. Its letters are named by
-    `emnist-*-mapping.txt`, or A to Z; Fashion-MNIST's classes by the name of a folder.
+    EMNIST stores its images by columns: they are turned upright, which is counted. Its letters are named by
+    `emnist-*-mapping.txt`, or A to Z. Fashion-MNIST is recognised, and its classes named, by the name of a folder.
 
     Raises:
-        InputError: several sets in a folder; no labels; sizes that do not fit.
+        InputError: a folder has several sets, labels are missing, or sizes do not match.
     """
     path, split, sole = request.path, request.split, request.sole
     pairs = _pairs(path)
@@ -83,7 +83,7 @@ def read_idx(request: Request) -> Dataset:
     classes: tuple[str, ...] = ()
     if pair.name.startswith("emnist"):
         images = images.transpose(0, 2, 1)
-        notes = {"images turned upright, which EMNIST keeps by columns": len(images)}
+        notes = {"images turned upright, which EMNIST stores by columns": len(images)}
         labels, classes = _letters(pair, labels)
     elif any("fashion" in part.casefold() for part in (*pair.images.parts[-4:], path.name)):
         classes = FASHION
@@ -93,7 +93,7 @@ def read_idx(request: Request) -> Dataset:
 
 
 def _idx(file: Path, dimensions: int) -> np.ndarray:
-    """The bytes of an idx file, checked against its header before memory is asked for."""
+    """The bytes of an idx file, checked against its header before memory is allocated."""
     if not file.is_file():
         raise InputError(f"there is no {file}: put it beside the images")
     size = file.stat().st_size
@@ -102,7 +102,7 @@ def _idx(file: Path, dimensions: int) -> np.ndarray:
         with gzip.open(file) if packed else file.open("rb") as stream:
             head = stream.read(4 + 4 * dimensions)
             if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, 8, dimensions)):
-                raise InputError(f"{file} is no idx file of bytes in {dimensions} dimensions: get it again")
+                raise InputError(f"{file} is not an idx file of bytes in {dimensions} dimensions: get it again")
             shape = struct.unpack(f">{dimensions}I", head[4:])
             need = math.prod(shape)
             if need > (INFLATION * size if packed else size - len(head)):
@@ -111,19 +111,19 @@ def _idx(file: Path, dimensions: int) -> np.ndarray:
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{file} cannot be read ({error}): get it again") from None
     if len(content) != need:
-        raise InputError(f"{file} does not hold the {need:,} bytes that its header says: get it again")
+        raise InputError(f"{file} does not hold the {need:,} bytes that its header declares: get it again")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _letters(pair: _Pair, labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """EMNIST's labels from 0, and the first character of each class."""
+    """EMNIST's labels counted from 0, and the first character of each class."""
     mapping = pair.images.with_name(f"{pair.name}-mapping.txt")
     if mapping.is_file():
         try:
             rows = [[int(word) for word in line.split()] for line in mapping.read_text().splitlines() if line.strip()]
             known = {row[0]: chr(row[1]) for row in rows}
         except (ValueError, IndexError, OverflowError):
-            raise InputError(f"{mapping} is no list of a class and its characters: get it again") from None
+            raise InputError(f"{mapping} is not a list of classes and their characters: get it again") from None
     elif pair.name.endswith("letters"):
         known = {c: chr(ord("A") + c - 1) for c in range(1, 27)}
     else:
@@ -146,10 +146,11 @@ def detect_stl(path: Path) -> bool:
 
 
 def read_stl(request: Request) -> Dataset:
-    """`train_X.bin` and `train_y.bin`, `test_X.bin` and `test_y.bin`: planes of 96 x 96 by columns, labels from 1.
+    """`train_X.bin` and `train_y.bin`, `test_X.bin` and `test_y.bin`: planes of 96 x 96 stored by columns, labels
+    counted from 1.
 
     Raises:
-        InputError: sizes that do not fit; images without a label.
+        InputError: sizes do not match, or images have no label.
     """
     path, split = request.path, request.split
     folder = _stl(path) or path
@@ -169,5 +170,5 @@ def read_stl(request: Request) -> Dataset:
     if len(labels) != len(images):
         raise InputError(f"{labels_file} has {len(labels):,} labels for {len(images):,} images: get both again")
     if labels.min() < 0 or labels.max() >= len(classes):
-        raise InputError(f"{labels_file} has labels outside of 1 to {len(classes)}: get it again")
+        raise InputError(f"{labels_file} has labels outside 1 to {len(classes)}: get it again")
     return Dataset(np.ascontiguousarray(images), labels, classes, path.name, split)

@@ -14,7 +14,7 @@ from .restricted import load_pickle
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PIXELS = 3 * 32 * 32
-# Subfolder, training files, test files, label field; for binaries the number of label bytes before the pixels.
+# Subfolder, training files, test files, label field; for binaries, the number of label bytes before the pixels.
 PYTHON = [
     ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], b"labels"),
     ("cifar-100-python", ["train"], ["test"], b"fine_labels"),
@@ -51,7 +51,7 @@ def _planes(data: np.ndarray) -> np.ndarray:
 
 
 def read_python(request: Request) -> Dataset:
-    """Batches of `data` (n, 3072) uint8 and `labels` or `fine_labels`."""
+    """Reads batches of `data` (n, 3072) uint8 and `labels` or `fine_labels`."""
     path, split = request.path, request.split
     found = _find(path, PYTHON)
     if found is None:
@@ -71,7 +71,7 @@ def read_python(request: Request) -> Dataset:
 
 
 def _bytes_keys(content: Any) -> dict[Any, Any]:
-    """The keys as the official files have them: saved again by Python 3 they are text."""
+    """Restores the keys of the official files: in files saved again by Python 3 they are text."""
     if not isinstance(content, dict):
         return {}
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
@@ -86,7 +86,7 @@ def _names(folder: Path, field: bytes) -> tuple[str, ...]:
 
 
 def read_binary(request: Request) -> Dataset:
-    """Records of one or two label bytes (the last one is the class) and 3,072 pixels."""
+    """Reads records of one or two label bytes (the last one is the class) and 3,072 pixels."""
     path, split = request.path, request.split
     found = _find(path, BINARY)
     if found is None:

@@ -1,4 +1,4 @@
-"""Many encoded images, wherever they lie, as one array: decoded now on a pool of threads, or on demand."""
+"""Many encoded images, wherever they are stored, as one array: decoded now by a thread pool, or on demand."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ..lazy import LazyImages, streams
 from .image import decode
 from .request import Request
 
-BLOCK = 256  # images decoded between two reports of progress
+BLOCK = 256  # images decoded between two progress reports
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded images, of files, members of archives or rows of tables.
+    """Encoded images: files, members of archives or rows of tables.
 
     Attributes:
-        count: of images.
-        name: of image i, for errors.
-        read: the encoded bytes of image i; called from several threads.
-        channels: 3, or 1 where they were written as gray ones.
+        count: number of images.
+        name: name of image i, for errors.
+        read: returns the encoded bytes of image i; called from several threads.
+        channels: 3, or 1 if the images were written as gray images.
     """
 
     count: int
@@ -42,10 +42,10 @@ class Encoded:
         return decode(self.name(i), resize, channels=self.channels, notes=notes, read=lambda: self.read(i))
 
     def decode_into(self, i: int, resize: int | None, out: np.ndarray, notes: Counter[str] | None = None) -> None:
-        """Image i to `out`.
+        """Decodes image i into `out`.
 
         Raises:
-            InputError: an image of another size than `out`, or one that cannot be read.
+            InputError: the image does not have the size of `out`, or cannot be read.
         """
         image = self.decode(i, resize, notes)
         if image.shape != out.shape:
@@ -64,10 +64,10 @@ def read_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images, (n, H, W, channels) uint8, with their labels; large sets are decoded on demand.
 
-    With `request.skip_damaged` images that cannot be read are left out and counted in `notes`.
+    With `request.skip_damaged`, images that cannot be read are left out and counted in `notes`.
 
     Raises:
-        InputError: an unreadable image, none at all, or images of several sizes and no `request.resize`.
+        InputError: an image cannot be read, there is none, or images have several sizes and `request.resize` is None.
     """
     if request.skip_damaged:
         good = _readable(source, request.progress)

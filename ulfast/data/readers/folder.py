@@ -17,7 +17,7 @@ from ..dataset import CHUNK_BYTES, Dataset
 from ..writers.folder import FORMAT
 from .request import Request
 
-SAMPLED = 4  # blocks that are compared whenever a set is opened
+SAMPLED = 4  # blocks that are checked whenever a set is opened
 
 
 def detect(path: Path) -> bool:
@@ -25,7 +25,7 @@ def detect(path: Path) -> bool:
 
 
 def _ours(manifest: Path) -> bool:
-    """Whether a manifest is one of ulfast, or too damaged to tell; other programs have files of that name too."""
+    """Whether a manifest is from ulfast or too damaged to tell; other programs also use that file name."""
     if not manifest.is_file():
         return False
     about = read_json(manifest)
@@ -33,8 +33,8 @@ def _ours(manifest: Path) -> bool:
 
 
 def read(request: Request) -> Dataset:
-    """`path/SPLIT`, or `path` itself where it holds one split and `sole` allows any; images, labels and manifest of one
-    version, where another process replaces the folder meanwhile.
+    """Reads `path/SPLIT`, or `path` itself if it holds one split and `sole` allows any. Images, labels and manifest are
+    of one version, even if another process replaces the folder meanwhile.
     """
     return steady(request.path, lambda: _read(request))
 
@@ -60,21 +60,21 @@ def _read(request: Request) -> Dataset:
         labels = _labels(folder)
         if list(images.shape) != [about["images"], *about["image_shape"]]:
             raise InputError(
-                f"{folder}/images.npy has shape {images.shape}, not what its manifest says: write it again"
+                f"{folder}/images.npy has shape {images.shape}, which is not what its manifest says: write it again"
             )
         if about.get("labels_crc32") not in (None, zlib.crc32(labels.data)):
             raise InputError(f"{folder}/labels.npy does not match its checksum: write it again")
         _check_images(folder, images, about, request.verify)
         classes, manifest = about["classes"], about.get("manifest", {})
         if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
-            raise InputError(f"{folder}/manifest.json has no list of the names of its classes: write it again")
+            raise InputError(f"{folder}/manifest.json has no list of class names: write it again")
         if not isinstance(manifest, dict):
             raise InputError(f"{folder}/manifest.json does not say how it was made: write it again")
         return Dataset(images, labels, tuple(classes), str(about.get("name") or path.name), split, manifest)
 
 
 def _check_images(folder: Path, images: np.ndarray, about: dict[str, Any], whole: bool) -> None:
-    """Compares images with the checksums of their manifest: all, or `SAMPLED` blocks, the first and last among them."""
+    """Checks images against the checksums in their manifest: all, or `SAMPLED` blocks including the first and last."""
     raw = images.reshape(-1).view(np.uint8)
     if whole:
         digest = hashlib.sha256()
@@ -83,10 +83,10 @@ def _check_images(folder: Path, images: np.ndarray, about: dict[str, Any], whole
         if digest.hexdigest() != about.get("images_sha256"):
             raise InputError(f"{folder}/images.npy does not match its checksum: write it again")
     crcs, block = about.get("images_crc32"), about.get("block")
-    if crcs is None or whole:  # ulfast 0.1.0 wrote none
+    if crcs is None or whole:  # ulfast 0.1.0 wrote no CRCs
         return
     if not isinstance(block, int) or block < 1 or len(crcs) != max(1, -(-len(raw) // block)):
-        raise ValueError("checksums of another number of images")
+        raise ValueError("the checksums are for another number of images")
     count = min(SAMPLED, len(crcs))
     drawn = np.random.default_rng().choice(len(crcs), count, replace=False).tolist()
     for i in {0, len(crcs) - 1, *drawn[: max(0, count - 2)]}:
@@ -95,7 +95,7 @@ def _check_images(folder: Path, images: np.ndarray, about: dict[str, Any], whole
 
 
 def _labels(folder: Path) -> np.ndarray:
-    """Mapped first: a header may declare more than the file has, and no memory is asked for as it says."""
+    """Maps the file first: a header may declare more than the file has, and its word must not allocate memory."""
     labels = np.load(regular(folder / "labels.npy"), mmap_mode="r", allow_pickle=False)
     if labels.dtype.kind not in "iu":
         raise InputError(f"{folder}/labels.npy holds {labels.dtype}, not whole numbers: write it again")

@@ -1,4 +1,4 @@
-"""One image file as uint8 pixels, or a sentence that names it and says why not."""
+"""One image file as uint8 pixels, or an error that names the file and the reason."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ...errors import InputError
 from ...runtime.reading import reading, regular
 from ..resize import centre_square, check_size
 
-_QUIET = threading.Lock()  # Python's filters of warnings belong to all threads
-# libjpeg's warnings after which all pixels are there; whatever else it says, some are missing or made up. A few bytes
-# too many are padding, more of them mean that it lost its way.
+_QUIET = threading.Lock()  # all threads share Python's warning filters
+# libjpeg's warnings after which all pixels are present; after any other, some are missing or made up. A few extra bytes
+# are padding; more of them mean that the decoder lost its position.
 HARMLESS = re.compile(r"\b[1-4] extraneous bytes|Invalid SOS parameters|Unknown Adobe color transform")
-DEEP = 1 << 12  # below this the largest value of a 16-bit image leaves 16 grey levels or fewer
+DEEP = 1 << 12  # a 16-bit image with a maximum below this has 16 grey levels or fewer left
 
 
 def decode(
@@ -32,15 +32,15 @@ def decode(
     notes: Counter[str] | None = None,
     read: Callable[[], bytes] | None = None,
 ) -> np.ndarray:
-    """One image as (H, W, channels) uint8; with `resize`, the shorter side brought to it and the centre square taken.
+    """One image as (H, W, channels) uint8; with `resize`, the shorter side is scaled to it and the centre square taken.
 
     `read` returns the encoded bytes where `file` is only their name, such as a member of an archive.
 
-    An alpha channel is dropped and the orientation of EXIF not applied, as torchvision does. 16-bit values are divided
-    by 256, floats in [0, 1] multiplied by 255. What of this happened is counted in `notes`.
+    An alpha channel is dropped and the EXIF orientation is not applied, as in torchvision. 16-bit values are divided by
+    256, and floats in [0, 1] are multiplied by 255. `notes` counts each of these cases.
 
     Raises:
-        InputError: no image, a damaged one, one that is declared too large (`check_size`), or values of no known range.
+        InputError: the file is not an image, is damaged or declared too large (`check_size`), or its range is unknown.
     """
     notes = Counter() if notes is None else notes
     with reading(file, "repair or remove it", "as an image"):
@@ -56,10 +56,10 @@ def decode(
 
 
 def _jpeg(file: Path | str, data: bytes, channels: int) -> np.ndarray | None:
-    """None for the kinds that Pillow has to read."""
+    """Decodes a JPEG; None for the kinds that Pillow has to read."""
     try:
         import simplejpeg
-    except ImportError:  # Pillow reads the same pixels, in more time, and takes damaged ones for whole
+    except ImportError:  # Pillow reads the same pixels, more slowly, and accepts damaged files
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -82,7 +82,7 @@ def _pillow(file: Path | str, data: bytes, channels: int, notes: Counter[str]) -
 
     try:
         with _QUIET, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes that are refused below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such sizes are refused below
             picture = Image.open(io.BytesIO(data))
         with picture:
             check_size(file, *picture.size)
@@ -108,7 +108,7 @@ def _pillow(file: Path | str, data: bytes, channels: int, notes: Counter[str]) -
 
 
 def _bits(picture: Any, data: bytes) -> int:
-    """Bits of a value, of those files that Pillow reads as 8-bit colours whatever they hold."""
+    """Bits per value, for files that Pillow reads as 8-bit colours whatever their depth."""
     if picture.format == "PNG":
         return data[24] if len(data) > 24 else 8
     if picture.format == "TIFF":
@@ -141,14 +141,14 @@ def _deep(file: Path | str, picture: Any, channels: int, notes: Counter[str]) ->
 
 
 def _turned_by_exif(picture: Any) -> bool:
-    """Whether EXIF says that a picture is to be turned or mirrored; of a loaded one, as PNGs have it at the end."""
+    """Whether EXIF asks to rotate or mirror an image; it must be loaded, as PNGs may have EXIF at the end."""
     with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged EXIF, which no pixel depends on
+        warnings.simplefilter("ignore")  # about damaged EXIF, on which no pixel depends
         return picture.getexif().get(0x0112, 1) not in (0, 1)
 
 
 def _turned(data: bytes) -> bool:
-    """Whether a JPEG's EXIF says that it is to be turned or mirrored."""
+    """Whether a JPEG's EXIF asks to rotate or mirror it."""
     at = data.find(b"Exif\0\0", 0, 1 << 16)
     if at < 0:
         return False
@@ -158,5 +158,5 @@ def _turned(data: bytes) -> bool:
     try:
         exif.load(data[at : at + (1 << 16)])
         return exif.get(0x0112, 1) not in (0, 1)
-    except Exception:  # of damaged EXIF, which no pixel depends on
+    except Exception:  # damaged EXIF, on which no pixel depends
         return False

@@ -1,4 +1,4 @@
-"""Folders of images, a folder a class: `train/CLASS/*.jpg` with `test/` or `val/` beside it, or CLASS folders alone."""
+"""Image folders, one per class: `train/CLASS/*.jpg` with `test/` or `val/` beside it, or CLASS folders alone."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class _Listing:
 
 
 def read(request: Request) -> Dataset:
-    """Decodes every image to RGB, large sets on demand.
+    """Decodes every image to RGB; large sets on demand.
 
-    Classes are the folder names: sorted, by number where all are numbers, or in the order that `ulfast.json` says,
-    which an export has. A test split whose classes are some of the training split's has that one's order.
+    Classes are the folder names: sorted, numerically if all are numbers, or in the order given by the `ulfast.json` of
+    an export. A test split whose classes are a subset of the training split's keeps the order of the latter.
     """
     path, split = request.path, request.split
     walk = Walk(path)
@@ -77,7 +77,7 @@ def _list(path: Path, split: str, sole: bool, walk: Walk) -> _Listing:
         check_classes(root, folders)
     classes = list(about["folders"]) if about else in_order(present)
     if about and (other := sorted(set(present) - set(classes))):
-        raise InputError(f"{root / other[0]} is no class of {MARKER}, which was written with the set: remove either")
+        raise InputError(f"{root / other[0]} is not a class in {MARKER}, which was written with the set: remove either")
     if not about and classes != sorted(classes):
         walk.left["classes sorted by number, where torchvision sorts 10 before 2"] += len(classes)
     test_folders = split == "test" or sole
@@ -99,7 +99,7 @@ def _list(path: Path, split: str, sole: bool, walk: Walk) -> _Listing:
 
 
 def _folder_names(splits: dict[str, Split], about: dict[str, Any]) -> list[str] | None:
-    """The class folders of the training images, in their order."""
+    """The class folders of the training images, in order."""
     if about:
         return list(about["folders"])
     train = splits.get("train")
@@ -111,14 +111,14 @@ def _folder_names(splits: dict[str, Split], about: dict[str, Any]) -> list[str] 
 
 
 def _export(path: Path, root: Path) -> dict[str, Any]:
-    """What `ulfast data export` wrote of the classes, {} where it did not; `root` may be a split of it."""
+    """What `ulfast data export` wrote about the classes, {} if it wrote nothing; `root` may be one of its splits."""
     for place in dict.fromkeys((path, root, root.parent)):
         about = read_json(place / MARKER)
         if about.get("format") == EXPORT and about.get("layout") == "imagefolder":
             names, folders = about.get("classes"), about.get("folders")
             whole = _texts(names) and _texts(folders) and len(list(names or ())) == len(list(folders or ()))
             if not whole or about.get("channels") not in (1, 3):
-                raise InputError(f"{place / MARKER} is damaged: remove it to read the folders in their own order")
+                raise InputError(f"{place / MARKER} is damaged: remove it to read the folders in sorted order")
             return about
     return {}
 
@@ -128,7 +128,7 @@ def _texts(value: Any) -> bool:
 
 
 def _text(name: str) -> str:
-    """A folder's name as text: bytes that are no UTF-8 are read as Latin-1."""
+    """A folder's name as text: bytes that are not UTF-8 are read as Latin-1."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Tables of labels beside a flat folder of images: Tiny ImageNet's annotations, Kaggle's `.csv`, `FILE CLASS` lines."""
+"""Label tables beside a flat folder of images: Tiny ImageNet's annotations, Kaggle's `.csv`, `FILE CLASS` lines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from ...errors import InputError
 
 LARGEST = 64 << 20  # bytes of a label file
-# A contest's example of an answer names every test image, with made-up labels.
+# A competition's sample submission names every test image, with made-up labels.
 NO_LABELS = re.compile(r"submission|readme|license", re.IGNORECASE)
 
 
 def label_files(folders: list[Path]) -> list[Path]:
-    """What may be label files in some folders."""
+    """The candidates for label files in some folders."""
     found = [file for folder in folders for file in sorted(folder.iterdir())]
     return [
         file
@@ -29,15 +29,15 @@ def label_files(folders: list[Path]) -> list[Path]:
 
 
 def labels_of(images: list[Path], files: list[Path], known: Collection[str]) -> tuple[list[str], Path] | None:
-    """The class name of each image and the file that says so; None where no file names every image.
+    """The class name of each image and the file that gives it; None if no file names every image.
 
     Args:
-        images: of one folder.
-        files: label files: a line an image, its name (with or without suffix) first, its class second.
-        known: names of the classes, where they are known; other words are then no labels.
+        images: the images of one folder.
+        files: label files with one line per image: its name (with or without suffix) first, its class second.
+        known: class names, if known; other words are then not labels.
 
     Raises:
-        InputError: a file that names all images and classes that are not known; two files that differ.
+        InputError: a file names all images but also unknown classes, or two files differ.
     """
     stems = {image.stem: image for image in images}
     if len(stems) < len(images):
@@ -58,7 +58,7 @@ def labels_of(images: list[Path], files: list[Path], known: Collection[str]) -> 
             continue
         if known and (other := sorted(set(found.values()) - set(known))):
             raise InputError(
-                f"{file} names the class {other[0]!r}, which is no class folder of the training images"
+                f"{file} names the class {other[0]!r}, which is not a class folder of the training images"
                 f" ({', '.join(sorted(known)[:3])}, ...): give a file with their names"
             )
         labels = [found[image] for image in images]
@@ -69,7 +69,7 @@ def labels_of(images: list[Path], files: list[Path], known: Collection[str]) -> 
 
 
 def _pairs(file: Path) -> list[tuple[str, str]]:
-    """The first two columns of a table, split at tabs, commas, semicolons or blanks."""
+    """The first two columns of a table separated by tabs, commas, semicolons or blanks."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):

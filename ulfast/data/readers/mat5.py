@@ -1,5 +1,5 @@
-"""MATLAB's .mat files (level 5): arrays of numbers, also compressed. What a file declares is checked before it is used,
-which scipy's reader, in C, does not do: a changed byte there ends the process.
+"""MATLAB's .mat files (level 5): arrays of numbers, also compressed. Everything that a file declares is checked before
+use. scipy's reader, in C, does not check: one changed byte can end the process.
 
 Source: MathWorks, MAT-File Format, version 5.
 """
@@ -16,24 +16,24 @@ import numpy as np
 from ...errors import InputError
 from ...runtime.reading import need_memory, reading, regular
 
-# Numbers of types and of classes of arrays, each with its dtype; data may be stored in a smaller type than its class.
+# Codes of data types and of array classes, each with its dtype; data may be stored in a smaller type than its class.
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 MATRIX, COMPRESSED, INT8, INT32, UINT32 = 14, 15, 1, 5, 6
-HEADER, HEAD = 128, 1 << 12  # bytes of the file's header; of a compressed array in which its name is looked for
+HEADER, HEAD = 128, 1 << 12  # bytes of the file's header; bytes of a compressed array that are searched for its name
 
 
 def read_mat(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
-    """The arrays of some names, in their own dtype, of shape as in MATLAB; names that are not there are left out.
+    """The named arrays, in their own dtype, with their shape in MATLAB; missing names are left out.
 
     Raises:
-        InputError: no .mat file of level 5, a damaged one, or an array of anything but real numbers.
+        InputError: the file is not a .mat file of level 5, is damaged, or an array holds anything but real numbers.
     """
     found: dict[str, np.ndarray] = {}
     with reading(path):
         raw = memoryview(np.memmap(regular(path), np.uint8, "r"))  # type: ignore[arg-type]
         if len(raw) < HEADER or bytes(raw[126:128]) not in (b"IM", b"MI"):
-            raise InputError(f"{path} is no .mat file of level 5: save it with MATLAB's -v7, or get it again")
+            raise InputError(f"{path} is not a .mat file of level 5: save it with MATLAB's -v7, or get it again")
         order = "<" if bytes(raw[126:128]) == b"IM" else ">"
         at = HEADER
         while at + 8 <= len(raw) and len(found) < len(names):
@@ -61,13 +61,13 @@ def read_mat(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
 
 
 class _Parts:
-    """The parts of an array, one after the other."""
+    """Iterates over the parts of an array."""
 
     def __init__(self, raw: memoryview | bytes, order: str) -> None:
         self._raw, self._order, self._at = memoryview(raw), order, 0
 
     def _next(self) -> tuple[int, memoryview]:
-        """Type and bytes of the next part; up to four bytes lie in its head."""
+        """Type and bytes of the next part; up to four bytes may be in its tag."""
         head = self._raw[self._at : self._at + 8]
         if len(head) < 8:
             raise ValueError("an array without all of its parts")
@@ -86,7 +86,7 @@ class _Parts:
         return kind, data
 
     def about(self) -> tuple[str, tuple[int, ...], str]:
-        """Name, shape and dtype; "" for the dtype of what are no real numbers."""
+        """Name, shape and dtype; the dtype is "" for anything but real numbers."""
         kind, flags = self._next()
         if kind != UINT32 or len(flags) != 8:
             raise ValueError("an array without flags")

@@ -1,5 +1,5 @@
-"""Sets in which every image comes with its own label: NTGA's `x_train*.npy` with `y_train*.npy`, and pickles of a list
-of (image, label), as the programs of ECLIPSE, COIN and DUNE keep their poisons."""
+"""Sets in which every image has its own label: NTGA's `x_train*.npy` with `y_train*.npy`, and pickled lists of (image,
+label), in which the programs of ECLIPSE, COIN and DUNE store their poisons."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .request import Request
 from .restricted import load_pickle
 
 PICKLES = (".pkl", ".pickle")
-SAMPLED = 200  # images by which the order of flat pixels is told
-SMOOTHER = 0.8  # the share of the other order's differences between neighbours that the right one has at most
+SAMPLED = 200  # images from which the order of flat pixels is inferred
+SMOOTHER = 0.8  # the right order has at most this share of the other order's neighbour differences
 TEST_NAMES = ("test", "val")
 
 
@@ -29,7 +29,7 @@ def detect_npy(path: Path) -> bool:
 
 
 def _beside(images: Path) -> Path | None:
-    """The labels of a file of images: the same name with y, or the only one of its split."""
+    """The label file of an image file: the same name with y, or the only one of its split."""
     same = images.with_name("y" + images.name[1:])
     if same.is_file():
         return same
@@ -40,10 +40,10 @@ def _beside(images: Path) -> Path | None:
 
 def read_npy(request: Request) -> Dataset:
     """`x_train*.npy` images, (n, H, W, C) or (n, C, H, W), uint8 or floats in [0, 1], with `y_train*.npy`, one-hot or
-    numbers; `x_test*.npy` or `x_val*.npy` for the test images.
+    numbers; test images are in `x_test*.npy` or `x_val*.npy`.
 
     Raises:
-        InputError: several such files; no labels; values that are neither pixels nor labels.
+        InputError: there are several such files, labels are missing, or values are neither pixels nor labels.
     """
     path, split, sole = request.path, request.split, request.sole
     if path.is_file() and split == "test" and not sole and path.name.startswith("x_train"):
@@ -67,13 +67,13 @@ def read_npy(request: Request) -> Dataset:
 
 
 def _load(file: Path) -> np.ndarray:
-    """An .npy file, memory-mapped, so that what its header says is compared with its size first."""
+    """An .npy file, memory-mapped, so that its header is first compared with its size."""
     try:
         array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy raises many kinds for a damaged file
+    except Exception as error:  # numpy raises many types for a damaged file
         raise InputError(f"{file} cannot be read as an array ({str(error)[:100]}): get it again") from None
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{file} is an archive under the name of an array: call it .npz")
+        raise InputError(f"{file} is an archive with the suffix of an array: rename it to .npz")
     return array
 
 
@@ -85,7 +85,7 @@ def read_pickle(request: Request) -> Dataset:
     """A list of (image, label): see `list_arrays`.
 
     Raises:
-        InputError: something else, or a pickle that could run code.
+        InputError: the file holds something else, or is a pickle that could run code.
     """
     path = request.path
     if request.split == "test" and not request.sole:
@@ -99,7 +99,7 @@ def read_pickle(request: Request) -> Dataset:
 
 
 def is_list(content: Any) -> bool:
-    """Whether what a pickle holds is a list of (image, label)."""
+    """Whether the content of a pickle is a list of (image, label)."""
     if not isinstance(content, (list, tuple)) or not content:
         return False
     first = content[0]
@@ -112,19 +112,19 @@ def is_list(content: Any) -> bool:
 
 
 def list_arrays(content: Sequence[Any], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, H, W, C), uint8 or floats, and labels (n,) of a list of (image, label).
+    """Images (n, H, W, C), uint8 or floats, and labels (n,) from a list of (image, label).
 
-    An image is an array, (C, H, W) or (H, W, C), or the bytes of a square one: in order of pixels or by colour planes,
+    An image is an array, (C, H, W) or (H, W, C), or the bytes of a square one: interleaved pixels or colour planes,
     whichever makes neighbours more alike.
 
     Raises:
-        InputError: images of several sizes, bytes of no square image or in no order that can be told.
+        InputError: images have several sizes, or bytes are not of a square image or their order cannot be inferred.
     """
     images: list[np.ndarray] = []
     labels: list[Any] = []
     for i, entry in enumerate(content):
         if not isinstance(entry, (list, tuple)) or len(entry) != 2:
-            raise InputError(f"{path}: entry {i} is no pair of an image and a label: get it again")
+            raise InputError(f"{path}: entry {i} is not a pair of an image and a label: get it again")
         image, label = entry
         image = np.frombuffer(image, np.uint8) if isinstance(image, (bytes, bytearray)) else image
         if not isinstance(image, np.ndarray) or image.dtype.kind not in "uf":
@@ -134,7 +134,7 @@ def list_arrays(content: Sequence[Any], path: Path) -> tuple[np.ndarray, np.ndar
         if np.ndim(label):
             label = np.argmax(label) if np.sum(label) == 1 else label
         if np.ndim(label) or not isinstance(label, (int, float, np.number)):
-            raise InputError(f"{path}: the label of image {i} is no number of a class: get it again")
+            raise InputError(f"{path}: the label of image {i} is not a class number: get it again")
         images.append(image)
         labels.append(label)
     stack = np.stack(images)
@@ -161,13 +161,13 @@ def _square(flat: np.ndarray, path: Path) -> np.ndarray:
     rough = [_roughness(images[some]) for images in (by_pixel, by_plane)]
     if min(rough) > SMOOTHER * max(rough):
         raise InputError(
-            f"{path}: whether its bytes are in order of pixels or of colour planes cannot be told: save the images as"
+            f"{path}: cannot tell whether its bytes are interleaved pixels or colour planes: save the images as"
             " (H, W, C) arrays"
         )
     return by_pixel if rough[0] < rough[1] else by_plane
 
 
 def _roughness(images: np.ndarray) -> float:
-    """Mean difference between neighbours, down and across."""
+    """Mean difference between vertical and horizontal neighbours."""
     images = images.astype(np.float32)
     return float(np.abs(np.diff(images, axis=1)).mean() + np.abs(np.diff(images, axis=2)).mean())

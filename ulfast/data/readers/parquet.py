@@ -1,4 +1,4 @@
-"""Parquet files with encoded images, as Hugging Face's `datasets` writes them. It needs pyarrow (`ulfast[parquet]`)."""
+"""Parquet files with encoded images, as Hugging Face's `datasets` writes them. Needs pyarrow (`ulfast[parquet]`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .request import Request
 from .splits import file_splits, files_of, kind_of
 from .walk import Walk
 
-CACHE_BYTES = 256 << 20  # of encoded images kept, in row groups; the one that is asked for stays whatever its size
+CACHE_BYTES = 256 << 20  # of encoded images kept, in row groups; the group in use stays whatever its size
 GROUP_BYTES = 4 << 30  # the largest row group that is read
 
 
@@ -30,11 +30,12 @@ def detect(path: Path) -> bool:
 
 
 def read(request: Request) -> Dataset:
-    """The one column of images, a struct of `bytes` and `path`, and the one column of class labels; their names come
-    from the metadata of the schema. `input_key` and `target_key` choose others.
+    """Reads the one column of images, a struct of `bytes` and `path`, and the one column of class labels. Class names
+    come from the metadata of the schema. `input_key` and `target_key` choose other columns.
 
     Raises:
-        InputError: pyarrow is missing; no such column, or several; damaged files; images that lie outside of them.
+        InputError: pyarrow is missing, there is no such column or several, a file is damaged, or images are stored
+            outside the files.
     """
     module = parquet(request.path)
     left: Counter[str] = Counter()
@@ -74,7 +75,7 @@ def _config(root: Path, file: Path) -> str:
 
 
 class _Table:
-    """Rows of several files as one, read by row group; the newest groups stay in memory."""
+    """The rows of several files as one table, read by row group; the most recent groups stay in memory."""
 
     def __init__(self, module: Any, files: list[Path]) -> None:
         self._paths = files
@@ -86,14 +87,14 @@ class _Table:
         for number, path in enumerate(files):
             try:
                 file = module.ParquetFile(path, memory_map=True)
-            except Exception as error:  # pyarrow raises many kinds for a damaged file
+            except Exception as error:  # pyarrow raises many types for a damaged file
                 raise _unreadable(path, error) from None
-            if file.metadata.num_rows > path.stat().st_size:  # a run of equal labels takes no room, an image does
+            if file.metadata.num_rows > path.stat().st_size:  # a run of equal labels takes no room, but an image does
                 raise InputError(
-                    f"{path} says that it has {file.metadata.num_rows:,} rows, more than bytes: get it again"
+                    f"{path} declares {file.metadata.num_rows:,} rows, more than it has bytes: get it again"
                 )
             if number and not file.schema_arrow.equals(self._files[0].schema_arrow):
-                raise InputError(f"{files[0]} and {path} differ in their columns: they are not of one data set")
+                raise InputError(f"{files[0]} and {path} differ in their columns, so they are not one data set")
             self._files.append(file)
             for group in range(file.metadata.num_row_groups):
                 where.append((number, group))
@@ -107,7 +108,7 @@ class _Table:
         self.about = _json(metadata.get(OURS))
 
     def _find(self, row: int) -> tuple[int, int, int]:
-        """File, group and place in it of a row."""
+        """File number, row group, and place in the group of a row."""
         at = int(np.searchsorted(self._starts, row, "right")) - 1
         return (*self._where[at], row - int(self._starts[at]))
 
@@ -116,7 +117,7 @@ class _Table:
         return f"{self._paths[number]}, row {place} of group {group}"
 
     def column(self, number: int, name: str) -> Any:
-        """A small column of a file, whole."""
+        """A whole column of small values."""
         try:
             return self._files[number].read(columns=[name]).column(name)
         except Exception as error:
@@ -126,7 +127,7 @@ class _Table:
         """The encoded image of a row.
 
         Raises:
-            InputError: no image in the file, or a damaged one.
+            InputError: the file has no image there, or a damaged one.
         """
         number, group, place = self._find(row)
         with self._lock:
@@ -143,7 +144,7 @@ class _Table:
         value = value["bytes"] if value.is_valid and "struct" in str(rows.type) else value
         if not value.is_valid:
             raise InputError(
-                f"{self.where(row)} has no image in it, but the path of one: embed the images"
+                f"{self.where(row)} has no image, only the path of one: embed the images"
                 " (`datasets.Dataset.to_parquet` does), or point at their folder"
             )
         return bytes(value.as_py())
@@ -192,7 +193,7 @@ def _image_column(schema: Any, request: Request) -> str:
 
 
 def _label_column(schema: Any, features: dict[str, Any], request: Request) -> tuple[str, tuple[str, ...]]:
-    """Its name, and those of the classes, () where the file does not say."""
+    """The name of the label column, and the class names, () if the file does not give them."""
     import pyarrow as pa
 
     named = {
@@ -228,5 +229,5 @@ def _labels(table: _Table, name: str, path: Path, number: int) -> np.ndarray:
         raise InputError(f"{path}, {name} has {values.null_count:,} rows without a label: leave them out")
     found: np.ndarray = values.to_numpy()
     if found.dtype.kind in "iu" and found.size and int(found.min()) < 0:
-        raise InputError(f"{path}, {name} has labels below 0, which stand for unknown classes: give a labelled split")
+        raise InputError(f"{path}, {name} has negative labels, which mean unknown classes: give a labelled split")
     return found if found.dtype.kind in "iu" else np.array(found.tolist(), str)

@@ -1,7 +1,7 @@
-"""Published poisons, as files: nine layouts, read without running anything in them.
+"""Published poisons as files: nine layouts, read without running any code in them.
 
-The files hold pixels or perturbations and follow the order of a base data set, which supplies the labels; those of
-`OWN` bring labels of their own.
+The files hold pixels or perturbations in the order of a base data set, which supplies the labels; the layouts in `OWN`
+have their own labels.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ LAYOUTS = {
     "images-npz": "an .npz of images and labels, {'data', 'targets'} or other usual names: avatar",
     "npy": ".npy or .npz of images or perturbations, one per image or one per class: ops",
 }
-OWN = ("ntga-npy", "pairs-pickle", "images-npz")  # layouts with labels, which need no base
+OWN = ("ntga-npy", "pairs-pickle", "images-npz")  # layouts with labels; they need no base
 ROUNDINGS = ("truncate", "nearest")
 
-NUMBERED = re.compile(r"\d+\.png", re.IGNORECASE)  # with zeros in front or without
-MAX_DEPTH = 8  # dictionaries of one entry within each other
-WHOLE = 0.25  # of white: a mean change of pixels beyond which a perturbation stands in units of its own bound
-ALIKE = 0.8  # correlation with the base from which values are images on another scale
+NUMBERED = re.compile(r"\d+\.png", re.IGNORECASE)  # with or without leading zeros
+MAX_DEPTH = 8  # nested dictionaries of one entry
+WHOLE = 0.25  # of white: a perturbation with a larger mean change must be in units of its own bound
+ALIKE = 0.8  # from this correlation with the base on, values are images on another scale
 FITTING = "give the base it was made for"
-SAMPLED = 200  # images that are compared to find out what the numbers are and whether the order fits
+SAMPLED = 200  # images compared to infer what the numbers are and whether the order matches
 
 
 @dataclass(frozen=True)
 class Entries:
-    """What a file holds, for the images of a base.
+    """The content of a file, matched to the images of a base.
 
     Attributes:
         values: (m, H, W, C) uint8 pixels, or float32 or float64 pixels or perturbations.
         kind: "images" or "perturbation".
         per: "image" or "class".
-        rows: (n,) int64, the entry of each image of the base.
-        unit: of floats: "levels" (255 is white) or "shares" (1 is white).
+        rows: (n,) int64, the entry for each image of the base.
+        unit: unit of floats: "levels" (255 is white) or "shares" (1 is white).
     """
 
     values: np.ndarray
@@ -70,10 +70,10 @@ class Entries:
 
 
 def detect_layout(source: Path) -> str:
-    """Which of `LAYOUTS` a path is.
+    """The layout, from `LAYOUTS`, of a path.
 
     Raises:
-        InputError: none of them, or a torch file that cannot be read.
+        InputError: the layout is unknown, or the path is a torch file that cannot be read.
     """
     if not source.exists():
         raise InputError(f"there is no {source}: check the path")
@@ -117,17 +117,17 @@ def _has_labels(source: Path) -> bool:
         with np.load(source, allow_pickle=False) as content:
             npz_keys(content.files, Request(source, "train"))
     except InputError as error:
-        return not isinstance(error, MissingSplit)  # several: it is said which when they are read
-    except Exception:  # it is said when it is read
+        return not isinstance(error, MissingSplit)  # several candidates: they are reported on reading
+    except Exception:  # reported on reading
         return False
     return True
 
 
 def apply_entries(entries: Entries, clean: np.ndarray, first: int, rounding: str = "truncate") -> np.ndarray:
-    """Poisoned pixels (b, H, W, C) uint8 of the clean ones, image number `first` and on.
+    """Poisoned pixels (b, H, W, C) uint8 from the clean ones, which begin with image number `first`.
 
-    Levels are added in float32, shares in float64, as the programs compute that read such files. They cut the fraction
-    of a level off ("truncate"); "nearest" rounds.
+    Levels are added in float32 and shares in float64, as in the programs that read such files. Those drop the fraction
+    of a level ("truncate"); "nearest" rounds.
     """
     values = entries.values[entries.rows[first : first + len(clean)]]
     if entries.kind == "images":
@@ -138,7 +138,7 @@ def apply_entries(entries: Entries, clean: np.ndarray, first: int, rounding: str
 
 
 def as_pixels(values: np.ndarray, unit: str, rounding: str) -> np.ndarray:
-    """uint8 pixels of uint8, or of floats in "levels" or "shares"; computed in the floats' own type."""
+    """uint8 pixels from uint8, or from floats in "levels" or "shares"; computed in the floats' own dtype."""
     if values.dtype == np.uint8:
         return values
     levels = (values * 255 if unit == "shares" else values).clip(0, 255)
@@ -146,9 +146,9 @@ def as_pixels(values: np.ndarray, unit: str, rounding: str) -> np.ndarray:
 
 
 def read_entries(path: Path, layout: str, base: Dataset, scale: float | None = None) -> Entries:
-    """The arrays of a file, their orientation, unit and meaning found out with the help of the base.
+    """The arrays of a file; their orientation, unit and meaning are inferred with the help of the base.
 
-    With `scale` they are perturbations, which are clipped to [-1, 1] and multiplied by it.
+    With `scale` they are taken as perturbations, clipped to [-1, 1] and multiplied by it.
 
     Raises:
         InputError: as for `import_published`.
@@ -157,19 +157,19 @@ def read_entries(path: Path, layout: str, base: Dataset, scale: float | None = N
         return _read_lsp(path, base)
     if layout == "images-pt":
         return _read_images_pt(path, base)
-    # What torch files hold is multiplied by 255 first and then added; .npy perturbations are added to shares.
+    # Perturbations in torch files are first multiplied by 255 and then added; those in .npy files are added to shares.
     array, unit = _load(path, layout, base), "shares" if layout == "npy" else "levels"
     if scale is not None:
         if array.dtype.kind != "f":
-            raise InputError(f"{path} holds {array.dtype}, and --scale is for floats in [-1, 1]: leave it out")
+            raise InputError(f"{path} holds {array.dtype}, but --scale is for floats in [-1, 1]: leave it out")
         array = array.astype(np.float32, copy=False).clip(-1, 1) * np.float32(scale)
     return interpret(array, base, str(path), unit)
 
 
 def interpret(array: np.ndarray, base: Dataset, where: str, unit: str) -> Entries:
-    """What an array is: one entry per image or class, pixels or perturbations, in which unit.
+    """Infers what an array is: one entry per image or per class, pixels or perturbations, and the unit.
 
-    `unit` is the one in which perturbations in units of [0, 1] are added.
+    `unit` is the unit in which perturbations in units of [0, 1] are added.
     """
     array = _nhwc(array, base, where)
     m = len(array)
@@ -201,19 +201,19 @@ def interpret(array: np.ndarray, base: Dataset, where: str, unit: str) -> Entrie
 
 
 def check_size(entries: Entries, where: str) -> None:
-    """Raises InputError for a perturbation that is far too large for one: it stands in units of its own bound."""
+    """Raises InputError for values far too large for a perturbation: they are in units of their own bound."""
     change = float(np.abs(entries.values[:SAMPLED]).mean()) / (255 if entries.unit == "levels" else 1)
     if entries.kind == "perturbation" and change > WHOLE:
         raise InputError(
-            f"{where} changes pixels by {change:.2f} of white on average, which is no perturbation: if its bound is"
-            " kept apart, say it with --scale 8/255, else undo its scaling"
+            f"{where} changes pixels by {change:.2f} of white on average, too much for a perturbation: if its bound is"
+            " stored elsewhere, give it with --scale 8/255, else undo its scaling"
         )
 
 
 def _floats(array: np.ndarray, where: str) -> tuple[np.ndarray, str]:
-    """float32 or float64 and their unit."""
+    """The values as float32 or float64, and their unit."""
     if array.dtype.kind not in "fi":
-        raise InputError(f"{where} holds {array.dtype}: perturbations and images are numbers: save them so")
+        raise InputError(f"{where} holds {array.dtype}: perturbations and images are numbers: save them as such")
     unit = "levels" if array.dtype.kind == "i" else "shares"  # -1, 0 and 1 too
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float32)
@@ -251,7 +251,7 @@ def _load(path: Path, layout: str, base: Dataset | None = None) -> np.ndarray:
         return _only_array(load_pickle(path), path)
     if layout == "npy":
         with reading(path, what="as an array"):
-            # Mapped: a header may declare more than the file has.
+            # Memory-mapped: a header may declare more than the file has.
             content = np.load(regular(path), allow_pickle=False, mmap_mode="r")
             if isinstance(content, np.lib.npyio.NpzFile):
                 with content:
@@ -281,7 +281,7 @@ def _load_torch(path: Path) -> Any:
 
 
 def _fitting(content: Any, base: Dataset | None, path: Path) -> Any:
-    """Of a checkpoint with several entries the one tensor whose images have the size of the base's."""
+    """The one tensor, out of a checkpoint with several entries, whose images have the size of the base's."""
     if base is None or not isinstance(content, dict) or len(content) < 2:
         return content
     height, width, channels = base.image_shape
@@ -308,7 +308,7 @@ def _check_shared(content: Any, path: Path) -> None:
 
 
 def _only_array(content: Any, path: Path) -> np.ndarray:
-    """The one array in what a file holds."""
+    """The one array in the content of a file."""
     import torch
 
     for _ in range(MAX_DEPTH):  # a dictionary may hold itself
@@ -321,7 +321,7 @@ def _only_array(content: Any, path: Path) -> np.ndarray:
             raise InputError(f"{path} holds a tensor that is sparse or quantised: save the array alone, dense")
         if content.numel() * content.element_size() > content.untyped_storage().nbytes():
             raise InputError(
-                f"{path} holds fewer values than its shape {tuple(content.shape)} says: save it contiguous"
+                f"{path} holds fewer values than its shape {tuple(content.shape)} needs: save it contiguous"
             )
         content = content.detach().float().numpy() if content.dtype == torch.bfloat16 else content.detach().numpy()
     if not isinstance(content, np.ndarray):
@@ -335,15 +335,15 @@ def _images_and_labels(content: Any) -> bool:
 
 
 def _labels(content: Any, where: str) -> np.ndarray:
-    """(m,) int64 of an array, tensor or list of class numbers or one-hot rows."""
-    with reading(where, "these are not the numbers of classes, get it again"):
+    """(m,) int64 from an array, tensor or list of class numbers or one-hot rows."""
+    with reading(where, "these are not class numbers, get it again"):
         return class_numbers(np.asarray(content), where)
 
 
 def _read_images_pt(path: Path, base: Dataset) -> Entries:
     content = _load_torch(path)
     if not _images_and_labels(content):
-        raise InputError(f"{path} is no dictionary of 'data' and 'labels': leave --layout out")
+        raise InputError(f"{path} is not a dictionary of 'data' and 'labels': leave --layout out")
     labels = _labels(content["labels"], f"{path}, labels")
     if labels.shape != base.labels.shape:
         raise InputError(f"{path} has {len(labels):,} labels, {base.name or 'the base'} {len(base):,}: {FITTING}")
@@ -361,8 +361,8 @@ def _read_lsp(path: Path, base: Dataset) -> Entries:
     labels_file = file.with_name("simple_label.npy")
     if not labels_file.is_file():
         raise InputError(
-            f"there is no {labels_file}, which says the class of each perturbation: put it there, or say --layout npy"
-            " where they follow the order of the base"
+            f"there is no {labels_file}, which gives the class of each perturbation: put it there, or say --layout npy"
+            " if they follow the order of the base"
         )
     array, unit = _floats(_nhwc(_load(file, "npy"), base, str(file)), str(file))
     labels = _labels(_load(labels_file, "npy"), str(labels_file))
@@ -381,10 +381,10 @@ def _read_lsp(path: Path, base: Dataset) -> Entries:
 
 
 def read_own(path: Path, layout: str, base: Dataset | None) -> tuple[Entries, np.ndarray, tuple[str, ...]]:
-    """The images, labels (m,) int64 and names of the classes of a layout of `OWN`.
+    """The images, labels (m,) int64 and class names of a layout in `OWN`.
 
-    With labels equal to the base's, and without any, the images are the base's; else they are a set of their own, to
-    which a base gives the names of the classes alone.
+    If the labels equal the base's, or there are none, the images are those of the base; otherwise they are a set of
+    their own, for which a base supplies only the class names.
 
     Raises:
         InputError: as for `import_published`.
@@ -427,15 +427,15 @@ def read_own(path: Path, layout: str, base: Dataset | None) -> tuple[Entries, np
 
 
 def _by_name(labels: np.ndarray, classes: tuple[str, ...], base: Dataset, where: str) -> np.ndarray:
-    """Labels of a file that names its classes, as the base numbers these."""
+    """The labels of a file that names its classes, numbered as in the base."""
     place = {name: c for c, name in enumerate(base.classes)}
     if other := [name for name in classes if name not in place]:
-        raise InputError(f"{where} has the class {other[0]!r}, which {base.name or 'the base'} has not: {FITTING}")
+        raise InputError(f"{where} has the class {other[0]!r}, which {base.name or 'the base'} lacks: {FITTING}")
     return np.array([place[name] for name in classes], np.int64)[labels]
 
 
 def _ntga(path: Path, base: Dataset | None) -> tuple[np.ndarray, np.ndarray, str]:
-    """The images of `x_train*.npy`, the labels of the `y_train*.npy` beside it, and the former's name."""
+    """The images of `x_train*.npy`, the labels of the `y_train*.npy` beside it, and the name of the former."""
     folder = path if path.is_dir() else path.parent
     files = sorted(folder.glob("x_train*.npy")) if path.is_dir() else [path]
     if len(files) != 1:
@@ -468,7 +468,7 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
         if NUMBERED.fullmatch(file.name):
             other = numbers.setdefault(int(file.stem), file)
             if other != file:
-                raise InputError(f"{folder} has {other.name} and {file.name} of one number: remove the wrong one")
+                raise InputError(f"{folder} has {other.name} and {file.name}, of one number: remove the wrong one")
     missing = sorted(set(range(len(base))) - set(numbers))
     beyond = sorted(set(numbers) - set(range(len(base))))
     if missing or beyond:
@@ -483,7 +483,7 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
     def read(i: int) -> None:
         file = numbers[i]
         if not file.is_file():
-            raise InputError(f"{file} is no file: get it again")
+            raise InputError(f"{file} is not a file: get it again")
         pixels = decode(file, channels=channels)
         if pixels.shape[:2] != (height, width):
             raise InputError(f"{file} is {pixels.shape[1]} x {pixels.shape[0]}, the base {width} x {height}: {FITTING}")
@@ -497,10 +497,10 @@ def read_pngs(source: Path, base: Dataset, progress: Progress | None) -> np.ndar
 
 
 def check_export(path: Path, base: Dataset) -> None:
-    """Compares what `ulfast data export` wrote beside a file with the base: the class of each image, by name.
+    """Compares the class names that `ulfast data export` wrote beside a file with the base, image by image.
 
     Raises:
-        InputError: another number of images, or an image of another class.
+        InputError: the number of images differs, or an image has another class.
     """
     about = read_marker(path)
     classes, labels = about.get("classes"), about.get("labels")
@@ -519,7 +519,7 @@ def check_export(path: Path, base: Dataset) -> None:
 
 
 def check_order(entries: Entries, base: Dataset, path: Path) -> None:
-    """Poisoned images are nearer to their own clean image than to another."""
+    """Checks that poisoned images are nearer to their own clean image than to another."""
     if entries.per != "image":
         return
     n = len(base)

@@ -1,4 +1,4 @@
-"""What a reader is asked for."""
+"""The request passed to a reader."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ...runtime.progress import Progress
 
 @dataclass(frozen=True)
 class Request:
-    """A split of a data set on disk. A reader uses what concerns its layout.
+    """A request for a split of a data set on disk. A reader uses the attributes that concern its layout.
 
     Attributes:
         path: file or folder.
         split: "train" or "test".
-        sole: whether any split will do: the path was given for this split alone (--test-data).
-        resize: side in pixels to which images of several sizes are brought, or None.
-        stream: whether images are decoded on demand; None: by their size.
+        sole: whether any split will do, because the path was given for this split alone (--test-data).
+        resize: side in pixels to which images are resized, or None.
+        stream: whether images are decoded on demand; None: decided by their size.
         skip_damaged: leave out images that cannot be read, instead of an error.
-        label_field: of a .beton file with several integer fields, or of a shard's .json, which is the label.
-        input_key, target_key: what holds the images and the labels, where a file has several things that might: a
-            column of a table, an array of an archive, the suffix of a member of a shard.
-        verify: compare everything with its checksums, where the layout has some, not a sample.
-        progress: told how far it is.
+        label_field: the field that holds the label, in a .beton file with several integer fields or in a shard's .json.
+        input_key, target_key: what holds the images and the labels, where a file has several candidates: a column of a
+            table, an array of an archive, the suffix of a member of a shard.
+        verify: check everything, not just a sample, against the checksums, if the layout has them.
+        progress: called with the state of the work.
     """
 
     path: Path

@@ -1,7 +1,7 @@
-"""Reading pickles that hold arrays and builtin containers, and nothing else.
+"""Reads pickles that hold arrays and builtin containers, and nothing else.
 
-No class named in a file is ever looked up: numpy's names lead to stand-ins below, which check what they are given and
-build the array themselves, so neither code nor crafted array state from a file is ever run.
+No class named in a file is ever looked up. numpy's names are mapped to the stand-ins below, which check their arguments
+and build the array themselves, so neither code nor crafted array state from a file is ever executed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MAX_DEPTH = 64
 
 
 class _Refused(pickle.UnpicklingError):
-    """What a file holds and may not."""
+    """Raised for content that a file may not hold."""
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: plain numbers and fixed strings only."""
+    """Stands in for numpy.dtype; only plain numbers and fixed-length strings."""
 
     def __init__(self, spec: Any, align: Any = False, copy: Any = False) -> None:
         spec = spec.decode("ascii", "replace") if isinstance(spec, bytes) else spec
@@ -90,13 +90,13 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 def _bytearray(raw: Any = b"", encoding: Any = "latin1") -> bytearray:
     if isinstance(raw, str):
         raw = _encode(raw, encoding)
-    if not isinstance(raw, bytes):  # a number would be a length
+    if not isinstance(raw, bytes):  # a number would mean a length
         raise _Refused("bytes without content")
     return bytearray(raw)
 
 
 class _Name:
-    """What a name in a file leads to: it can be called, and nothing else can be done to it."""
+    """What a name in a file resolves to: it can be called, and nothing else."""
 
     __slots__ = ("_call",)
 
@@ -141,7 +141,7 @@ def load_pickle(path: Path) -> Any:
     """The content of a pickle, numpy arrays included.
 
     Raises:
-        InputError: the file holds anything but arrays and builtin containers, or is damaged.
+        InputError: the file is damaged or holds anything but arrays and builtin containers.
     """
     with reading(path):
         raw = regular(path).read_bytes()
@@ -158,8 +158,8 @@ def load_pickle(path: Path) -> Any:
 
 
 def _check_numbers(raw: bytes) -> None:
-    """Before a pickle is carried out: its parts have the lengths they declare, and the numbers under which it keeps
-    objects, for each of which the reader makes room, count up.
+    """Checks a pickle before it is executed: its parts have their declared lengths, and no memo number, for which the
+    unpickler allocates room, exceeds the number of opcodes before it.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
         if "PUT" in opcode.name and int(argument or 0) > count + 1:
@@ -167,16 +167,17 @@ def _check_numbers(raw: bytes) -> None:
 
 
 def check_expansion(content: Any, most: int) -> None:
-    """Containers may share members, and a short file may say so many times that they would be without end once they
-    are copied, or hold themselves.
+    """Checks containers, which may share members: a short file can nest shared members so that a copy would be endless,
+    or make a container hold itself.
 
     Args:
-        most: members in all, each counted as often as it is reached: a file has a byte or more for each.
+        most: the largest allowed total of members, each counted as often as it is reached; a file has at least a byte
+            for each.
 
     Raises:
-        UnpicklingError: more.
+        UnpicklingError: there are more, or a container holds itself.
     """
-    sizes: dict[int, int] = {}  # of containers looked at; 0 while one is looked into
+    sizes: dict[int, int] = {}  # of containers seen; 0 while one is being walked
     stack: list[tuple[Any, bool]] = [(content, False)]
     while stack:
         value, left = stack.pop()
@@ -190,7 +191,7 @@ def check_expansion(content: Any, most: int) -> None:
             continue
         if id(value) in sizes:
             if not sizes[id(value)]:
-                raise _Refused("a container that holds itself")
+                raise _Refused("a container that contains itself")
             continue
         sizes[id(value)] = 0
         stack.append((value, True))
@@ -198,7 +199,7 @@ def check_expansion(content: Any, most: int) -> None:
 
 
 def _plain(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
-    """Stand-ins to arrays, inside containers too; a shared container stays one."""
+    """Converts stand-ins to arrays, also inside containers; a shared container stays shared."""
     if depth > MAX_DEPTH:
         raise _Refused("containers nested too deep")
     if isinstance(value, _Array):

@@ -1,4 +1,4 @@
-"""The sample of CIFAR-10 that comes with the package."""
+"""The sample of CIFAR-10 in the package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE = 32
 
 @lru_cache(maxsize=2)
 def read(split: str) -> Dataset:
-    """The embedded training (5,000 images) or test split (1,000)."""
+    """The embedded training split (5,000 images) or test split (1,000)."""
     folder = files("ulfast.data") / "sample"
     about = json.loads((folder / "labels.json").read_text())
     with (folder / f"{split}.webp").open("rb") as file, Image.open(file) as picture:

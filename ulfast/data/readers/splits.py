@@ -1,4 +1,4 @@
-"""Which folder holds the training images and which the test images, whatever they are called."""
+"""Finds the folders of the training images and of the test images, whatever their names."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ NAME = re.compile(
 )
 KINDS = {"tra": "train", "tes": "test", "val": "val", "dev": "val", "eva": "val"}
 WORDS = {"train": "train, training, training_set, ...", "test": "test, val, valid, eval, dev, ..."}
-# A subfolder of such a name, alone, holds images of all classes and is no class.
+# A single subfolder with such a name holds images of all classes and is not itself a class.
 PLAIN = {"image", "images", "img", "imgs", "jpegimages", "pictures", "photos", "data", "all"}
 
 
 def kind_of(folder: Path) -> str | None:
-    """ "train", "test" or "val" by a folder's name, in any case; None for another name."""
+    """ "train", "test" or "val" from a folder's name, in any case; None for any other name."""
     found = NAME.fullmatch(folder.name.casefold())
     return KINDS[found[1][:3]] if found else None
 
 
 def kind_of_file(name: str) -> str | None:
-    """ "train", "test" or "val" by a word in a file's name (`train-000000.tar`, `cifar10-validation-00.tar`)."""
+    """ "train", "test" or "val" from a word in a file's name (`train-000000.tar`, `cifar10-validation-00.tar`)."""
     words = [word for word in re.split(r"[^a-z]+", name.casefold()) if word]
     found = [KINDS[match[1][:3]] for word in words if (match := NAME.fullmatch(word))]
     return found[-1] if found else None
 
 
 def file_splits(root: Path, suffix: str) -> dict[str, list[Path]]:
-    """The files of each split of a set kept in numbered files: "train", "test", "val", and "" for those of no name.
+    """The files of each split of a set stored in numbered files: "train", "test", "val", and "" for no known name.
 
-    They lie in `root`, in a folder in it, or in the folder of a split within that. A file's own name says its split, or
-    else its folders'. Hidden files are left out, and so are folders of images.
+    They are in `root`, in a folder in it, or in a split folder within that. The split comes from the file's own name,
+    or else from its folders' names. Hidden files and folders of images are left out.
     """
     files = [file for file in sorted(root.glob(f"*{suffix}")) if file.is_file()]
     for folder in _folders(root):
@@ -65,12 +65,12 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:
-    """The files of a suffix, none where there are images: a folder of a million of these is not looked through."""
+    """The files with a suffix; none in a folder of images, so that a million of these need not be scanned."""
     return sorted(file for file in folder.glob(f"*{suffix}") if file.is_file()) if _no_images(folder) else []
 
 
 def _no_images(folder: Path) -> bool:
-    """Whether the first file of a folder is no image; a folder that may not be read counts as one of images."""
+    """Whether the first file of a folder is not an image; an unreadable folder counts as a folder of images."""
     try:
         with os.scandir(folder) as entries:
             first = next((entry.name for entry in entries if "." in entry.name[1:] and not entry.is_dir()), "")
@@ -80,10 +80,10 @@ def _no_images(folder: Path) -> bool:
 
 
 def files_of(root: Path, splits: dict[str, list[Path]], split: str, sole: bool, left: Counter[str]) -> list[Path]:
-    """Of `file_splits` those of one split; all of them where no name tells.
+    """The files of one split from `file_splits`; all files if no name indicates a split.
 
     Raises:
-        MissingSplit: none.
+        MissingSplit: there are none.
     """
     named = {kind: files for kind, files in splits.items() if kind}
     if not named:
@@ -102,7 +102,7 @@ def files_of(root: Path, splits: dict[str, list[Path]], split: str, sole: bool, 
 
 @dataclass(frozen=True)
 class Split:
-    """A folder with a folder a class, or one of all images with the class of each."""
+    """A folder with one folder per class, or a flat folder of images with the class of each."""
 
     folder: Path
     images: Sequence[Path] = ()
@@ -110,28 +110,28 @@ class Split:
 
 
 def find_splits(root: Path, split: str, walk: Walk) -> dict[str, Split]:
-    """The folders of the splits below `root`, {} where it holds the class folders themselves.
+    """The split folders below `root`, {} if it holds the class folders itself.
 
     Args:
-        split: which is asked for: about the other one nothing is refused.
+        split: the requested split; nothing about the other one raises an error.
 
     Raises:
-        InputError: folders that may be the one or the other, or images without class folders and without labels.
+        InputError: the folders are ambiguous, or images have neither class folders nor labels.
     """
     entries, _ = walk.entries(root)
     named = [(folder, kind) for folder in entries if (kind := kind_of(folder))]
-    looked = Walk(root)  # what it leaves out is counted when the split is read
+    looked = Walk(root)  # what is left out is counted when the split is read
     inside = {folder: looked.entries(folder) for folder, _ in named}
     with_classes = [(folder, kind) for folder, kind in named if inside[folder][0]]
     flat = [folder for folder, _ in named if inside[folder][1] and not inside[folder][0]]
     if not with_classes:
         if not flat or len(flat) < len(entries):
-            walk.left.clear()  # it is read again, as the folder of the classes
+            walk.left.clear()  # it is read again, as the folder with the classes
             return {}
         labelled = _labelled([(folder, kind_of(folder) or "") for folder in flat], root, [])
         if not labelled:
             raise InputError(
-                f"{root} has {', '.join(folder.name for folder in flat)} with images and no class folders in them, nor"
+                f"{root} has {', '.join(folder.name for folder in flat)} with images but no class folders in them, nor"
                 " a table of their classes: sort them into CLASS folders"
             )
         return labelled
@@ -170,8 +170,8 @@ def find_splits(root: Path, split: str, walk: Walk) -> dict[str, Split]:
         found["test"] = usable[0][1]
     elif candidates and split == "test":
         raise MissingSplit(
-            f"{candidates[0][0]} has no class folders, nor is a table of its images' classes with it or in {root}: sort"
-            " them into CLASS folders, or give others with --test-data"
+            f"{candidates[0][0]} has no class folders, and neither it nor {root} has a table of the classes: sort"
+            " them into CLASS folders, or give other images with --test-data"
         )
     used = {one.folder for one in found.values()}
     for folder in entries:
@@ -181,14 +181,14 @@ def find_splits(root: Path, split: str, walk: Walk) -> dict[str, Split]:
 
 
 def check_classes(root: Path, folders: list[Path]) -> None:
-    """Raises InputError where what looks like class folders holds the splits or the real classes."""
+    """Raises InputError if apparent class folders hold the splits or the real classes."""
     walk = Walk(root)
     inside = []
     for folder in folders:
         subfolders, images = walk.entries(folder)
         kinds = {kind_of(sub) for sub in subfolders} - {None}
         if len(kinds) > 1 and not images and len(folders) == 1:
-            raise InputError(f"{root} holds nothing but {folder.name}, which has the splits: point --data at {folder}")
+            raise InputError(f"{root} holds only {folder.name}, which has the splits: point --data at {folder}")
         if len(kinds) > 1 and not images:
             raise InputError(
                 f"{folder} holds {' and '.join(sub.name for sub in subfolders if kind_of(sub))}: splits within a class"
@@ -203,13 +203,13 @@ def check_classes(root: Path, folders: list[Path]) -> None:
 
 
 def labelled_alone(root: Path, *, whole: bool) -> Split | None:
-    """A folder of images alone with a table of their classes, such as Tiny ImageNet's `val`; None for class folders.
+    """A flat folder of images with a table of their classes, such as Tiny ImageNet's `val`; None for class folders.
 
     Args:
-        whole: whether it is all of a data set, so that a folder of any name is a class.
+        whole: whether it is a whole data set, so that a folder of any name is a class.
 
     Raises:
-        InputError: images without class folders and without a table.
+        InputError: there are images but neither class folders nor a table.
     """
     folders, images = Walk(root).entries(root)
     plain = len(folders) == 1 and folders[0].name.lower() in PLAIN and not whole
@@ -224,7 +224,7 @@ def labelled_alone(root: Path, *, whole: bool) -> Split | None:
 
 
 def _unwrapped(folder: Path, walk: Walk) -> Path:
-    """`seg_train/seg_train/CLASS`: archives unpacked into a folder of their own name."""
+    """Handles `seg_train/seg_train/CLASS`: archives unpacked into a folder of their own name."""
     folders, images = walk.entries(folder)
     if len(folders) == 1 and not images and kind_of(folders[0]) == kind_of(folder) and walk.entries(folders[0])[0]:
         return folders[0]
@@ -232,7 +232,7 @@ def _unwrapped(folder: Path, walk: Walk) -> Path:
 
 
 def _labelled(folders: list[tuple[Path, str]], root: Path, known: list[str]) -> dict[str, Split]:
-    """Flat folders whose images a table names with their classes."""
+    """The flat folders whose images a table lists with their classes."""
     found: dict[str, Split] = {}
     for folder, kind in folders:
         walk = Walk(folder)

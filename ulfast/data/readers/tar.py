@@ -1,4 +1,4 @@
-"""Where the files in a tar archive lie, found from its headers alone: ustar, pax and GNU long names."""
+"""Finds the files in a tar archive from its headers alone: ustar, pax and GNU long names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ...errors import InputError
 
 BLOCK = 512
 LONGEST = 1 << 20  # bytes of a long name or of pax records
-KEPT = 256  # archives kept open; of more, each read opens its own
-# What compressed files begin with, and the command that unpacks them.
+KEPT = 256  # archives kept open; beyond these, each read opens its own
+# The first bytes of compressed files, and the command that unpacks them.
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"\x28\xb5\x2f\xfd": "unzstd", b"\xfd7zXZ": "unxz", b"BZh": "bunzip2"}
 SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.lz4")
 
@@ -22,7 +22,7 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of each regular file, in order.
 
     Raises:
-        InputError: compressed, damaged or cut short.
+        InputError: the archive is compressed, damaged or cut short.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -31,7 +31,7 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for magic, command in COMPRESSED.items():
                 if data[: len(magic)] == magic:
-                    raise InputError(f"{path} is compressed, so no image in it can be found: `{command}` it first")
+                    raise InputError(f"{path} is compressed, so its images cannot be located: `{command}` it first")
             yield from _scan(path, data, size)
 
 
@@ -42,7 +42,7 @@ def _scan(path: Path, data: mmap.mmap, size: int) -> Iterator[tuple[str, int, in
         if not any(head):
             return  # the end; what follows is padding
         if _number(head[148:156]) != sum(head) - sum(head[148:156]) + 8 * 32:
-            raise InputError(f"{path} is damaged or no tar archive (the header at byte {at:,}): get it again")
+            raise InputError(f"{path} is damaged or not a tar archive (the header at byte {at:,}): get it again")
         length = int(pax["size"]) if pax.get("size", "").isdecimal() else _number(head[124:136])
         kind, begin = head[156:157], at + BLOCK
         if length < 0 or begin + length > size:
@@ -57,7 +57,7 @@ def _scan(path: Path, data: mmap.mmap, size: int) -> Iterator[tuple[str, int, in
             else:
                 pax = _records(path, block)
             continue
-        if kind in (b"K", b"g"):  # of a link, of the whole archive: of no use here
+        if kind in (b"K", b"g"):  # about a link or the whole archive: not needed here
             continue
         if kind in (b"0", b"\0", b"7") and "GNU.sparse.major" not in pax:
             prefix = _text(head[345:500]) if head[257:263] == b"ustar\0" else ""
@@ -73,7 +73,7 @@ def _text(field: bytes) -> str:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or GNU's binary numbers; -1 for neither."""
+    """Parses octal digits or GNU's binary numbers; -1 for neither."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1
     digits = field.strip(b" \0")
@@ -84,7 +84,7 @@ def _number(field: bytes) -> int:
 
 
 def _records(path: Path, block: bytes) -> dict[str, str]:
-    """pax's `LENGTH KEY=VALUE` lines."""
+    """Parses pax's `LENGTH KEY=VALUE` lines."""
     found: dict[str, str] = {}
     while block.strip(b"\0"):
         digits, _, _ = block.partition(b" ")
@@ -98,7 +98,7 @@ def _records(path: Path, block: bytes) -> dict[str, str]:
 
 
 class Archives:
-    """Reads pieces of several files from any thread, without a place in the file that they would share."""
+    """Reads pieces of several files from any thread; no file position is shared."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
@@ -109,7 +109,7 @@ class Archives:
         """`size` bytes at `offset` of file `number`.
 
         Raises:
-            OSError: the file is gone or has become shorter.
+            OSError: the file is gone or has been truncated.
         """
         descriptor = self._descriptor(number)
         try:

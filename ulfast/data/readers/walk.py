@@ -1,4 +1,4 @@
-"""The walk over a folder of images: what is read, and what is left out, counted by kind."""
+"""The walk over a folder of images: what is read, and what is left out and counted by kind."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ...errors import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
 SUFFIXES |= {".tif", ".tiff"}
-# What file managers, archives and network drives leave behind, at any depth; beside all that is hidden.
+# What file managers, archives and network drives leave behind, at any depth, besides all hidden files.
 TOOLS = {"__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "__pycache__"}
 TOOLS |= {"system volume information", "thumbs.db", "desktop.ini"}
 
 
 def suffixes() -> set[str]:
-    """Of the images that are read, in lower case; AVIF where Pillow has it."""
+    """Suffixes of the images that are read, in lower case; AVIF if Pillow supports it."""
     from PIL import features
 
     return SUFFIXES | ({".avif"} if features.check("avif") else set())
@@ -26,10 +26,10 @@ def suffixes() -> set[str]:
 
 @dataclass
 class Walk:
-    """Looks into the folders below `root` and counts what it leaves out in `left`, by kind.
+    """Walks the folders below `root` and counts what it leaves out in `left`, by kind.
 
-    Links to files are followed, and links to folders elsewhere. A link to a folder above, or to one of the same set,
-    would give images to a class that they do not belong to: it is left out.
+    Links to files and to folders elsewhere are followed. A link to a parent folder or to a folder of the same set is
+    left out: it would give images to a class that they do not belong to.
     """
 
     root: Path
@@ -44,7 +44,7 @@ class Walk:
         """Subfolders and images of one folder, sorted by name.
 
         Raises:
-            InputError: a folder that may not be read.
+            InputError: the folder is not readable.
         """
         folders, images = [], []
         try:
@@ -85,7 +85,7 @@ class Walk:
         return True
 
     def below(self, folder: Path) -> list[Path]:
-        """All images in a folder and its subfolders, the folder's own first."""
+        """All images in a folder and its subfolders, those of the folder itself first."""
         about = os.stat(folder)
         if (about.st_dev, about.st_ino) in self._seen:
             self.left["links to a folder read already"] += 1

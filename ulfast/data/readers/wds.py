@@ -1,4 +1,4 @@
-"""WebDataset shards: tar archives in which files of one base name are a sample. `webdataset` itself is not needed."""
+"""WebDataset shards: tar archives in which files with one base name form a sample. `webdataset` is not needed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .walk import Walk, suffixes
 INFO = ("info.json", "_info.json")  # timm reads both
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SHARDS = 1 << 20
-PLAIN = ("data", "shards", "wds")  # folders of shards whose own names say the splits
-LABEL, TABLE = "cls", "json"  # the usual keys of a label, and of an object with one
-LABEL_BYTES = 1 << 20  # of a file with a label
+PLAIN = ("data", "shards", "wds")  # folders of shards whose file names indicate the splits
+LABEL, TABLE = "cls", "json"  # the usual keys of a label, and of a JSON object with one
+LABEL_BYTES = 1 << 20  # largest file with a label
 
 
 def is_braces(path: Path) -> bool:
@@ -42,7 +42,7 @@ def detect(path: Path) -> bool:
     if any(_splits_of(read_json(path / name)) for name in INFO):
         return True
     if _archives(path):
-        return not Walk(path).entries(path)[0]  # beside class folders they are what these were unpacked from
+        return not Walk(path).entries(path)[0]  # archives beside class folders are what these were unpacked from
     inside = [folder for folder in path.iterdir() if folder.is_dir()]
     named = [folder for folder in inside if kind_of(folder)] or [one for one in inside if one.name.lower() in PLAIN]
     return any(_archives(folder) for folder in named)
@@ -53,15 +53,16 @@ def _archives(folder: Path) -> bool:
 
 
 def read(request: Request) -> Dataset:
-    """Images are files called `NAME.jpg`, `NAME.png`, `NAME.webp`, ..., labels `NAME.cls`, a number in ASCII, or
-    `NAME.json`, an object with the number or name in its field `label`.
+    """Reads images from files `NAME.jpg`, `NAME.png`, `NAME.webp`, ..., and labels from `NAME.cls`, a number in ASCII,
+    or `NAME.json`, an object with the number or name in its field `label`.
 
-    `input_key` and `target_key` name other suffixes, several of them joined by ";"; the latter, or `label_field`, may
-    be a field of the object. Names of classes come from `classes` in `info.json`, else they are numbers, or what the
-    object says.
+    `input_key` and `target_key` name other suffixes, several joined by ";"; `target_key` or `label_field` may also be a
+    field of the object. Class names come from `classes` in `info.json`; otherwise they are numbers, or the names in the
+    objects.
 
     Raises:
-        InputError: no shards, compressed or damaged ones, samples without an image or a label, or with several.
+        InputError: there are no shards, a shard is compressed or damaged, or a sample has no image or label, or
+            several.
     """
     path, split = request.path, request.split
     left: Counter[str] = Counter()
@@ -96,7 +97,7 @@ def _splits_of(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shards(request: Request, left: Counter[str]) -> tuple[list[Path], dict[str, Any]]:
-    """The archives of a split, and what `info.json` beside them says."""
+    """The archives of a split, and the content of the `info.json` beside them."""
     path, split, sole = request.path, request.split, request.sole
     if not path.is_dir():
         if split == "test" and not sole:
@@ -125,7 +126,7 @@ def _shards(request: Request, left: Counter[str]) -> tuple[list[Path], dict[str,
 
 
 def _compressed(path: Path) -> InputError:
-    return InputError(f"{path} is compressed, so no image in it can be found: unpack it to a .tar first")
+    return InputError(f"{path} is compressed, so its images cannot be located: unpack it to a .tar first")
 
 
 def _inside(folder: Path, name: Any) -> Path:
@@ -154,7 +155,7 @@ def _expanded(path: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Index:
-    """Of each sample the name, (shard, offset, size) of its image, and its label."""
+    """For each sample: its name, the (shard, offset, size) of its image, and its label."""
 
     names: list[str]
     images: np.ndarray
@@ -199,7 +200,7 @@ def _index(shards: list[Path], request: Request, left: Counter[str]) -> _Index:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Base and key: what stands before and after the first dot of the last part of a path; "" for hidden files."""
+    """Base and key: the parts before and after the first dot in the last part of a path; "" for hidden files."""
     name = name.removeprefix("./")
     folder, slash, last = name.rpartition("/")
     base, dot, key = last.partition(".")
@@ -229,7 +230,7 @@ def _label(
     if re.fullmatch(r"\d{1,18}", text):
         return int(text)
     if key == LABEL or not text:
-        raise InputError(f"{where} is {text[:40]!r}, not the number of a class: repair it")
+        raise InputError(f"{where} is {text[:40]!r}, not a class number: repair it")
     return str(text)
 
 
@@ -237,7 +238,7 @@ def _field(text: bytes, field: str, where: str) -> int | str:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        raise InputError(f"{where} is no JSON: repair it") from None
+        raise InputError(f"{where} is not JSON: repair it") from None
     value = content.get(field) if isinstance(content, dict) else None
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         fields = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else "no object"

@@ -1,1 +1,1 @@
-"""Writers: a data set as a folder, in one go or resumable and by several processes."""
+"""Writers of data set folders: in one go, or resumable and with several processes."""

@@ -21,13 +21,13 @@ from ..classes import matched
 from ..dataset import Dataset, chunks
 
 FORMAT = "ulfast-dataset-1"
-BLOCK = 1 << 22  # bytes of images with a checksum of their own
+BLOCK = 1 << 22  # bytes of images covered by one checksum
 
 
 def array_header(shape: Sequence[int], kind: str = "|u1") -> bytes:
     """The head of a .npy file, of uint8 unless `kind` names another dtype.
 
-    numpy pads it to 64 bytes, with room for the count to grow, so it can be rewritten in place.
+    numpy pads it to a multiple of 64 bytes, with room for the count to grow, so it can be rewritten in place.
     """
     head = io.BytesIO()
     about: Any = {"descr": kind, "fortran_order": False, "shape": tuple(shape)}
@@ -36,7 +36,7 @@ def array_header(shape: Sequence[int], kind: str = "|u1") -> bytes:
 
 
 class Digest:
-    """Of the bytes of the images, in their order: SHA-256 of all, and CRC-32 of each block, for who reads a few."""
+    """Digests of the images' bytes, in order: SHA-256 of all, and CRC-32 of each block for partial reads."""
 
     def __init__(self) -> None:
         self._sha256, self._blocks, self._bytes = hashlib.sha256(), [0], 0
@@ -55,7 +55,7 @@ class Digest:
             self._bytes += len(piece)
 
     def summary(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The entries for the manifest."""
         return {"images_sha256": self._sha256.hexdigest(), "block": BLOCK, "images_crc32": self._blocks}
 
 
@@ -67,7 +67,7 @@ def complete_split(
     digest: Digest,
     about: dict[str, Any],
 ) -> None:
-    """Labels and manifest of a split whose images are written and in the digest."""
+    """Writes labels and manifest of a split whose images are written and digested."""
     labels = np.ascontiguousarray(labels, np.int64)
     np.save(folder / "labels.npy", labels)
     manifest = {
@@ -84,7 +84,7 @@ def complete_split(
 
 
 class SplitWriter:
-    """Streams one split to a folder. Made by `DatasetWriter.split`."""
+    """Streams one split to a folder. Created by `DatasetWriter.split`."""
 
     def __init__(self, folder: Path, image_shape: Sequence[int], classes: Sequence[str], about: dict[str, Any]) -> None:
         self._folder, self._shape, self._classes, self._about = folder, tuple(image_shape), tuple(classes), about
@@ -111,16 +111,16 @@ class SplitWriter:
         self._labels.append(np.asarray(labels, dtype=np.int64))
 
     def append_all(self, dataset: Dataset) -> None:
-        """Adds a whole data set, a piece at a time."""
+        """Adds a whole data set, piece by piece."""
         for begin, stop in chunks(dataset.images):
             self.append(dataset.images[begin:stop], dataset.labels[begin:stop])
 
     def set_manifest(self, manifest: dict[str, Any]) -> None:
-        """Replaces the manifest, for what is known only after the last image."""
+        """Replaces the manifest, for entries known only after the last image."""
         self._about["manifest"] = manifest
 
     def close(self) -> None:
-        """Completes the split; called by the writer, or before it to read the split back."""
+        """Completes the split. The writer calls it; call it earlier to read the split back."""
         if self._file.closed:
             return
         labels = np.concatenate(self._labels) if self._labels else np.zeros(0, np.int64)
@@ -139,7 +139,7 @@ class DatasetWriter:
     """Writes a data set folder of any size, atomically: readers see all of it or nothing.
 
     Args:
-        path: the folder to make.
+        path: the folder to create.
         overwrite: replace a folder that exists.
 
     Example:
@@ -149,7 +149,7 @@ class DatasetWriter:
         ...         split.append(images, labels)
 
     Raises:
-        InputError: the folder exists, the disk is full, or the folder may not be written.
+        InputError: the folder exists, the disk is full, or the folder is not writable.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -201,7 +201,7 @@ def write_dataset(
     """Writes one or two splits to the folder `path`, atomically; the classes of `test` are matched by name.
 
     Raises:
-        InputError: splits that are not of one data set; otherwise as `DatasetWriter`.
+        InputError: the splits are not of one data set; otherwise as for `DatasetWriter`.
     """
     test = None if test is None else matched(train, test, names=("training images", "test images"), part=True)
     with DatasetWriter(path, overwrite=overwrite) as writer:

@@ -1,4 +1,4 @@
-"""Writing Parquet files as Hugging Face's `datasets` and the viewer of its hub read them."""
+"""Writing Parquet files that Hugging Face's `datasets` and its hub's viewer read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..dataset import Dataset
 from .pieces import Piece, pieces_of, write_pieces
 
 FILE_IMAGES = 10_000
-GROUP_ROWS, GROUP_BYTES = 1000, 16 << 20  # of a row group, the least that is read at a time
+GROUP_ROWS, GROUP_BYTES = 1000, 16 << 20  # size of a row group, the smallest unit of reading
 
 
 def write_parquet(
@@ -25,11 +25,11 @@ def write_parquet(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Writes `data/SPLIT-00000-of-00003.parquet` files of `size` images (default: 10,000), a column `image` of PNG
-    files and a column `label` with the names of the classes.
+    """Writes `data/SPLIT-00000-of-00003.parquet` files of `size` images (default: 10,000), with a column `image` of PNG
+    files and a column `label` that has the class names.
 
     Raises:
-        InputError: as `write_pieces`; pyarrow is missing; a folder's name that is one of a file.
+        InputError: as for `write_pieces`; pyarrow is missing; or the folder's name is that of a file.
     """
     parquet(path)  # before the work
     if path.suffix == ".parquet":
@@ -70,7 +70,7 @@ def _write(file: Path, piece: Piece) -> None:
     schema = _schema(piece.dataset)
     images: list[dict[str, Any]] = []
     labels: list[int] = []
-    # PNG files do not become smaller.
+    # PNG files do not compress further.
     with parquet(file).ParquetWriter(file, schema, compression="NONE", use_dictionary=False) as writer:
 
         def flush() -> None:

@@ -1,7 +1,7 @@
-"""A data set as a folder of numbered files, each of some thousand images: WebDataset shards, Parquet files.
+"""A data set as a folder of numbered files of some thousand images each: WebDataset shards or Parquet files.
 
-A file at a time is in the making, so a set that is decoded on demand is written in bounded memory; the files that are
-whole are kept when a run is killed, and the next one resumes after them.
+One file is written at a time, so a set that is decoded on demand is written in bounded memory. If a run is killed, its
+complete files are kept, and the next run resumes after them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Piece:
     stop: int
 
     def encoded(self) -> Iterator[tuple[int, bytes, int]]:
-        """(number, PNG, label) of each image."""
+        """Yields (number, PNG, label) for each image."""
         shape = self.dataset.image_shape
         rows = max(1, BLOCK_BYTES // int(np.prod(shape)))
         blocks = (
@@ -49,7 +49,7 @@ class Piece:
 
 
 def pieces_of(splits: dict[str, Dataset], size: int, name: Callable[[str, int, int], str]) -> list[Piece]:
-    """Files of `size` images; `name` is given the split, the number of a file, and how many of that split there are."""
+    """Divides a set into files of `size` images; `name` gets the split, the file's number, and the file count."""
     pieces = []
     for split, dataset in splits.items():
         starts = range(0, len(dataset), size)
@@ -73,15 +73,15 @@ def write_pieces(
     """Writes the folder `path`, all or nothing.
 
     Args:
-        write: makes the file of a piece.
-        finish: writes what describes them all to the folder, once they are there.
-        layout: its name, for `ulfast.json`.
-        resume: keeps what is whole when it is interrupted, and begins after what an interrupted run of the same
-            settings has left.
+        write: writes the file of a piece.
+        finish: writes the files that describe the whole set, after all pieces.
+        layout: name of the layout, for `ulfast.json`.
+        resume: keep complete files on an interruption, and start after those that an interrupted run with the same
+            settings left.
         progress: called as ``progress("export", done, total)``.
 
     Raises:
-        InputError: `path` exists, another process is writing it, a full disk.
+        InputError: `path` exists, another process is writing it, or the disk is full.
     """
     check_free(path, overwrite)
     train = pieces[0].dataset
@@ -102,7 +102,7 @@ def write_pieces(
                 file.parent.mkdir(exist_ok=True)
                 fresh = file.with_name(f".{file.name}")
                 write(fresh, piece)
-                sync(fresh)  # a file under its own name is whole, whatever happens
+                sync(fresh)  # a file with its final name is complete, whatever happens
                 os.replace(fresh, file)
             done += piece.stop - piece.begin
             if progress:
@@ -116,7 +116,7 @@ def write_pieces(
             "image_shape": list(train.image_shape),
             "images": len(train),
             "entries": sorted(entry.name for entry in part.iterdir() if entry.name != SETTINGS),
-            "files": count_files(part) - 1,  # without the settings
+            "files": count_files(part) - 1,  # not counting the settings
         }
         write_json(part / MARKER, about)
         (part / SETTINGS).unlink()
@@ -125,7 +125,7 @@ def write_pieces(
 
 @contextlib.contextmanager
 def _part(path: Path, identity: dict[str, Any], resume: bool) -> Iterator[Path]:
-    """The folder beside `path` in which it is made, with what may be kept of it."""
+    """The folder beside `path` in which it is built, with the earlier files that may be kept."""
     with claimed(path, alone=True):
         part = part_folder(path)
         part.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A data set folder written in any order, by one process or several, and resumed after a kill."""
+"""A data set folder written in any order by one or several processes, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ Range = tuple[int, int]
 class RowWriter:
     """Writes `OUT/train` by ranges of rows, in the folder `.OUT.part` beside it, which becomes OUT at the end.
 
-    Ranges that are safe on the disk are noted in `.OUT.part/.done-RANK`, a JSON line each; any number of processes may
-    resume what any number has left. Before the first note an error removes the folder; after it the folder stays.
+    Ranges that have reached the disk are noted in `.OUT.part/.done-RANK`, one JSON line each; any number of processes
+    may resume the work of any other number. An error before the first note removes the folder; after it the folder
+    stays.
 
     Args:
         path: OUT.
-        dataset: whose labels, shape and classes the output has.
+        dataset: supplies labels, shape and classes of the output.
         identity: settings that a resumed run must match (JSON-serialisable).
-        resume: continue what lies there.
-        anew: begin anew where what lies there is of other settings, instead of an error.
+        resume: continue the work found there.
+        anew: start over if the work found there has other settings, instead of raising an error.
 
     Example:
         >>> with RowWriter(out, dataset, settings) as writer:
@@ -47,7 +48,8 @@ class RowWriter:
         ...     notes = writer.finish(manifest)
 
     Raises:
-        InputError: OUT exists, nothing to resume, other settings, another process at work, or a full disk.
+        InputError: OUT exists, there is nothing to resume, the settings differ, another process is writing, or the disk
+            is full.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class RowWriter:
         with writing(self.path):
             self._file = os.open(self.folder / "train" / "images.npy", os.O_RDWR)
         self._notes = self._read()
-        distributed.wait()  # until all have read the same
+        distributed.wait()  # until all have read the same state
 
     def _close(self) -> None:
         if self._file >= 0:
@@ -127,12 +129,12 @@ class RowWriter:
             file.write(self._header)
             need = self._row * len(self._dataset)
             file.truncate(len(self._header) + need)
-        if need > shutil.disk_usage(self.folder).free:  # met here, not after hours
+        if need > shutil.disk_usage(self.folder).free:  # found now, not after hours
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_json(settings, self._identity)  # last: what lies there is whole
+        write_json(settings, self._identity)  # last: the folder is then complete
 
     def _read(self) -> dict[Range, Any]:
-        """The notes of all processes, also of a run before."""
+        """The notes of all processes, including those of an earlier run."""
         notes = {}
         for file in sorted(self.folder.glob(".done-*")):
             for line in file.read_text(encoding="utf-8").splitlines():
@@ -141,12 +143,14 @@ class RowWriter:
         return notes
 
     def left(self, ranges: list[Range]) -> list[Range]:
-        """Those of the ranges that are not yet written and fall to this process."""
+        """The ranges that are not yet written and belong to this process."""
         todo = [piece for piece in ranges if piece not in self._notes]
         return todo[slice(*distributed.share(len(todo)))]
 
     def put(self, begin: int, stop: int, images: np.ndarray, note: Any) -> None:
-        """Writes rows [begin, stop), (stop - begin, H, W, C) uint8, with a JSON-able note to find again at the end."""
+        """Writes rows [begin, stop), (stop - begin, H, W, C) uint8, with a JSON-serialisable note that `finish`
+        returns.
+        """
         block = np.ascontiguousarray(images).data.cast("B")
         if len(block) != (stop - begin) * self._row:
             raise ValueError(f"rows {begin} to {stop} take {(stop - begin) * self._row} bytes, {len(block)} came")
@@ -162,7 +166,7 @@ class RowWriter:
                 self.commit()
 
     def commit(self) -> None:
-        """The rows reach the disk before the note says that they are there."""
+        """Flushes the rows to the disk before the note that records them."""
         os.fsync(self._file)
         with (self.folder / f".done-{distributed.rank()}").open("a", encoding="utf-8") as notes:
             notes.write("".join(self._fresh))
@@ -171,7 +175,7 @@ class RowWriter:
         self._fresh, self._told = [], time.monotonic()
 
     def gather(self) -> list[Any] | None:
-        """When every row is written: the notes in the order of their rows in the first process, None in the others."""
+        """Called when every row is written. Returns the notes in row order in the first process, None in the others."""
         fresh = [json.loads(line) for line in self._fresh]
         if distributed.size() > 1:
             with writing(self.path):
@@ -191,7 +195,7 @@ class RowWriter:
         return [notes[piece] for piece in sorted(notes)]
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """Completes the split `train`; in the first process."""
+        """Completes the split `train`; only in the first process."""
         with writing(self.path), open(self.folder / "train" / "images.npy", "rb") as file:
             file.seek(len(self._header) + self._hashed * self._row)
             while block := file.read(1 << 24):
@@ -207,7 +211,7 @@ class RowWriter:
             )
 
     def append_test(self, test: Dataset) -> None:
-        """Adds the split `test`; in the first process."""
+        """Adds the split `test`; only in the first process."""
         with writing(self.path):
             shutil.rmtree(self.folder / "test", ignore_errors=True)
             about = {"name": test.name, "split": "test", "manifest": test.manifest}
@@ -224,7 +228,7 @@ class RowWriter:
                     (self.folder / SETTINGS).unlink()
                     publish(self.folder, self.path)
             elif kind is not None and self._file >= 0 and any(self.folder.glob(".done-*")):
-                with contextlib.suppress(OSError):  # a full disk: the notes before count
+                with contextlib.suppress(OSError):  # a full disk: the earlier notes count
                     self.commit()
             elif kind is not None and distributed.size() == 1 and self._file >= 0:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -242,7 +246,7 @@ def write_resumable(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """`write_dataset` by all processes, resuming where a run that was killed has stopped.
+    """`write_dataset` with all processes, resuming where a killed run stopped.
 
     Args:
         progress: called as ``progress("convert", done, total)``.

@@ -1,4 +1,4 @@
-"""Writing WebDataset shards: `train-000000.tar`, ..., and the `info.json` from which timm knows how many there are."""
+"""Writing WebDataset shards: `train-000000.tar`, ..., and the `info.json` from which timm reads their sizes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def write_wds(
     progress: Progress | None = None,
     manifest: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
-    """Writes shards of `size` images (default: 1,000), PNG and label, and `info.json` with the names of the classes.
+    """Writes shards of `size` images (default: 1,000), PNG and label, and `info.json` with the class names.
 
     The same data set gives the same bytes.
 
     Args:
-        manifest: gives the manifest of the training images once they are written (default: that of the data set).
+        manifest: returns the manifest of the training images once they are written (default: that of the data set).
 
     Raises:
-        InputError: as `write_pieces`; a folder's name that is one of a file.
+        InputError: as for `write_pieces`; or the folder's name is that of a file.
     """
     if path.suffix == ".tar":
         raise InputError(f"--out {path} must be a folder for this layout: leave .tar out")
@@ -63,6 +63,6 @@ def _write(file: Path, piece: Piece) -> None:
     with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as archive:
         for number, image, label in piece.encoded():
             for suffix, content in (("cls", str(label).encode()), ("png", image)):
-                member = tarfile.TarInfo(f"{number:08d}.{suffix}")  # of no user, of 1970
+                member = tarfile.TarInfo(f"{number:08d}.{suffix}")  # with no user, dated 1970
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
