@@ -31,7 +31,7 @@ def test_a_short_campaign_finds_nothing(part):
 
 
 @pytest.mark.slow
-def test_a_campaign_notices_what_it_is_for(tmp_path):
+def test_a_campaign_detects_planted_faults(tmp_path):
     """A reader that believes all, and a writer that writes where others read."""
     broken = tmp_path / "broken.py"
     broken.write_text(
