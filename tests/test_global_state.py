@@ -211,7 +211,7 @@ def test_a_product_in_autocast_has_the_precision_of_one_outside():
             assert (run(X, ROWS[:150]) - exact).abs().max() < 2e-6
 
 
-def test_precision_is_set_where_torchs_two_interfaces_were_mixed():
+def test_precision_is_set_even_if_torchs_two_interfaces_were_mixed():
     backend = torch.backends.cuda.matmul
     if not hasattr(backend, "fp32_precision"):
         pytest.skip("this PyTorch has one interface")
@@ -227,7 +227,7 @@ def test_precision_is_set_where_torchs_two_interfaces_were_mixed():
 
 
 @pytest.mark.parametrize("tf32", [True, False])
-def test_convolutions_are_full_where_they_are_to_be_exact(tf32, monkeypatch, patches):
+def test_convolutions_have_full_precision_where_they_must_be_exact(tf32, monkeypatch, patches):
     """cuDNN's take TF32 by default: a projection of patches would be wrong in the third digit on a GPU."""
     cudnn, convolution, seen = torch.backends.cudnn, torch.nn.functional.conv2d, []
 
@@ -250,7 +250,7 @@ def test_convolutions_are_full_where_they_are_to_be_exact(tf32, monkeypatch, pat
     assert set(seen) <= {"ieee", False}
 
 
-def test_a_setting_of_the_process_comes_back_with_its_last_user():
+def test_a_process_setting_is_restored_by_its_last_user():
     def inner() -> None:
         assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_default_dtype() == torch.float32

@@ -62,7 +62,7 @@ def test_large_images_are_searched_within_a_bound_of_bytes(sample, counted, monk
     ("method", "verdict"),
     [(None, "clean"), ("ops", "poisoned"), pytest.param("lsp", "poisoned", marks=pytest.mark.slow)],
 )
-def test_a_look_at_the_centres_of_large_images_finds_what_lies_anywhere(method, verdict):
+def test_centres_of_large_images_suffice_to_find_poison(method, verdict):
     small = load_dataset("sample", limit=1000)
     large = replace(small, images=small.images.repeat(3, axis=1).repeat(3, axis=2))
     data = large if method is None else ulfast.poison(large, method)

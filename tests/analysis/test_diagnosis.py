@@ -81,7 +81,7 @@ def digits():
     return ulfast.Dataset(images, bunch.target.astype(np.int64), tuple("0123456789"))
 
 
-def test_what_images_show_is_no_poison(digits):
+def test_image_content_is_not_poison(digits):
     found = diagnose(digits)
     assert found.evidence[0].value > 0.9
     assert (found.verdict, found.suggested_attack) == ("unknown", "none")
@@ -171,7 +171,7 @@ def test_classes_without_images(clean):
     assert fit_patches(some).metadata["largest"] == pytest.approx(fit_patches(same).metadata["largest"])
 
 
-def test_one_class_is_nothing_to_compare(clean):
+def test_one_class_leaves_nothing_to_compare(clean):
     rows = np.flatnonzero(clean.labels == 3)
     one = ulfast.Dataset(clean.images[rows], np.zeros(len(rows), dtype=np.int64), ("cat",))
     with pytest.raises(InputError, match="one class"):

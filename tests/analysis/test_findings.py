@@ -89,7 +89,7 @@ def test_a_step_is_twenty_evaluations_as_published(many, kind):
     assert found.accuracy == pytest.approx(accuracy, abs=0.005)
 
 
-def test_it_ends_where_the_gradient_is_zero():
+def test_it_ends_once_the_gradient_is_zero():
     """The optimum is reached early, and no further step follows."""
     x, y = torch.tensor([[0.0], [0.0], [1.0], [1.0]]), torch.tensor([0, 1, 0, 1])
     found = separability(x, y, steps=50)
@@ -106,7 +106,7 @@ def test_hidden_layers_separate_more(many):
     assert again.curve == deep.curve
 
 
-def test_separability_refuses_nothing(many):
+def test_separability_refuses_inputs_without_variation(many):
     with pytest.raises(InputError, match="are the same"):
         separability(torch.zeros(10, 4), torch.arange(10))
     with pytest.raises(InputError, match="as many labels"):

@@ -31,7 +31,7 @@ def test_none_fails_and_orthogonal_recovers(data):
     assert result.notes["fit_accuracy"] > 0.99
 
 
-def test_the_result_is_written_and_json_able(tmp_path, data):
+def test_the_result_is_written_and_json_serialisable(tmp_path, data):
     _, poisoned, test = data
     result = ulfast.attack(poisoned, test=test, out=tmp_path / "run", limit=300, compare=True, **OPTIONS)
     content = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_result(data):
     assert [row["test_loss"] for row in a.history] == [row["test_loss"] for row in b.history]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, data):
+def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, data):
     _, poisoned, test = data
     options = OPTIONS | {"epochs": 3, "limit": 300, "compare": True, "test": test}
     whole = ulfast.attack(poisoned, **options)

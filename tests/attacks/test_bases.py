@@ -86,7 +86,7 @@ def test_moments_stream(poisoned, monkeypatch):
         torch.testing.assert_close(m.means[2], x[y == 2].mean(0))
 
 
-def test_ridge_and_lbfgs_are_what_they_say(poisoned):
+def test_ridge_and_lbfgs_minimise_their_losses(poisoned):
     x, y = rows(poisoned), as_tensor(poisoned.labels)
     centred = x - x.mean(0)
     onehot = torch.nn.functional.one_hot(y).double()
@@ -132,7 +132,7 @@ def test_more_directions_come_from_rounds(poisoned):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_rounding_is_no_direction(threads):
+def test_rounding_is_not_a_direction(threads):
     """From a zero start the class weights sum to zero up to rounding, whose sum over a thousand steps looks like the
     mean image: counted as a tenth direction it cost a network on clean images 40 points.
     """
@@ -225,7 +225,7 @@ def test_fisher_ratios_are_those_of_each_direction(poisoned):
     np.testing.assert_allclose(ratios, means.var(0) / np.diag(within), rtol=1e-3)
 
 
-def test_partial_takes_away_what_the_classes_differ_by_and_leaves_the_rest(poisoned):
+def test_partial_removes_what_the_classes_differ_by_and_leaves_the_rest(poisoned):
     """The pattern is removed; brightness, in which images vary most, stays up to the square of its ratio."""
     brighter = np.random.default_rng(1).integers(-50, 51, (600, 1, 1, 1))
     images = (poisoned.images.astype(int) + brighter).clip(0, 255).astype(np.uint8)
@@ -249,7 +249,7 @@ def test_partial_of_nothing_and_of_classes_without_images(poisoned):
     torch.testing.assert_close(fisher_ratios(basis, more)[1], fisher_ratios(basis, poisoned)[1])
 
 
-def test_the_attack_takes_directions_away_in_part(poisoned):
+def test_the_attack_removes_directions_in_part(poisoned):
     plan = plan_of(poisoned, "orthogonal", partial=True)
     torch.testing.assert_close(plan.removal.rows, partial_rows(plan.basis, poisoned))
     assert plan.basis.orthogonality_error < 1e-6  # what is saved is the whole basis

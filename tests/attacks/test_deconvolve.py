@@ -65,7 +65,7 @@ def test_an_even_image_shows_its_filter(width):
     np.testing.assert_allclose(border_filter(seen - 1 + seen / 200, width), kernel, atol=1e-3)
 
 
-def test_the_filters_of_cuda_are_read_off_its_images(clean, poisoned):
+def test_the_filters_of_cuda_are_inferred_from_its_images(clean, poisoned):
     found = fit_class_filters(poisoned, 1)
     assert np.abs(found.kernels - filters(0)).max() < 0.04
     assert np.abs(found.kernels - filters(0)).mean() < 0.01
@@ -101,7 +101,7 @@ def test_large_filters_of_large_images_come_back(clean):
     assert np.mean(gains) > 3
 
 
-def test_of_some_poisoned_images_those_are_restored(clean):
+def test_only_the_poisoned_images_are_restored(clean):
     some = ulfast.poison(clean, "cuda", seed=0, rate=0.2)
     changed = (some.images != clean.images).any(axis=(1, 2, 3))
     found = fit_class_filters(some, 1)
@@ -112,7 +112,7 @@ def test_of_some_poisoned_images_those_are_restored(clean):
 
 
 @pytest.mark.parametrize("method", [None, "lsp", "ar", "ops", "regions-16"])
-def test_what_has_no_dark_border_stays_to_the_byte(clean, method):
+def test_images_without_a_dark_border_do_not_change(clean, method):
     data = clean if method is None else ulfast.poison(clean, method, seed=0)
     plan = planned(data)
     assert plan.train is data

@@ -82,7 +82,7 @@ def test_a_filter_of_the_loader_is_the_filter_of_the_images(data):
     torch.testing.assert_close(step(images, 3, 0), step(images / 255, 3, 0), atol=1e-6, rtol=1e-6)
 
 
-def test_what_lasts_comes_before_what_is_drawn(data):
+def test_lasting_changes_come_before_drawn_ones(data):
     rows = torch.linalg.qr(torch.randn(data[0].images[0].size, 3))[0].T.contiguous()
     images, labels = torch.from_numpy(np.array(data[0].images)), torch.from_numpy(data[0].labels)
     noise = 0.1 * torch.randn(2, rows.shape[1])
@@ -94,7 +94,7 @@ def test_what_lasts_comes_before_what_is_drawn(data):
     assert torch.equal(removal.apply(images, labels), ops.project(images, rows))
 
 
-def test_what_is_drawn_is_drawn_on_a_projected_set_too(data, tmp_path):
+def test_filters_are_drawn_on_a_projected_set_too(data, tmp_path):
     rows = torch.linalg.qr(torch.randn(data[0].images[0].size, 3))[0].T.contiguous()
     removal = Removal(rows=rows, drawn=(RandomSharpening(),))
     write_projected(tmp_path / "p", data[0], removal)
@@ -171,7 +171,7 @@ def test_a_convolution_poison_shows_in_the_spectra_of_its_classes():
     assert spread[1] > 1.3 * spread[0]
 
 
-def test_the_border_takes_the_values_next_to_it():
+def test_the_border_gets_the_values_next_to_it():
     x = pixels(2, 6, 7)
     got = repeat_border(x.clone(), 1)
     assert torch.equal(got[:, 1:-1, 1:-1], x[:, 1:-1, 1:-1])
@@ -219,7 +219,7 @@ def test_one_kind_of_sharpening_at_a_time():
 
 
 @pytest.mark.parametrize("name", ["rsk+lowpass", "coin", "spectral-noise"])
-def test_an_attack_by_filters_learns_and_is_the_same_again(name, data, tmp_path):
+def test_an_attack_by_filters_learns_and_is_reproducible(name, data, tmp_path):
     results = [
         ulfast.attack(data[0], test=data[2], method=name, model="cnn", epochs=2, seed=1, out=tmp_path / str(i))
         for i in range(2)

@@ -140,7 +140,7 @@ def step_for(model, channels=3, epoch=0):
     return mixing.Step(model, epoch, mean, std)
 
 
-def test_cutout_blacks_one_square_an_image():
+def test_cutout_blackens_one_square_per_image():
     step = step_for(nn.Identity())
     pixels = torch.full((200, 3, 12, 16), 0.5)
     torch.manual_seed(0)

@@ -77,7 +77,7 @@ def test_wrong_scales(make_dataset, scale):
         fit_mean_noise(make_dataset(20, 8), scale)
 
 
-def test_the_scale_follows_the_largest_share_that_stays():
+def test_the_scale_follows_the_largest_remaining_share():
     rows = torch.eye(4)[:3]
     assert ulfast.noise_scale(rows) == ulfast.noise_scale(rows[:0]) == 1
     assert ulfast.noise_scale(rows * torch.tensor([1, 0.5, 1.0])[:, None]) == 1.75
@@ -143,7 +143,7 @@ def test_draws_do_not_depend_on_batches_or_parts(make_dataset):
     torch.testing.assert_close(joined, whole)
 
 
-def test_the_module_adds_noise_in_training_alone(make_dataset):
+def test_the_module_adds_noise_only_in_training(make_dataset):
     data = make_dataset(60, 8)
     basis = random_basis(192)
     noise = MeanNoise(fit_mean_noise(data), basis)
@@ -164,7 +164,7 @@ def test_the_module_adds_noise_in_training_alone(make_dataset):
 
 
 @pytest.mark.parametrize("name", ["mean-noise+orthogonal", "orthogonal+mean-noise"])
-def test_joined_with_a_projection_it_has_nothing_of_what_that_takes(make_dataset, name):
+def test_with_a_projection_the_noise_has_nothing_of_what_is_removed(make_dataset, name):
     data = make_dataset(60, 8)
     plan = Plan(data, data, Recipe("test", 1, 8, "adamw", 1e-3, 0.0, "one-cycle", None))
     for step in get_attack(name)[1]:

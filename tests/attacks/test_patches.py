@@ -86,7 +86,7 @@ def test_the_spectrum_finds_planted_directions():
     assert float((directions[:, 0] @ planted / planted.norm()).abs()) > 0.999
 
 
-def test_a_class_of_few_images_is_drawn_to_the_mean_and_empty_directions_do_not_count():
+def test_a_class_of_few_images_is_shrunk_to_the_mean_and_empty_directions_do_not_count():
     by_class = torch.eye(6, dtype=torch.float64).repeat(10, 1, 1)
     by_class[:, 5, 5] = 0  # of gray images, say
     by_class[2, 0, 0] = 4
@@ -132,7 +132,7 @@ def test_the_projection_is_the_mean_over_covering_patches(fitted, size):
         PatchProjection(basis)(x[..., :5])
 
 
-def test_it_takes_more_from_the_noise_than_from_the_image(clean, poisoned, fitted):
+def test_it_removes_more_from_the_noise_than_from_the_image(clean, poisoned, fitted):
     projection = PatchProjection(fitted())
     image, both = (torch.from_numpy(d.images).permute(0, 3, 1, 2).float() / 255 for d in (clean, poisoned))
     noise = both - image
@@ -158,7 +158,7 @@ def test_errors(poisoned):
         fit_patches(poisoned, patch=3, rank=28)
 
 
-def test_kept_and_fresh_batches_agree(poisoned, fitted, monkeypatch):
+def test_kept_and_new_batches_agree(poisoned, fitted, monkeypatch):
     small = poisoned.balanced(100)
     removal = Removal(patches=PatchProjection(fitted(rank=15)))
     options = {
@@ -199,7 +199,7 @@ def test_attacks_run_and_say_what_they_removed(tmp_path, poisoned, method):
         (None, {}, "none", {}),
     ],
 )
-def test_full_takes_only_what_the_data_shows(clean, full_of_lsp, method, settings, same, same_settings):
+def test_full_removes_only_what_the_data_shows(clean, full_of_lsp, method, settings, same, same_settings):
     """On a linear poison it is a partial `orthogonal+mean-noise`, and on clean images it is bit for bit `none`."""
     options = OPTIONS | {"test": clean.balanced(100)}
     data, full = full_of_lsp if method else (clean, None)
@@ -216,7 +216,7 @@ def test_full_takes_only_what_the_data_shows(clean, full_of_lsp, method, setting
 @pytest.mark.parametrize(
     ("method", "least", "most"), [("ops", 1.0, 1.001), pytest.param("regions-4", 1.6, 2.0, marks=pytest.mark.slow)]
 )
-def test_the_noise_follows_what_stays(clean, method, least, most):
+def test_the_noise_scale_follows_what_remains(clean, method, least, most):
     """1 if every direction is removed entirely, towards 2 if most of one stays; `noise_scale` overrides it."""
     data = ulfast.poison(clean, method)
     options = {"test": clean.balanced(100), "epochs": 1, "model": "cnn", "method": "orthogonal-full"}
@@ -227,7 +227,7 @@ def test_the_noise_follows_what_stays(clean, method, least, most):
     assert fixed["noise_norm"] == pytest.approx(notes["noise_norm"] * 0.5 / notes["noise_scale"], rel=1e-4)
 
 
-def test_noise_of_each_image_is_not_hidden_under_more(clean, monkeypatch):
+def test_individual_noise_is_not_hidden_under_more_noise(clean, monkeypatch):
     """If fine detail shows noise made with a network, directions are removed in part and no noise is added."""
     monkeypatch.setattr("ulfast.analysis.evidence.NOT_LINEAR", -1.0)
     monkeypatch.setattr("ulfast.analysis.evidence.OWN_MARKED", 2.0)
@@ -240,7 +240,7 @@ def test_noise_of_each_image_is_not_hidden_under_more(clean, monkeypatch):
     assert [row["train_loss"] for row in full.history] == [row["train_loss"] for row in part.history]
 
 
-def test_auto_looks_once(clean, full_of_lsp, monkeypatch):
+def test_auto_diagnoses_once(clean, full_of_lsp, monkeypatch):
     """The suggested attack does not repeat the diagnosis's measurements; the result is the same."""
     data, full = full_of_lsp
     options = OPTIONS | {"test": clean.balanced(100)}

@@ -37,14 +37,14 @@ def test_without_a_verb_it_prints_help_as_help(ulfast):
 
 
 @pytest.mark.parametrize("command", ["ls --long", "ls --json", "--help", "poison --help"])
-def test_a_reader_that_goes_away_is_no_error(command):
+def test_a_closed_pipe_is_not_an_error(command):
     for closed in ("head -1", "true"):
         line = f"set -o pipefail; {sys.executable} -m ulfast {command} | {closed}"
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_no_color_is_heard(ulfast, monkeypatch):
+def test_no_color_is_respected(ulfast, monkeypatch):
     import click
 
     asked = []
@@ -92,7 +92,7 @@ def test_completion_knows_what_the_registries_hold():
     assert set(completion.NAMES["imports"]) == set(LAYOUTS)
 
 
-def test_time_left_is_said_with_what_it_rests_on(capsys, monkeypatch):
+def test_time_left_is_shown_with_its_basis(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
     bars = common.Bars(quiet=False)
@@ -183,7 +183,7 @@ def test_doctor_finds_a_wrong_kernel(ulfast, monkeypatch):
     assert "broken: level" in err
 
 
-def test_config_file_lies_below_flags(ulfast, small):
+def test_flags_override_the_config_file(ulfast, small):
     Path("c.yaml").write_text("method: regions-4\nseed: 7\nrate: 0.5\n")
     code, out, _ = ulfast("poison", "--config", "c.yaml", "--data", small, "--seed", 8, "--dry-run", "--json")
     about = json.loads(out)

@@ -190,7 +190,7 @@ def test_values_and_places_that_are_wrong_are_one_line(ulfast, small, tmp_path, 
     assert files(tmp_path) == before
 
 
-def test_a_length_is_said_in_levels(ulfast, small):
+def test_a_norm_is_also_given_in_levels(ulfast, small):
     code, _, err = ulfast("poison", "--data", small, "--method", "lsp", "--eps", 8, "--out", "a")
     assert (code, "98.1 levels of 255 per value" in err) == (0, True), err
 
@@ -236,7 +236,7 @@ def test_damaged_images_are_left_out_on_demand(ulfast, tmp_path):
         shutil.rmtree("p")
 
 
-def test_test_images_that_cannot_be_read_are_not_passed_over(ulfast, tmp_path):
+def test_unreadable_test_images_are_not_skipped(ulfast, tmp_path):
     photos(tmp_path / "d")
     (tmp_path / "d/test/cat/1.png").write_bytes(b"no picture")
     for command in (["poison", "--data", "d", "--out", "p"], ["data", "convert", "d", "--to", "ulfast", "--out", "p"]):
@@ -247,7 +247,7 @@ def test_test_images_that_cannot_be_read_are_not_passed_over(ulfast, tmp_path):
     assert "the test images do not fit" in out
 
 
-def test_names_of_classes_are_no_markup(ulfast, tmp_path, make_dataset):
+def test_class_names_are_not_markup(ulfast, tmp_path, make_dataset):
     names = ("a [/b] c", "[bold]x", "$\\frac{", "\x1b]0;owned\x07red", "\u732b")
     data = replace(make_dataset(30, classes=5), classes=names)
     np.savez(tmp_path / "d.npz", x_train=data.images, y_train=data.labels, classes=np.array(data.classes))
@@ -289,13 +289,13 @@ def test_a_set_poisoned_again_is_not_resumed(ulfast, small, make_dataset):
     assert (code, "is a run on other data" in err) == (2, True)
 
 
-def test_an_export_replaces_itself_alone(tmp_path, make_dataset):
+def test_an_export_replaces_only_itself(tmp_path, make_dataset):
     export_dataset(make_dataset(), tmp_path / "e", "imagefolder")
     export_dataset(make_dataset(30), tmp_path / "e", "imagefolder", overwrite=True)
     assert len(load_dataset(tmp_path / "e")) == 30
 
 
-def test_too_few_images_are_said(ulfast, tmp_path, make_dataset):
+def test_too_few_images_are_reported(ulfast, tmp_path, make_dataset):
     data = make_dataset(3)
     np.savez(tmp_path / "d.npz", x=data.images, y=data.labels)
     code, out, err = ulfast("data", "info", "d.npz")

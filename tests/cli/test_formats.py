@@ -50,7 +50,7 @@ def test_convert_and_export_write_files_of_a_size(run, tmp_path, make_dataset, l
     assert "mine, which ulfast did not write" in refused.stderr
 
 
-def test_damaged_samples_are_left_out_on_the_way(run, tmp_path, make_dataset):
+def test_damaged_samples_are_left_out_while_reading(run, tmp_path, make_dataset):
     data = make_dataset(12, 16)
     export_dataset(data, tmp_path / "f", "imagefolder")
     first = sorted((tmp_path / "f").rglob("*.png"))[0]
@@ -128,7 +128,7 @@ def written(kind, path, data):
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_info_tells_of_every_format(run, tmp_path, make_dataset, kind):
+def test_info_describes_every_format(run, tmp_path, make_dataset, kind):
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     data = make_dataset(20, 96 if kind == "stl10" else 32, channels=1 if kind == "idx" else 3, classes=10)

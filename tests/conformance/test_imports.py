@@ -84,7 +84,7 @@ def test_ntga_images_are_truncated_in_their_own_type(tmp_path, base, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_lsp_noise_goes_by_its_own_labels(tmp_path, base, dtype):
+def test_lsp_noise_follows_its_own_labels(tmp_path, base, dtype):
     """The k-th image of a class takes the k-th perturbation of that class; what is left over goes unused."""
     delta, labels = noise(600, dtype), np.arange(600) // 60
     np.save(tmp_path / "simple_data.npy", delta)

@@ -128,7 +128,7 @@ def test_cuda_filters_are_uniform_with_a_one():
     assert np.abs(np.bincount((weights == 255).argmax(1), minlength=9) - 100).max() < 50
 
 
-def test_em_class_wise_takes_19_steps_a_round(monkeypatch):
+def test_em_class_wise_takes_19_steps_per_round(monkeypatch):
     """On 50,000 images: batches of 512 of a fifth of them, the last one left out; 10 steps of the network on all."""
     rng = np.random.default_rng(0)
     images = rng.integers(16, 240, (50_000, 10, 10, 3), dtype=np.uint8)

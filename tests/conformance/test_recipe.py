@@ -64,7 +64,7 @@ def test_the_numbers_of_the_recipes(name, decay, cutmix, is_strong):
     assert (recipe.augment is None) == is_strong
 
 
-def test_the_network_is_resnet_18_unless_the_user_says_otherwise():
+def test_the_network_is_resnet_18_by_default():
     assert [default_model(name) for name in ("paper", "paper-dfr", "quick")] == ["resnet18", "resnet18", "cnn"]
     for words, model in (([], "resnet18"), (["--model", "cnn"], "cnn")):
         said = CliRunner().invoke(group, ["attack", "--dry-run", "--recipe", "paper", *words, "--json"])

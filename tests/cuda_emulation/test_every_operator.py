@@ -54,7 +54,7 @@ def test_passes_its_trial(kernels, operator):
     assert trials.wrong(operator, torch.device("cpu"), types.SimpleNamespace(**FUNCTIONS)) is None
 
 
-def test_a_basis_without_classes_is_told_as_one(kernels, emulated):
+def test_a_basis_without_classes_says_so(kernels, emulated):
     """`classes` determines how much shared memory the basis takes, and so which kernel runs."""
     told = []
 

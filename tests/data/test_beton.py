@@ -43,7 +43,7 @@ def test_jpeg_and_mixed_decode_to_what_was_encoded(tmp_path, make_dataset):
     assert (tmp_path / "j.beton").stat().st_size < 9 << 20
 
 
-def test_test_images_lie_beside_or_in_a_folder(tmp_path, make_dataset):
+def test_test_images_are_beside_or_in_a_folder(tmp_path, make_dataset):
     train, test = make_dataset(30), make_dataset(12, seed=1, split="test")
     (tmp_path / "both").mkdir()
     for name in ("x", "both/train"):
@@ -212,7 +212,7 @@ def test_an_error_leaves_nothing_and_an_existing_file_asks(tmp_path, make_datase
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.beton", "x.beton.json"]
 
 
-def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path, make_dataset, forked):
+def test_a_killed_writer_resumes_to_the_same_bytes(tmp_path, make_dataset, forked):
     def write(path, left):
         beton_writer.CHECKPOINT_BYTES, beton_writer.CHUNK_BYTES = 40_000, 10_000
 

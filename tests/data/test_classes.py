@@ -55,7 +55,7 @@ def test_what_differs_is_named(make_dataset, change, part, message):
         matched(data, replace(data, **change), names=NAMES, part=part)
 
 
-def test_image_by_image_the_count_and_the_labels_count_too(make_dataset):
+def test_image_by_image_count_and_labels_must_match_too(make_dataset):
     data = make_dataset()
     assert np.array_equal(aligned(data, other_order(data), names=NAMES).labels, data.labels)
     with pytest.raises(InputError, match="60 and 59 images"):
@@ -90,7 +90,7 @@ def test_attack_compares_all_that_it_is_given(make_dataset):
             attack(data, method="none", epochs=1, **kind)
 
 
-def test_a_run_is_resumed_with_the_same_images_alone(tmp_path, make_dataset):
+def test_a_run_is_resumed_only_with_the_same_images(tmp_path, make_dataset):
     data, test = make_dataset(60), make_dataset(30, seed=1)
     options = {"method": "none", "model": "cnn", "epochs": 1, "out": tmp_path / "r"}
     attack(data, test=test, **options)
@@ -143,7 +143,7 @@ def test_torchvision_sorts_exported_folders_into_the_same_numbers():
     assert class_folders(["cat", "dog"]) == ["cat", "dog"]
 
 
-def test_every_layout_says_its_classes(tmp_path, make_dataset):
+def test_every_layout_has_its_class_names(tmp_path, make_dataset):
     data = make_dataset()
     export_dataset(data, tmp_path / "p", "png-index")
     export_dataset(data, tmp_path / "d.pt", "perturbation-pt", base=data)
@@ -153,7 +153,7 @@ def test_every_layout_says_its_classes(tmp_path, make_dataset):
         assert about["labels"] == data.labels.tolist()
 
 
-def test_an_export_that_was_changed_is_said(tmp_path, make_dataset):
+def test_a_changed_export_is_reported(tmp_path, make_dataset):
     export_dataset(make_dataset(), tmp_path / "f", "imagefolder")
     (tmp_path / "f/train/new").mkdir()
     with pytest.raises(InputError, match=r"new is not a class in ulfast\.json"):
@@ -198,14 +198,14 @@ def test_labels_may_be_names(tmp_path, make_dataset):
         ({"y": np.zeros((12, 3, 2), "U3")}, "one per image"),
     ],
 )
-def test_labels_that_are_none_are_one_line(tmp_path, make_dataset, content, message):
+def test_invalid_labels_are_one_line(tmp_path, make_dataset, content, message):
     data = make_dataset(12)
     np.savez(tmp_path / "d.npz", **{"x": data.images, "y": data.labels, **content})
     with pytest.raises(InputError, match=message):
         load_dataset(tmp_path / "d.npz")
 
 
-def test_an_array_under_the_name_of_an_archive(tmp_path, make_dataset):
+def test_an_array_with_the_suffix_of_an_archive(tmp_path, make_dataset):
     np.save(tmp_path / "d.npy", make_dataset(12).images)
     (tmp_path / "d.npy").rename(tmp_path / "d.npz")
     with pytest.raises(InputError, match="one array"):
@@ -235,7 +235,7 @@ def two_integers(path, names: tuple[str, str], make_dataset) -> None:
     path.write_bytes(head + raw[len(head) :])
 
 
-def test_of_several_integers_the_label_is_asked_for(tmp_path, make_dataset):
+def test_several_integer_fields_require_a_choice_of_the_label(tmp_path, make_dataset):
     labels = make_dataset(12, 16).labels.tolist()
     two_integers(tmp_path / "a.beton", ("index", "label"), make_dataset)
     assert load_dataset(tmp_path / "a.beton").labels.tolist() == labels

@@ -48,7 +48,7 @@ def made(folder, kind, make_dataset):
 
 
 @pytest.mark.parametrize("kind", ["wds", "parquet", "npz", "pickle", "npy-pair", "idx", "idx.gz"])
-def test_damage_anywhere_is_read_past_or_one_line(tmp_path, make_dataset, kind):
+def test_damage_anywhere_is_harmless_or_one_line(tmp_path, make_dataset, kind):
     file, where = made(tmp_path, kind, make_dataset)
     whole = file.read_bytes()
     rng = np.random.default_rng(0)

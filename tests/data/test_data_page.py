@@ -21,26 +21,26 @@ ROWS: dict[str, tuple[str, ...]] = {
     "two classes of one name": ("data/test_classes.py::test_what_differs_is_named",),
     "another image shape": ("data/test_classes.py::test_what_differs_is_named",),
     "clean images, a base or perturbations with another number of images or other labels": (
-        "data/test_classes.py::test_image_by_image_the_count_and_the_labels_count_too",
+        "data/test_classes.py::test_image_by_image_count_and_labels_must_match_too",
         "poisons/test_published.py::test_images_with_labels_must_fit_the_base",
     ),
     "processes that read different files": (
         "scale/test_ranks.py::test_processes_that_read_different_files_are_refused",
     ),
     "`--resume` with other pixels, labels or classes": (
-        "data/test_classes.py::test_a_run_is_resumed_with_the_same_images_alone",
+        "data/test_classes.py::test_a_run_is_resumed_only_with_the_same_images",
         "cli/test_files.py::test_a_set_poisoned_again_is_not_resumed",
     ),
     # Folders
     "`train`, `Train`, `Training`, `training_set`, `seg_train`, `train_data`; the same once more within": (
-        "data/test_folders.py::test_splits_by_the_names_that_people_use",
+        "data/test_folders.py::test_splits_by_their_usual_names",
     ),
     "`test`, `Testing`, `test_set`, `seg_test`; else `val`, `valid`, `validation`, `dev`, `eval`": (
-        "data/test_folders.py::test_splits_by_the_names_that_people_use",
-        "data/test_folders.py::test_test_goes_before_val_and_two_of_a_kind_are_asked_about",
+        "data/test_folders.py::test_splits_by_their_usual_names",
+        "data/test_folders.py::test_test_precedes_val_and_two_of_a_kind_are_refused",
     ),
     "`train` and `Training` beside each other; two of `test`": (
-        "data/test_folders.py::test_test_goes_before_val_and_two_of_a_kind_are_asked_about",
+        "data/test_folders.py::test_test_precedes_val_and_two_of_a_kind_are_refused",
     ),
     "`train/` beside class folders, and no `test/`": ("data/test_folders.py::test_classes_called_train_and_test",),
     "class folders that each hold `train/` and `test/`, or all hold the same folders": (
@@ -59,7 +59,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "a table whose classes are not class folders, such as bare numbers": (
         "data/test_folders.py::test_imagenets_flat_val_takes_a_table",
     ),
-    "`sample_submission.csv`": ("data/test_folders.py::test_an_example_of_an_answer_is_no_table_of_labels",),
+    "`sample_submission.csv`": ("data/test_folders.py::test_a_sample_submission_is_not_a_table_of_labels",),
     "folders whose names are all numbers": (
         "data/test_folders.py::test_numbers_sort_as_numbers_and_other_names_as_text",
     ),
@@ -77,7 +77,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "images beside the class folders, folders beside the splits": (
         "data/test_folders.py::test_what_is_left_out_is_counted_by_kind",
-        "data/test_folders.py::test_test_goes_before_val_and_two_of_a_kind_are_asked_about",
+        "data/test_folders.py::test_test_precedes_val_and_two_of_a_kind_are_refused",
     ),
     "`.jpg` `.jpeg` `.jpe` `.jfif` `.png` `.webp` `.bmp` `.gif` `.ppm` `.pgm` `.pbm` `.pnm` `.tif` `.tiff`, in any"
     " case; `.avif` where Pillow has it": (
@@ -85,12 +85,12 @@ ROWS: dict[str, tuple[str, ...]] = {
         "data/test_folders.py::test_suffixes_in_any_case",
     ),
     "a class folder without an image": ("data/test_readers.py::test_a_class_without_image_is_named",),
-    "a folder's name that is not UTF-8": ("data/test_folders.py::test_a_name_that_is_no_utf8_is_read",),
+    "a folder's name that is not UTF-8": ("data/test_folders.py::test_a_name_that_is_not_utf8_is_read",),
     # Pixels
-    "EXIF orientation": ("data/test_pixels.py::test_exif_turns_nothing_and_that_is_said",),
+    "EXIF orientation": ("data/test_pixels.py::test_exif_turns_nothing_and_that_is_reported",),
     "transparency": ("data/test_pixels.py::test_transparency_is_dropped_and_counted",),
     "16-bit images": (
-        "data/test_pixels.py::test_16_bits_are_divided_by_256_and_that_is_said",
+        "data/test_pixels.py::test_16_bits_are_divided_by_256_and_that_is_reported",
         "data/test_pixels.py::test_colours_of_16_bits",
     ),
     "16-bit images whose largest value is 4,095 or less": ("data/test_pixels.py::test_12_bits_in_16_are_refused",),
@@ -106,7 +106,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "an image that declares more than 89,478,485 pixels (`ULFAST_MAX_PIXELS`)": (
         "data/test_pixels.py::test_an_image_declared_too_large_is_refused",
     ),
-    "images of several sizes": ("data/test_readers.py::test_mixed_sizes_ask_for_resize",),
+    "images of several sizes": ("data/test_readers.py::test_mixed_sizes_require_resize",),
     "one channel, or not square": (
         "data/test_classes.py::test_what_is_exported_reads_back_the_same",
         "data/test_readers.py::test_jpeg_equals_its_decoder_and_gray_becomes_colour",
@@ -118,19 +118,19 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "`.npz` with `images` and `labels`, `x` and `y`, `data` and `targets`, alone, or with the suffix"
     " `_train` or `_test` or the prefix `train_` or `test_`; `arr_0` and `arr_1`": (
-        "data/test_npz.py::test_arrays_are_found_by_the_names_that_people_use",
-        "data/test_npz.py::test_medmnist_has_three_splits_and_test_goes_before_val",
+        "data/test_npz.py::test_arrays_are_found_by_their_usual_names",
+        "data/test_npz.py::test_medmnist_has_three_splits_and_test_precedes_val",
     ),
     "`.npz` with two arrays that may be the images, or the labels; `arr_0` to `arr_3`": (
-        "data/test_npz.py::test_arrays_that_may_be_meant_in_two_ways_are_asked_about",
+        "data/test_npz.py::test_ambiguous_arrays_are_asked_about",
     ),
     "`.npz` labels as text": ("data/test_classes.py::test_labels_may_be_names",),
     "`.npz` labels that are not whole numbers from 0, or beyond a million": (
-        "data/test_classes.py::test_labels_that_are_none_are_one_line",
+        "data/test_classes.py::test_invalid_labels_are_one_line",
     ),
     "`classes` that are not a list of names; an `.npy` under the name `.npz`": (
-        "data/test_classes.py::test_labels_that_are_none_are_one_line",
-        "data/test_classes.py::test_an_array_under_the_name_of_an_archive",
+        "data/test_classes.py::test_invalid_labels_are_one_line",
+        "data/test_classes.py::test_an_array_with_the_suffix_of_an_archive",
     ),
     "an array whose header claims more than its file holds": (
         "data/test_npz.py::test_a_header_that_says_more_than_the_file_holds_takes_no_memory",
@@ -164,7 +164,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "STL-10's `train_X.bin`, by columns, labels from 1": (
         "data/test_binaries.py::test_stl10_is_by_columns_and_its_labels_begin_at_one",
     ),
-    "`.beton` with several integer fields": ("data/test_classes.py::test_of_several_integers_the_label_is_asked_for",),
+    "`.beton` with several integer fields": (
+        "data/test_classes.py::test_several_integer_fields_require_a_choice_of_the_label",
+    ),
     "`.beton` of gray images": ("data/test_beton.py::test_one_channel_is_written_as_three_and_read_as_one",),
     "`00000.png`, `0.PNG`, `0.png` of a published poison": (
         "data/test_classes.py::test_numbered_pngs_with_zeros_in_front",
@@ -190,7 +192,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "data/test_wds.py::test_splits_by_the_names_of_shards_by_folders_by_info_and_by_braces",
     ),
     "`.jpg`, `.png`, `.webp`, ... of a sample; several of them": (
-        "data/test_wds.py::test_several_images_of_a_sample_are_asked_about",
+        "data/test_wds.py::test_several_images_in_a_sample_require_a_choice",
     ),
     "`.cls`": (
         "data/test_wds.py::test_splits_by_the_names_of_shards_by_folders_by_info_and_by_braces",
@@ -213,12 +215,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     "`data/train-00000-of-00003.parquet`, `CONFIG/train-*`, `default/train/0000.parquet`, one file": (
         "data/test_parquet.py::test_files_are_found_as_the_hub_names_them",
     ),
-    "several configurations side by side": ("data/test_parquet.py::test_two_configurations_are_asked_about",),
+    "several configurations side by side": ("data/test_parquet.py::test_two_configurations_require_a_choice",),
     "the one column of image structs, the one `ClassLabel` with its names": (
         "data/test_parquet.py::test_files_are_found_as_the_hub_names_them",
-        "data/test_parquet.py::test_of_several_columns_one_is_asked_for",
+        "data/test_parquet.py::test_several_columns_require_a_choice",
     ),
-    "several of either, as in CIFAR-100": ("data/test_parquet.py::test_of_several_columns_one_is_asked_for",),
+    "several of either, as in CIFAR-100": ("data/test_parquet.py::test_several_columns_require_a_choice",),
     "rows that hold the path of an image and not its bytes": ("data/test_parquet.py::test_damage_is_named",),
     "`.parquet` without pyarrow": ("data/test_parquet.py::test_without_pyarrow_the_extra_is_named",),
     "a damaged image in a shard or a table": (
@@ -236,7 +238,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "data/test_objects.py::test_a_map_style_dataset_of_torch",
         "data/test_objects.py::test_gray_pictures_stay_gray_and_become_colour_among_others",
     ),
-    "normalised tensors": ("data/test_objects.py::test_what_is_no_data_set_is_one_line",),
+    "normalised tensors": ("data/test_objects.py::test_objects_that_are_not_data_sets_are_one_line",),
     "one object for training and test images": ("data/test_objects.py::test_an_object_is_one_split",),
 }
 
@@ -262,7 +264,7 @@ def test_every_row_of_the_page_names_its_tests():
     assert set(found) == set(ROWS)
 
 
-def test_the_tests_that_are_named_are_there():
+def test_the_named_tests_exist():
     known = {
         file: functions(TESTS / file) for file in {test.split("::")[0] for tests in ROWS.values() for test in tests}
     }

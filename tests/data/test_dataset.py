@@ -149,7 +149,7 @@ def test_slices_indices_and_masks_give_data_sets(make_dataset):
         data[[10]]
 
 
-def test_sets_are_equal_by_what_they_hold_and_hash_alike(make_dataset):
+def test_sets_are_equal_by_content_and_hash_equally(make_dataset):
     data = make_dataset(10, 12)
     same = replace(data, images=data.images.copy(), name="other", split="test", manifest={"method": "x"})
     assert data == same

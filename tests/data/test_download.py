@@ -69,7 +69,7 @@ CONTENT = bytes(range(256)) * 4000
 SHA = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
-def test_whole_file_once_then_from_the_folder(server, tmp_path):
+def test_a_file_is_downloaded_once_then_found_in_the_folder(server, tmp_path):
     server.files["a.bin"] = CONTENT
     seen = []
     for _ in range(2):
@@ -80,7 +80,7 @@ def test_whole_file_once_then_from_the_folder(server, tmp_path):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_an_interrupted_download_goes_on(server, tmp_path, ranges):
+def test_an_interrupted_download_resumes(server, tmp_path, ranges):
     server.files["a.bin"], server.cut_after, server.ranges = CONTENT, 300_000, ranges
     with pytest.raises(InputError, match="what arrived is kept"):
         download(f"{server.url}/a.bin", tmp_path, SHA)
@@ -195,7 +195,7 @@ def test_archives_may_not_leave_their_folder(tmp_path):
         unpack(tmp_path / "b.tgz", tmp_path / "in")
 
 
-def test_two_at_once_get_one_whole_file(server, tmp_path):
+def test_two_downloads_at_once_get_one_complete_file(server, tmp_path):
     """The second download waits for the first, whose file no other process writes; there is a pause between blocks."""
     server.files["a.bin"], server.pause = CONTENT, 0.02
     with ThreadPoolExecutor(3) as pool:
@@ -205,7 +205,7 @@ def test_two_at_once_get_one_whole_file(server, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_file_has_its_name_when_it_is_verified(server, tmp_path, monkeypatch):
+def test_a_file_gets_its_name_once_it_is_verified(server, tmp_path, monkeypatch):
     server.files["a.bin"] = CONTENT
     seen = []
     verified = module._verified

@@ -244,7 +244,7 @@ def test_indices_and_sizes_are_checked(raw):
         FFCVLoader(raw[0], 0, **STATISTICS)
 
 
-def test_projection_in_somebody_s_own_pipeline(raw):
+def test_projection_in_a_foreign_pipeline(raw):
     path, data = raw
     from ulfast.data.beton.loader import ffcv_project
 

@@ -52,7 +52,7 @@ def of(dataset, name: str) -> int:
         ("train_data", "valid"),
     ],
 )
-def test_splits_by_the_names_that_people_use(tmp_path, train, test):
+def test_splits_by_their_usual_names(tmp_path, train, test):
     folders(tmp_path / "d" / train, ["cat", "dog", "fox"], 3)
     folders(tmp_path / "d" / test, ["cat", "dog", "fox"], 2)
     got, held = load_dataset(tmp_path / "d"), load_dataset(tmp_path / "d", split="test")
@@ -60,7 +60,7 @@ def test_splits_by_the_names_that_people_use(tmp_path, train, test):
     assert (len(got), len(held)) == (9, 6)
 
 
-def test_test_goes_before_val_and_two_of_a_kind_are_asked_about(tmp_path):
+def test_test_precedes_val_and_two_of_a_kind_are_refused(tmp_path):
     folders(tmp_path / "train", ["a", "b"])
     folders(tmp_path / "val", ["a", "b"], 3)
     folders(tmp_path / "test", ["a", "b"], 4)
@@ -130,7 +130,7 @@ def test_imagenets_flat_val_takes_a_table(tmp_path, name, head, line):
         load_dataset(tmp_path, split="test")
 
 
-def test_an_example_of_an_answer_is_no_table_of_labels(tmp_path):
+def test_a_sample_submission_is_not_a_table_of_labels(tmp_path):
     folders(tmp_path / "train", ["a", "b"])
     save(tmp_path / "test/0.png")
     (tmp_path / "sample_submission.csv").write_text("id,label\n0,a\n")
@@ -207,7 +207,7 @@ def test_test_images_of_some_classes_have_the_numbers_of_the_training_images(tmp
     assert load_dataset(tmp_path, split="test").classes == ("b", "c", "d")
 
 
-def test_a_name_that_is_no_utf8_is_read(tmp_path):
+def test_a_name_that_is_not_utf8_is_read(tmp_path):
     folders(tmp_path / "d", ["dog"])
     place = os.fsencode(tmp_path / "d") + b"/caf\xe9"
     os.mkdir(place)

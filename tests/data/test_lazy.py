@@ -36,7 +36,7 @@ def gather(loader):
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
-def test_it_is_indexed_as_an_array_is(folder):
+def test_it_is_indexed_like_an_array(folder):
     whole, lazy = load_dataset(folder).images, load_dataset(folder, stream=True).images
     for key in (3, -1, slice(2, 40, 5), [4, 1, 1], np.array([[1, 2, 3], [7, 5, 9]]), whole[:, 0, 0, 0] > 100, []):
         picked = lazy[np.array(key, int) if isinstance(key, list) else key]
@@ -106,7 +106,7 @@ def test_a_missing_file_and_another_size_are_named(folder):
         lazy.images[:]
 
 
-def test_prefetch_takes_the_memory_of_its_buffers_alone():
+def test_prefetch_takes_only_the_memory_of_its_buffers():
     started = []
 
     def read(i, out):
@@ -152,7 +152,7 @@ def test_a_nearly_dependent_set_stays_orthonormal():
     assert (gram(rows) - torch.eye(40, dtype=torch.float64)).abs().max() < 2e-7
 
 
-def test_large_weights_take_the_same_way(monkeypatch):
+def test_large_weights_take_the_same_path(monkeypatch):
     weights = torch.randn(5, 192, generator=torch.Generator().manual_seed(4))
     weights[2] = 0
     small = Basis.from_weights(weights, (8, 8, 3), {})

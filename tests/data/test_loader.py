@@ -128,7 +128,7 @@ def test_leaving_early_leaves_nothing_running(make_dataset):
     assert threading.active_count() == before
 
 
-def test_a_random_resized_crop_is_the_slice_blown_up():
+def test_a_random_resized_crop_is_the_enlarged_slice():
     x = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
     torch.testing.assert_close(resized_crop(x, whole), x, atol=1e-5, rtol=0)
@@ -141,7 +141,7 @@ def test_a_random_resized_crop_is_the_slice_blown_up():
     assert resized_crop(x.bfloat16(), left).dtype == torch.bfloat16
 
 
-def test_boxes_are_inside_and_as_large_as_asked():
+def test_boxes_are_inside_and_of_the_requested_size():
     boxes = Augment(area=(0.25, 0.5)).boxes(5000, (20, 30), 3, 1)
     left, top, w, h = boxes.double().unbind(1)
     assert min(left.min(), top.min()) >= 0
@@ -175,7 +175,7 @@ def _projected(make_dataset, monkeypatch):
     return make_dataset(50), basis
 
 
-def test_a_projected_set_on_disk_trains_alike(tmp_path, make_dataset, monkeypatch):
+def test_a_projected_set_on_disk_trains_identically(tmp_path, make_dataset, monkeypatch):
     data, basis = _projected(make_dataset, monkeypatch)
     write_projected(tmp_path / "p", data, Removal(basis))
     options = {"augment": Augment(), "shuffle": True, "seed": 4, "mean": (0.5,) * 3, "std": (0.2,) * 3}
@@ -186,7 +186,7 @@ def test_a_projected_set_on_disk_trains_alike(tmp_path, make_dataset, monkeypatc
     assert [(shard.dtype, len(shard)) for shard in shards] == [(np.float16, 20), (np.float16, 20), (np.float16, 10)]
 
 
-def test_an_interrupted_projected_set_goes_on_and_a_whole_one_is_kept(tmp_path, make_dataset, monkeypatch):
+def test_an_interrupted_projected_set_resumes_and_a_complete_one_is_kept(tmp_path, make_dataset, monkeypatch):
     data, basis = _projected(make_dataset, monkeypatch)
 
     def stop(stage, done, total):

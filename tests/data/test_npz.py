@@ -27,7 +27,7 @@ from ulfast.data import load_dataset
         ("arr_1", "arr_0"),
     ],
 )
-def test_arrays_are_found_by_the_names_that_people_use(tmp_path, make_dataset, image, label):
+def test_arrays_are_found_by_their_usual_names(tmp_path, make_dataset, image, label):
     data = make_dataset(12, 10)
     np.savez(tmp_path / "x.npz", **{image: data.images, label: data.labels[:, None]})
     got = load_dataset(tmp_path / "x.npz")
@@ -35,7 +35,7 @@ def test_arrays_are_found_by_the_names_that_people_use(tmp_path, make_dataset, i
     assert np.array_equal(got.labels, data.labels)
 
 
-def test_medmnist_has_three_splits_and_test_goes_before_val(tmp_path, make_dataset):
+def test_medmnist_has_three_splits_and_test_precedes_val(tmp_path, make_dataset):
     parts = {split: make_dataset(12, 10, seed=seed) for seed, split in enumerate(("train", "val", "test"))}
     arrays = {f"{split}_images": part.images for split, part in parts.items()}
     arrays |= {f"{split}_labels": part.labels[:, None] for split, part in parts.items()}
@@ -47,7 +47,7 @@ def test_medmnist_has_three_splits_and_test_goes_before_val(tmp_path, make_datas
     assert np.array_equal(load_dataset(tmp_path / "m.npz", split="test").images, parts["val"].images)
 
 
-def test_arrays_that_may_be_meant_in_two_ways_are_asked_about(tmp_path, make_dataset):
+def test_ambiguous_arrays_are_asked_about(tmp_path, make_dataset):
     data, other = make_dataset(12, 10), make_dataset(12, 10, seed=1)
     np.savez(tmp_path / "x.npz", images=data.images, labels=data.labels, data=other.images)
     with pytest.raises(InputError, match=r"images and data: say which is meant with --input-key"):

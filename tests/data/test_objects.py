@@ -131,7 +131,7 @@ def test_an_attack_on_an_object_is_the_attack_on_its_images(make_dataset):
         (lambda d: {"a": 1}, "not a dict"),
     ],
 )
-def test_what_is_no_data_set_is_one_line(make_dataset, make, message):
+def test_objects_that_are_not_data_sets_are_one_line(make_dataset, make, message):
     with pytest.raises(InputError, match=message):
         load_dataset(make(make_dataset(6, 10)))
 

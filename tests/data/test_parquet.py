@@ -57,7 +57,7 @@ def test_files_are_found_as_the_hub_names_them(tmp_path, make_dataset, train, te
     assert np.array_equal(load_dataset(tmp_path / train).images, data.images)
 
 
-def test_two_configurations_are_asked_about(tmp_path, make_dataset):
+def test_two_configurations_require_a_choice(tmp_path, make_dataset):
     for name in ("clean", "noisy"):
         write(tmp_path / name / "train-00000-of-00001.parquet", make_dataset(9, 16))
     with pytest.raises(InputError, match=r"clean, noisy: which is meant"):
@@ -65,7 +65,7 @@ def test_two_configurations_are_asked_about(tmp_path, make_dataset):
     assert len(load_dataset(tmp_path / "noisy")) == 9
 
 
-def test_of_several_columns_one_is_asked_for(tmp_path, make_dataset):
+def test_several_columns_require_a_choice(tmp_path, make_dataset):
     data = make_dataset(9, 16)
     write(tmp_path / "x.parquet", data, labels=("fine_label", "coarse_label"), extra=("id",))
     with pytest.raises(InputError, match=r"fine_label, coarse_label.*--target-key"):

@@ -25,7 +25,7 @@ def smooth(side: int = 32) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bits_are_divided_by_256_and_that_is_said(tmp_path, suffix):
+def test_16_bits_are_divided_by_256_and_that_is_reported(tmp_path, suffix):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.fromarray(RAMP).save(tmp_path / name / f"0.{suffix}")
@@ -51,7 +51,7 @@ def test_floats_are_shares_of_white_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_exif_turns_nothing_and_that_is_said(tmp_path, suffix):
+def test_exif_turns_nothing_and_that_is_reported(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6
     for name in ("a", "b"):

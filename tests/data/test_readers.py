@@ -58,7 +58,7 @@ def test_jpeg_equals_its_decoder_and_gray_becomes_colour(tmp_path, make_dataset)
     assert np.array_equal(got.images[1], data.images[0, :, :, :1].repeat(3, 2))
 
 
-def test_mixed_sizes_ask_for_resize(image_folder):
+def test_mixed_sizes_require_resize(image_folder):
     Image.new("RGB", (20, 30), (10, 20, 30)).save(image_folder / "train" / "c1" / "big.png")
     with pytest.raises(InputError, match=r"16 x 16 and 20 x 30.*--resize"):
         load_dataset(image_folder)

@@ -134,7 +134,7 @@ def test_labels_in_json_by_number_and_by_name(tmp_path, make_dataset):
         load_dataset(tmp_path / "j.tar", target_key="other")
 
 
-def test_several_images_of_a_sample_are_asked_about(tmp_path, make_dataset):
+def test_several_images_in_a_sample_require_a_choice(tmp_path, make_dataset):
     data = make_dataset(4, 16, classes=2)
     files = [*samples(data), *((f"{i:04d}.jpg", png(data.images[0])) for i in range(4))]
     write_tar(tmp_path / "two.tar", files)
@@ -216,7 +216,7 @@ def test_an_archive_beside_class_folders_is_not_the_data_set(tmp_path, make_data
 
 
 @pytest.mark.parametrize("layout", ["wds", "parquet"])
-def test_an_interrupted_conversion_resumes_after_whole_files(tmp_path, make_dataset, monkeypatch, layout):
+def test_an_interrupted_conversion_resumes_after_complete_files(tmp_path, make_dataset, monkeypatch, layout):
     if layout == "parquet":
         pytest.importorskip("pyarrow")
     from ulfast.data.export import SHARDED

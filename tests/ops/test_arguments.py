@@ -64,7 +64,7 @@ def wrong(value):
 
 
 @pytest.mark.parametrize("name", list(SAMPLES))
-def test_every_wrong_argument_is_refused_alike(name):
+def test_every_wrong_argument_is_refused_identically(name):
     given = SAMPLES[name]
     for i, value in enumerate(given):
         for change, instead in wrong(value).items():

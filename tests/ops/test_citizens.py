@@ -19,7 +19,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_changes_a_tensor_is_known_to_autograd(name):
+def test_changes_of_a_tensor_are_known_to_autograd(name):
     change = CHANGES[name]
     x = torch.rand(4, 12)
     change(x)

@@ -153,7 +153,7 @@ def test_gradients():
 
 
 @pytest.mark.parametrize("r", [2, 200])
-def test_into_memory_that_is_there(r):
+def test_into_existing_memory(r):
     for dtype in (torch.float32, torch.uint8):
         x, bases, labels = make(9, 300, 4, r, dtype)
         want = ops.project_classwise(x, bases, labels)

@@ -36,11 +36,11 @@ def listed():
     return [path for _, path in lines]
 
 
-def test_the_template_stands_in_the_nine_files_of_the_list():
+def test_the_template_is_in_the_nine_files_of_the_list():
     assert files_of("patch_filter") == {*listed()[:9], "ulfast/ops/cuda_filters.py"}
 
 
-def test_an_operator_with_cuda_stands_in_fourteen_files_at_most():
+def test_an_operator_with_cuda_is_in_fourteen_files_at_most():
     found = files_of("pgd_step")
     assert set(listed()[9:12]) <= found
     assert len(found) <= 14  # the last line of the list has two
@@ -52,7 +52,7 @@ def test_an_operator_with_cuda_stands_in_fourteen_files_at_most():
 
 
 @pytest.mark.parametrize("folder", ["cpu", "cuda"])
-def test_a_kernel_file_is_called_like_its_operator(folder):
+def test_a_kernel_file_is_named_after_its_operator(folder):
     operators = {re.sub(r"^philox_.*", "philox", name) for name in samples()}
     files = {path.stem for path in (ROOT / "csrc" / folder).glob("*.c*") if path.suffix in (".cpp", ".cu")}
     # An operator's kernels for some shapes may have a file of their own, which says by what they work.

@@ -29,7 +29,7 @@ def test_matches_its_twin(level, size):
     assert torch.equal(ops.count_changes(clean, poisoned), reference.count_changes(clean, poisoned))
 
 
-def test_the_columns_are_what_they_say(level):
+def test_the_columns_mean_what_they_say(level):
     clean, poisoned = (images.numpy() for images in make(9, 17, 12, 3))
     got = ops.count_changes(torch.from_numpy(clean), torch.from_numpy(poisoned)).numpy()
     change = poisoned.astype(int) - clean

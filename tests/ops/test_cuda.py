@@ -219,7 +219,7 @@ def test_captured_in_a_graph(name, size):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_never_waits_for_the_device(name):
+def test_operators_never_wait_for_the_device(name):
     call = calls()[0][name]
     call()
     torch.cuda.set_sync_debug_mode("error")

@@ -367,7 +367,7 @@ def test_default_dtype_changes_nothing(device, name):
 
 
 @pytest.mark.parametrize(("device", "name"), on(None, *((name,) for name in CALLS)), indirect=["device"])
-def test_waits_for_nothing_and_goes_into_a_graph(device, name):
+def test_it_waits_for_nothing_and_can_be_captured(device, name):
     call = many_calls(device)[name]
     want = call()
     torch.cuda.set_sync_debug_mode("error")

@@ -70,7 +70,7 @@ def test_moments_leave_out_labels_out_of_range():
 
 
 @pytest.mark.parametrize("name", ["lsp", "ar", "convolution", "moments"])
-def test_waits_for_nothing_and_goes_into_a_graph(name):
+def test_it_waits_for_nothing_and_can_be_captured(name):
     op, tensors = calls((8, 32, 32, 3))[name]
     there = [t.cuda() for t in tensors]
     op(*there)

@@ -29,7 +29,7 @@ def test_unknown_level_is_refused():
         _extension.set_cpu_level("v9")
 
 
-def test_level_from_the_environment(monkeypatch):
+def test_the_level_comes_from_the_environment(monkeypatch):
     """As it is read on first use in a process."""
     try:
         monkeypatch.setenv("ULFAST_CPU_LEVEL", "baseline")

@@ -67,7 +67,7 @@ def test_without_reach_pixels_stay():
     assert torch.equal(ops.shift_pixels(x, seed=0, stream=1, first=0, reach=0.0), x / 255)
 
 
-def test_a_pixel_comes_from_as_far_as_its_own_numbers_say():
+def test_a_pixel_is_read_as_far_away_as_its_own_numbers_say():
     """One bright column: a pixel's value is its distance to the column, across the border too."""
     x = torch.zeros(1, 16, 16, 3)
     x[:, :, 0] = 1

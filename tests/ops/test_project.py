@@ -69,7 +69,7 @@ def test_matches_float64(level, dtype, d, k):
 @pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("d", "k"), [(3072, 10), (700, 16), (9001, 5), (61, 7), (23, 4)])
-def test_a_row_is_the_same_whatever_rows_are_with_it(level, dtype, d, k):
+def test_a_row_does_not_depend_on_the_other_rows(level, dtype, d, k):
     """From some dozen rows on the basis may be repacked; large results use streaming stores."""
     x, basis = make(1000 if d == 3072 else 50, d, k, dtype)
     y = ops.project(x, basis)

@@ -80,7 +80,7 @@ def test_apply_is_exact(level, truncate, d):
     assert torch.equal(ops.apply_perturbation(images, torch.zeros(9, d), truncate=truncate), images)
 
 
-def test_apply_clamps_what_is_not_a_number():
+def test_apply_clamps_nan():
     images = torch.full((1, 3), 7, dtype=torch.uint8)
     delta = torch.tensor([[math.nan, math.inf, -math.inf]])
     assert ops.apply_perturbation(images, delta).tolist() == [[0, 255, 0]]

@@ -102,7 +102,7 @@ def test_kernels_that_agree_are_on_and_the_result_is_kept(machine):
     assert [file.suffix for file in machine.kept()[0].parent.iterdir() if file.suffix == ".part"] == []
 
 
-def test_a_new_driver_torch_or_build_is_verified_anew_and_so_is_a_damaged_result(machine):
+def test_a_new_driver_torch_or_build_is_verified_again_and_so_is_a_damaged_result(machine):
     machine.verdict()
     machine.key["build"] = "3"
     machine.verdict()
@@ -116,7 +116,7 @@ def test_a_new_driver_torch_or_build_is_verified_anew_and_so_is_a_damaged_result
     assert len(machine.children()) == 6
 
 
-def test_a_kernel_that_disagrees_is_off_alone(machine):
+def test_only_a_kernel_that_disagrees_is_off(machine):
     machine.child("if operator == 'project': wrong = 'project 5 x 15: off by 0.3'")
     with pytest.warns(
         RuntimeWarning, match=r"project \(project 5 x 15: off by 0\.3\)\. .*report .*ulfast doctor"
@@ -144,7 +144,7 @@ def test_a_kernel_that_disagrees_is_off_alone(machine):
         ("sys.exit()", "ended its process with exit code 0"),
     ],
 )
-def test_a_kernel_that_ends_the_child_is_off_alone(machine, does, says):
+def test_only_a_kernel_that_ends_the_child_is_off(machine, does, says):
     """The next child goes on behind it; the first and the last operator too."""
     bad = (OPERATORS[0], "project", OPERATORS[-1])
     machine.child(f"if operator in {bad!r}: {does}")
@@ -157,7 +157,7 @@ def test_a_kernel_that_ends_the_child_is_off_alone(machine, does, says):
     assert machine.verdict() == found
 
 
-def test_a_kernel_that_hangs_is_off_alone(machine):
+def test_only_a_kernel_that_hangs_is_off(machine):
     machine.patch.setattr(verification, "STEP", 0.4)
     machine.child("if operator == 'ingest': time.sleep(60)")
     begun = time.monotonic()
@@ -205,7 +205,7 @@ def test_a_gpu_that_a_crash_has_broken_is_not_tried_again(machine):
         ("os.close(1); os.close(2); time.sleep(0.2)", "the trial did not begin"),
     ],
 )
-def test_a_child_that_does_not_begin_turns_all_off_for_this_process(machine, before, says):
+def test_a_child_that_does_not_start_turns_all_off_for_this_process(machine, before, says):
     if "60" in before:
         machine.patch.setattr(verification, "START", 0.5)
     machine.child(before=before)
@@ -228,7 +228,7 @@ def test_a_child_that_cannot_start(machine):
     assert not machine.kept()
 
 
-def test_words_between_the_lines_are_not_minded(machine):
+def test_foreign_lines_in_the_output_are_ignored(machine):
     each = """for line in (
         '[]', 'null', '7', '{', '{"operator": "none", "wrong": null}', '{"operator": [5], "wrong": null}',
         json.dumps({"operator": "project", "wrong": 5}), json.dumps({"operator": "project"}) + "}"): print(line)
@@ -271,7 +271,7 @@ def test_a_lock_that_is_never_freed_is_not_waited_for_long(machine):
     assert machine.verdict().on == set(OPERATORS)
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_nothing_more(machine):
+def test_a_cache_that_cannot_be_written_only_warns(machine):
     (machine.folder / "file").write_text("")
     machine.patch.setenv("ULFAST_CACHE", str(machine.folder / "file"))
     with pytest.warns(RuntimeWarning, match="ULFAST_CACHE"):
@@ -306,7 +306,7 @@ def test_the_variable(machine):
 
 
 @pytest.mark.parametrize("who", ["daemon", "worker", "fork", "embedded"])
-def test_somebodys_helper_starts_no_child_but_takes_a_kept_result(machine, who):
+def test_a_helper_process_starts_no_child_but_uses_a_cached_result(machine, who):
     with machine.patch.context() as patch:
         if who == "daemon":
             patch.setitem(multiprocessing.current_process()._config, "daemon", True)
@@ -328,7 +328,7 @@ def test_somebodys_helper_starts_no_child_but_takes_a_kept_result(machine, who):
         assert machine.verdict().on == set(OPERATORS)
 
 
-def test_whatever_goes_wrong_the_operators_go_on(machine):
+def test_the_operators_keep_working_whatever_goes_wrong(machine):
     def broken(*_):
         raise RuntimeError("the driver is gone")
 
@@ -341,7 +341,7 @@ def test_whatever_goes_wrong_the_operators_go_on(machine):
         assert not verification.enabled("project", CPU)
 
 
-def test_tensors_that_are_not_on_a_gpu_start_nothing(machine):
+def test_tensors_off_the_gpu_start_no_verification(machine):
     machine.patch.setattr(verification, "KIND", "cuda")
     assert not verification.enabled("project", CPU)
     assert not machine.children()
@@ -438,7 +438,7 @@ def test_one_wrong_value_is_found(operator, by, monkeypatch):
     assert re.search(r"values are (off by up to|not a number)", trials.wrong(operator, CPU, ours))
 
 
-def test_what_fails_in_one_way_alone_is_found_and_named(monkeypatch):
+def test_a_failure_in_only_one_way_is_found_and_named(monkeypatch):
     monkeypatch.setattr(trials, "ENOUGH", 12)
 
     def gaps(x, basis):
@@ -456,7 +456,7 @@ def test_what_fails_in_one_way_alone_is_found_and_named(monkeypatch):
     assert found == "project 1 x 1, k 1, uint8, misaligned: RuntimeError: misaligned address"
 
 
-def test_how_near_is_near():
+def test_how_close_is_close_enough():
     ones, off = torch.ones(3000), torch.ones(3000)
     off[:3] = 2
     assert trials.apart([off], [ones], trials.LEVEL) == ""

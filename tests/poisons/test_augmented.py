@@ -23,7 +23,7 @@ def smooth(n: int = 4, size: int = 16) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
 
 
-def test_strength_zero_is_a_mirroring_at_most():
+def test_strength_zero_is_at_most_a_mirroring():
     x = smooth()
     u = torch.rand(4, augment.DRAWS)
     u[:, 4] = torch.tensor([0.1, 0.9, 0.1, 0.9])
@@ -76,7 +76,7 @@ def test_a_turn_of_the_hue_turns_the_hue():
     assert augment.augmented(x.mean(1, keepdim=True), u, 0.5).shape == (1, 1, 8, 8)
 
 
-def test_the_way_back_is_the_gradient():
+def test_the_backward_map_is_the_gradient():
     x = smooth().double()
     u = torch.rand(4, augment.DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     weights = torch.rand(x.shape, dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_sem_draws_where_rem_has_an_adversary(make_dataset, monkeypatch):
     assert 3.9 / 255 < float((found - start).abs().max()) <= 4 / 255 + 1e-6
 
 
-def test_em_of_fu_searches_anew_from_random_starts(make_dataset, monkeypatch):
+def test_em_of_fu_searches_from_new_random_starts(make_dataset, monkeypatch):
     clean, starts, seen = make_dataset(60), [], rem.random_start
     monkeypatch.setattr(rem, "random_start", lambda *a, **k: (starts.append(a[3]), seen(*a, **k))[1])
     options = {**CNN, "preset": "fu", "rounds": 2, "batch_size": 30}

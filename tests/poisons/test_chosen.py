@@ -131,7 +131,7 @@ def test_the_surrogate_may_be_trained_on_other_images(make_dataset, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["cwrandom", "ops", "ar", "pil", "em-classwise"])
-def test_unseen_images_get_what_their_class_gets(make_dataset, method):
+def test_unseen_images_get_the_noise_of_their_class(make_dataset, method):
     clean, test = make_dataset(60), make_dataset(30, split="test", seed=9)
     more = {"surrogate": "cnn", "lr": 0.01, "rounds": 1, "train_steps": 1} if method == "em-classwise" else {}
     work = Poisoning(clean, method, classes=[0, 1], **more)
@@ -147,7 +147,7 @@ def test_unseen_images_get_what_their_class_gets(make_dataset, method):
         assert (moved == noise[test.labels.clip(max=1)])[inside].all()
 
 
-def test_noise_of_single_images_is_for_no_others(make_dataset):
+def test_noise_of_single_images_cannot_poison_others(make_dataset):
     clean = make_dataset(60)
     for method in ("tap", "tue", "em", "swrandom", "ntga", "dune"):
         with pytest.raises(InputError, match=f"{method} finds noise for single images, none for others"):

@@ -68,7 +68,7 @@ def test_ar_errors_and_opcheck():
     torch.library.opcheck(torch.ops.ulfast.perturb_ar.default, arguments)
 
 
-def test_ar_filters_are_blind_to_their_own_class_alone():
+def test_ar_filters_are_blind_only_to_their_own_class():
     windows = ar.find_coefficients(10, 3)
     assert (windows[..., 2, 2] == 0).all()
     torch.testing.assert_close(windows.sum((2, 3)), torch.ones(10, 3))

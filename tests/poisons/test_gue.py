@@ -112,7 +112,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(make_dataset, tmp_path, monkeypa
     assert got.manifest == want.manifest
 
 
-def test_a_generator_is_a_file_that_poisons_images_to_come(make_dataset, tmp_path):
+def test_a_saved_generator_poisons_future_images(make_dataset, tmp_path):
     write_dataset(tmp_path / "clean", make_dataset(60), make_dataset(30, split="test", seed=9))
     write_dataset(tmp_path / "new", make_dataset(40, seed=7))
     pairs = [word for key, value in GUE.items() for word in ("--set", f"{key}={value}")]

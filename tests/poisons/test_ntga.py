@@ -137,7 +137,7 @@ def test_the_held_out_loss_goes_up_and_every_image_moves_by_the_bound(make_datas
     assert judged(made.images) > judged(clean.images)
 
 
-def test_an_image_s_block_is_all_that_it_depends_on(make_dataset, monkeypatch):
+def test_an_image_depends_only_on_its_block(make_dataset, monkeypatch):
     """Batches of held-out images and columns of the kernel do not change the result."""
     clean = make_dataset(60)
     whole = poison(clean, "ntga", block_size=20)

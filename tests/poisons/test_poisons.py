@@ -32,7 +32,7 @@ def test_every_method_on_every_shape(make_dataset, method, size, channels, class
 
 
 @pytest.mark.parametrize("method", QUICK)
-def test_an_image_does_not_know_its_neighbours(make_dataset, method, monkeypatch):
+def test_an_image_does_not_depend_on_its_neighbours(make_dataset, method, monkeypatch):
     """Image i's perturbation depends on (seed, method, i) alone: the same in chunks of any size."""
     clean = make_dataset(40)
     whole = poison(clean, method, seed=1)
@@ -128,7 +128,7 @@ def test_sample_wise_noise_differs_and_class_wise_does_not(make_dataset):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
-def test_rate_takes_its_share_of_every_class(make_dataset, rate):
+def test_rate_poisons_its_share_of_every_class(make_dataset, rate):
     clean = make_dataset(60)
     got = poison(clean, "lsp", rate=rate)
     touched = (got.images != clean.images).any(axis=(1, 2, 3))
@@ -182,7 +182,7 @@ def test_names_parameters_and_errors(make_dataset):
         perturbation(clean, make_dataset(30))
 
 
-def test_progress_is_told(make_dataset):
+def test_progress_is_reported(make_dataset):
     seen = []
     poison(make_dataset(), progress=lambda *a: seen.append(a))
     assert seen[-1] == ("poison", 60, 60)

@@ -121,7 +121,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_layout_is_found_out_and_read(tmp_path, base, poisoned, kind):
+def test_every_layout_is_detected_and_read(tmp_path, base, poisoned, kind):
     path, layout, want = write_layout(kind, tmp_path, base, poisoned)
     assert detect_layout(path) == layout
     got = import_published(path, base)
@@ -228,7 +228,7 @@ def test_ntga_in_an_order_of_its_own(tmp_path, base, poisoned):
         import_published(tmp_path, base)
 
 
-def test_perturbations_with_labels_of_their_own_must_suffice(tmp_path, base, poisoned):
+def test_perturbations_with_their_own_labels_must_suffice(tmp_path, base, poisoned):
     write_layout("lsp", tmp_path, base, poisoned)
     file = tmp_path / "simple_data.npy"
     assert detect_layout(file) == "lsp-npy"
@@ -274,7 +274,7 @@ def test_images_with_labels_must_fit_the_base(tmp_path, base, poisoned):
         import_published(path, base, layout="images-pt")
 
 
-def test_floats_are_rounded_as_asked(tmp_path, base):
+def test_floats_are_rounded_as_requested(tmp_path, base):
     noise = np.random.default_rng(4).uniform(-8 / 255, 8 / 255, base.images.shape).astype(np.float32)
     np.save(tmp_path / "p.npy", noise)
     exact = base.images + 255 * noise.astype(np.float64)
@@ -332,7 +332,7 @@ def test_normalised_images_are_no_perturbation(tmp_path, scale):
         import_published(tmp_path / "p.npy", clean)
 
 
-def test_a_folder_of_pngs_must_be_whole(tmp_path, base, poisoned):
+def test_a_folder_of_pngs_must_be_complete(tmp_path, base, poisoned):
     write_layout("png-index", tmp_path, base, poisoned)
     shutil.copy(tmp_path / "data" / "0.png", tmp_path / "data" / "60.png")
     with pytest.raises(InputError, match=r"has 60\.png"):

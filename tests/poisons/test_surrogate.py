@@ -112,7 +112,7 @@ def test_the_search_moves_its_loss(made, method):
         assert all(after < before for before, after in making["recent"])
 
 
-def test_wandering_is_a_shift_between_pixels_and_its_way_back():
+def test_wandering_is_a_shift_between_pixels_and_its_inverse():
     x = torch.rand(200, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     mean = torch.tensor([0.2, 0.5, 0.7])[:, None, None]
     moved, back = tap.wander(x, mean, 3, 9, 40)
@@ -172,7 +172,7 @@ def test_min_min_ends_when_nothing_is_wrong(make_dataset):
     assert all(row["error"] >= 0.5 for row in rounds[:-1])
 
 
-def test_class_wise_is_one_perturbation_a_class(make_dataset):
+def test_class_wise_is_one_perturbation_per_class(make_dataset):
     clean = make_dataset(60)
     gray = ulfast.Dataset(clean.images // 2 + 60, clean.labels, clean.classes)
     by_class = poison(gray, "em-classwise", **SMALL["em-classwise"]).images.astype(int) - gray.images
@@ -260,7 +260,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(make_dataset, made, tmp_path, mo
     assert got.manifest == want.manifest
 
 
-def test_a_damaged_state_is_said(make_dataset, tmp_path):
+def test_a_damaged_state_is_reported(make_dataset, tmp_path):
     clean = make_dataset(60)
     poison(clean, "hypo", folder=tmp_path, **SMALL["hypo"])
     (tmp_path / "state.json").write_text("{")
@@ -350,7 +350,7 @@ def test_there_and_back():
     assert torch.equal(Moved.draw(4, 0, 5 + 7, 20, torch.device("cpu")).dx, drawn.dx[7:27])
 
 
-def test_rem_starts_at_random_and_anew(make_dataset, monkeypatch):
+def test_rem_starts_at_random_each_time(make_dataset, monkeypatch):
     """Both searches start uniformly in their balls, and no two of them alike; with start=stored neither does."""
     starts, seen = [], rem.random_start
 
@@ -377,7 +377,7 @@ def test_rem_starts_at_random_and_anew(make_dataset, monkeypatch):
     assert stored.checksum() != random.checksum()
 
 
-def test_batches_walk_through_all_images():
+def test_batches_cover_all_images():
     seen = torch.cat([shuffled(50, 10, 0, at) for at in range(5)])
     assert sorted(seen.tolist()) == list(range(50))
     assert not torch.equal(shuffled(50, 10, 0, 0), shuffled(50, 10, 0, 5))
@@ -432,7 +432,7 @@ def test_published_pil_is_two_layers_and_a_random_start(make_dataset, monkeypatc
         poison(clean, "pil", preset="fast")
 
 
-def test_a_diverging_surrogate_is_said(make_dataset):
+def test_a_diverging_surrogate_is_reported(make_dataset):
     with pytest.raises(InputError, match="smaller learning rate"):
         poison(make_dataset(60), "em", **SMALL["em"] | {"lr": 1e25, "train_steps": 10})
 
@@ -490,7 +490,7 @@ def test_an_unfinished_run_on_the_command_line(make_dataset, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("method", ["em", "em-classwise", "rem", "hypo", "sep"])
-def test_the_manifest_says_the_step_that_was_taken(make_dataset, method):
+def test_the_manifest_records_the_step_taken(make_dataset, method):
     assert get_poison(method)[1].resolved(make_dataset(12, 8))["alpha"] == pytest.approx(
         8 / 255 / (5 if method == "rem" else 10)
     )

@@ -37,7 +37,7 @@ def test_the_direction_is_the_published_loss_s_gradient():
     assert torch.equal(way[labels], -gradient.sign().float())
 
 
-def test_classes_whose_centres_meet_stay_where_they_are():
+def test_classes_whose_centres_meet_do_not_move():
     same = torch.full((3, 5), 7.0)
     way, _ = tue.separating([same, same.clone(), same - 4], 1.0)
     assert torch.equal(way, torch.tensor([[1.0], [1.0], [-1.0]]).expand(3, 5))
@@ -48,7 +48,7 @@ def test_classes_whose_centres_meet_stay_where_they_are():
     assert not way[:, 0].any()
 
 
-def test_it_ends_where_nothing_moves_and_classes_are_separable(make_dataset):
+def test_it_ends_once_nothing_moves_and_classes_are_separable(make_dataset):
     clean = make_dataset(60)
     gray = ulfast.Dataset(clean.images // 2 + 60, clean.labels, clean.classes)
     made = poison(gray, "tue", batch_size=20)

@@ -49,7 +49,7 @@ def test_a_wrong_operator_is_found(name, monkeypatch):
     assert name in wrong_operators()  # beside those whose twins call it
 
 
-def test_not_a_number_and_an_exception_are_wrong(monkeypatch):
+def test_nan_and_an_exception_are_wrong(monkeypatch):
     x = torch.ones(3)
     assert deviation(lambda x: x * 2, lambda x: x * torch.nan, (x,)) == float("inf")
     assert deviation(lambda x: x.add_(1), lambda x: x + 0, (x,)) == 1

@@ -113,7 +113,7 @@ def test_a_failing_step_is_named_and_the_others_run(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["test"], ["check", "--dry"]])
-def test_wrong_arguments_are_said(arguments):
+def test_wrong_arguments_are_reported(arguments):
     done = run("bash", "benchmarks/gpu.sh", *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("gpu.sh: ")

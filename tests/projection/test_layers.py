@@ -50,7 +50,7 @@ def layers(patches: ulfast.PatchBasis, **options: object) -> list[torch.nn.Modul
 
 @pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_behind_normalize_a_layer_does_what_it_does_before_it(
+def test_a_layer_after_normalize_equals_one_before_it(
     which: int, memory: torch.memory_format, patches: ulfast.PatchBasis
 ) -> None:
     before, behind = layers(patches)[which], layers(patches, mean=MEAN, std=STD)[which]
@@ -103,7 +103,7 @@ def test_mean_and_std_are_buffers_that_move_and_are_kept() -> None:
         ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, "mean and std have 2 values"),
     ],
 )
-def test_a_normalisation_that_is_none_is_refused(options: dict[str, object], words: str) -> None:
+def test_an_invalid_normalisation_is_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ulfast.OrthogonalProjection(rows(), **options)(images())
 
@@ -124,7 +124,7 @@ def test_a_batch_outside_of_0_to_1_is_named_once(which: int, wrong: Tensor, patc
         layer(wrong)
 
 
-def test_pixels_are_taken_in_silence(patches: ulfast.PatchBasis) -> None:
+def test_pixels_are_accepted_without_a_warning(patches: ulfast.PatchBasis) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for layer in layers(patches):
@@ -156,7 +156,7 @@ def test_an_nhwc_batch_is_refused(which: int, patches: ulfast.PatchBasis) -> Non
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 2, 3, 8, 8), (192,)])
-def test_what_is_no_batch_is_refused(shape: tuple[int, ...]) -> None:
+def test_a_tensor_that_is_not_a_batch_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected"):
         ulfast.OrthogonalProjection(rows())(torch.rand(shape))
 

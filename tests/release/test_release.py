@@ -52,7 +52,7 @@ def test_a_wheel_for_every_python_that_the_metadata_names():
     assert f'requires-python = ">=3.{named[0]}"' in PYPROJECT
 
 
-def test_the_version_stands_in_one_place():
+def test_the_version_is_in_one_place():
     assert not re.search(rf'version = "{re.escape(__version__)}"', PYPROJECT)
     assert __version__ not in (ROOT / "setup.py").read_text()
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

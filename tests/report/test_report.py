@@ -66,7 +66,7 @@ def test_a_grid_trains_every_cell(done):
     assert GridResult.load(done.folder).rows == done.rows
 
 
-def test_what_is_done_is_kept_and_what_is_missing_is_made(done, tmp_path):
+def test_finished_cells_are_kept_and_missing_ones_are_made(done, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(done.folder, folder)
     lost = folder / done.row("clean", "none").folders[0]
@@ -106,7 +106,7 @@ def test_jobs_give_the_same_results(tmp_path):
     assert [(r.poison, r.attack, r.mean) for r in one.rows] == [(r.poison, r.attack, r.mean) for r in two.rows]
 
 
-def test_a_poison_may_have_a_seed_of_its_own(tmp_path):
+def test_a_poison_may_have_its_own_seed(tmp_path):
     poisons = [{"name": "five", "method": "lsp", "seed": 5}]
     result = reproduce(Grid.of({**GRID, "epochs": 1, "poisons": poisons, "attacks": ["none"]}), tmp_path / "g")
     kept = [json.loads((result.folder / f / "result.json").read_text()) for f in result.rows[0].folders]
@@ -136,7 +136,7 @@ def test_what_a_network_poisons_is_made_once_for_all_cells(tmp_path, jobs):
 
 
 @pytest.mark.slow
-def test_a_killed_grid_goes_on(tmp_path):
+def test_a_killed_grid_resumes(tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(yaml.safe_dump({**GRID, "epochs": 30, "seeds": [0], "attacks": ["none"]}))
     command = [sys.executable, "-m", "ulfast", "reproduce", str(grid), "--out", str(tmp_path / "out"), "--jobs", "2"]

@@ -50,7 +50,7 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_a_claim_excludes_others_and_goes_with_its_block(tmp_path, elsewhere, forked):
+def test_a_claim_excludes_others_and_ends_with_its_block(tmp_path, elsewhere, forked):
     out = tmp_path / "new" / "out"
     with claimed(out), claimed(out), claimed(out, alone=True):
         with pytest.raises(InputError, match="another process is writing"), claimed(out, alone=True):
@@ -67,7 +67,7 @@ def test_a_claim_excludes_others_and_goes_with_its_block(tmp_path, elsewhere, fo
         write_dataset(out, load_dataset("sample", limit=20))
 
 
-def test_who_waits_goes_on_when_the_other_is_done(tmp_path):
+def test_a_waiting_writer_continues_when_the_other_is_done(tmp_path):
     order, have = [], threading.Event()
 
     def first() -> None:
@@ -224,7 +224,7 @@ def test_a_replaced_file_fits_what_is_beside_it_wherever_it_is_killed(make_datas
     assert step > 5
 
 
-def test_a_first_output_is_whole_or_not_there(make_dataset, tmp_path, forked):
+def test_a_first_output_is_complete_or_absent(make_dataset, tmp_path, forked):
     step, code = 0, -signal.SIGKILL
     while code:
         step += 1
@@ -266,7 +266,7 @@ def test_links_and_files_are_replaced_and_what_they_lead_to_is_not(make_dataset,
     assert (len(load_dataset(tmp_path / "real")), len(load_dataset(tmp_path / "out"))) == (60, 30)
 
 
-def test_an_overwritten_run_is_the_old_one_or_the_new_one_begun(make_dataset, tmp_path, monkeypatch):
+def test_an_overwritten_run_is_the_old_one_or_the_started_new_one(make_dataset, tmp_path, monkeypatch):
     options = {"test": make_dataset(seed=1), "method": "none", "epochs": 1, "device": "cpu", "out": tmp_path / "run"}
     ulfast.attack(make_dataset(), **options)
     (tmp_path / "run" / ".note").write_text("")
@@ -284,7 +284,7 @@ def test_an_overwritten_run_is_the_old_one_or_the_new_one_begun(make_dataset, tm
     assert names(tmp_path) == ["run"]
 
 
-def test_temporary_folders_of_the_killed_are_removed(tmp_path, monkeypatch, forked):
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path, monkeypatch, forked):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(files, "YOUNG", -1)
 

@@ -147,7 +147,7 @@ def killed_in_training(command, checkpoint) -> tuple[int, str, float]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
-def test_a_killed_worker_ends_the_job_or_it_goes_on(data, tmp_path):
+def test_a_killed_worker_ends_the_job_or_it_resumes(data, tmp_path):
     whole, ended, restarted = (tmp_path / name for name in ("whole", "ended", "restarted"))
     subprocess.run(attack(data, whole, "--nproc", "2"), check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     last = Path("checkpoints", "attack", "last.pt")
@@ -167,7 +167,7 @@ def test_a_killed_worker_ends_the_job_or_it_goes_on(data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
-def test_a_killed_search_goes_on(data, tmp_path):
+def test_a_killed_search_resumes(data, tmp_path):
     out = tmp_path / "out"
     command = [
         *ULFAST,
@@ -219,7 +219,7 @@ def test_what_the_user_did_wrong_is_one_line(data, tmp_path):
     assert done.stdout == ""
 
 
-def test_after_an_error_nothing_can_abort_a_process_of_several(tmp_path):
+def test_after_an_error_nothing_can_abort_one_of_several_processes(tmp_path):
     """A group's threads that still run when the interpreter ends may abort it; here an object does that stands in for
     them. What is registered to run at the end, temporary folders to be removed, still runs."""
     program = f"""

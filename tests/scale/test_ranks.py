@@ -97,7 +97,7 @@ def test_processes_with_other_options_or_versions_are_refused(data, port):
 
 
 @pytest.mark.slow
-def test_a_process_that_stops_ends_the_job_in_the_time_that_is_set(data, port):
+def test_a_stopped_process_ends_the_job_within_the_set_time(data, port):
     for stopped in (0, 1):
         out = data / f"run{stopped}"
         words = [

@@ -75,17 +75,17 @@ def test_two_processes_find_what_one_does(data, alone, pair, method):
     assert 0 < moved.max() <= 8
 
 
-def test_machines_that_share_no_memory_find_the_same(pair):
+def test_machines_without_shared_memory_find_the_same(pair):
     assert pair["apart"] == [checksum for checksum, _ in pair["em"]["everybody"]]
 
 
-def test_a_last_batch_that_does_not_go_round_is_no_error(pair):
+def test_a_last_batch_too_small_for_all_processes_is_no_error(pair):
     clean, poisoned = (images.astype(int) for images in pair["few"])
     assert 0 < np.abs(poisoned - clean).max() <= 8
     assert (poisoned != clean).any(axis=(1, 2, 3)).all()
 
 
-def test_an_interrupted_run_is_gone_on_with_by_any_number(data, pair, folder, monkeypatch):
+def test_an_interrupted_run_is_resumed_by_any_number_of_processes(data, pair, folder, monkeypatch):
     assert pair["resumed"] == pair["whole"]
     monkeypatch.setattr(devices, "fast_half", lambda device: None)
     clean, work = load_dataset(data), folder / "interrupted"
@@ -118,7 +118,7 @@ def test_a_search_takes_the_batches_of_one_process(make_dataset, monkeypatch, pr
             assert torch.equal(together[at : at + len(index)], index)
 
 
-def test_parts_of_a_batch_and_too_small_a_one(make_dataset, monkeypatch):
+def test_parts_of_a_batch_and_a_batch_that_is_too_small(make_dataset, monkeypatch):
     surrogate = new_surrogate("cnn", make_dataset(70), 0, torch.device("cpu"))
     monkeypatch.setattr(distributed, "_SIZE", 3)
     found = []

@@ -62,14 +62,14 @@ def test_a_disk_that_fills_up_while_poisoning(make_dataset, tmp_path, monkeypatc
     assert "exists already" in str(other.exception)
 
 
-def test_a_disk_too_small_is_met_before_the_work(make_dataset, tmp_path, monkeypatch):
+def test_a_disk_too_small_is_detected_before_the_work(make_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(InputError, match="the disk is full"), RowWriter(tmp_path / "out", make_dataset(), {}):
         raise AssertionError("not reached")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_early_error_leaves_nothing_and_a_late_one_what_is_done(make_dataset, tmp_path, monkeypatch):
+def test_an_early_error_leaves_nothing_and_a_late_one_keeps_finished_work(make_dataset, tmp_path, monkeypatch):
     dataset = make_dataset(60)
     with pytest.raises(KeyboardInterrupt), RowWriter(tmp_path / "out", dataset, {}) as writer:  # noqa: PT012
         writer.put(0, 20, dataset.images[:20], None)
@@ -112,7 +112,7 @@ def test_missing_rows_are_never_a_data_set(make_dataset, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [None, 4])
-def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(make_dataset, tmp_path, often, rank):
+def test_a_stopped_fit_resumes_to_the_same_weights(make_dataset, tmp_path, often, rank):
     dataset, options = make_dataset(), {"steps": 40, "rank": rank, "device": "cpu"}
     whole, calls = fit_basis(dataset, **options), []
 

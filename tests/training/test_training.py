@@ -181,7 +181,7 @@ def test_a_diverged_training_is_an_error(make_dataset):
         run(make_dataset(), replace(FAST, optimizer="sgd", lr=1e12, epochs=5))
 
 
-def test_cutmix_and_mixup_keep_the_books():
+def test_cutmix_and_mixup_report_their_shares():
     x = torch.arange(8.0)[:, None, None, None].expand(8, 1, 10, 10).contiguous()
     y = torch.arange(8)
     for seed in range(20):

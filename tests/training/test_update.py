@@ -121,7 +121,7 @@ def test_fast_on_a_gpu():
         assert few == replace(quick, name="fast", graph=True, evaluate_every=quick.epochs)
 
 
-def test_the_recipe_says_how_often_the_test_images_are_looked_at(make_dataset, monkeypatch):
+def test_the_recipe_sets_how_often_the_test_images_are_evaluated(make_dataset, monkeypatch):
     dataset = make_dataset(60, 16)
     recipe = replace(get_recipe("quick", "cnn", 60), epochs=4, evaluate_every=4)
     monkeypatch.setattr("ulfast.attacks.run.get_recipe", lambda *_: recipe)
