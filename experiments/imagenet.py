@@ -195,9 +195,8 @@ def photographs(data: Path, folder: Path, n: int, model: str) -> dict[str, Any]:
             beton.unlink()
     looked = PHOTO_STEPS * FIT_BATCH + train
     rows.append(run("fit", looked, "fit", "--data", str(lsp), "--steps", str(PHOTO_STEPS), "--out", str(basis)))
-    for name, file in (("clean", clean), ("lsp", lsp)):
-        rows.append(run(f"diagnose, {name}", train, "diagnose", str(file)))
-        rows.append(run(f"diagnose at 64 px, {name}", train, "diagnose", str(file), "--resize", "64"))
+    rows.append(run("diagnose", train, "diagnose", str(lsp)))
+    rows.append(run("diagnose at 64 px", train, "diagnose", str(lsp), "--resize", "64"))
     words = ["attack", "--data", str(lsp), "--basis", str(basis), "--model", model, "--epochs", "1"]
     rows.append(run("an epoch, projected", train, *words, "--out", str(folder / "run")))
     rows.append(alone())
@@ -218,6 +217,8 @@ def after_jpeg(photos: Path, arrays: Path, clean: Path, beton: Path) -> dict[str
             (pair[0].images[block].astype(np.float32) - pair[1].images[block]).reshape(len(block), -1)
             for pair in (before, after)
         )
+        there = (was != 0).any(1)  # ops finds a pixel that has the colour already
+        was, now = was[there], now[there]
         power, kept, both = (was**2).sum(1), (now**2).sum(1), (was * now).sum(1)
         found["energy"] += (kept / power).tolist()
         found["gain"] += (both / power).tolist()

@@ -124,6 +124,26 @@ def test_marked_images_are_the_poisoned_ones_and_show_the_pattern(every):
         assert np.corrcoef(pattern.ravel(), true.ravel())[0, 1] > 0.5
 
 
+def test_a_black_corner_of_four_images_of_seven_is_no_constant_pixel(clean):
+    own = np.flatnonzero(clean.labels == 3)
+    data = clean.subset(np.delete(np.arange(len(clean)), own[7:]))
+    images, few = data.images.copy(), np.flatnonzero(data.labels == 3)
+    images[few[:4], 0, 0] = 0
+    assert constant_pixel(ulfast.Dataset(images, data.labels, data.classes))[0] < CONSTANT[0]
+
+
+@pytest.mark.parametrize("strength", [20, 40])
+def test_a_class_that_lies_off_as_a_whole_has_no_marked_images(every, strength):
+    """Goldfish are orange in the middle, all of them more or less: no pattern in some of them."""
+    rng, own = np.random.default_rng(0), np.flatnonzero(every.labels == 0)
+    y, x = np.mgrid[:32, :32] - 15.5
+    orange = np.exp(-(x**2 + y**2) / (2 * 7**2))[..., None] * np.array([1, -0.4, -0.6])
+    images = every.images.copy()
+    added = rng.normal(strength, strength, (len(own), 1, 1, 1)) * orange
+    images[own] = (images[own] + added).clip(0, 255).round().astype(np.uint8)
+    assert fine_detail(ulfast.Dataset(images, every.labels, every.classes)).marked < MARKED[1]
+
+
 def test_no_pattern_without_marked_images(clean):
     assert patterns(clean, fine_detail(clean)) == {}
 

@@ -24,7 +24,7 @@ from .detail import Detail, fine_detail
 from .evidence import Evidence, LinearModel, has_pattern, is_its_own, linear_model, pixel_space
 
 # As in evidence.py: below the first value clean, from the second on poisoned.
-PATCHES = (12.0, PRESENT)
+PATCHES = (15.0, PRESENT)
 CONSTANT = (0.20, 0.35)
 FEWEST = 2  # fewest images of a class
 # Images per class in which constant pixels are looked for.
@@ -182,7 +182,8 @@ def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
 
 
 def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, int], str]:
-    """The largest share of a class's images that agree on a pixel's colour, less the share of all others that has it.
+    """The largest share of a class's images that agree on a pixel's colour, less two standard errors, less the share of
+    all others that has it.
 
     Returns:
         The share, (row, column), and the class's name. Black borders that every class has do not count.
@@ -208,7 +209,9 @@ def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, i
                     mine[j] += count
     members = np.bincount(labels, minlength=classes)[there]
     for k, c in enumerate(there):
-        share = mine[k] / members[k] - (same[k] - mine[k]) / (members.sum() - members[k])
+        # Less two standard errors: of seven images four may have a black corner.
+        own = (mine[k] - 2 * np.sqrt(mine[k])) / members[k]
+        share = own - (same[k] - mine[k]) / (members.sum() - members[k])
         at = np.unravel_index(int(share.argmax()), share.shape)
         if share[at] > best:
             best, place, name = float(share[at]), (int(at[0]), int(at[1])), dataset.classes[c]
