@@ -52,6 +52,23 @@ def test_images_decoded_on_demand_are_decoded_once_and_a_sample_of_them_twice(sa
     assert {("measure", 600, 600), ("sample", 300, 300)} <= set(stages)
 
 
+@pytest.mark.parametrize(("method", "verdict"), [(None, "clean"), ("lsp", "unknown")])  # of 300 images
+def test_a_first_look_comes_before_all_images_are_read(sample, monkeypatch, method, verdict):
+    data = sample if method is None else replace(ulfast.poison(sample, method), manifest={})
+    monkeypatch.setattr(module, "load_dataset", lambda source, *, split, **options: data)
+    monkeypatch.setattr(module, "FIRST", 300)
+    events = []
+    describe("x", first=events.append, progress=lambda stage, *_, **__: events.append(stage))
+    assert events[0] == f"a first look at 300 of 600 training images: {verdict}"
+    assert "measure" in events[1:]
+
+
+def test_a_small_set_gets_no_first_look(sample, monkeypatch):
+    monkeypatch.setattr(module, "load_dataset", lambda source, *, split, **options: sample)
+    monkeypatch.setattr(module, "FIRST", 400)
+    describe("x", first=pytest.fail)
+
+
 def test_large_images_are_searched_within_a_bound_of_bytes(sample, counted, monkeypatch):
     monkeypatch.setattr(module, "LOOKED_BYTES", 200 * 32 * 32 * 3)
     describe("somewhere")
