@@ -49,6 +49,7 @@ from ulfast.runtime import environment
 SIDE, CLASSES, QUALITY = 224, 1000, 90
 FIT_STEPS, FIT_BATCH = 20, 256
 PHOTO_STEPS = 50  # of photographs, whose classes are fewer
+WHOLE = ("file", "tue")  # made elsewhere; holds all images as floats, 4.5 GB for 1,000 of 224 px
 COMPARED = 400  # images whose perturbation is looked for after JPEG
 DECODED = """
 import sys, json, simplejpeg
@@ -156,8 +157,8 @@ def some(data: Path, folder: Path, n: int) -> tuple[int, int, float]:
     return counts[0], counts[1], size / counts[0]
 
 
-def photographs(data: Path, folder: Path, n: int, model: str) -> dict[str, Any]:
-    """All stages for photographs, and what JPEG leaves of each perturbation."""
+def photographs(data: Path, folder: Path, n: int, model: str, keep: Callable[[dict[str, Any]], None]) -> None:
+    """All stages for photographs, and what JPEG leaves of each perturbation; `keep` gets what there is so far."""
     photos, lsp, basis = folder / "photos", folder / "lsp.beton", folder / "basis.safetensors"
     train, test, size = some(data, photos, n)
     print(f"{train:,} training and {test:,} validation images of {size / 1000:.0f} kB", flush=True)
@@ -170,7 +171,13 @@ def photographs(data: Path, folder: Path, n: int, model: str) -> dict[str, Any]:
         row["seconds"] = row["result"]["seconds"]
         return row | {"ms_an_image": 1000 * row["seconds"] / both}
 
-    rows = [alone(), run("start-up", 0, "ls", "poisons")]
+    about = {"data": data.name, "training_images": train, "test_images": test, "jpeg_bytes_an_image": size}
+    rows, left = [alone(), run("start-up", 0, "ls", "poisons")], []
+
+    def so_far() -> None:
+        shown = json.loads(json.dumps(rows).replace(str(folder), "WORK"))
+        keep({**about, "stages": shown, "after_jpeg": left})
+
     clean = folder / "clean.beton"
     convert = ["data", "convert", "--mode", "jpeg", "--quality", str(QUALITY)]
     rows.append(run("convert to .beton, JPEG 90", both, *convert, str(photos), "--out", str(clean)))
@@ -178,8 +185,7 @@ def photographs(data: Path, folder: Path, n: int, model: str) -> dict[str, Any]:
         run("convert to WebDataset", both, "data", "convert", str(photos), "--to", "wds", "--out", f"{folder}/w")
     )
     shutil.rmtree(folder / "w")
-    left = []
-    for method in [name for name, poison in POISONS.items() if not poison.trains and name not in ("file", "ntga")]:
+    for method in [name for name, poison in POISONS.items() if not poison.trains and name not in WHOLE]:
         arrays, shards, beton = folder / method, folder / f"{method}-png", folder / f"{method}.beton"
         words = ["poison", "--method", method, "--data", str(photos)]
         rows.append(run(f"{method} to arrays", train, *words, "--out", str(arrays)))
@@ -193,15 +199,16 @@ def photographs(data: Path, folder: Path, n: int, model: str) -> dict[str, Any]:
         shutil.rmtree(shards)
         if beton != lsp:
             beton.unlink()
+        so_far()
     looked = PHOTO_STEPS * FIT_BATCH + train
     rows.append(run("fit", looked, "fit", "--data", str(lsp), "--steps", str(PHOTO_STEPS), "--out", str(basis)))
+    so_far()
     rows.append(run("diagnose", train, "diagnose", str(lsp)))
     rows.append(run("diagnose at 64 px", train, "diagnose", str(lsp), "--resize", "64"))
     words = ["attack", "--data", str(lsp), "--basis", str(basis), "--model", model, "--epochs", "1"]
     rows.append(run("an epoch, projected", train, *words, "--out", str(folder / "run")))
     rows.append(alone())
-    about = {"data": data.name, "training_images": train, "test_images": test, "jpeg_bytes_an_image": size}
-    return {**about, "stages": json.loads(json.dumps(rows).replace(str(folder), "WORK")), "after_jpeg": left}
+    so_far()
 
 
 def after_jpeg(photos: Path, arrays: Path, clean: Path, beton: Path) -> dict[str, float]:
@@ -346,20 +353,24 @@ def main() -> None:
     result: dict[str, Any] = {"environment": environment.describe(), "model": options.model}
     print("| stage | images | seconds | ms per image | peak MB |\n|---|---|---|---|---|")
     start = time.perf_counter()
+
+    def keep(found: dict[str, Any]) -> None:
+        result.update(found, seconds=time.perf_counter() - start)
+        if options.out:
+            options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory(prefix="ulfast-imagenet-") as folder:
         work = Path(folder)
         if options.full:
-            result["full"] = full_size(options.full, work)
+            keep({"full": full_size(options.full, work)})
         if options.data:
-            result |= photographs(options.data.resolve(), work, *(options.images or [2000]), options.model)
+            photographs(options.data.resolve(), work, *(options.images or [2000]), options.model, keep)
         elif not options.full:
-            result["stages"] = []
+            stages: list[dict[str, Any]] = []
             for n in options.images or [2000, 4000]:
                 with tempfile.TemporaryDirectory(prefix="ulfast-imagenet-") as each:
-                    result["stages"] += made_up(Path(each), n, options.model)
-    result["seconds"] = time.perf_counter() - start
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+                    stages += made_up(Path(each), n, options.model)
+                keep({"stages": stages})
 
 
 if __name__ == "__main__":
