@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--poisons", nargs="*", default=POISONS)
     parser.add_argument("--rates", nargs="*", type=float, default=RATES)
     parser.add_argument("--poisoned", nargs="*", default=[], metavar="FOLDER")
+    parser.add_argument("--sets", nargs="*", metavar="NAME", help="these sets alone")
     parser.add_argument("--only", default="", metavar="WORD")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -197,6 +198,8 @@ def main() -> None:
     plain = {"clean", *options.poisons} if options.plain and not options.no_rules else set()
 
     def say(name: str, make: Callable[[], Dataset], poisoned: bool) -> None:
+        if options.sets and name not in options.sets:
+            return
         if options.only not in name or name in {row["name"] for row in rows}:
             return
         given = seen = make()

@@ -197,7 +197,9 @@ def test_one_class_is_nothing_to_compare(clean):
 
 
 def test_conclusions():
-    def conclusion(linear=0.4, detail=0.2, marked=0.0, smooth=8, whole=8, constant=0.0, border=0.0, doubt=""):
+    def conclusion(
+        linear=0.4, detail=0.2, marked=0.0, smooth=8, whole=8, constant=0.0, border=0.0, doubt="", classes=10
+    ):
         values = (
             (linear, (LINEAR, None)),
             (detail, DETAIL),
@@ -207,7 +209,7 @@ def test_conclusions():
             (constant, CONSTANT),
         )
         measured = tuple(Evidence("", value, *bounds, "", doubt) for value, bounds in values)
-        return conclude((*measured, Evidence("", border, *BORDER, "")))
+        return conclude((*measured, Evidence("", border, *BORDER, "")), classes)
 
     assert conclusion() == ("clean", "none")
     assert conclusion(doubt="digits") == ("clean", "none")
@@ -224,6 +226,8 @@ def test_conclusions():
     assert conclusion(linear=0.421, detail=0.703, marked=0.114) == ("poisoned", "iss-jpeg")  # tap, of a ResNet
     assert conclusion(linear=0.663, detail=1.0, marked=0.929) == ("poisoned", "orthogonal-full")  # em-classwise
     assert conclusion(linear=0.526, detail=0.961, marked=0.285) == ("poisoned", "orthogonal-full")  # lsp, 40 classes
+    assert conclusion(linear=0.25, detail=0.926, classes=100) == ("poisoned", "orthogonal-full")  # lsp, 100 classes
+    assert conclusion(linear=0.2, detail=0.5, classes=100) == ("poisoned", "iss-jpeg")
     assert conclusion(linear=0.5, detail=0.9, marked=0.6) == ("poisoned", "orthogonal-full")
     assert conclusion(border=0.06) == ("unknown", "orthogonal-full")
     for other in ({}, {"doubt": "digits"}, {"smooth": 80}, {"linear": 0.5, "detail": 0.9}):

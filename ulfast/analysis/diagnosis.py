@@ -147,7 +147,7 @@ def _measured(dataset: Dataset, start: float, seed: int, centre: int | None, pro
             "share of images whose four sides are darker than the pixels next to them, as a convolution leaves them",
         ),
     )
-    verdict, attack = conclude(evidence)
+    verdict, attack = conclude(evidence, len(np.unique(dataset.labels)))
     return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear, patches, detail, border)
 
 
@@ -162,8 +162,8 @@ def _centres(dataset: Dataset, side: int) -> Dataset:
     return replace(dataset, images=images)
 
 
-def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
-    """Verdict and suggested attack."""
+def conclude(evidence: tuple[Evidence, ...], classes: int = 10) -> tuple[str, str]:
+    """Verdict and suggested attack for images of so many classes."""
     findings = *_, smooth, whole, constant, border = tuple(e.finding for e in evidence)
     if border == "poisoned":  # what else there is shows when the convolution is undone
         return "poisoned", "orthogonal-full"
@@ -173,7 +173,7 @@ def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
         return "unknown", "none" if any(e.doubt for e in evidence) else "orthogonal-full"
     if has_pattern(evidence[:3]):
         alone = "poisoned" not in (smooth, whole, constant)
-        return "poisoned", "iss-jpeg" if alone and is_its_own(evidence[:3]) else "orthogonal-full"
+        return "poisoned", "iss-jpeg" if alone and is_its_own(evidence[:3], classes) else "orthogonal-full"
     if smooth == "poisoned":
         return "poisoned", "orthogonal-patch"
     if "poisoned" in (whole, constant):  # a constant pixel shows in the patches that hold it, too

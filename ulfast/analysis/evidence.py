@@ -90,13 +90,13 @@ def has_pattern(evidence: tuple[Evidence, ...]) -> bool:
     return detail == "poisoned" or (marked == "poisoned" and "unclear" in (linear, detail))
 
 
-def is_its_own(evidence: tuple[Evidence, ...]) -> bool:
+def is_its_own(evidence: tuple[Evidence, ...], classes: int = 10) -> bool:
     """Whether each image's noise is its own, made with a network: fine detail tells the class better than a linear
     model does, though not of nearly every image, and one pattern does not stand out in most. A projection recovers less
-    there than JPEG.
+    there than JPEG. Where there are more than ten `classes`, an image has more of them to be taken for.
     """
     linear, detail, marked = (e.value for e in evidence)
-    return detail > linear + NOT_LINEAR and detail < OWN_DETAIL and marked < OWN_MARKED
+    return detail > linear + NOT_LINEAR and detail < OWN_DETAIL ** max(1, (classes - 1) / 9) and marked < OWN_MARKED
 
 
 def _for_classes(bound: float, classes: int) -> float:
