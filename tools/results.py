@@ -318,6 +318,15 @@ def diagnosis(result: dict[str, Any]) -> list[str]:
     return [*rows(head, body), "", f"{about}; {machine(result['environment'])}."]
 
 
+def looked(result: dict[str, Any]) -> list[str]:
+    """The same, with the time that it took."""
+    table = diagnosis(result)
+    count = len(result["rows"])
+    seconds = sum(row["processor_seconds"] for row in result["rows"]) / count
+    how = next((f"{key} {result[key]} px" for key in ("centre", "shrink") if result[key]), "whole images")
+    return [*table[: 2 + count], "", f"{how}: {seconds:.0f} processor seconds per set. {table[-1]}"]
+
+
 def rules(result: dict[str, Any]) -> list[str]:
     """The same: what the linear fit holds from either start, and what `partial` removes of its directions."""
     body = []
@@ -377,6 +386,7 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "after-jpeg": after_jpeg,
     "full-size": full_size,
     "diagnosis": diagnosis,
+    "looked": looked,
     "rules": rules,
     "plan": plan,
 }
