@@ -52,7 +52,7 @@ def test_images_decoded_on_demand_are_decoded_once_and_a_sample_of_them_twice(sa
     assert {("measure", 600, 600), ("sample", 300, 300)} <= set(stages)
 
 
-@pytest.mark.parametrize(("method", "verdict"), [(None, "clean"), ("lsp", "unknown")])  # of 300 images
+@pytest.mark.parametrize(("method", "verdict"), [(None, "clean"), ("ops", "poisoned")])
 def test_a_first_look_comes_before_all_images_are_read(sample, monkeypatch, method, verdict):
     data = sample if method is None else replace(ulfast.poison(sample, method), manifest={})
     monkeypatch.setattr(module, "load_dataset", lambda source, *, split, **options: data)
