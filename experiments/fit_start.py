@@ -21,9 +21,9 @@ import numpy as np
 from torch import Tensor
 
 import ulfast
+from ulfast.data.class_moments import class_moments
 from ulfast.grids.run import GridResult
 from ulfast.poisons import perturbation
-from ulfast.projection.other_fits import moments
 
 STEPS = (10, 30, 100, 300, 1000, 3000)
 STYLE = {"zero": ("#1b6ca8", "o", "from zero"), "torch": ("#c8553d", "s", "from PyTorch's random default")}
@@ -32,7 +32,7 @@ STYLE = {"zero": ("#1b6ca8", "o", "from zero"), "torch": ("#c8553d", "s", "from 
 def case(clean: ulfast.Dataset, poison: str, seed: int) -> tuple[ulfast.Dataset, tuple[Tensor, Tensor], int]:
     """The poisoned images, their perturbations (n, d), the differences of their class means (c, d), and the seed."""
     poisoned = ulfast.poison(clean, poison, seed=seed)
-    means = moments(poisoned, second=False).means.float()
+    means = class_moments(poisoned).means().float()
     return poisoned, (perturbation(clean, poisoned).flatten(1), means - means.mean(0)), seed
 
 

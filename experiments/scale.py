@@ -1,9 +1,10 @@
 """The cost of the whole path beyond this machine: bytes, flops and seconds for ImageNet-1k and 14 million images.
 
-    python experiments/scale.py [--measured benchmarks/results/imagenet-2cores.json]
+    python experiments/scale.py [--measured benchmarks/results/imagenet-photographs.json]
 
-Every input is printed with where it comes from: `measured` by experiments/imagenet.py, or `assumed`. Change them here
-or by --set NAME=VALUE. A stage takes the longest of what it reads, decodes and computes, as these overlap.
+Every input is printed with where it comes from: `measured` by experiments/imagenet.py --data --full, or `assumed`.
+Change them here or by --set NAME=VALUE. A stage takes the longest of what it reads, decodes and computes, as these
+overlap.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-MEASURED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "imagenet-2cores.json"
+MEASURED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "imagenet-photographs.json"
 SIDE, CHANNELS = 224, 3
 D = SIDE * SIDE * CHANNELS
 SETS = {"ImageNet-1k": (1_281_167, 1000), "14 M images": (14_000_000, 1000)}
@@ -45,12 +46,24 @@ def inputs(measured: dict | None) -> dict[str, Input]:
         "generate": Input(400, "images/s a core", "assumed: a generator and a JPEG encoder"),
     }
     if measured:
-        stages = {row["stage"]: row for row in measured["stages"]}  # of several sizes the last: the largest
-        origin = "measured: {} on " + measured["environment"]["cpu"]
-        two = measured["environment"]["threads"]
-        for name, stage in (("decode", "convert"), ("generate", "poison")):
-            rate = stages[stage]["images"] / stages[stage]["processor_seconds"]
-            table[name] = Input(rate, "images/s a core", origin.format(f"{stage}, start-up included, {two} threads"))
+        stages = {row["stage"]: row for row in measured["stages"]}
+        start = stages["start-up"]["processor_seconds"]
+        origin = f"measured ({MEASURED.name}): {{}}, a thread of {measured['environment']['cpu']}"
+
+        def each(stage: str) -> float:
+            """Processor seconds per image, start-up left out."""
+            return (stages[stage]["processor_seconds"] - start) / stages[stage]["images"]
+
+        full = measured["full"]
+        files = f"measured ({MEASURED.name}): mean of {full['files']} files as they come"
+        table["jpeg_bytes"] = Input(full["bytes"], "bytes per image", files)
+        square = next(row["ms"] for row in full["costs"] if row["what"] == "ulfast, 224 px")
+        table["decode"] = Input(1000 / square, "images/s a core", origin.format("whole files to 224 px"))
+        # To arrays it decodes small files; whole ones take what is above.
+        alone = next(row for row in measured["stages"] if row["stage"] == "simplejpeg alone")
+        made = each("lsp to arrays") - alone["processor_seconds"] / alone["images"] + each("lsp to JPEG 90")
+        rate = 1 / (max(made, 0) + square / 1000)
+        table["generate"] = Input(rate, "images/s a core", origin.format("decoding, lsp and JPEG 90"))
     return table
 
 

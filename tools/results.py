@@ -11,8 +11,10 @@ the grid (benchmarks/results/grids/GRID.json) or after the run's folder (benchma
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -289,6 +291,139 @@ def compat(result: dict[str, Any]) -> list[str]:
     return rows(["torch", *(one["packages"]["torch"] for one in made)], body)
 
 
+def photographs(result: dict[str, Any]) -> list[str]:
+    """What experiments/imagenet.py --data wrote: the stages."""
+    alone = [row for row in result["stages"] if row["stage"] == "simplejpeg alone"]
+    start = next(row for row in result["stages"] if row["stage"] == "start-up")
+    # Decoding includes next to no start-up; of the other stages the same is left out.
+    peer = sum(row["processor_seconds"] / row["images"] for row in alone) / len(alone)
+    body = []
+    for row in result["stages"]:
+        images = f"{row['images']:,}" if row["images"] else ""
+        apart = 0.0 if row in alone else start["processor_seconds"]
+        each = (row["processor_seconds"] - apart) / max(1, row["images"])
+        costs = [f"{1000 * each:.2f}", f"{each / peer:.1f}"] if row["images"] else ["", ""]
+        body.append([row["stage"], images, f"{row['seconds']:.1f}", *costs, f"{row['peak_mb']:,.0f}"])
+    head = ["stage", "images", "seconds", "processor ms per image", "× decoding", "peak MB"]
+    about = (
+        f"{result['training_images']:,} training and {result['test_images']:,} validation images of {result['data']}"
+    )
+    return [
+        *rows(head, body),
+        "",
+        f"{about}, `{result['model']}`, on a machine that other work shared; {machine(result['environment'])}.",
+    ]
+
+
+def after_jpeg(result: dict[str, Any]) -> list[str]:
+    """The same: what JPEG leaves of the perturbations."""
+    body = []
+    for row in result["after_jpeg"]:
+        shares = [f"{100 * row[key]:.0f} %" for key in ("energy", "gain")]
+        sizes = [f"{row[key] / 1000:.0f}" for key in ("png_bytes_an_image", "jpeg_bytes_an_image")]
+        body.append([f"`{row['method']}`", f"{row['levels']:.1f}", *shares, f"{row['correlation']:.2f}", *sizes])
+    head = [
+        "perturbation",
+        "levels (rms)",
+        "energy left",
+        "of it the perturbation",
+        "correlation",
+        "PNG, kB",
+        "JPEG, kB",
+    ]
+    return [*rows(head, body), "", f"Medians over {result['after_jpeg'][0]['compared']} images."]
+
+
+def full_size(result: dict[str, Any]) -> list[str]:
+    """The same: costs of ImageNet's files as they come, and loaders over them."""
+    full = result["full"]
+    first = full["costs"][0]["ms"]
+    body = []
+    for row in full["costs"]:
+        left = ""
+        if "applies" in row:
+            quality = f", PSNR {row['psnr_db']:.0f} dB, at worst {row['least_psnr_db']:.0f}" if "psnr_db" in row else ""
+            left = f"{row['applies']} of {full['files']} files{quality}"
+        body.append([row["what"], f"{row['ms']:.2f}", f"{row['ms'] / first:.1f}", left])
+    ours, usual, ratio = (full["loaders"][key] for key in ("default loader", "DataLoader", "ratio"))
+    return [
+        *rows(["one thread", "processor ms per file", "× decoding", "scaled"], body),
+        "",
+        f"{full['files']} files of {full['bytes'] / 1000:.0f} kB, the shorter side {full['side']:.0f} px (median). Over"
+        f" them the default loader makes {ours:.0f} images per second, a DataLoader with Pillow and a worker per core"
+        f" {usual:.0f}: {ratio:.1f} times.",
+    ]
+
+
+def diagnosis(result: dict[str, Any]) -> list[str]:
+    """What experiments/diagnosis.py --plain wrote: evidence and verdicts."""
+    body = []
+    for row in result["rows"]:
+        wrong = row["verdict"] == ("clean" if row["poisoned"] else "poisoned")
+        verdict = f"*{row['verdict']}*" if wrong else row["verdict"]
+        values = [f"{evidence['value']:.3g}" for evidence in row["evidence"]]
+        body.append([row["name"], *values, verdict, row["suggested_attack"]])
+    head = ["data", *(evidence["name"] for evidence in result["rows"][0]["evidence"]), "verdict", "suggested"]
+    about = (
+        f"{result['images']:,} images of {result['data']} at {result['image_shape'][0]} px, {result['classes']} classes"
+    )
+    return [*rows(head, body), "", f"{about}; {machine(result['environment'])}."]
+
+
+def looked(result: dict[str, Any]) -> list[str]:
+    """The same, with the time that it took."""
+    table = diagnosis(result)
+    count = len(result["rows"])
+    seconds = sum(row["processor_seconds"] for row in result["rows"]) / count
+    how = next((f"{key} {result[key]} px" for key in ("centre", "shrink") if result[key]), "whole images")
+    return [*table[: 2 + count], "", f"{how}: {seconds:.0f} processor seconds per set. {table[-1]}"]
+
+
+def rules(result: dict[str, Any]) -> list[str]:
+    """The same: what the linear fit holds from either start, and what `partial` removes of its directions."""
+    body = []
+    for row in result["rows"]:
+        if "class_means_zero" not in row:
+            continue
+        shares = [
+            f"{100 * row[f'{part}_zero']:.0f} / {100 * row[f'{part}_torch']:.0f} %" if f"{part}_zero" in row else ""
+            for part in ("perturbation", "class_means")
+        ]
+        removed = f"{100 * row['removed_mean']:.0f} % ({100 * row['removed_least']:.0f} %)"
+        body.append([row["name"], *shares, removed, f"{row['levels']:.1f}"])
+    head = ["data", "perturbation held: zero / random start", "class means held", "`partial` removes (least)", "levels"]
+    return rows(head, body)
+
+
+def plan(result: dict[str, Any]) -> list[str]:
+    """What experiments/scale.py computes from the measured rates of experiments/imagenet.py."""
+    spec = importlib.util.spec_from_file_location("scale", ROOT / "experiments" / "scale.py")
+    assert spec is not None
+    assert spec.loader is not None
+    scale = importlib.util.module_from_spec(spec)
+    sys.modules["scale"] = scale  # where its dataclass looks for itself
+    spec.loader.exec_module(scale)
+    table = scale.inputs(result)
+    lines = rows(
+        ["input", "value", "unit", "where from"],
+        [[name, f"{one.value:,.4g}", one.unit, one.origin] for name, one in table.items()],
+    )
+    for title, (n, classes) in scale.SETS.items():
+        columns = [scale.stages(n, classes, gpus, table) for gpus in scale.GPUS]
+        body = [
+            [
+                each[0]["stage"],
+                f"{each[0]['bytes'] / 1e12:.2f} TB",
+                f"{each[0]['flops']:.1e}",
+                *(scale.span(row["seconds"]) for row in each),
+            ]
+            for each in zip(*columns, strict=True)
+        ]
+        head = [title, "bytes read and written", "flop", *(f"{g} GPU{'s' * (g > 1)}" for g in scale.GPUS)]
+        lines += ["", *rows(head, body)]
+    return lines
+
+
 KINDS: dict[str, Callable[..., list[str]]] = {
     "grid": grid,
     "attack": attack,
@@ -301,6 +436,13 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "looks": looks,
     "campaign": campaign,
     "compat": compat,
+    "photographs": photographs,
+    "after-jpeg": after_jpeg,
+    "full-size": full_size,
+    "diagnosis": diagnosis,
+    "looked": looked,
+    "rules": rules,
+    "plan": plan,
 }
 FOLDERS = {kind: {"grid": "grids", "attack": "attacks"}.get(kind, "") for kind in KINDS}
 

@@ -52,6 +52,23 @@ def test_images_decoded_on_demand_are_decoded_once_and_a_sample_of_them_twice(sa
     assert {("measure", 600, 600), ("sample", 300, 300)} <= set(stages)
 
 
+@pytest.mark.parametrize(("method", "verdict"), [(None, "clean"), ("ops", "poisoned")])
+def test_a_first_look_comes_before_all_images_are_read(sample, monkeypatch, method, verdict):
+    data = sample if method is None else replace(ulfast.poison(sample, method), manifest={})
+    monkeypatch.setattr(module, "load_dataset", lambda source, *, split, **options: data)
+    monkeypatch.setattr(module, "FIRST", 300)
+    events = []
+    describe("x", first=events.append, progress=lambda stage, *_, **__: events.append(stage))
+    assert events[0] == f"a first look at 300 of 600 training images: {verdict}"
+    assert "measure" in events[1:]
+
+
+def test_a_small_set_gets_no_first_look(sample, monkeypatch):
+    monkeypatch.setattr(module, "load_dataset", lambda source, *, split, **options: sample)
+    monkeypatch.setattr(module, "FIRST", 400)
+    describe("x", first=pytest.fail)
+
+
 def test_large_images_are_searched_within_a_bound_of_bytes(sample, counted, monkeypatch):
     monkeypatch.setattr(module, "LOOKED_BYTES", 200 * 32 * 32 * 3)
     describe("somewhere")
@@ -83,7 +100,8 @@ def test_the_constant_pixel_is_that_of_the_definition(channels, colours):
         own = labels == c
         median = np.sort(images[own], axis=0)[own.sum() // 2]
         same = (images == median).all(axis=3)
-        share = same[own].mean(0) - same[~own].mean(0)
+        mine = same[own].sum(0)
+        share = (mine - 2 * np.sqrt(mine)) / own.sum() - same[~own].mean(0)
         if share.max() > best[0]:
             place = np.unravel_index(int(share.argmax()), share.shape)
             best = (share.max(), tuple(map(int, place)), str(c))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ulfast import InputError
 from ulfast.cli.main import group
 from ulfast.data.export import export_dataset
 from ulfast.data.lazy import LazyImages
+from ulfast.data.writers import wds
 
 
 def run(*words):
@@ -65,12 +68,43 @@ def test_shards_become_poisoned_shards(shards, tmp_path, method, extra, monkeypa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--shard-size", "10"), "belongs to --to wds"),
-        (("--to", "wds", "--resume"), "written by one process, at once"),
-        (("--to", "wds", "--poison-test", "t"), "written by one process, at once"),
+        (("--shard-size", "100"), "belongs to --to wds"),
+        (("--to", "wds", "--resume"), "there is no interrupted run"),
+        (("--to", "wds", "--poison-test", "t"), "written by one process"),
     ],
 )
 def test_what_shards_do_not_go_with(shards, tmp_path, words, said):
     done = run("poison", "--data", shards, "--out", tmp_path / "p", *words)
     assert isinstance(done.exception, InputError)
     assert said in str(done.exception)
+
+
+def test_interrupted_shards_are_resumed_with_the_same_settings_only(shards, tmp_path, monkeypatch):
+    words = ("poison", "--data", shards, "--to", "wds", "--shard-size", "100")
+    assert run(*words, "--out", tmp_path / "whole").exit_code == 0
+    written = []
+
+    def full(file, piece, write=wds._write):
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(piece.name)
+        write(file, piece)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wds, "_write", full)
+        stopped = run(*words, "--out", tmp_path / "p")
+    assert isinstance(stopped.exception, InputError)
+    assert not (tmp_path / "p").exists()
+    assert sorted(file.name for file in (tmp_path / ".p.part").glob("*.tar")) == written
+    other = run(*words, "--out", tmp_path / "p", "--rate", "0.5", "--resume")
+    assert "belongs to a run with another" in str(other.exception)
+    made = []
+    monkeypatch.setattr(
+        wds, "_write", lambda file, piece, write=wds._write: made.append(piece.name) or write(file, piece)
+    )
+    assert run(*words, "--out", tmp_path / "p", "--resume").exit_code == 0
+    assert made
+    assert not set(made) & set(written)
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "p" / file.name).read_bytes() == file.read_bytes()
+    assert not (tmp_path / ".p.part").exists()

@@ -19,6 +19,7 @@ import torch._dynamo  # the first optimizer would
 
 import ulfast.attacks
 import ulfast.data.beton.writer
+import ulfast.data.writers.pieces
 import ulfast.data.writers.resumable
 import ulfast.poisons.run
 import ulfast.projection.fit_state
@@ -29,6 +30,7 @@ from ulfast.runtime import files
 # Everything is saved as often as possible.
 ulfast.data.writers.resumable.COMMIT_SECONDS = ulfast.projection.fit_state.SAVE_SECONDS = 0.0
 ulfast.poisons.run.CHUNK_BYTES = ulfast.data.writers.resumable.CHUNK_BYTES = 20 * 432
+ulfast.data.writers.pieces.BLOCK_BYTES = 20 * 432
 ulfast.data.beton.writer.CHUNK_BYTES = ulfast.data.beton.writer.CHECKPOINT_BYTES = 20 * 432
 pictures.save = lambda figure, path: Path(path).write_bytes(b"picture")  # half a second each
 pictures.basis_figure = pictures.comparison_figure = pictures.attack_figure = lambda *a, **k: None
@@ -61,6 +63,9 @@ def words(step: str, data: str, out: Path) -> tuple[list[str], bool]:
     if step == "poison":
         command = ["poison", "--data", data, "--out", str(out / "p")]
         return command + ["--resume"] * (out / ".p.part").exists(), (out / "p").exists()
+    if step == "shards":
+        command = ["poison", "--data", data, "--to", "wds", "--shard-size", "40", "--out", str(out / "s")]
+        return command + ["--resume"] * (out / ".s.part" / files.SETTINGS).exists(), (out / "s").exists()
     if step == "beton":
         done = (out / "c.test.beton.json").exists() and not (out / "c.test.beton.part.json").exists()
         return ["data", "convert", data, "--out", str(out / "c.beton")], done

@@ -13,14 +13,14 @@ from ulfast.data import write_dataset
 SCRIPT = Path(__file__).with_name("killing.py")
 
 
-STORM = [("fit", 4), ("train", 4), ("poison", 5), ("beton", 5), ("ulfast", 3)]
+STORM = [("fit", 4), ("train", 4), ("poison", 5), ("beton", 5), ("ulfast", 3), ("shards", 5)]
 
 
 @pytest.mark.parametrize(
     ("step", "kills"), [("poison", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in STORM)]
 )
 def test_a_command_killed_at_random_moments_ends_with_the_same_bytes(make_dataset, tmp_path, step, kills):
-    """22 kills in all. After each, the command is given again as its message says."""
+    """27 kills in all. After each, the command is given again as its message says."""
     write_dataset(tmp_path / "data", make_dataset(150), make_dataset(30, split="test", seed=1))
     done = subprocess.run(
         [sys.executable, str(SCRIPT), step, "0", str(kills), str(tmp_path)],

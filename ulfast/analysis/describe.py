@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from .distinct import distinct_perturbations
 # Limits of the search for poison: images, their bytes, and the side of the central square of large images for fits.
 LOOKED_AT, LOOKED_BYTES, CENTRE = 10_000, 512 << 20, 64
 DECODED = 128  # images decoded at a time
+FIRST, FIRST_OF_CLASS = 1_000, 10  # images of the first look, or so many of each class
 
 
 def describe(
@@ -32,6 +34,7 @@ def describe(
     base: Dataset | None = None,
     look_for_poison: bool = True,
     seed: int = 0,
+    first: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     **reading: Any,
 ) -> dict[str, Any]:
@@ -41,6 +44,7 @@ def describe(
     10,000 images and 512 MiB; models are fitted to the centres of large images.
 
     Args:
+        first: called with a sentence before all images are read: what 1,000 images of a larger set look like.
         base: the clean training images; if given, the distinct perturbations in each class are counted.
 
     Returns:
@@ -65,7 +69,10 @@ def describe(
             missing = isinstance(error, MissingSplit)
             warnings.append(f"{'there are no test images' if missing else 'the test images do not fit'}: {error}")
             continue
-        train = dataset if train is None else train
+        if train is None:
+            train = dataset
+            if first is not None and look_for_poison and not train.manifest.get("method"):
+                _first_look(train, seed, first)
         splits[split] = _split(dataset, progress)
         empty = [name for name, count in splits[split]["classes"].items() if count == 0]
         if empty:
@@ -77,7 +84,7 @@ def describe(
         from . import diagnose
 
         try:
-            found = diagnose(_sample(train, seed, progress), seed=seed, centre=CENTRE, progress=progress)
+            found = diagnose(_sample(train, LOOKED_AT, seed, progress), seed=seed, centre=CENTRE, progress=progress)
         except InputError as error:  # too few images
             warnings.append(f"whether they are poisoned cannot be told: {error}")
         else:
@@ -102,9 +109,22 @@ def _distinct(train: Dataset, base: Dataset, warnings: list[str]) -> dict[str, i
     return counts
 
 
-def _sample(train: Dataset, seed: int, progress: Progress | None) -> Dataset:
-    """The images to search for poison, decoded once."""
-    most = min(LOOKED_AT, len(train), LOOKED_BYTES // int(np.prod(train.image_shape)))
+def _first_look(train: Dataset, seed: int, first: Callable[[str], None]) -> None:
+    """Reports what a small sample looks like, if it is small beside the set and can tell anything."""
+    from . import diagnose
+
+    count = max(FIRST, FIRST_OF_CLASS * train.num_classes)
+    if count > min(LOOKED_AT, len(train)) // 2:
+        return
+    with contextlib.suppress(InputError):  # of a class with too few images
+        some = _sample(train, count, seed, None)
+        found = diagnose(some, seed=seed, centre=CENTRE)
+        first(f"a first look at {len(some):,} of {len(train):,} training images: {found.verdict}")
+
+
+def _sample(train: Dataset, count: int, seed: int, progress: Progress | None) -> Dataset:
+    """`count` images to search for poison, decoded once."""
+    most = min(count, len(train), LOOKED_BYTES // int(np.prod(train.image_shape)))
     some = train.balanced(max(train.num_classes, most), seed)
     if not isinstance(some.images, LazyImages):
         return some

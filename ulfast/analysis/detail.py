@@ -8,6 +8,7 @@ the accuracy, but each of them is many standard deviations off, where no clean i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,8 @@ class Detail:
     Attributes:
         accuracy: accuracy of a discriminant on held-out images, averaged over classes.
         marked: share of the images of one class in which its pattern stands out by more than six standard deviations,
-            minus two standard errors and minus the share of other classes' images; given for the class where it is
-            largest.
+            minus two standard errors, minus the share of other classes' images, and minus what a class that lies off as
+            a whole has there without a pattern in some of its images; given for the class where it is largest.
         name: that class.
         images: sorted indices of the examined images that stand out.
     """
@@ -65,7 +66,7 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
     for c in range(classes):
         members = rng.permutation(np.flatnonzero(labels.numpy() == c))
         first[members[: len(members) // 2]] = True
-    right, marked, others = torch.zeros(classes), torch.zeros(classes), torch.zeros(classes)
+    right, marked, others, as_a_whole = (torch.zeros(classes) for _ in range(4))
     images = []
     halves = (first, ~first)
     sums = [torch.zeros(int((~fitted).sum()), classes) for fitted in halves]
@@ -78,11 +79,13 @@ def fine_detail(dataset: Dataset, seed: int = 0) -> Detail:
         right.index_add_(0, held, (scores.argmax(1) == held).float())
         for c in torch.nonzero((total >= FEWEST) & (total < len(labels))).flatten().tolist():
             own = held == c
-            far = _standardised(scores[:, c], ~own) > FAR
+            standardised = _standardised(scores[:, c], ~own)
+            far = standardised > FAR
             marked[c] += far[own].sum()
+            as_a_whole[c] += _beyond(standardised[own]) * float(own.sum()) / total[c]
             images.append(rows[~fitted.numpy()][(far & own).numpy()])
             others[c] += far[~own].float().mean() / 2
-    share = (marked - 2 * marked.sqrt()) / total.clamp_min(1) - others
+    share = (marked - 2 * marked.sqrt()) / total.clamp_min(1) - others - as_a_whole
     accuracy = (right / total)[total > 0].mean()
     name, found = dataset.classes[int(share.argmax())], np.sort(np.concatenate([*images, rows[:0]]))
     return Detail(float(accuracy), max(0.0, float(share.max())), name, found)
@@ -203,6 +206,19 @@ def _scores(x: Tensor, labels: Tensor, classes: int, fitted: Tensor) -> Tensor:
     chance *= images / max(1, images - classes - features)
     weights *= (1 - chance / distance).clamp_min(0)[:, None]
     return (x[~fitted] - means.mean(0)) @ weights.T
+
+
+def _beyond(own: Tensor) -> float:
+    """Share of a class's standardised scores beyond `FAR` if they are normal, by their median and lower spread (each
+    taken two standard errors higher): goldfish are orange, all of them more or less, and their scores are such a
+    distribution. Poisoned images among clean ones are a second peak, which neither moves. 0 where most are far off.
+    """
+    low, middle = torch.quantile(own, torch.tensor([0.1587, 0.5])).tolist()
+    if middle >= FAR or middle <= low:
+        return 0.0
+    error = 2 * 1.25 / math.sqrt(len(own))  # of a median, in units of the spread
+    spread = (middle - low) * (1 + error)
+    return math.erfc((FAR - middle - error * (middle - low)) / spread / math.sqrt(2)) / 2
 
 
 def _standardised(scores: Tensor, reference: Tensor) -> Tensor:

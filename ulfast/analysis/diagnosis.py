@@ -24,7 +24,7 @@ from .detail import Detail, fine_detail
 from .evidence import Evidence, LinearModel, has_pattern, is_its_own, linear_model, pixel_space
 
 # As in evidence.py: clean below the first value, poisoned from the second on.
-PATCHES = (12.0, PRESENT)
+PATCHES = (15.0, PRESENT)
 CONSTANT = (0.20, 0.35)
 FEWEST = 2  # fewest images of a class
 # Images per class searched for constant pixels.
@@ -147,7 +147,7 @@ def _measured(dataset: Dataset, start: float, seed: int, centre: int | None, pro
             "share of images whose four sides are darker than the pixels next to them, as a convolution leaves them",
         ),
     )
-    verdict, attack = conclude(evidence)
+    verdict, attack = conclude(evidence, len(np.unique(dataset.labels)))
     return Diagnosis(verdict, attack, evidence, time.perf_counter() - start, linear, patches, detail, border)
 
 
@@ -162,8 +162,8 @@ def _centres(dataset: Dataset, side: int) -> Dataset:
     return replace(dataset, images=images)
 
 
-def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
-    """Verdict and suggested attack."""
+def conclude(evidence: tuple[Evidence, ...], classes: int = 10) -> tuple[str, str]:
+    """Verdict and suggested attack for images of so many classes."""
     findings = *_, smooth, whole, constant, border = tuple(e.finding for e in evidence)
     if border == "poisoned":  # anything else shows once the convolution is undone
         return "poisoned", "orthogonal-full"
@@ -173,7 +173,7 @@ def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
         return "unknown", "none" if any(e.doubt for e in evidence) else "orthogonal-full"
     if has_pattern(evidence[:3]):
         alone = "poisoned" not in (smooth, whole, constant)
-        return "poisoned", "iss-jpeg" if alone and is_its_own(evidence[:3]) else "orthogonal-full"
+        return "poisoned", "iss-jpeg" if alone and is_its_own(evidence[:3], classes) else "orthogonal-full"
     if smooth == "poisoned":
         return "poisoned", "orthogonal-patch"
     if "poisoned" in (whole, constant):  # a constant pixel also shows in the patches that hold it
@@ -182,7 +182,8 @@ def conclude(evidence: tuple[Evidence, ...]) -> tuple[str, str]:
 
 
 def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, int], str]:
-    """The largest share of a class's images that agree on a pixel's colour, minus the share of all others that have it.
+    """The largest share of a class's images that agree on a pixel's colour, minus two standard errors and minus the
+    share of all others that have it.
 
     Returns:
         The share, (row, column), and the class name. Black borders that every class has do not count.
@@ -208,7 +209,9 @@ def constant_pixel(dataset: Dataset, seed: int = 0) -> tuple[float, tuple[int, i
                     mine[j] += count
     members = np.bincount(labels, minlength=classes)[there]
     for k, c in enumerate(there):
-        share = mine[k] / members[k] - (same[k] - mine[k]) / (members.sum() - members[k])
+        # Less two standard errors: of seven images four may have a black corner.
+        own = (mine[k] - 2 * np.sqrt(mine[k])) / members[k]
+        share = own - (same[k] - mine[k]) / (members.sum() - members[k])
         at = np.unravel_index(int(share.argmax()), share.shape)
         if share[at] > best:
             best, place, name = float(share[at]), (int(at[0]), int(at[1])), dataset.classes[c]

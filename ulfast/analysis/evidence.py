@@ -90,13 +90,13 @@ def has_pattern(evidence: tuple[Evidence, ...]) -> bool:
     return detail == "poisoned" or (marked == "poisoned" and "unclear" in (linear, detail))
 
 
-def is_its_own(evidence: tuple[Evidence, ...]) -> bool:
+def is_its_own(evidence: tuple[Evidence, ...], classes: int = 10) -> bool:
     """Whether the noise is individual to each image and made with a network: fine detail tells the class better than a
     linear model, though not of nearly every image, and no single pattern stands out in most images. A projection then
-    recovers less than JPEG.
+    recovers less than JPEG. With more than ten `classes`, an image has more of them to be mistaken for.
     """
     linear, detail, marked = (e.value for e in evidence)
-    return detail > linear + NOT_LINEAR and detail < OWN_DETAIL and marked < OWN_MARKED
+    return detail > linear + NOT_LINEAR and detail < OWN_DETAIL ** max(1, (classes - 1) / 9) and marked < OWN_MARKED
 
 
 def _for_classes(bound: float, classes: int) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from ..analysis.detail import fine_detail
 from ..analysis.evidence import Evidence, has_pattern, is_its_own, linear_model, pixel_space
 from ..parameters import parameter
@@ -65,6 +67,6 @@ class OrthogonalFull(OrthogonalProjection):
     @staticmethod
     def hiding(plan: Plan, evidence: tuple[Evidence, ...]) -> float:
         """The scale of the noise. If a poison is individual to each image, the class means have nothing to hide."""
-        if is_its_own(evidence):
+        if is_its_own(evidence, len(np.unique(plan.train.labels))):
             return 0.0
         return 1.0 if plan.removal.rows is None else noise_scale(plan.removal.rows)

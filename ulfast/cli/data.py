@@ -68,9 +68,9 @@ def info(
     from ..data import load_dataset
 
     clean = load_dataset(base, progress=output.bars, **reading) if base is not None else None
-    found = describe(
-        data, format=format_, base=clean, look_for_poison=not quick, seed=seed, progress=output.bars, **reading
-    )
+    first = None if output.json or output.quiet else output.remark
+    options: dict[str, Any] = {"look_for_poison": not quick, "seed": seed, "first": first, "progress": output.bars}
+    found = describe(data, format=format_, base=clean, **options, **reading)
     output.result(found)
     for split, about in found["splits"].items():
         height, width, channels = about["image_shape"]

@@ -143,8 +143,8 @@ def command(
         check_replace(generator_out)
     if shard_size is not None and to != "wds":
         raise InputError("--shard-size belongs to --to wds: leave it out, or add that")
-    if to == "wds" and (resume or poison_test is not None or distributed.size() > 1):
-        raise InputError("--to wds is written by one process, at once: leave --resume, --poison-test and --nproc out")
+    if to == "wds" and (poison_test is not None or distributed.size() > 1):
+        raise InputError("--to wds is written by one process: leave --poison-test and --nproc out")
     if data is None:
         raise InputError("which images? Give --data PATH or a name (sample, cifar10, cifar100, svhn)")
     if out is None and not dry_run:
@@ -225,7 +225,8 @@ def command(
         output.say(f"{out} is complete already")
         return
     if to == "wds":
-        write_shards(poisoning, test, out, size=shard_size, overwrite=overwrite, progress=output.bars)
+        options: dict[str, Any] = {"size": shard_size, "resume": resume, "overwrite": overwrite}
+        write_shards(poisoning, test, out, settings=summary, progress=output.bars, **options)
         statistics = poisoning.statistics.summary()
         if place is not None and work is None and place.is_dir():
             shutil.rmtree(place)

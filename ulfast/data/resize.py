@@ -33,19 +33,28 @@ def check_size(file: Path | str, width: int, height: int) -> None:
 
 
 def centre_square(image: np.ndarray, side: int) -> np.ndarray:
-    """Scales the shorter side to `side` (bicubic, antialiased), then takes the centre `side` x `side`."""
-    from PIL import Image
+    """Scales the shorter side to `side` (bicubic, antialiased), then takes the centre `side` x `side`.
+
+    torch's kernel gives the same bytes at every CPU level, and those of torchvision's `Resize` for a uint8 tensor.
+    Pillow's differs in one value of 250 and takes four times as long, which is twice as long as decoding a JPEG.
+
+    Args:
+        image: (H, W, C) uint8.
+
+    Returns:
+        (side, side, C) uint8.
+    """
+    import torch
+    from torch.nn import functional as F
 
     height, width = image.shape[:2]
     if (height, width) == (side, side):
         return image
     scale = side / min(height, width)
-    size = (max(side, round(width * scale)), max(side, round(height * scale)))
-    if size[0] * size[1] > max_pixels():
+    tall, wide = max(side, round(height * scale)), max(side, round(width * scale))
+    if tall * wide > max_pixels():
         raise InputError(f"an image of {width} x {height} is too narrow for --resize {side}: leave it out")
-    picture = Image.fromarray(image.squeeze(2) if image.shape[-1] == 1 else image).resize(
-        size, Image.Resampling.BICUBIC
-    )
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    out = np.asarray(picture.crop((left, top, left + side, top + side)))
-    return out.reshape(side, side, -1)
+    x = torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)[None]
+    x = F.interpolate(x, (tall, wide), mode="bicubic", antialias=True, align_corners=False)[0]
+    top, left = (tall - side) // 2, (wide - side) // 2
+    return np.ascontiguousarray(x[:, top : top + side, left : left + side].permute(1, 2, 0).numpy())

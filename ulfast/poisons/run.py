@@ -17,6 +17,7 @@ from ..data.classes import aligned, matched
 from ..data.dataset import Dataset, chunks
 from ..data.lazy import LazyImages
 from ..data.writers.folder import SplitWriter
+from ..data.writers.pieces import Piece
 from ..data.writers.resumable import RowWriter
 from ..data.writers.wds import write_wds
 from ..errors import InputError
@@ -183,11 +184,12 @@ class Poisoning:
 
 
 class _Stream(LazyImages):
-    """Poisoned images, computed on demand. A range counts in the statistics; single images do not."""
+    """Poisoned images, computed on demand; `records` has the statistics of the ranges that were computed."""
 
     def __init__(self, work: Poisoning) -> None:
         super().__init__(work.dataset.images.shape, self._one)
         self._work = work
+        self.records: dict[tuple[int, int], dict[str, Any]] = {}
 
     def _one(self, i: int, out: np.ndarray) -> None:
         out[...] = self._work.block(i, i + 1)[1][0]
@@ -196,7 +198,7 @@ class _Stream(LazyImages):
         if not isinstance(key, slice):
             return super().__getitem__(key)
         begin, stop, _ = key.indices(len(self))
-        (_, _, out, _), *_ = self._work.over([(begin, stop)])
+        ((_, _, out, self.records[begin, stop]),) = self._work.over([(begin, stop)])
         return out
 
 
@@ -208,15 +210,18 @@ def write_shards(
     path: Path,
     *,
     size: int | None = None,
+    resume: bool = False,
+    settings: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Writes a poisoned set and clean test images as WebDataset shards in bounded memory: images that are decoded on
-    demand are streamed from shard to shard.
+    demand are streamed from shard to shard. The bytes are the same, however often it is interrupted and resumed.
 
     Args:
         work: the poison and the images; its manifest goes into `info.json`.
         size: images per shard (default: 1,000).
+        resume: begin after the whole shards that an interrupted run of the same `settings` (JSON-able) has left.
 
     Raises:
         InputError: as for `write_wds`.
@@ -225,7 +230,27 @@ def write_shards(
     splits = {"train": replace(work.dataset, images=images, manifest={})}
     if test is not None:
         splits["test"] = replace(test, manifest={})
-    write_wds(path, splits, size=size, overwrite=overwrite, progress=progress, manifest=work.manifest)
+
+    def manifest(pieces: Sequence[Piece]) -> dict[str, Any]:
+        for piece in pieces:
+            for begin, stop in piece.blocks():
+                if (begin, stop) not in images.records:  # of a shard that was there
+                    images[begin:stop]
+        work.statistics = PerturbationStatistics()  # summed in order, to the same bytes
+        for _, record in sorted(images.records.items()):
+            work.statistics.merge(record)
+        return work.manifest()
+
+    write_wds(
+        path,
+        splits,
+        size=size,
+        resume=resume,
+        settings=settings or {},
+        overwrite=overwrite,
+        progress=progress,
+        manifest=manifest,
+    )
 
 
 def rate_mask(dataset: Dataset, rate: float, seed: int) -> np.ndarray | None:

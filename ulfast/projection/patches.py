@@ -36,8 +36,8 @@ LEAST = 20  # each class has at least this many smooth patches per value of a pa
 FEW = 50  # with this many images, a class's covariance is shrunk halfway to the mean
 SPARSE = 3  # pixels between the patches used for the images' own covariance
 # The spectrum is the sum over classes of (variance - 1)^2 in the whitened directions, scaled to ten classes. Smooth
-# 7 x 7 patches of clean photographs reach 5, of classes with less than a hundred images 11; ar has 71 and more, and 50
-# with a twentieth of the images poisoned. Between them, and well apart from both, lies
+# 7 x 7 patches of clean photographs reach 7, of classes with less than a hundred images or of a hundred classes 11; ar
+# has 71 and more, and 50 with a twentieth of the images poisoned. Between them, and well apart from both, lies
 PRESENT = 20.0
 # If there are any, all directions above this are removed; natural images hardly have one there.
 REMOVE = 7.0

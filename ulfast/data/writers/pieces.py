@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import InputError
 from ...runtime.files import SETTINGS, check_free, claimed, part_folder, publish, sync, write_json, writing
 from ...runtime.made import EXPORT, MARKER, count_files
 from ...runtime.progress import Progress
@@ -37,13 +38,14 @@ class Piece:
     begin: int
     stop: int
 
+    def blocks(self) -> list[tuple[int, int]]:
+        """The ranges of images that are read at a time."""
+        rows = max(1, BLOCK_BYTES // int(np.prod(self.dataset.image_shape)))
+        return [(begin, min(begin + rows, self.stop)) for begin in range(self.begin, self.stop, rows)]
+
     def encoded(self) -> Iterator[tuple[int, bytes, int]]:
         """Yields (number, PNG, label) for each image."""
-        shape = self.dataset.image_shape
-        rows = max(1, BLOCK_BYTES // int(np.prod(shape)))
-        blocks = (
-            self.dataset.images[begin : min(begin + rows, self.stop)] for begin in range(self.begin, self.stop, rows)
-        )
+        blocks = (self.dataset.images[begin:stop] for begin, stop in self.blocks())
         for number, image in enumerate(pngs(blocks), self.begin):
             yield number, image, int(self.dataset.labels[number])
 
@@ -67,6 +69,7 @@ def write_pieces(
     *,
     layout: str,
     resume: bool = False,
+    settings: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -76,16 +79,19 @@ def write_pieces(
         write: writes the file of a piece.
         finish: writes the files that describe the whole set, after all pieces.
         layout: name of the layout, for `ulfast.json`.
-        resume: keep complete files on an interruption, and start after those that an interrupted run with the same
-            settings left.
+        resume: start after the files that an interrupted run with the same settings left, and keep complete files on
+            another interruption.
+        settings: of the command that is interrupted and resumed (JSON-able). Complete files are then kept without
+            `resume` too, and a run with other settings cannot be resumed.
         progress: called as ``progress("export", done, total)``.
 
     Raises:
-        InputError: `path` exists, another process is writing it, or the disk is full.
+        InputError: `path` exists, another process is writing it, the disk is full, or the settings are others.
     """
     check_free(path, overwrite)
     train = pieces[0].dataset
     identity = {
+        **(settings or {}),
         "ulfast": __version__,
         "layout": layout,
         "files": [[piece.name, piece.begin, piece.stop] for piece in pieces],
@@ -95,7 +101,7 @@ def write_pieces(
         "manifest": train.manifest,
     }
     total, done = sum(piece.stop - piece.begin for piece in pieces), 0
-    with writing(path), _part(path, identity, resume) as part:
+    with writing(path), _part(path, identity, resume, settings is not None) as part:
         for piece in pieces:
             file = part / piece.name
             if not file.exists():
@@ -124,24 +130,33 @@ def write_pieces(
 
 
 @contextlib.contextmanager
-def _part(path: Path, identity: dict[str, Any], resume: bool) -> Iterator[Path]:
-    """The folder beside `path` in which it is built, with the earlier files that may be kept."""
+def _part(path: Path, identity: dict[str, Any], resume: bool, asked: bool) -> Iterator[Path]:
+    """The folder beside `path` in which it is built, with the earlier files that may be kept. With `asked`, a run is
+    resumed only if the user says so.
+    """
     with claimed(path, alone=True):
         part = part_folder(path)
         part.mkdir(parents=True, exist_ok=True)
         settings = part / SETTINGS
         identity = json.loads(json.dumps(identity))
         try:
-            same = resume and json.loads(settings.read_text(encoding="utf-8")) == identity
+            kept = json.loads(settings.read_text(encoding="utf-8")) if resume else {}
         except (OSError, ValueError):
-            same = False
-        if not same:
+            kept = {}
+        other = [key for key, value in identity.items() if kept.get(key) != value]
+        if kept and other and asked:
+            raise InputError(
+                f"{part} belongs to a run with another {', '.join(other)}: give the same"
+                " settings, or leave --resume out"
+            )
+        if other:
             for entry in part.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             write_json(settings, identity)
         try:
             yield part
         except BaseException:
-            if not resume:
+            whole = any(entry != settings and not entry.name.startswith(".") for entry in part.iterdir())
+            if not resume and not (asked and whole):
                 shutil.rmtree(part, ignore_errors=True)
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,17 @@ def write_wds(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    manifest: Callable[[], dict[str, Any]] | None = None,
+    manifest: Callable[[Sequence[Piece]], dict[str, Any]] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> None:
     """Writes shards of `size` images (default: 1,000), PNG and label, and `info.json` with the class names.
 
     The same data set gives the same bytes.
 
     Args:
-        manifest: returns the manifest of the training images once they are written (default: that of the data set).
+        manifest: returns the manifest of the training images, written as these pieces, once they are there (default:
+            that of the data set).
+        settings: as for `write_pieces`.
 
     Raises:
         InputError: as for `write_pieces`; or the folder's name is that of a file.
@@ -51,12 +54,22 @@ def write_wds(
                 "num_samples": len(dataset),
                 "filenames": [piece.name for piece in mine],
                 "shard_lengths": [piece.stop - piece.begin for piece in mine],
-                "manifest": manifest() if manifest and split == "train" else dataset.manifest,
+                "manifest": manifest(mine) if manifest and split == "train" else dataset.manifest,
             }
         info = {"name": first.name, "classes": list(first.classes), "image_shape": list(first.image_shape)}
         write_json(folder / "info.json", {**info, "splits": about})
 
-    write_pieces(path, pieces, _write, finish, layout="wds", resume=resume, overwrite=overwrite, progress=progress)
+    write_pieces(
+        path,
+        pieces,
+        _write,
+        finish,
+        layout="wds",
+        resume=resume,
+        settings=settings,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def _write(file: Path, piece: Piece) -> None:
