@@ -1,6 +1,4 @@
-"""`orthogonal-patch`: remove from small patches the directions along which the classes differ in variance.
-`orthogonal-full`: this, the projection in pixel space and noise, each where the data calls for it.
-"""
+"""`orthogonal-patch`: remove from small patches the directions along which the classes differ in variance."""
 
 from __future__ import annotations
 

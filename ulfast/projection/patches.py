@@ -193,7 +193,7 @@ def spectrum(by_class: Tensor, images: Tensor | None = None) -> tuple[Tensor, Te
     """
     mean = by_class.mean(0)
     values, vectors = torch.linalg.eigh(mean)
-    there = values > RIDGE  # in gray images, for example, a third of the directions is empty
+    there = values > RIDGE  # of gray images in three channels, two thirds of the directions are empty
     values = values.clamp_min(0) + RIDGE
     whiten = (vectors * values.rsqrt()) @ vectors.T
     colour = (vectors * values.sqrt()) @ vectors.T
