@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import sklearn.datasets
@@ -8,11 +10,13 @@ from torch.nn import functional as F
 
 import ulfast
 from ulfast import InputError
+from ulfast.analysis import evidence
 from ulfast.analysis.border import BORDER, DARKER, dark_border
 from ulfast.analysis.detail import _integrated, fine_detail, patterns
 from ulfast.analysis.diagnosis import CONSTANT, PATCHES, conclude, constant_pixel, diagnose
-from ulfast.analysis.evidence import DETAIL, LINEAR, MARKED, Evidence
+from ulfast.analysis.evidence import DETAIL, LINEAR, MARKED, Evidence, linear_model
 from ulfast.data import load_dataset
+from ulfast.data.lazy import LazyImages
 from ulfast.projection.patches import fit_patches
 from ulfast.report import pictures
 
@@ -273,3 +277,21 @@ def test_neither_a_frame_nor_a_bright_object_is_a_dark_border():
     assert dark_border(ulfast.Dataset(bright, np.arange(100) % 2, ("a", "b"))).share == 0
     bright[:, 1:-1, 1:-1] = np.uint8(200 / DARKER + 5)
     assert dark_border(ulfast.Dataset(bright, np.arange(100) % 2, ("a", "b"))).share == 1
+
+
+def test_the_linear_model_decodes_an_image_once(clean, monkeypatch):
+    """Its thousand steps read each image many times. Sets beyond its bytes give a sample."""
+    small = clean.balanced(300)
+    times = np.zeros(len(small), int)
+
+    def read(i, out):
+        times[i] += 1
+        out[:] = small.images[i]
+
+    lazy = replace(small, images=LazyImages(small.images.shape, read))
+    found = linear_model(lazy)
+    assert times.max() == times.min() == 1
+    assert found.basis == linear_model(small).basis
+    monkeypatch.setattr(evidence, "LINEAR_BYTES", 100 * 32 * 32 * 3)
+    linear_model(lazy)
+    assert times.sum() == 400

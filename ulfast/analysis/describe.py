@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch
 
 from ..data.classes import aligned, matched
 from ..data.dataset import Dataset
-from ..data.lazy import LazyImages, prefetch
 from ..data.load import load_dataset
+from ..data.mapped import decoded
 from ..data.tensors import level_counts, statistics_of
 from ..errors import InputError, MissingSplit
 from ..runtime.progress import Progress
@@ -22,7 +21,6 @@ from .distinct import distinct_perturbations
 
 # Limits of the search for poison: images, their bytes, and the side of the central square of large images for fits.
 LOOKED_AT, LOOKED_BYTES, CENTRE = 10_000, 512 << 20, 64
-DECODED = 128  # images decoded at a time
 FIRST, FIRST_OF_CLASS = 1_000, 10  # images of the first look, or so many of each class
 
 
@@ -125,17 +123,7 @@ def _first_look(train: Dataset, seed: int, first: Callable[[str], None]) -> None
 def _sample(train: Dataset, count: int, seed: int, progress: Progress | None) -> Dataset:
     """`count` images to search for poison, decoded once."""
     most = min(count, len(train), LOOKED_BYTES // int(np.prod(train.image_shape)))
-    some = train.balanced(max(train.num_classes, most), seed)
-    if not isinstance(some.images, LazyImages):
-        return some
-    images = np.empty(some.images.shape, np.uint8)
-    batches = np.array_split(np.arange(len(some)), -(-len(some) // DECODED))
-    with contextlib.closing(prefetch(some.images, batches)) as decoded:
-        for rows, block in zip(batches, decoded, strict=True):
-            images[rows] = block
-            if progress:
-                progress("sample", int(rows[-1]) + 1, len(some))
-    return replace(some, images=images)
+    return decoded(train.balanced(max(train.num_classes, most), seed), progress)
 
 
 def _split(dataset: Dataset, progress: Progress | None) -> dict[str, Any]:

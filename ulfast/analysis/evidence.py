@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..data.dataset import Dataset, chunks
+from ..data.mapped import decoded
 from ..projection.basis import Basis
 from ..projection.fit import fit_basis
 from ..runtime.progress import Progress
@@ -24,8 +25,8 @@ NOT_LINEAR, OWN_DETAIL, OWN_MARKED = 0.15, 0.945, 0.5
 # 8-bit levels. Classes of photographs, poisoned or not, differ by 1 to 22 along the weights of a linear model; larger
 # values come from the images' content (digits: 35 to 46).
 PERTURBATION = 25.0
-# Images to which the linear model is fitted.
-LINEAR_IMAGES = 50_000
+# Images, and their bytes, that the linear model is fitted to and measured on.
+LINEAR_IMAGES, LINEAR_BYTES = 50_000, 2 << 30
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ def linear_model(dataset: Dataset, seed: int = 0, progress: Progress | None = No
     Images are held out because few images are always separable. The accuracy is averaged over classes because guessing
     a large class would score well.
     """
-    some = dataset.balanced(max(LINEAR_IMAGES, dataset.num_classes), seed)
+    most = min(LINEAR_IMAGES, LINEAR_BYTES // int(np.prod(dataset.image_shape)))
+    # Its thousand steps would decode most of them many times.
+    some = decoded(dataset.balanced(max(most, dataset.num_classes), seed), progress)
     order = np.random.default_rng(seed).permutation(len(some))
     test, train = np.sort(order[: len(some) // 5]), np.sort(order[len(some) // 5 :])
     basis = fit_basis(some.subset(train), seed=seed, progress=progress)

@@ -1,7 +1,8 @@
-"""A data set whose images are all changed once, before any other use."""
+"""A data set whose images are all decoded, or changed, once, before any other use."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,9 +14,11 @@ import torch
 
 from ..runtime.progress import Progress
 from .dataset import Dataset, chunks
+from .lazy import LazyImages, prefetch
 
 # Sets above this size go to an unnamed temporary file instead of memory; work is split into pieces of this many bytes.
 MEMORY_BYTES, CHUNK_BYTES = 4 << 30, 1 << 20
+DECODED = 128  # images decoded at a time
 
 ImageMap = Callable[[np.ndarray], np.ndarray]
 
@@ -26,6 +29,24 @@ def room(shape: Sequence[int]) -> np.ndarray:
         return np.empty(tuple(shape), np.uint8)
     with tempfile.TemporaryFile() as file:  # the mapping keeps the file until it is itself freed
         return np.memmap(file, np.uint8, "w+", shape=tuple(shape))
+
+
+def decoded(dataset: Dataset, progress: Progress | None = None) -> Dataset:
+    """The data set with its images in an array (or the same one, if they are in one), for several passes over them.
+
+    Args:
+        progress: called as ``progress("sample", done, total)``.
+    """
+    if not isinstance(dataset.images, LazyImages):
+        return dataset
+    images = room(dataset.images.shape)
+    batches = np.array_split(np.arange(len(dataset)), -(-len(dataset) // DECODED))
+    with contextlib.closing(prefetch(dataset.images, batches)) as blocks:
+        for rows, block in zip(batches, blocks, strict=True):
+            images[rows] = block
+            if progress:
+                progress("sample", int(rows[-1]) + 1, len(dataset))
+    return replace(dataset, images=images)
 
 
 def map_images(dataset: Dataset, function: ImageMap, progress: Progress | None = None) -> Dataset:
