@@ -589,6 +589,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "sem": {**CNN, "lr": 0.01, "iterations": 2, "steps": 2, "samples": 2, "batch_size": 25},
     "dune": {**CNN, "epochs": 2, "checkpoints": 2, "steps": 2, "batch_size": 25, "offset": 1, "flights": 1},
     "gue": {**CNN, "width": 2, "epochs": 1, "batch_size": 30, "inner_steps": 1},
+    "dc": {**CNN, "width": 2, "rounds": 1, "epochs": 1, "batch_size": 30},
     "ntga": {"block_size": 20},
     "tue": {"batch_size": 20},
     "pil": {"epochs": 2, "batch_size": 25},

@@ -113,8 +113,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     # Files
     "images or labels that do not match the checksums of their folder": (
-        "data/test_hostile.py::test_of_a_large_set_some_blocks_are_looked_at_and_all_with_verify",
-        "data/test_hostile.py::test_verify_is_an_option_of_what_reads",
+        "data/test_checksums.py::test_of_a_large_set_some_blocks_are_looked_at_and_all_with_verify",
+        "data/test_checksums.py::test_verify_is_an_option_of_what_reads",
     ),
     "`.npz` with `images` and `labels`, `x` and `y`, `data` and `targets`, alone, or with the suffix"
     " `_train` or `_test` or the prefix `train_` or `test_`; `arr_0` and `arr_1`": (

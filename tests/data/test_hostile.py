@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import ulfast
-from ulfast import load_dataset
+from ulfast import InputError, load_dataset
 from ulfast.attacks.snapshots import Examples
 from ulfast.data.beton import format as fmt, open_beton, write_beton
 from ulfast.data.loaders.projected import Shards, write_projected
@@ -24,6 +24,7 @@ from ulfast.data.loaders.removal import Removal
 from ulfast.data.readers import restricted
 from ulfast.data.readers.mat5 import read_mat
 from ulfast.data.readers.restricted import load_pickle
+from ulfast.grids import Grid
 from ulfast.poisons import labels as poison_labels
 from ulfast.poisons.imported import import_published
 from ulfast.runtime import reading
@@ -376,3 +377,25 @@ def test_a_projected_set_of_one_file_is_read_whatever_the_size_of_a_full_one(tmp
     before = Shards(tmp_path / "p")[torch.arange(12)]
     file.write_text(json.dumps({**json.loads(file.read_text()), "shard_images": 2**63}))
     assert torch.equal(Shards(tmp_path / "p")[torch.arange(12)], before)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        ulfast.load_dataset,
+        ulfast.Basis.load,
+        lambda path: Grid.of({"name": "g", "data": path, "poisons": ["lsp"], "attacks": ["none"]}),
+        lambda path: import_published(path, ulfast.load_dataset("sample", limit=20)),
+        lambda path: ulfast.poison(ulfast.load_dataset("sample", limit=20), "file", path=path),
+        lambda path: ulfast.poison(ulfast.load_dataset("sample", limit=20), "gue", generator=path),
+        lambda path: ulfast.poison(ulfast.load_dataset("sample", limit=20), "ar", coefficients=path),
+        lambda path: ulfast.poison(ulfast.load_dataset("sample", limit=20), "lsp", labels=path),
+        lambda path: ulfast.attack(None, method="none", start=path),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line(name, read):
+    with pytest.raises(InputError) as caught:
+        read(name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

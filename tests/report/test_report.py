@@ -200,6 +200,7 @@ def test_shipped_grids_can_be_run():
         "ar",
         "ar-64",
         "ar-full",
+        "attacks",
         "cifar10",
         "cifar10-10k",
         "cuda",
@@ -210,6 +211,7 @@ def test_shipped_grids_can_be_run():
         "mean-noise",
         "orthogonal-full",
         "poisons",
+        "rivals",
         "surrogates",
     ]
     for name in shipped_grids():

@@ -38,6 +38,7 @@ NAMES = {
             "linear-noise",
             "sdaan",
             "d-vae",
+            "avatar",
             "rsk",
             "ssk",
             "lowpass",

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..parameters import with_parameters
 from ..poisons import get_poison
 from ..registry import nearest, resolve
+from ..runtime.made import expand
 from ..runtime.reading import naming, read_yaml, shown
 from ..training import build_model, get_recipe
 from .literature import PUBLISHED
@@ -202,7 +203,7 @@ class Grid:
             build_model(model, num_classes=10, image_shape=(self.resize or 32, self.resize or 32, 3))
         if self.published is not None and self.published not in PUBLISHED:
             raise InputError(f"{where}: no published table {self.published!r}: known are {', '.join(PUBLISHED)}")
-        if resolve(self.data, NAMES) is None and not Path(self.data).exists():
+        if resolve(self.data, NAMES) is None and not expand(self.data).exists():
             raise InputError(f"{where}: there is no data set {self.data!r}: give a path or one of {', '.join(NAMES)}")
 
 

@@ -27,6 +27,7 @@ from ..data.readers.published import (
 )
 from ..errors import InputError
 from ..ops.state import ordinary
+from ..runtime.made import expand
 from ..runtime.progress import Progress
 from ..runtime.reading import reading
 from .statistics import PerturbationStatistics
@@ -65,8 +66,9 @@ def import_published(
         InputError: the layout or rounding is unknown; files are damaged or hold code; number, size, order or labels of
             the images differ from the base's; or values are neither pixels nor perturbations.
     """
-    with reading(source):
-        return _imported(Path(source), base, layout, rounding, scale, name, progress)
+    path = expand(source)
+    with reading(path):
+        return _imported(path, base, layout, rounding, scale, name, progress)
 
 
 def _imported(

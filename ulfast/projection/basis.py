@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..ops.state import ordinary
 from ..runtime.files import atomic_file
+from ..runtime.made import expand
 from ..runtime.reading import reading, regular
 from .orthonormal import gram, orthonormal_rows
 
@@ -149,7 +150,7 @@ class Basis:
         Raises:
             InputError: the file is missing or is not a basis.
         """
-        path = Path(path)
+        path = expand(path)
         if not path.exists():
             raise InputError(f"there is no basis file {path}: make one with `ulfast fit`")
         with reading(path, "make one with `ulfast fit`", "as a basis"):

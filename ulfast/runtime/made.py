@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .reading import said, shown
 
 MARKER, EXPORT = "ulfast.json", "ulfast-export-1"  # in a folder made for other programs; beside a file FILE.ulfast.json
 DATASET = {"train", "test", "poison.png", "manifest.json", "images.npy", "labels.npy", MARKER}
@@ -22,15 +24,19 @@ def expand(path: str | os.PathLike[str]) -> Path:
     """A path with `~` and variables expanded as in a shell; a path that exists as written is kept.
 
     Raises:
-        InputError: a variable is not set.
+        InputError: a variable is not set, a name is longer than the file system takes, or it has a null character.
     """
-    plain = Path(path)
-    text = os.fspath(path)
-    if not (text.startswith("~") or "$" in text) or os.path.lexists(plain):
-        return plain
-    found = os.path.expandvars(os.path.expanduser(text))
-    if found == text and "$" in text:
-        raise InputError(f"{text}: a variable in it is not set, or it is not a path: check it")
+    text = found = os.fspath(path)
+    if (text.startswith("~") or "$" in text) and not os.path.lexists(text):
+        found = os.path.expandvars(os.path.expanduser(text))
+        if found == text and "$" in text:
+            raise InputError(f"{text}: a variable in it is not set, or it is not a path: check it")
+    try:
+        os.lstat(found)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            return Path(found)  # it may be missing
+        raise InputError(f"{shown(text)} cannot be a path ({said(error)}): check it") from None
     return Path(found)
 
 

@@ -16,6 +16,7 @@ import click
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import ulfast
 from ulfast import AttackResult, load_dataset, write_dataset
@@ -31,12 +32,13 @@ from ulfast.data.png import png
 from ulfast.grids import GridResult
 from ulfast.grids.grid import Grid
 from ulfast.poisons.ar import load_coefficients, save_coefficients
-from ulfast.poisons.gue import Generator, load_generator, save_generator
+from ulfast.poisons.generator import Generator, load_generator, save_generator
 from ulfast.poisons.imported import import_published
 from ulfast.poisons.labels import _read as read_labels
 from ulfast.projection.fit_state import FitState
 from ulfast.runtime.files import save_tensors
 from ulfast.training.checkpoint import load_weights
+from ulfast.training.start import Start
 
 COUNT, CLASSES = 12, 3
 
@@ -382,6 +384,12 @@ class _Samples:
         made = self.folder("generator") / "g.safetensors"
         save_generator(made, Generator(3, 1), {"eps": 8 / 255})
         self.add("generator", made, lambda: len(load_generator(made, 3)[0].state_dict()))
+        given = self.folder("start") / "w.pth"
+        torch.save({"state_dict": {"module.weight": torch.rand(16, 8)}, "epoch": 3}, given)
+        self.add("start", given, lambda: sorted(Start(given, (8, 8, 3)).weights))
+        safe = self.folder("start-safetensors") / "w.safetensors"
+        save_file({"weight": torch.rand(16, 8)}, safe)
+        self.add("start-safetensors", safe, lambda: sorted(Start(safe, (8, 8, 3)).weights))
         shards = self.folder("projected") / "p"
         write_projected(shards, self.data, Removal(rows=basis.rows))
         self.add("projected", shards, lambda: Shards(shards)[torch.arange(COUNT)].numpy().tobytes())
