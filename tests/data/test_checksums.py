@@ -13,7 +13,7 @@ import ulfast
 from ulfast import InputError, load_dataset, write_dataset
 from ulfast.cli.main import run
 from ulfast.runtime.files import save_tensors
-from ulfast.runtime.reading import load_tensors
+from ulfast.runtime.reading import CHECKSUM, checksum, load_tensors
 
 
 @pytest.fixture
@@ -101,6 +101,13 @@ def test_a_changed_weight_of_a_checkpoint_is_found(tmp_path, one_line):
     at = bytes(raw).find(content["model"]["weight"].numpy().tobytes())
     raw[at] ^= 1
     (tmp_path / "x.pt").write_bytes(raw)
+    one_line(load_tensors, tmp_path / "x.pt", "again", match="does not match its checksum")
+
+
+def test_a_weight_that_was_made_to_require_grad_is_found(tmp_path, one_line):
+    content = {"model": {"w": torch.rand(3)}}
+    marked = {"model": {"w": content["model"]["w"].clone().requires_grad_()}, CHECKSUM: checksum(content)}
+    torch.save(marked, tmp_path / "x.pt")
     one_line(load_tensors, tmp_path / "x.pt", "again", match="does not match its checksum")
 
 

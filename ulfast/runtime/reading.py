@@ -108,6 +108,8 @@ def checksum(content: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, torch.Tensor):
             found.update(repr((value.dtype, tuple(value.shape))).encode())
+            if value.requires_grad:  # what is saved never does
+                found.update(b"requires grad")
             plain = value.detach().cpu().contiguous().reshape(-1)
             found.update(plain.view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
