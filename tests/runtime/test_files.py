@@ -305,7 +305,7 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["x" * 250, "x" * 300])
 def test_a_name_too_long_is_one_line(make_dataset, tmp_path, name):
-    with pytest.raises(InputError, match=r"cannot write .*File name too long"):
+    with pytest.raises(InputError, match=r"cannot (write|be a path).*File name too long"):
         write_dataset(tmp_path / name, make_dataset(30))
     with pytest.raises(InputError, match="cannot write"), atomic_folder(tmp_path / "file" / name):
         raise AssertionError("not reached")
