@@ -9,6 +9,7 @@ import pytest
 
 import ulfast
 from ulfast import InputError, load_dataset, write_dataset
+from ulfast.cli.common import printable
 from ulfast.cli.main import run
 from ulfast.grids.grid import Grid
 from ulfast.runtime.reading import read_yaml
@@ -165,3 +166,9 @@ def test_no_escape_sequence_reaches_the_terminal(tmp_path, make_dataset, capsys,
         assert code == 0, said
         assert not [c for c in said if not c.isprintable() and c not in "\n\t"], repr(said)
         assert "[/red]" in said or words[0] != "show"
+
+
+def test_spaces_of_all_widths_reach_the_terminal_as_they_are():
+    """Between a number and its percent sign, for example; what controls a terminal is shown, not sent."""
+    assert printable("40.4\u00a0% instead of\u202f46.4\u00a0%") == "40.4\u00a0% instead of\u202f46.4\u00a0%"
+    assert printable("a\x1b[2Jb\u2028c\u200e") == "a\\x1b[2Jb\\u2028c\\u200e"

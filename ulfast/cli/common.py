@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,7 +225,11 @@ def _rate(info: dict[str, Any], done: float, bars: Bars) -> str:
 
 def printable(text: str) -> str:
     """Removes control characters from text, as names of files and classes are untrusted."""
-    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+    def kept(c: str) -> bool:
+        return c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"  # spaces of all widths
+
+    text = "".join(c if kept(c) else c.encode("unicode_escape").decode() for c in text)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
