@@ -90,9 +90,10 @@ def test_missing_and_damaged_weights_are_one_line(tmp_path):
             path.write_bytes(content)
         with pytest.raises(InputError, match=name):
             Start(path, SHAPE)
-    torch.save({"epoch": 3}, tmp_path / "none.pt")
-    with pytest.raises(InputError, match="holds no weights"):
-        Start(tmp_path / "none.pt", SHAPE)
+    for content in ({"epoch": 3}, {None: torch.ones(2), 5: torch.ones(2)}):
+        torch.save(content, tmp_path / "none.pt")
+        with pytest.raises(InputError, match="holds no weights"):
+            Start(tmp_path / "none.pt", SHAPE)
 
 
 def test_a_training_starts_there(run, tmp_path):

@@ -81,7 +81,9 @@ def _of_file(path: Path) -> dict[str, Tensor]:
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    weights = {_plain(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = {
+        _plain(key): value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not weights:
         raise InputError(f"{path} holds no weights: {HINT}")
     return weights
