@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..parameters import parameter
 from ..training.models import BasicBlock
 from .base import IMAGES, Attack, Context, Plan
-from .side_network import trained
+from .side_network import levels, shuffled, trained
 
 BATCH, LR, CLIP = 128, 5e-3, 5.0
 RATE_WEIGHT, RATES = 0.01, (1.0, 3.0)  # of the rate in the loss, and its bound in the two stages, in nats per position
@@ -180,12 +180,11 @@ def _purified(data: Dataset, network: DisentangledVAE, reconstruct: bool, contex
 
 def _batches(data: Dataset, seed: int, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Whole batches in random order; all images in one where they are fewer."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).numpy()
+    order = shuffled(len(data), seed, epoch)
     size = min(BATCH, len(order))
     for first in range(0, len(order) - size + 1, size):
         yield _batch(data, order[first : first + size], device)
 
 
 def _batch(data: Dataset, index: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    x = as_tensor(np.ascontiguousarray(data.images[index])).to(device).permute(0, 3, 1, 2).float() / 255
-    return x.contiguous(memory_format=torch.channels_last), as_tensor(data.labels[index]).to(device)
+    return levels(data, index, device) / 255, as_tensor(data.labels[index]).to(device)

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from .. import ops
 from ..data.dataset import Dataset
 from ..data.mapped import map_rows
-from ..data.tensors import as_tensor
 from ..errors import InputError
 from ..parameters import parameter
 from .base import IMAGES, Context, Plan
-from .side_network import trained
+from .side_network import levels, trained
 from .trusted import NeedsClean
 
 # Steps of the noising and the variance that the first and the last of them add (Ho et al., NeurIPS 2020): the discrete
@@ -163,8 +162,8 @@ class DiffusionPurification(NeedsClean):
                     context.seed, ops.philox.STREAM_DIFFUSION, int(piece[0]), len(piece), x[0].numel(), device=device
                 )
                 found = purified(network, x, noise.view_as(x), times)
-                levels = (127.5 * (found + 1)).round().clamp(0, 255).to(torch.uint8)
-                pieces.append(levels.permute(0, 2, 3, 1).cpu().numpy())
+                whole = (127.5 * (found + 1)).round().clamp(0, 255).to(torch.uint8)
+                pieces.append(whole.permute(0, 2, 3, 1).cpu().numpy())
             return np.concatenate(pieces)
 
         with plan.timed("project"):
@@ -218,5 +217,4 @@ class DiffusionPurification(NeedsClean):
 
 def _pixels(data: Dataset, index: np.ndarray, device: torch.device) -> Tensor:
     """(b, C, H, W) float32 in [-1, 1], channels_last."""
-    x = as_tensor(np.ascontiguousarray(data.images[index])).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x.contiguous(memory_format=torch.channels_last)
+    return levels(data, index, device) / 127.5 - 1

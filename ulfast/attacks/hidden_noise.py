@@ -22,7 +22,7 @@ from ..poisons.augment import DRAWS, augmented
 from ..projection.fit import fit_basis
 from ..training.mixing import BatchHook, Step
 from .base import IMAGES, Attack, Context, Plan
-from .side_network import trained
+from .side_network import shuffled, trained
 
 # The two-layer network as published: SGD, and the search inside its training and after it.
 BATCH, LR, MOMENTUM, DECAY, DROPS = 128, 0.01, 0.9, 5e-4, (0.75, 0.9)
@@ -179,7 +179,7 @@ def _residual(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _batches(data: Dataset, seed: int, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).numpy()
+    order = shuffled(len(data), seed, epoch)
     for first in range(0, len(order), BATCH):
         index = order[first : first + BATCH]
         x = as_tensor(data.images[index]).to(device).flatten(1).float() / 255

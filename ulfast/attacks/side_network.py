@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import distributed
+from ..data.dataset import Dataset
+from ..data.tensors import as_tensor
 from ..training import checkpoint
 from .base import Context
 
@@ -52,3 +55,14 @@ def trained(
     for value in network.state_dict().values():
         value.copy_(distributed.same(value))
     return history
+
+
+def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The image numbers (n,) int64 in the order of an epoch."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).numpy()
+
+
+def levels(data: Dataset, index: np.ndarray, device: torch.device) -> Tensor:
+    """The images at `index`, (b, C, H, W) float32 from 0 to 255, channels_last."""
+    x = as_tensor(np.ascontiguousarray(data.images[index])).to(device).permute(0, 3, 1, 2).float()
+    return x.contiguous(memory_format=torch.channels_last)
