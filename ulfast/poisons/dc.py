@@ -15,7 +15,6 @@ from .. import distributed
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..parameters import parameter
-from ..training import checkpoint
 from .base import Workplace
 from .generator import Generator, GeneratorPoison, normal, shared
 from .surrogate import Images, Surrogate, check_finite, new_surrogate, part, shuffled
@@ -68,19 +67,14 @@ class DeepConfuse(GeneratorPoison):
             }
         )
         optimizer = torch.optim.Adam(generator.parameters(), lr=self.generator_lr)
-        file, identity = work.folder / "state.pt", self.identity(dataset, seed)
-        history: list[dict[str, float]] = []
-        if distributed.agreed(work.resume and file.is_file()):
-            history = checkpoint.load(file, networks, optimizer, identity)["history"]
         steps, total = images.n // size, (self.rounds + 1) * self.epochs
-        while len(history) < total:
-            at = len(history)
+
+        def epoch_of(rows: list[dict[str, float]]) -> dict[str, float]:
+            at = len(rows)
             number, epoch = divmod(at, self.epochs)
             if epoch == 0 and number:
                 networks["frozen"].load_state_dict(generator.state_dict())
                 surrogate.model.load_state_dict(classifier(number).model.state_dict())
-            # Of networks that drop out, not alike in all parts of a batch.
-            torch.manual_seed((seed * 1_000_003 + at + (distributed.rank() << 48)) % (1 << 63))
             networks.train()
             networks["frozen"].eval()
             losses = torch.zeros(2, dtype=torch.float64)
@@ -100,12 +94,11 @@ class DeepConfuse(GeneratorPoison):
                 del row["loss_clean"]  # the generator has not moved
             if epoch + 1 == self.epochs and number:
                 row["clean_accuracy"] = _accuracy(surrogate, images)
-                if row["clean_accuracy"] <= min(_judged([*history, row])):
+                if row["clean_accuracy"] <= min(_judged([*rows, row])):
                     networks["best"].load_state_dict(networks["frozen"].state_dict())
-            history.append(row)
-            if distributed.is_main():
-                checkpoint.save(file, networks, optimizer, {"identity": identity, "history": history})
-            work.tell("epochs", len(history), total, loss=row["loss_noisy"])
+            return row
+
+        history = self.kept(dataset, seed, work, networks, optimizer, total, epoch_of)
         judged = _judged(history)
         work.facts |= {"epochs": history, "round": judged.index(min(judged)) + 1}
         best = networks["best"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from ..parameters import parameter
 from ..runtime.files import atomic_file
 from ..runtime.made import expand
 from ..runtime.reading import reading, regular
+from ..training import checkpoint
 from .base import Perturb, Workplace
 from .surrogate import Surrogate, SurrogatePoison
 
@@ -79,6 +81,35 @@ class GeneratorPoison(SurrogatePoison):
     def train(self, dataset: Dataset, seed: int, work: Workplace) -> Generator:
         """The generator, trained; it is on the workplace's device, and the same in all processes."""
         raise TypeError(f"{type(self).__name__} does not say how to train")
+
+    def kept(
+        self,
+        dataset: Dataset,
+        seed: int,
+        work: Workplace,
+        networks: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        epochs: int,
+        epoch_of: Callable[[list[dict[str, float]]], dict[str, float]],
+    ) -> list[dict[str, float]]:
+        """Calls `epoch_of` with the rows of the epochs before, until there are `epochs`. Networks, optimizer and rows
+        are kept in the work folder after each, so that the run can be resumed.
+
+        Args:
+            epoch_of: trains the networks for one epoch and returns its row, with `loss_noisy`.
+        """
+        file, identity = work.folder / "state.pt", self.identity(dataset, seed)
+        rows: list[dict[str, float]] = []
+        if distributed.agreed(work.resume and file.is_file()):
+            rows = checkpoint.load(file, networks, optimizer, identity)["history"]
+        while len(rows) < epochs:
+            # Of networks that drop out, not alike in all parts of a batch.
+            torch.manual_seed((seed * 1_000_003 + len(rows) + (distributed.rank() << 48)) % (1 << 63))
+            rows.append(epoch_of(rows))
+            if distributed.is_main():
+                checkpoint.save(file, networks, optimizer, {"identity": identity, "history": rows})
+            work.tell("epochs", len(rows), epochs, loss=rows[-1]["loss_noisy"])
+        return rows
 
     def prepare(self, dataset: Dataset, seed: int, work: Workplace) -> Perturb:
         if self.eps <= 0:

@@ -14,7 +14,6 @@ from .. import distributed
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..parameters import parameter
-from ..training import checkpoint
 from .base import Workplace
 from .generator import Generator, GeneratorPoison, normal, shared
 from .surrogate import Images, Surrogate, check_finite, new_surrogate, part, shuffled
@@ -58,15 +57,10 @@ class GameUnlearnable(GeneratorPoison):
             {"params": list(surrogate.model.parameters()), "lr": self.lr},
         ]
         optimizer = torch.optim.SGD(groups)
-        file, identity = work.folder / "state.pt", self.identity(dataset, seed)
-        history: list[dict[str, float]] = []
-        if distributed.agreed(work.resume and file.is_file()):
-            history = checkpoint.load(file, both, optimizer, identity)["history"]
         steps = images.n // size
-        while len(history) < self.epochs:
-            epoch = len(history)
-            # Of networks that drop out, not alike in all parts of a batch.
-            torch.manual_seed((seed * 1_000_003 + epoch + (distributed.rank() << 48)) % (1 << 63))
+
+        def epoch_of(rows: list[dict[str, float]]) -> dict[str, float]:
+            epoch = len(rows)
             both.train()
             totals = torch.zeros(2, dtype=torch.float64)
             for step in range(steps):
@@ -78,11 +72,9 @@ class GameUnlearnable(GeneratorPoison):
                 buffer.copy_(distributed.same(buffer))
             noisy, clean = (totals / steps).tolist()
             check_finite(noisy + clean, f"epoch {epoch + 1}")
-            history.append({"loss_noisy": noisy, "loss_wrong": clean})
-            if distributed.is_main():
-                checkpoint.save(file, both, optimizer, {"identity": identity, "history": history})
-            work.tell("epochs", len(history), self.epochs, loss=noisy)
-        work.facts |= {"epochs": history}
+            return {"loss_noisy": noisy, "loss_wrong": clean}
+
+        work.facts |= {"epochs": self.kept(dataset, seed, work, both, optimizer, self.epochs, epoch_of)}
         return generator
 
 

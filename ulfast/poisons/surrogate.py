@@ -3,7 +3,7 @@
 The processes of `distributed.joined` run all of it together. They train on their part of each batch and take the
 batches of a search in turn, so that these are the same for every number of processes.
 
-Only this file, `gue` and `dc`, which train two networks, import `ulfast.training`.
+Only this file, `generator` and those that build on it import `ulfast.training`.
 """
 
 from __future__ import annotations
