@@ -141,7 +141,7 @@ class Outputs:
 
     def attempt(self, verb: str, draw: random.Random) -> Iterator[tuple[str, str | None]]:
         """How each attack on an output of a verb ended, and what is wrong; it leaves the old output behind."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say how to attack")
 
     def close(self) -> None:
         return None
