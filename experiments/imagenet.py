@@ -49,7 +49,7 @@ from ulfast.runtime import environment
 SIDE, CLASSES, QUALITY = 224, 1000, 90
 FIT_STEPS, FIT_BATCH = 20, 256
 PHOTO_STEPS = 50  # of photographs, whose classes are fewer
-WHOLE = ("file", "tue")  # made elsewhere; holds all images as floats, 4.5 GB for 1,000 of 224 px
+POISONED = [name for name, poison in POISONS.items() if not poison.trains and name != "file"]
 COMPARED = 400  # images whose perturbation is looked for after JPEG
 DECODED = """
 import sys, json, simplejpeg
@@ -158,7 +158,9 @@ def some(data: Path, folder: Path, n: int) -> tuple[int, int, float]:
     return counts[0], counts[1], size / counts[0]
 
 
-def photographs(data: Path, folder: Path, n: int, model: str, keep: Callable[[dict[str, Any]], None]) -> None:
+def photographs(
+    data: Path, folder: Path, n: int, model: str, methods: list[str], keep: Callable[[dict[str, Any]], None]
+) -> None:
     """All stages for photographs, and what JPEG leaves of each perturbation; `keep` gets what there is so far."""
     photos, lsp, basis = folder / "photos", folder / "lsp.beton", folder / "basis.safetensors"
     train, test, size = some(data, photos, n)
@@ -186,7 +188,7 @@ def photographs(data: Path, folder: Path, n: int, model: str, keep: Callable[[di
         run("convert to WebDataset", both, "data", "convert", str(photos), "--to", "wds", "--out", f"{folder}/w")
     )
     shutil.rmtree(folder / "w")
-    for method in [name for name, poison in POISONS.items() if not poison.trains and name not in WHOLE]:
+    for method in methods:
         arrays, shards, beton = folder / method, folder / f"{method}-png", folder / f"{method}.beton"
         words = ["poison", "--method", method, "--data", str(photos)]
         rows.append(run(f"{method} to arrays", train, *words, "--out", str(arrays)))
@@ -201,6 +203,8 @@ def photographs(data: Path, folder: Path, n: int, model: str, keep: Callable[[di
         if beton != lsp:
             beton.unlink()
         so_far()
+    if "lsp" not in methods:
+        return
     looked = PHOTO_STEPS * FIT_BATCH + train
     rows.append(run("fit", looked, "fit", "--data", str(lsp), "--steps", str(PHOTO_STEPS), "--out", str(basis)))
     so_far()
@@ -346,6 +350,7 @@ def main() -> None:
     parser.add_argument("--full", type=Path, metavar="FOLDER")
     parser.add_argument("--images", type=int, nargs="+", metavar="N")
     parser.add_argument("--model", default="resnet18-16")
+    parser.add_argument("--methods", nargs="+", choices=POISONED, default=POISONED, metavar="POISON")
     parser.add_argument("--out", type=Path, metavar="RESULTS.json")
     options = parser.parse_args()
     os.environ["ULFAST_STREAM_BYTES"] = "0"
@@ -365,7 +370,8 @@ def main() -> None:
         if options.full:
             keep({"full": full_size(options.full, work)})
         if options.data:
-            photographs(options.data.resolve(), work, *(options.images or [2000]), options.model, keep)
+            images = options.images or [2000]
+            photographs(options.data.resolve(), work, *images, options.model, options.methods, keep)
         elif not options.full:
             stages: list[dict[str, Any]] = []
             for n in options.images or [2000, 4000]:

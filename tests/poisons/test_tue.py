@@ -6,6 +6,7 @@ import torch
 
 import ulfast
 from ulfast import InputError
+from ulfast.data import write_dataset
 from ulfast.poisons import poison, tue
 
 
@@ -74,3 +75,21 @@ def test_the_bound_between_levels_rounds_down_and_zero_is_refused(make_dataset):
         poison(clean, "tue", eps=0)
     with pytest.raises(InputError, match="batch_size must be at least 2"):
         poison(clean, "tue", batch_size=1)
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 4.6 / 255])
+def test_it_is_the_same_from_files_and_in_pieces(make_dataset, tmp_path, monkeypatch, eps):
+    """Photographs that do not fit into memory: images and noise in files, directions a few columns at a time."""
+    clean = make_dataset(60)
+    write_dataset(tmp_path / "clean", clean)
+    made = poison(clean, "tue", batch_size=20, eps=eps)
+    monkeypatch.setattr("ulfast.data.mapped.MEMORY_BYTES", 0)
+    monkeypatch.setattr(tue, "COLUMNS", 7)
+    streamed = ulfast.load_dataset(tmp_path / "clean", stream=True)
+    assert poison(streamed, "tue", batch_size=20, eps=eps).checksum() == made.checksum()
+
+
+def test_a_step_across_the_whole_bound_is_the_largest(make_dataset):
+    clean = make_dataset(60)
+    made = poison(clean, "tue", batch_size=20, alpha=16 / 255, passes=2)
+    assert poison(clean, "tue", batch_size=20, alpha=1000.0, passes=2).checksum() == made.checksum()

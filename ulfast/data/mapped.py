@@ -23,12 +23,12 @@ DECODED = 128  # images decoded at a time
 ImageMap = Callable[[np.ndarray], np.ndarray]
 
 
-def room(shape: Sequence[int]) -> np.ndarray:
-    """An array (n, H, W, C) uint8 to fill: in memory, or in an unnamed temporary file if it is large."""
-    if math.prod(shape) <= MEMORY_BYTES:
-        return np.empty(tuple(shape), np.uint8)
+def room(shape: Sequence[int], dtype: type[np.generic] = np.uint8) -> np.ndarray:
+    """An array to fill, of one row per image: in memory, or in an unnamed temporary file if it is large."""
+    if math.prod(shape) * np.dtype(dtype).itemsize <= MEMORY_BYTES:
+        return np.empty(tuple(shape), dtype)
     with tempfile.TemporaryFile() as file:  # the mapping keeps the file until it is itself freed
-        return np.memmap(file, np.uint8, "w+", shape=tuple(shape))
+        return np.memmap(file, dtype, "w+", shape=tuple(shape))
 
 
 def decoded(dataset: Dataset, progress: Progress | None = None) -> Dataset:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..data.dataset import Dataset
+from ..data.mapped import decoded, room
 from ..data.tensors import as_tensor
 from ..errors import InputError
 from ..ops.reference import whole_levels
@@ -25,6 +26,7 @@ UNITS = 160
 SMALL = 1e-5
 # Directions below this share of the largest count as zero: they are only rounding.
 NOTHING = 1e-9
+COLUMNS = 1 << 14  # values of the centres whose directions are computed at a time
 
 
 @dataclass(frozen=True)
@@ -70,23 +72,26 @@ class ClassWiseSeparability(Poison):
         return perturb
 
     def _find(self, dataset: Dataset, seed: int, work: Workplace) -> Tensor:
-        """The noise (n, H, W, C) int16 in units of eps / 160, on the CPU."""
-        images, labels = as_tensor(dataset.images), as_tensor(dataset.labels)
+        """The noise (n, H, W, C) int16 in units of eps / 160, on the CPU; like the decoded images in a temporary file
+        if it is large.
+        """
         n, d = len(dataset), int(np.prod(dataset.image_shape))
-        noise = torch.empty((n, d), dtype=torch.int16)
+        # Both stay mapped if they are files; only the rows of a batch are read.
+        images, noise = as_tensor(decoded(dataset).images).view(n, d), as_tensor(room((n, d), np.int16))
+        labels = as_tensor(dataset.labels)
         for begin in range(0, n, 4096):
             stop = min(begin + 4096, n)
             u = ops.philox_uniform(seed, ops.philox.STREAM_SURROGATE, begin, stop - begin, d)
             noise[begin:stop] = ((u * 2 - 1) * UNITS).round().to(torch.int16)
-        alpha = float(max(1, round(UNITS * self.resolved(dataset)["alpha"] / self.eps)))
+        # A step of twice the bound already crosses all of it.
+        alpha = min(2 * UNITS, max(1, round(UNITS * self.resolved(dataset)["alpha"] / self.eps)))
         done, separability = 0, 0.0
         while done < self.passes:
             moved, totals = False, []
             generator = torch.Generator().manual_seed((seed * 1_000_003 + done) % (1 << 63))
             for index in torch.randperm(n, generator=generator).split(self.batch_size):
                 before = noise[index]
-                pixels = images[index].reshape(len(index), d)
-                after, value = self._steps(work, pixels, labels[index], before, alpha)
+                after, value = self._steps(work, images[index], labels[index], before, alpha)
                 totals.append(value)
                 moved = moved or not torch.equal(after, before)
                 noise[index] = after
@@ -98,48 +103,51 @@ class ClassWiseSeparability(Poison):
         return noise.view(n, *dataset.image_shape)
 
     def _steps(
-        self, work: Workplace, pixels: Tensor, labels: Tensor, noise: Tensor, alpha: float
+        self, work: Workplace, pixels: Tensor, labels: Tensor, noise: Tensor, alpha: int
     ) -> tuple[Tensor, float]:
-        """The noise of a batch (b, d) after its steps, and the loss before them; pixels (b, d) uint8, labels (b,)."""
+        """The noise of a batch (b, d) int16 after its steps, and the loss before them; pixels (b, d) uint8, labels (b,)."""
         order = labels.argsort(stable=True)
         _, counts = labels.unique(return_counts=True)
         unit = 255 * self.eps / UNITS  # levels
-        levels = work.place(pixels[order]).float()
-        low = (-levels / unit).ceil_().clamp_(min=-UNITS)
-        high = ((255 - levels) / unit).floor_().clamp_(max=UNITS)
-        x = work.place(noise[order]).float().clamp(low, high)
-        classes = x.split(counts.tolist())
-        first, before = 0.0, torch.empty_like(x)
+        grounds = torch.arange(256.0)
+        lowest = work.place((-grounds / unit).ceil_().clamp_(min=-UNITS).to(torch.int16))
+        highest = work.place(((255 - grounds) / unit).floor_().clamp_(max=UNITS).to(torch.int16))
+        x, levels = work.place(noise[order]), work.place(pixels[order])
+        classes = list(zip(x.split(counts.tolist()), levels.split(counts.tolist()), strict=True))
+        bounds = [(lowest[rows.int()], highest[rows.int()]) for _, rows in classes]
+        for (rows, _), (low, high) in zip(classes, bounds, strict=True):
+            rows.clamp_(low, high)
+        first = 0.0
         for step in range(self.steps):
-            direction, loss = separating(classes, SMALL * UNITS / self.eps)
+            direction, loss = separating([rows for rows, _ in classes], SMALL * UNITS / self.eps)
             first = first if step else loss
-            before.copy_(x)
-            for rows, way in zip(classes, alpha * direction, strict=True):
-                rows.add_(way)
-            torch.minimum(torch.maximum(x, low, out=x), high, out=x)
-            if torch.equal(before, x):
+            moved = False
+            for (rows, _), (low, high), way in zip(classes, bounds, direction.to(torch.int16) * alpha, strict=True):
+                after = (rows + way).clamp_(low, high)
+                moved = moved or not torch.equal(after, rows)
+                rows.copy_(after)
+            if not moved:
                 break
-        after = torch.empty_like(noise)
-        after[order] = x.cpu().to(torch.int16)
-        return after, first
+        result = torch.empty_like(noise)
+        result[order] = x.cpu()
+        return result, first
 
 
 def separating(classes: Sequence[Tensor], small: float) -> tuple[Tensor, float]:
     """The directions that lower the discriminant for each class's noise, as signs (c, d) float32, and its value.
 
     Args:
-        classes: c tensors (b, d) float32, each the noise of one class's images; integers below 2^8.
+        classes: c tensors (b, d) int16 or float32, each the noise of one class's images; integers below 2^8.
         small: constant added to deviations and distances.
     """
-    centres = torch.stack([rows.sum(0).double() / len(rows) for rows in classes])
+    centres = torch.empty((len(classes), classes[0].shape[1]), dtype=torch.float64, device=classes[0].device)
+    deviation = torch.empty(len(classes), dtype=torch.float64, device=centres.device)
+    for c, noise in enumerate(classes):
+        rows = noise.float()  # one class at a time: a batch of large images takes gigabytes
+        centres[c] = rows.sum(0).double() / len(rows)
+        deviation[c] = torch.linalg.vector_norm(rows - centres[c].float(), dim=1).mean()
     if len(classes) < 2:
         return torch.zeros_like(centres, dtype=torch.float32), 0.0
-    deviation = torch.stack(
-        [
-            torch.linalg.vector_norm(rows - centre, dim=1).mean()
-            for rows, centre in zip(classes, centres.float(), strict=True)
-        ]
-    ).double()
     distance = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
     others = 1 - torch.eye(len(classes), dtype=torch.float64).to(centres.device)
     pairs = (deviation[:, None] + deviation + small) * others
@@ -147,5 +155,8 @@ def separating(classes: Sequence[Tensor], small: float) -> tuple[Tensor, float]:
     # A centre's gradient is the weighted sum of its differences to the others; it is undefined where two centres meet.
     weights = torch.where(distance > 0, pairs / ((distance + small) ** 2 * distance), torch.zeros_like(pairs))
     whole = weights.sum(1, keepdim=True)
-    slope, size = whole * centres - weights @ centres, whole * centres.abs() + weights @ centres.abs()
-    return torch.where(slope.abs() > NOTHING * size, slope.sign(), torch.zeros_like(slope)).float(), loss
+    direction = torch.empty_like(centres, dtype=torch.float32)
+    for way, part in zip(direction.split(COLUMNS, 1), centres.split(COLUMNS, 1), strict=True):
+        slope, size = whole * part - weights @ part, whole * part.abs() + weights @ part.abs()
+        way.copy_(torch.where(slope.abs() > NOTHING * size, slope.sign(), torch.zeros_like(slope)))
+    return direction, loss
