@@ -105,7 +105,7 @@ class ClassWiseSeparability(Poison):
     def _steps(
         self, work: Workplace, pixels: Tensor, labels: Tensor, noise: Tensor, alpha: int
     ) -> tuple[Tensor, float]:
-        """The noise of a batch (b, d) int16 after its steps, and the loss before them; pixels (b, d) uint8, labels (b,)."""
+        """The noise of a batch (b, d) int16 after its steps, and the loss before them; pixels (b, d) uint8."""
         order = labels.argsort(stable=True)
         _, counts = labels.unique(return_counts=True)
         unit = 255 * self.eps / UNITS  # levels
