@@ -581,6 +581,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "em-classwise": {**CNN, "lr": 0.01, "rounds": 1, "train_steps": 2, "batch_size": 6, "stop": 0.0},
     "tap": {"preset": "quick", **CNN, "epochs": 1, "steps": 2, "batch_size": 25},
     "tap-untargeted": {"preset": "quick", **CNN, "epochs": 1, "steps": 2, "batch_size": 25},
+    "adaptive": {**CNN, "epochs": 1, "steps": 2, "batch_size": 25},
     "rem": {**CNN, "lr": 0.01, "iterations": 2, "steps": 2, "steps_a": 2, "samples": 2, "batch_size": 25},
     "hypo": {**CNN, "epochs": 1, "steps": 2, "batch_size": 25},
     "sep": {**CNN, "epochs": 2, "checkpoints": 2, "steps": 2, "batch_size": 25},

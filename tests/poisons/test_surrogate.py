@@ -32,6 +32,7 @@ SMALL = {
     "tap published": {"preset": "published", **CNN, "epochs": 2, "steps": 20, "restarts": 2, "batch_size": 25},
     "tap-untargeted": {"preset": "quick", **CNN, "epochs": 2, "steps": 8, "batch_size": 25},
     "aap": {**CNN, "epochs": 2, "lr": 0.01, "steps": 20, "batch_size": 25},
+    "adaptive": {**CNN, "epochs": 2, "steps": 8, "batch_size": 25},
     "rem": REM,
     "sem": REM,
     "rem stored": {**REM, "start": "stored"},
@@ -100,7 +101,8 @@ def test_every_round_of_min_min_goes_down(made, method):
 
 
 @pytest.mark.parametrize(
-    "method", ["tap", "tap published", "tap-untargeted", "aap", "hypo", "sep", "dune", "rem", "sem", "em fu"]
+    "method",
+    ["tap", "tap published", "tap-untargeted", "aap", "adaptive", "hypo", "sep", "dune", "rem", "sem", "em fu"],
 )
 def test_the_search_moves_its_loss(made, method):
     making = made(method).manifest["making"]

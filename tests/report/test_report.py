@@ -197,6 +197,8 @@ def test_a_wrong_grid_is_refused_before_anything_is_trained(change, message):
 
 def test_shipped_grids_can_be_run():
     assert shipped_grids() == [
+        "adaptive",
+        "adaptive-transfer",
         "ar",
         "ar-64",
         "ar-full",

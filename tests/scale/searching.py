@@ -33,6 +33,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"surrogate": "cnn", "batch_size": 9, "lr": 0.01, "rounds": 4, "train_steps": 3, "subset": 0.5, "stop": 0.0},
     ),
     "tap": ("tap", {"preset": "quick", **CNN, "epochs": 2, "steps": 6, "restarts": 2}),
+    "adaptive": ("adaptive", {**CNN, "epochs": 2, "steps": 6}),
     "tap published": ("tap", {"preset": "published", **CNN, "epochs": 2, "steps": 6, "restarts": 2}),
     "hypo": ("hypo", {**CNN, "epochs": 2, "steps": 6}),
     "sep": ("sep", {**CNN, "epochs": 3, "checkpoints": 2, "steps": 4}),

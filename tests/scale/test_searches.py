@@ -60,7 +60,7 @@ def numbers(making):
     "method",
     [
         *["em", "em float16", "em resnet18-4", "em-classwise", "tap", "tap published", "hypo", "sep", "rem"],
-        *["aue", "aap", "sem", "dune", "ntga", "tue", "pil", "pil published"],
+        *["adaptive", "aue", "aap", "sem", "dune", "ntga", "tue", "pil", "pil published"],
     ],
 )
 def test_two_processes_find_what_one_does(data, alone, pair, method):

@@ -18,6 +18,7 @@ NAMES = {
             "tap",
             "tap-untargeted",
             "aap",
+            "adaptive",
             "rem",
             "sem",
             "hypo",

@@ -26,9 +26,16 @@ def shown(
     """The images as `augmented` by draws from (seed, number, image), and the function that maps gradients back."""
     row = (1 << 62) + (number << 32) + first
     u = ops.philox_uniform(seed, ops.philox.STREAM_AUGMENT, row, len(x), DRAWS, device=x.device)
+    return differentiable(lambda leaf: augmented(leaf, u, strength), x)
+
+
+def differentiable(view: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """A view of x (b, C, H, W) float32 of the same shape, and the function that maps gradients back to x, once; both
+    are channels_last.
+    """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
-        seen = augmented(leaf, u, strength)
+        seen = view(leaf)
 
     def back(gradient: Tensor) -> Tensor:
         (found,) = torch.autograd.grad(seen, leaf, gradient)

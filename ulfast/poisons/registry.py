@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import InputError
 from ..registry import nearest, resolve
+from .adaptive import Adaptive
 from .ar import AR
 from .base import Poison
 from .classwise import ClassWiseRandom, Regions, SampleWiseRandom
@@ -37,6 +38,7 @@ POISONS: dict[str, Poison] = {
     "tap": TargetedAdversarial(),
     "tap-untargeted": TargetedAdversarial(targeted=False),
     "aap": AugmentedAdversarial(),
+    "adaptive": Adaptive(),
     "rem": RobustErrorMinimising(),
     "sem": StableErrorMinimising(),
     "hypo": Hypocritical(),

@@ -232,6 +232,7 @@ def trained_surrogates(
     *,
     strength: float = 0.0,
     changes: dict[str, Any] | None = None,
+    on: Dataset | None = None,
 ) -> list[Surrogate]:
     """Networks trained on the clean images or the `surrogate_data`: the last, or `count` evenly spaced checkpoints of
     one run.
@@ -241,9 +242,11 @@ def trained_surrogates(
     Args:
         strength: strength of `augmented`, which then replaces the recipe's augmentation.
         changes: changes to the recipe.
+        on: what to train on instead of either.
     """
     device = torch.device(work.device)
-    dataset = dataset if work.surrogate_data is None else work.surrogate_data
+    given = work.surrogate_data if on is None else on
+    dataset = dataset if given is None else given
     surrogate = new_surrogate(name, dataset, seed, device)
     recipe = get_recipe("quick", name, len(dataset))
     recipe = replace(recipe, epochs=epochs or recipe.epochs, batch_size=min(recipe.batch_size, len(dataset)))

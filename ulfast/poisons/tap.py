@@ -13,7 +13,7 @@ from .. import ops
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..parameters import parameter
-from .augment import shown
+from .augment import differentiable, shown
 from .base import PRESETS, Workplace
 from .store import PerturbationStore
 from .surrogate import Augment, Images, Search, SurrogatePoison, sweep, trained_surrogates
@@ -160,12 +160,4 @@ def wander(
     zero, one = torch.zeros_like(dx), torch.ones_like(dx)
     places = torch.stack([torch.stack([mirrored, zero, dx], 1), torch.stack([zero, one, dy], 1)], 1)
     grid = nn.functional.affine_grid(places, list(x.shape), align_corners=True)
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        moved = nn.functional.grid_sample(leaf - mean, grid, align_corners=True) + mean
-
-    def back(gradient: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(moved, leaf, gradient)
-        return found.contiguous(memory_format=torch.channels_last)
-
-    return moved.detach().contiguous(memory_format=torch.channels_last), back
+    return differentiable(lambda leaf: nn.functional.grid_sample(leaf - mean, grid, align_corners=True) + mean, x)
