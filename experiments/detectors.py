@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "simple-2NN": {"hidden": 256, "epochs": 100},
     "simple-linear": {"epochs": 100},
     "bias shift": {"model": "resnet18-8", "epochs": 10},
-    "iterative filtering": {"model": "cnn", "recipe": "quick", "rounds": 4, "epochs": 14},
+    "iterative filtering": {"model": "cnn", "recipe": "quick", "rounds": 2, "epochs": 14},
 }
 SET_DETECTORS = {"simple-2NN": simple_2nn, "simple-linear": simple_linear, "bias shift": bias_shift}
 Make = Callable[[], ulfast.Dataset]
