@@ -58,7 +58,7 @@ def test_a_linear_model_finds_lsp_and_not_photographs(clean, lsp):
         "train_accuracy": found.train_accuracy,
         "bound": 0.7,
     }
-    assert not simple_linear(clean).poisoned
+    assert not simple_linear(clean, epochs=30).poisoned
 
 
 def test_the_seed_decides(lsp):
