@@ -162,6 +162,11 @@ def test_what_cannot_be_examined(clean):
             detector(one)
         with pytest.raises(InputError, match="at least 5"):
             detector(clean[:4])
+    for detector in (simple_2nn, simple_linear, bias_shift, iterative_filtering):
+        with pytest.raises(InputError, match="epochs must be at least 1, got 0"):
+            detector(clean, epochs=0)
+    with pytest.raises(InputError, match="hidden must be at least 1, got 0"):
+        simple_2nn(clean, hidden=0)
     with pytest.raises(InputError, match="rounds"):
         iterative_filtering(clean, rounds=0)
     with pytest.raises(InputError, match="unknown model"):

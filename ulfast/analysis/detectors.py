@@ -133,12 +133,13 @@ def simple_2nn(
         progress: called as ``progress("simple-2nn", epochs done, epochs, loss=, images_per_second=)``.
 
     Raises:
-        InputError: the images are too few, or of one class.
+        InputError: the images are too few, or of one class, or a number is below 1.
 
     Source: Zhu, Yu and Gao, AAAI 2024, Algorithm 1, and the authors' program.
     """
     d = math.prod(dataset.image_shape)
-    hidden = hidden or d
+    hidden = d if hidden is None else hidden
+    _check(dataset, hidden=hidden)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Flatten(), nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, dataset.num_classes))
@@ -207,7 +208,7 @@ def _held_out(
     progress: Progress | None,
     shift: float = 0.0,
 ) -> SetFinding:
-    _check(dataset)
+    _check(dataset, epochs=recipe.epochs)
     order = np.random.default_rng(seed).permutation(len(dataset))
     held, kept = np.split(order, [len(order) // HELD])
     loader = _loader(dataset.subset(np.sort(kept)), recipe, seed, device, shift)
@@ -235,7 +236,10 @@ def _loader(
     )
 
 
-def _check(dataset: Dataset) -> None:
+def _check(dataset: Dataset, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
     if len(dataset) < HELD:
         raise InputError(f"{dataset.name or 'the data set'} has {len(dataset)} images: give at least {HELD}")
     if len(np.unique(dataset.labels)) < 2:
@@ -281,9 +285,7 @@ def iterative_filtering(
     the idea, the extra classes and the settings above are public in detail: the numbers of rounds and epochs, the new
     networks, and that every image is judged anew in every round are ours.
     """
-    _check(dataset)
-    if rounds < 1:
-        raise InputError(f"rounds must be at least 1, got {rounds}")
+    _check(dataset, rounds=rounds, epochs=epochs)
     where, classes = resolve_device(device), dataset.num_classes
     recipe = recipe or Recipe("filtering", epochs, BATCH, "sgd", 0.1, 5e-4, "cosine", Augment(4, True))
     recipe = replace(recipe, epochs=epochs)
