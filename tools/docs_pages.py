@@ -95,6 +95,8 @@ def python_api() -> str:
             lines += [f"::: ulfast.{name}", ""]
             if name == "ops":
                 lines[-1:] = ["    options: {members: false}", "", "[All operators](operators.md).", ""]
+        if home == "analysis":  # not among the names of ulfast: they are there to compare with
+            lines += ["::: ulfast.analysis.detectors", ""]
     lines += ["## Errors", ""]
     for name in ("InputError", "ExtensionError", "WorkerError"):
         lines += [f"::: ulfast.{name}", ""]

@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -379,6 +380,56 @@ def looked(result: dict[str, Any]) -> list[str]:
     return [*table[: 2 + count], "", f"{how}: {seconds:.0f} processor seconds per set. {table[-1]}"]
 
 
+def detectors(result: dict[str, Any], part: Any = ("sets",)) -> list[str]:
+    """What experiments/detectors.py wrote: `part=sets`, the verdicts; `part=images`, the errors; `part=costs`."""
+    cells = {(cell["set"], cell["rate"], cell["seed"], cell["detector"]): cell for cell in result["cells"]}
+    names = list(result["settings"])
+
+    def verdict(cell: dict[str, Any] | None) -> str:
+        if cell is None:
+            return ""
+        wrong = cell["verdict"] == ("clean" if cell["rate"] else "poisoned")
+        said = f"*{cell['verdict']}*" if wrong else cell["verdict"]
+        return f"{said} ({cell['accuracy']:.2f})" if "accuracy" in cell else said
+
+    def errors(cell: dict[str, Any] | None) -> list[str]:
+        keys = ("false_alarms", "misses", "half_total")
+        return ["" if cell is None or cell[key] is None else f"{cell[key]:.3f}" for key in keys]
+
+    if part[0] == "sets":
+        columns = [name for name in names if any("verdict" in cells[key] for key in cells if key[3] == name)]
+        body = []
+        for name, rate, seed in dict.fromkeys(key[:3] for key in cells if key[3] != "diagnose"):
+            row = [cells.get((name, rate, seed, detector)) for detector in columns]
+            if any(cell is not None for cell in row[1:]):
+                about = f"{name}, seed {seed}" if seed else f"{name}, rate {rate:g}" if 0 < rate < 1 else name
+                body.append([about, *map(verdict, row)])
+        return rows(["set", *columns], body)
+    if part[0] == "images":
+        body = []
+        keys = [key[:3] for key in cells if key[3] == "iterative filtering"]
+        names = list(dict.fromkeys(name for name, _, _ in keys))
+        for name, rate, seed in sorted(keys, key=lambda key: (names.index(key[0]), -key[1])):
+            ours, filtering = (cells.get((name, rate, seed, key)) for key in ("diagnose", "iterative filtering"))
+            body.append([name, f"{rate:g}" if rate else "", verdict(ours), *errors(ours), *errors(filtering)])
+        head = [
+            f"{who}: {what}" for who in ("marked", "filtering") for what in ("false alarms", "misses", "half total")
+        ]
+        return rows(["poison", "rate", "verdict of `diagnose`", *head], body)
+    body = []
+    for name, settings in result["settings"].items():
+        whole = [cell for key, cell in cells.items() if key[3] == name and cell["images"] == result["images"]]
+        spent = [cell["processor_seconds"] for cell in whole]
+        how = ", ".join(f"{key} {value}" for key, value in settings.items())
+        body.append([name, how, f"{statistics.median(spent):.1f}"])
+    about = (
+        f"{result['images']:,} images of {result['data']}, fewer in halves, few classes and digits; poisons of seed 0"
+    )
+    made = "; ".join(machine(one) for one in result["environments"])
+    table = rows(["detector", "settings", "processor seconds per set (median)"], body)
+    return [*table, "", f"`python experiments/detectors.py`: {about}, on a machine that other work shared; {made}."]
+
+
 def rules(result: dict[str, Any]) -> list[str]:
     """The same: what the linear fit holds from either start, and what `partial` removes of its directions."""
     body = []
@@ -441,6 +492,7 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "full-size": full_size,
     "diagnosis": diagnosis,
     "looked": looked,
+    "detectors": detectors,
     "rules": rules,
     "plan": plan,
 }
