@@ -203,6 +203,7 @@ def test_shipped_grids_can_be_run():
         "ar-64",
         "ar-full",
         "attacks",
+        "centring",
         "cifar10",
         "cifar10-10k",
         "cuda",

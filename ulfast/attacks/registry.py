@@ -7,6 +7,7 @@ from ..registry import nearest, resolve
 from .adversarial import AdversarialTraining, UEraser
 from .auto import Auto
 from .base import IMAGES, Attack
+from .centring import ClassCentring
 from .d_vae import DisentanglingVAE
 from .deconvolve import Deconvolve
 from .diffusion import DiffusionPurification
@@ -37,6 +38,7 @@ ATTACKS: dict[str, Attack] = {
     "orthogonal-patch": OrthogonalPatch(),
     "orthogonal-full": OrthogonalFull(),
     "mean-noise": ClassMeanNoise(),
+    "class-centring": ClassCentring(),
     "deconvolve": Deconvolve(),
     "linear-noise": LinearNoise(),
     "sdaan": StrongerAugmentation(),

@@ -35,6 +35,7 @@ NAMES = {
     "attacks": (
         *("none", "orthogonal", "orthogonal-classwise", "orthogonal-patch", "orthogonal-full", "mean-noise"),
         *(
+            "class-centring",
             "deconvolve",
             "linear-noise",
             "sdaan",
