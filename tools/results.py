@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import re
 import statistics
@@ -231,6 +232,41 @@ def deconvolution(result: dict[str, Any]) -> list[str]:
         *rows(head, body),
         "",
         f"`python experiments/deconvolution.py`: seed {result['seed']}; {machine(result['environment'])}.",
+    ]
+
+
+def centring(result: dict[str, Any]) -> list[str]:
+    """What experiments/centring.py wrote."""
+    edges = result["edges"]
+    spans = [f"{a} to {b - 1}" for a, b in itertools.pairwise(edges)] + [f"from {edges[-1]}"]
+    body = [
+        [
+            f"{row['data']}, {row['images']:,} images, {row['classes']} classes" if row["poison"] == "clean" else "",
+            row["poison"],
+            *(f"{value:.3f}" for value in row["ratios"]),
+            f"{row['few']:.4f}",
+            f"{row['norm']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    body.append(["photographs at most, beside 1 / m", "", *(f"{value:.3f}" for value in result["law"]), "", ""])
+    whole = ", ".join(f"{row['poison']} {100 * row['test_accuracy']:.1f}" for row in result["whole"])
+    return [
+        *rows(["data", "poison", *spans, "1 / m", "norm subtracted"], body),
+        "",
+        f"`python experiments/centring.py`: seed {result['seed']}; {machine(result['environment'])}. With the whole"
+        f" difference subtracted `cnn` reaches, on the sample images: {whole} (%).",
+    ]
+
+
+def unlearned(result: dict[str, Any]) -> list[str]:
+    """What experiments/unlearned.py wrote."""
+    body = [[row["noise"], f"{100 * row['test_accuracy']:.1f}", row["verdict"]] for row in result["rows"]]
+    return [
+        *rows(["noise", "test accuracy, %", "`diagnose`"], body),
+        "",
+        f"`python experiments/unlearned.py`: `{result['model']}`, recipe `{result['recipe']}`, {result['images']:,}"
+        f" sample images, seed {result['seed']}; {machine(result['environment'])}.",
     ]
 
 
@@ -484,6 +520,8 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "separability": separability,
     "imagenet": imagenet,
     "deconvolution": deconvolution,
+    "centring": centring,
+    "unlearned": unlearned,
     "looks": looks,
     "campaign": campaign,
     "compat": compat,

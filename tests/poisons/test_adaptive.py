@@ -98,3 +98,5 @@ def test_blur_is_scipy_s(photos):
 def test_an_unknown_view_is_one_line(photos, through):
     with pytest.raises(InputError, match="list of none, jpeg-1 to jpeg-100"):
         poison(photos, "adaptive", through=through, **FAST)
+    with pytest.raises(InputError, match="everywhere must be between 0 and 1"):
+        poison(photos, "adaptive", everywhere=1.1, **FAST)

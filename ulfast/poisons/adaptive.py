@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..parameters import parameter
 from .augment import differentiable
 from .base import Workplace
-from .jpeg import through_jpeg
+from .jpeg import EVERYWHERE, through_jpeg
 from .store import PerturbationStore
 from .surrogate import Augment, Images, Search, SurrogatePoison, sweep, trained_surrogates
 
@@ -43,6 +43,9 @@ class Adaptive(SurrogatePoison):
     through: str = parameter(
         "none,jpeg-10", "what the noise must survive: none, jpeg-QUALITY, blur-SIGMA, separated by commas"
     )
+    everywhere: float = parameter(
+        EVERYWHERE, "share of the derivative of JPEG's rounding that is the same everywhere, in [0, 1]", at_least=0
+    )
     alpha: float | None = parameter(None, "size of the first step (default eps / 4); it falls to zero", at_least=0)
     steps: int = parameter(60, "steps of each image", at_least=1)
     batch_size: int = parameter(128, "images per step", at_least=1)
@@ -52,7 +55,9 @@ class Adaptive(SurrogatePoison):
         return {**self.parameters(), "alpha": self.eps / 4 if self.alpha is None else self.alpha}
 
     def find(self, dataset: Dataset, seed: int, work: Workplace) -> PerturbationStore:
-        views, alpha = views_of(self.through), self.resolved(dataset)["alpha"]
+        if self.everywhere > 1:
+            raise InputError(f"adaptive: everywhere must be between 0 and 1, got {self.everywhere:g}")
+        views, alpha = views_of(self.through, self.everywhere), self.resolved(dataset)["alpha"]
         base = dataset if work.surrogate_data is None else work.surrogate_data
         surrogates = trained_surrogates(
             self.surrogate, dataset, self.epochs, seed, work, on=seen_through(base, views, torch.device(work.device))
@@ -81,7 +86,7 @@ class Adaptive(SurrogatePoison):
         return store
 
 
-def views_of(text: str) -> list[View | None]:
+def views_of(text: str, everywhere: float = EVERYWHERE) -> list[View | None]:
     """The functions of pixels (b, C, H, W) in [0, 1] that `through` names; None for the image itself.
 
     Raises:
@@ -93,7 +98,7 @@ def views_of(text: str) -> list[View | None]:
         if name == "none":
             found.append(None)
         elif kind == "jpeg" and re.fullmatch(r"\d{1,3}", number) and 1 <= int(number) <= 100:
-            found.append(functools.partial(through_jpeg, quality=int(number)))
+            found.append(functools.partial(through_jpeg, quality=int(number), everywhere=everywhere))
         elif kind == "blur" and re.fullmatch(r"\d{1,2}(\.\d{1,6})?", number) and float(number) > 0:
             found.append(functools.partial(blurred, sigma=float(number)))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.fft import dctn, idctn
@@ -44,48 +44,78 @@ class ClassPatterns:
         return np.clip(np.rint(images), 0, 255).astype(np.uint8)
 
 
+class Ratios(NamedTuple):
+    """How the class means of a data set differ, coefficient by coefficient.
+
+    Attributes:
+        present: (k,) int64, the classes that have images.
+        counts: (k,) their numbers of images.
+        axes: (C, C) float64, the principal axes of the colours, as columns.
+        differences: (k, H, W, C) float64, the coefficients of the class means minus the mean of these.
+        order: (H * W * C,) int64, the coefficients by their variance within a class, the largest first.
+        ratios: (H * W * C,) float64, in that order: the variance of the class means over the variance within a class.
+    """
+
+    present: np.ndarray
+    counts: np.ndarray
+    axes: np.ndarray
+    differences: np.ndarray
+    order: np.ndarray
+    ratios: np.ndarray
+
+
 @ordinary
+def class_ratios(dataset: Dataset, seed: int = 0, *, progress: Progress | None = None) -> Ratios:
+    """Measures uint8 images (n, H, W, C) of at least two classes: all of them for the means, LOOKED of them, drawn from
+    the seed, for the variance. Images that are few differ in their means too: by 1 / m in each ratio for classes of m.
+    """
+    report = functools.partial(progress, "class means") if progress else None
+    moments = class_moments(dataset, progress=report)
+    present = np.flatnonzero(moments.counts.numpy())
+    means = np.nan_to_num(moments.means().numpy()).reshape(-1, *dataset.image_shape)
+    axes, within = _within(dataset, means, seed)
+    k = len(present)
+    differences = _transform(means[present] - means[present].mean(0), axes)
+    ratios = (differences**2).mean(0) * (k / (k - 1)) / np.maximum(within, TINY)
+    order = np.argsort(-within, axis=None, kind="stable")
+    return Ratios(present, moments.counts.numpy()[present], axes, differences, order, ratios.ravel()[order])
+
+
+def natural_ratios(d: int) -> np.ndarray:
+    """The ratios (d,) that photographs of one class explain, in the order of `Ratios`."""
+    return NATURAL / (np.arange(d) + KNEE)
+
+
 def fit_class_patterns(dataset: Dataset, seed: int = 0, *, progress: Progress | None = None) -> ClassPatterns:
     """The part of each class's mean image that photographs do not account for.
 
     Colours are rotated to their principal axes and images transformed by the cosine transform (DCT-II). In each
-    coefficient the class means differ by B times the variance within a class. Photographs explain
-    ``NATURAL / (j + KNEE)``, with the coefficients ordered by their variance, and that images are few explains 1 / m
-    for a class of m. The rest is a pattern, and this share of the class mean's difference to the mean of all classes is
-    returned (a Wiener filter): at fine detail nearly all of it if there is a pattern, at coarse structure next to
-    nothing.
+    coefficient the variance of the class means, over that within a class, has three parts: photographs explain
+    `natural_ratios`, that images are few explains 1 / m for a class of m, and the rest is a pattern. That share of each
+    class mean's difference to the mean of all is returned (a Wiener filter): at fine detail nearly all of it if there
+    is a pattern, at coarse structure next to nothing.
 
     Args:
-        dataset: uint8 images (n, H, W, C) with labels, streamed once; LOOKED of them once more.
+        dataset: uint8 images (n, H, W, C) with labels, streamed once; LOOKED of them twice more.
         seed: draws the images whose variance is measured.
         progress: called as ``progress("class means", done, total)``.
 
     Returns:
         The patterns; all zero for a single class.
     """
-    report = functools.partial(progress, "class means") if progress else None
-    moments = class_moments(dataset, progress=report)
-    counts, shape = moments.counts.numpy(), dataset.image_shape
-    there = counts > 0
-    patterns = np.zeros((len(counts), *shape), np.float32)
-    if there.sum() < 2:
+    patterns = np.zeros((dataset.num_classes, *dataset.image_shape), np.float32)
+    if len(np.unique(dataset.labels)) < 2:
         return ClassPatterns(patterns, {"norm": 0.0, "share": 0.0})
-    means = np.nan_to_num(moments.means().numpy()).reshape(-1, *shape)
-    axes, within = _within(dataset, means, seed)
-    differences = _transform(means - means[there].mean(0), axes)[there]
-    classes = len(differences)
-    ratios = (differences**2).mean(0) * (classes / (classes - 1)) / np.maximum(within, TINY)
-    order = np.argsort(-within, axis=None, kind="stable")
-    rank = np.arange(len(order))
-    natural, noise = NATURAL / (rank + KNEE), 1 / counts[there]
-    pattern = np.maximum(_smoothed(ratios.ravel()[order], rank) - natural - noise.mean(), 0)
-    for row, c in enumerate(np.flatnonzero(there)):
-        share = np.empty(len(order))
-        share[order] = pattern / (pattern + natural + noise[row])
-        patterns[c] = _back(differences[row] * share.reshape(shape), axes)
-    energy = float((differences**2).sum())
+    found = class_ratios(dataset, seed, progress=progress)
+    natural, noise = natural_ratios(len(found.order)), 1 / found.counts
+    pattern = np.maximum(_smoothed(found.ratios) - natural - noise.mean(), 0)
+    for c, difference, own in zip(found.present, found.differences, noise, strict=True):
+        share = np.empty(len(found.order))
+        share[found.order] = pattern / (pattern + natural + own)
+        patterns[c] = _back(difference * share.reshape(difference.shape), found.axes)
+    energy = float((found.differences**2).sum())
     facts = {
-        "norm": float(np.sqrt((patterns[there] ** 2).sum((1, 2, 3))).mean()),
+        "norm": float(np.sqrt((patterns[found.present] ** 2).sum((1, 2, 3))).mean()),
         "share": float((patterns.astype(np.float64) ** 2).sum()) / energy if energy else 0.0,
     }
     return ClassPatterns(patterns, facts)
@@ -126,8 +156,9 @@ def _back(coefficients: np.ndarray, axes: np.ndarray) -> np.ndarray:
     return idctn(coefficients, axes=(0, 1), norm="ortho") @ axes.T  # type: ignore[no-any-return]
 
 
-def _smoothed(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
+def _smoothed(values: np.ndarray) -> np.ndarray:
     """Means over a window around each rank that grows with it."""
+    rank = np.arange(len(values))
     sums = np.concatenate([[0.0], values.cumsum()])
     reach = np.maximum(1, (WINDOW * rank).astype(int))
     low, high = np.maximum(rank - reach, 0), np.minimum(rank + reach + 1, len(rank))
