@@ -3,9 +3,10 @@
     python experiments/centring.py --data sample --data FOLDER[:SIDE[:LIMIT]] ... [--whole] [--out RESULTS.json]
 
 For every data set, clean and poisoned: the ratio of the variance of the class means to the variance within a class in
-the cosine transform (`ulfast.projection.centring`), averaged over coefficients of similar rank, and what is subtracted
-for it. SIDE resizes the images. Seconds per set on one core. With `--whole` a network is trained on the sample images
-of every kind less the whole difference of their class's mean to the mean of all, photographs' part too.
+the cosine transform (`ulfast.projection.centring`), averaged over coefficients of similar rank, what is subtracted for
+it, and the share of the variance within classes that the projection (`partial`) would take. SIDE resizes the images.
+With `--whole` a network is trained on the sample images of every kind less the whole difference of their class's mean
+to the mean of all, photographs' part too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 import ulfast
 from ulfast.projection.centring import class_ratios, fit_class_patterns, natural_ratios
+from ulfast.projection.other_fits import partial_rows, share_taken
 from ulfast.runtime import environment
 
 # Ranks between which the ratios are averaged.
@@ -47,7 +49,12 @@ def measured(data: ulfast.data.Dataset, name: str, poison: str, seed: int) -> di
         **fit_class_patterns(data, seed).metadata,
     }
     shown = " ".join(f"{value:.3f}" for value in row["ratios"])
-    print(f"{name} {poison}: {shown}; 1 / m {row['few']:.4f}; norm {row['norm']:.2f}", flush=True)
+    rows = partial_rows(ulfast.fit_basis(data, seed=seed), data)
+    row["projection_takes"] = share_taken(rows, data)
+    print(
+        f"{name} {poison}: {shown}; takes {row['projection_takes']:.3f}; norm {row['norm']:.2f}",
+        flush=True,
+    )
     return row
 
 

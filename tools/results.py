@@ -246,13 +246,14 @@ def centring(result: dict[str, Any]) -> list[str]:
             *(f"{value:.3f}" for value in row["ratios"]),
             f"{row['few']:.4f}",
             f"{row['norm']:.2f}",
+            f"{row['projection_takes']:.3f}",
         ]
         for row in result["rows"]
     ]
-    body.append(["photographs at most, beside 1 / m", "", *(f"{value:.3f}" for value in result["law"]), "", ""])
+    body.append(["photographs at most, beside 1 / m", "", *(f"{value:.3f}" for value in result["law"]), "", "", ""])
     whole = ", ".join(f"{row['poison']} {100 * row['test_accuracy']:.1f}" for row in result["whole"])
     return [
-        *rows(["data", "poison", *spans, "1 / m", "norm subtracted"], body),
+        *rows(["data", "poison", *spans, "1 / m", "norm subtracted", "a projection takes"], body),
         "",
         f"`python experiments/centring.py`: seed {result['seed']}; {machine(result['environment'])}. With the whole"
         f" difference subtracted `cnn` reaches, on the sample images: {whole} (%).",

@@ -11,8 +11,10 @@ from scipy.fft import idctn
 
 import ulfast
 from ulfast.attacks import Context, Plan, get_attack
+from ulfast.attacks.full import DEAR
 from ulfast.data import Dataset, write_dataset
 from ulfast.projection.centring import class_ratios, fit_class_patterns, natural_ratios
+from ulfast.projection.other_fits import share_taken
 from ulfast.training import Recipe
 
 RECIPE = Recipe("test", 2, 32, "adamw", 3e-3, 0.0, "one-cycle", None)
@@ -133,3 +135,39 @@ def test_a_network_learns_again(clean):
     )
     assert result.method == "class-centring+mean-noise"
     assert 0 < result.notes["class_patterns"]["share"] < 1
+
+
+@pytest.fixture(scope="module")
+def forty(clean):
+    """The sample in four orientations: 40 classes of 125 images."""
+    turn = np.arange(len(clean)) % 4
+    images = np.stack([np.rot90(image, k) for image, k in zip(clean.images, turn, strict=True)])
+    names = tuple(f"{name} {k}" for name in clean.classes for k in range(4))
+    return Dataset(images, clean.labels * 4 + turn, names, "forty", "train", {})
+
+
+@pytest.mark.parametrize(("many", "method"), [(False, "regions-16"), (False, "lsp"), (True, "regions-16")])
+def test_a_dear_projection_gives_way(clean, forty, many, method):
+    data = ulfast.poison(forty if many else clean, method)
+    plan = Plan(data, data, RECIPE)
+    for step in get_attack("orthogonal-full")[1]:
+        step.apply(plan, Context(0, torch.device("cpu")))
+    assert (plan.notes["projection_takes"] > DEAR) == many
+    assert ("class_patterns" in plan.notes) == many
+    assert (plan.removal.rows is None) == many
+    assert plan.removal.noise is not None
+    assert (plan.train.images is data.images) != many
+
+
+def test_the_share_that_a_projection_takes(clean):
+    rows = np.linalg.qr(np.random.default_rng(0).normal(size=(3072, 4)))[0].T.astype(np.float32)
+    rows *= np.array([[1], [0.8], [0.5], [0]], np.float32)
+    x = clean.images.reshape(5000, -1) / 255
+    projected = x - x @ rows.T @ rows
+
+    def variance(values):
+        return sum(np.square(values[clean.labels == c] - values[clean.labels == c].mean(0)).sum() for c in range(10))
+
+    want = 1 - variance(projected) / variance(x)
+    assert share_taken(torch.from_numpy(rows), clean) == pytest.approx(want, rel=1e-4)
+    assert share_taken(torch.zeros(0, 3072), clean) == 0

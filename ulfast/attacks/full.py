@@ -10,13 +10,19 @@ import numpy as np
 from ..analysis.detail import fine_detail
 from ..analysis.evidence import Evidence, has_pattern, is_its_own, linear_model, pixel_space
 from ..parameters import parameter
-from ..projection.mean_noise import noise_scale
+from ..projection.mean_noise import SCALE, noise_scale
+from ..projection.other_fits import share_taken
 from ..projection.patches import PATCH
 from .base import Context, Plan
+from .centring import ClassCentring
 from .deconvolve import undo_convolution
 from .noise import ClassMeanNoise
 from .orthogonal import OrthogonalProjection
 from .patch import OrthogonalPatch
+
+# The share of the variance within classes that a projection may take. With ten classes it takes 0.01 to 0.03, with a
+# hundred 0.28 to 0.42 (docs/research/centring.md).
+DEAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,10 @@ class OrthogonalFull(OrthogonalProjection):
     `orthogonal-patch`.
 
     The noise is scaled to what remains (`ulfast.noise_scale`); if the poison is individual to each image, there is no
-    noise. Clean data does not change, whereas `orthogonal` alone removes real differences between the classes. Each
-    step is fitted to the images left by the previous one.
+    noise. With many classes the directions are also those of the photographs: where the projection would take more than
+    a tenth of what images of a class differ by, `class-centring+mean-noise` takes its place. Clean data does not
+    change, whereas `orthogonal` alone removes real differences between the classes. Each step is fitted to the images
+    left by the previous one.
     """
 
     summary = "deconvolve, both projections and mean-noise, each only where the data calls for it"
@@ -59,10 +67,26 @@ class OrthogonalFull(OrthogonalProjection):
             whole = self.fit == "leace" or self.noise_scale == 0
             OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
             scale = self.noise_scale
-            if scale is None:
+            if self.too_dear(plan, context):
+                plan.remove(rows=None)
+                ClassCentring().apply(plan, context)
+                scale = SCALE if scale is None else scale
+            elif scale is None:
                 plan.notes["noise_scale"] = scale = self.hiding(plan, evidence)
             ClassMeanNoise(scale).apply(plan, context)
         OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)
+
+    def too_dear(self, plan: Plan, context: Context) -> bool:
+        """Whether the projection would take so much of the photographs that subtracting the classes' patterns is
+        better. A projection that was asked for by a basis, a rank or for the test images stays.
+        """
+        rows = plan.removal.rows
+        if context.basis is not None or rows is None or self.rank is not None or self.project_test:
+            return False
+        with plan.timed("fit"):
+            share = share_taken(rows, plan.train, device=context.device, shared=True)
+        plan.notes["projection_takes"] = share
+        return share > DEAR
 
     @staticmethod
     def hiding(plan: Plan, evidence: tuple[Evidence, ...]) -> float:

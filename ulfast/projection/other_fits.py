@@ -176,6 +176,39 @@ def partial_rows(basis: Basis, dataset: Dataset, *, device: str | torch.device =
     return rows * ratios.clamp(0, 1)[:, None]  # the projection applies them twice
 
 
+@ordinary
+def share_taken(rows: Tensor, dataset: Dataset, *, device: str | torch.device = "cpu", shared: bool = False) -> float:
+    """The share of the variance within classes that a projection takes from the images: what it costs photographs.
+
+    Args:
+        rows: (k, H * W * C) float32, orthogonal, of norms up to 1, from a `Basis` or `partial_rows`.
+        dataset: uint8 images (n, H, W, C) with labels, streamed twice.
+        device: where the images meet the rows.
+        shared: every process of `distributed.joined` reads its part of the images; all get the same.
+    """
+    moments = class_moments(dataset, squares=True, shared=shared)
+    assert moments.squares is not None
+    counts = moments.counts.double()
+    within = float(moments.squares.sum()) / 255**2 - float(counts @ moments.means().nan_to_num().square().sum(1))
+    labels, place = as_tensor(dataset.labels), rows.to(device)
+    sums, squares = (
+        torch.zeros(len(counts), len(rows), dtype=torch.float64),
+        torch.zeros(len(rows), dtype=torch.float64),
+    )
+    pieces = chunks(dataset.images, CHUNK_BYTES)
+    for begin, stop in pieces[slice(*distributed.share(len(pieces)))] if shared else pieces:
+        answers = (_rows(dataset, begin, stop).to(device) @ place.T).double().cpu()
+        sums.index_add_(0, labels[begin:stop], answers)
+        squares += answers.square().sum(0)
+    if shared:
+        distributed.sum_(sums)
+        distributed.sum_(squares)
+    along = squares - (sums.square() / counts.clamp_min(1)[:, None]).sum(0)
+    # A row of norm s leaves 1 - s² of the image along it; `along` has its variance times s².
+    taken = float((along * (2 - rows.double().square().sum(1).cpu())).sum())
+    return distributed.same(torch.tensor(taken / max(within, TINY))).item() if shared else taken / max(within, TINY)
+
+
 @dataclass(frozen=True)
 class Erasure:
     """An oblique projection: ``x - ((x - mean) @ analysis.T) @ synthesis``.
