@@ -127,7 +127,7 @@ def test_the_surrogate_may_be_trained_on_other_images(make_dataset, tmp_path):
         with pytest.raises(InputError, match=f"{method} trains no network on clean images"):
             poison(clean, method, surrogate_data=other)
     takes = {name for name, one in POISONS.items() if one.clean_surrogate}
-    assert takes == {"tap", "tap-untargeted", "aap", "hypo", "sep", "dune"}
+    assert takes == {"tap", "tap-untargeted", "aap", "adaptive", "hypo", "sep", "dune"}
 
 
 @pytest.mark.parametrize("method", ["cwrandom", "ops", "ar", "pil", "em-classwise"])

@@ -140,12 +140,12 @@ def separating(classes: Sequence[Tensor], small: float) -> tuple[Tensor, float]:
         classes: c tensors (b, d) int16 or float32, each the noise of one class's images; integers below 2^8.
         small: constant added to deviations and distances.
     """
-    centres = torch.empty((len(classes), classes[0].shape[1]), dtype=torch.float64, device=classes[0].device)
-    deviation = torch.empty(len(classes), dtype=torch.float64, device=centres.device)
-    for c, noise in enumerate(classes):
+    each = []
+    for noise in classes:
         rows = noise.float()  # one class at a time: a batch of large images takes gigabytes
-        centres[c] = rows.sum(0).double() / len(rows)
-        deviation[c] = torch.linalg.vector_norm(rows - centres[c].float(), dim=1).mean()
+        centre = rows.sum(0).double() / len(rows)
+        each.append((centre, torch.linalg.vector_norm(rows - centre.float(), dim=1).mean().double()))
+    centres, deviation = (torch.stack(values) for values in zip(*each, strict=True))
     if len(classes) < 2:
         return torch.zeros_like(centres, dtype=torch.float32), 0.0
     distance = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
