@@ -51,7 +51,6 @@ class Ratios(NamedTuple):
         present: (k,) int64, the classes that have images.
         counts: (k,) their numbers of images.
         axes: (C, C) float64, the principal axes of the colours, as columns.
-        differences: (k, H, W, C) float64, the coefficients of the class means minus the mean of these.
         order: (H * W * C,) int64, the coefficients by their variance within a class, the largest first.
         ratios: (H * W * C,) float64, in that order: the variance of the class means over the variance within a class.
     """
@@ -59,9 +58,33 @@ class Ratios(NamedTuple):
     present: np.ndarray
     counts: np.ndarray
     axes: np.ndarray
-    differences: np.ndarray
     order: np.ndarray
     ratios: np.ndarray
+
+
+class _Means:
+    """The mean images of the classes in units of [0, 1], made when they are asked for: a thousand of them at 224 px are
+    gigabytes.
+    """
+
+    def __init__(self, dataset: Dataset, progress: Progress | None) -> None:
+        report = functools.partial(progress, "class means") if progress else None
+        moments = class_moments(dataset, progress=report)
+        self._sums, self._counts = moments.sums.numpy(), moments.counts.numpy()
+        self.present = np.flatnonzero(self._counts)
+        self.counts = self._counts[self.present]
+        self._centre = np.zeros(dataset.image_shape)
+        for label in self.present:
+            self._centre += self.of(label) / len(self.present)
+
+    def of(self, labels: np.ndarray | np.integer[Any]) -> np.ndarray:
+        """(..., H, W, C) float64 for labels of any shape."""
+        counts = np.asarray(self._counts[labels], np.float64)[..., None, None, None]
+        return self._sums[labels] / (255 * counts)  # type: ignore[no-any-return]
+
+    def difference(self, label: np.integer[Any], axes: np.ndarray) -> np.ndarray:
+        """(H, W, C) float64: the coefficients of a class's mean minus the mean of the classes."""
+        return _transform((self.of(label) - self._centre)[None], axes)[0]  # type: ignore[no-any-return]
 
 
 @ordinary
@@ -69,16 +92,16 @@ def class_ratios(dataset: Dataset, seed: int = 0, *, progress: Progress | None =
     """Measures uint8 images (n, H, W, C) of at least two classes: all of them for the means, LOOKED of them, drawn from
     the seed, for the variance. Images that are few differ in their means too: by 1 / m in each ratio for classes of m.
     """
-    report = functools.partial(progress, "class means") if progress else None
-    moments = class_moments(dataset, progress=report)
-    present = np.flatnonzero(moments.counts.numpy())
-    means = np.nan_to_num(moments.means().numpy()).reshape(-1, *dataset.image_shape)
+    return _ratios(dataset, _Means(dataset, progress), seed)
+
+
+def _ratios(dataset: Dataset, means: _Means, seed: int) -> Ratios:
     axes, within = _within(dataset, means, seed)
-    k = len(present)
-    differences = _transform(means[present] - means[present].mean(0), axes)
-    ratios = (differences**2).mean(0) * (k / (k - 1)) / np.maximum(within, TINY)
+    between = np.zeros(dataset.image_shape)
+    for label in means.present:
+        between += np.square(means.difference(label, axes)) / (len(means.present) - 1)
     order = np.argsort(-within, axis=None, kind="stable")
-    return Ratios(present, moments.counts.numpy()[present], axes, differences, order, ratios.ravel()[order])
+    return Ratios(means.present, means.counts, axes, order, (between / np.maximum(within, TINY)).ravel()[order])
 
 
 def natural_ratios(d: int) -> np.ndarray:
@@ -86,6 +109,7 @@ def natural_ratios(d: int) -> np.ndarray:
     return NATURAL / (np.arange(d) + KNEE)
 
 
+@ordinary
 def fit_class_patterns(dataset: Dataset, seed: int = 0, *, progress: Progress | None = None) -> ClassPatterns:
     """The part of each class's mean image that photographs do not account for.
 
@@ -106,46 +130,42 @@ def fit_class_patterns(dataset: Dataset, seed: int = 0, *, progress: Progress | 
     patterns = np.zeros((dataset.num_classes, *dataset.image_shape), np.float32)
     if len(np.unique(dataset.labels)) < 2:
         return ClassPatterns(patterns, {"norm": 0.0, "share": 0.0})
-    found = class_ratios(dataset, seed, progress=progress)
+    means = _Means(dataset, progress)
+    found = _ratios(dataset, means, seed)
     natural, noise = natural_ratios(len(found.order)), 1 / found.counts
     pattern = np.maximum(_smoothed(found.ratios) - natural - noise.mean(), 0)
-    for c, difference, own in zip(found.present, found.differences, noise, strict=True):
-        share = np.empty(len(found.order))
+    energy, kept, norms = 0.0, 0.0, []
+    for label, own in zip(found.present, noise, strict=True):
+        difference, share = means.difference(label, found.axes), np.empty(len(found.order))
         share[found.order] = pattern / (pattern + natural + own)
-        patterns[c] = _back(difference * share.reshape(difference.shape), found.axes)
-    energy = float((found.differences**2).sum())
-    facts = {
-        "norm": float(np.sqrt((patterns[found.present] ** 2).sum((1, 2, 3))).mean()),
-        "share": float((patterns.astype(np.float64) ** 2).sum()) / energy if energy else 0.0,
-    }
-    return ClassPatterns(patterns, facts)
+        patterns[label] = _back(difference * share.reshape(difference.shape), found.axes)
+        energy += float(np.square(difference).sum())
+        norms.append(float(np.linalg.norm(patterns[label])))
+        kept += norms[-1] ** 2
+    return ClassPatterns(patterns, {"norm": float(np.mean(norms)), "share": kept / energy if energy else 0.0})
 
 
-def _within(dataset: Dataset, means: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _within(dataset: Dataset, means: _Means, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The principal axes of the colours, (C, C), and the variance (H, W, C) of the coefficients within a class."""
     n, channels = len(dataset), dataset.image_shape[2]
     chosen = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(n)[:LOOKED])
-    blocks = _blocks(dataset, chosen)
+    size = max(1, CHUNK_BYTES // (8 * int(np.prod(dataset.image_shape))))
+    blocks = np.array_split(chosen, -(-len(chosen) // size))
+
+    def centred(index: np.ndarray) -> np.ndarray:
+        return np.asarray(dataset.images[index]) / 255 - means.of(dataset.labels[index])
+
     colours = np.zeros((channels, channels))
     for index in blocks:
-        x = _centred(dataset, means, index).reshape(-1, channels)
+        x = centred(index).reshape(-1, channels)
         colours += x.T @ x
     axes = np.linalg.eigh(colours)[1]
     squares = np.zeros(dataset.image_shape)
     for index in blocks:
-        squares += (_transform(_centred(dataset, means, index), axes) ** 2).sum(0, dtype=np.float64)
+        squares += np.square(_transform(centred(index), axes)).sum(0)
     # Images were compared with the mean of their own class, which lies nearer to them than the true one.
-    degrees = len(chosen) * (1 - len(np.unique(dataset.labels)) / n) if n else 1
+    degrees = len(chosen) * (1 - len(means.present) / n)
     return axes, squares / max(degrees, 1)
-
-
-def _blocks(dataset: Dataset, chosen: np.ndarray) -> list[np.ndarray]:
-    size = max(1, CHUNK_BYTES // (8 * int(np.prod(dataset.image_shape))))
-    return np.array_split(chosen, -(-len(chosen) // size))
-
-
-def _centred(dataset: Dataset, means: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return np.asarray(dataset.images[index]) / 255 - means[dataset.labels[index]]
 
 
 def _transform(images: np.ndarray, axes: np.ndarray) -> np.ndarray:

@@ -186,24 +186,28 @@ def share_taken(rows: Tensor, dataset: Dataset, *, device: str | torch.device = 
         device: where the images meet the rows.
         shared: every process of `distributed.joined` reads its part of the images; all get the same.
     """
-    moments = class_moments(dataset, squares=True, shared=shared)
-    assert moments.squares is not None
-    counts = moments.counts.double()
-    within = float(moments.squares.sum()) / 255**2 - float(counts @ moments.means().nan_to_num().square().sum(1))
+    moments = class_moments(dataset, shared=shared)
+    counts = moments.counts.double().clamp_min(1)
     labels, place = as_tensor(dataset.labels), rows.to(device)
     sums, squares = (
         torch.zeros(len(counts), len(rows), dtype=torch.float64),
         torch.zeros(len(rows), dtype=torch.float64),
     )
+    whole = torch.zeros((), dtype=torch.float64)
     pieces = chunks(dataset.images, CHUNK_BYTES)
     for begin, stop in pieces[slice(*distributed.share(len(pieces)))] if shared else pieces:
-        answers = (_rows(dataset, begin, stop).to(device) @ place.T).double().cpu()
+        x = _rows(dataset, begin, stop).to(device)
+        answers = (x @ place.T).double().cpu()
         sums.index_add_(0, labels[begin:stop], answers)
         squares += answers.square().sum(0)
+        whole += x.square().sum(dtype=torch.float64).cpu()
     if shared:
-        distributed.sum_(sums)
-        distributed.sum_(squares)
-    along = squares - (sums.square() / counts.clamp_min(1)[:, None]).sum(0)
+        for total in (sums, squares, whole):
+            distributed.sum_(total)
+    # Class by class: with a thousand classes of large images the means are gigabytes.
+    of_means = sum(float((c.double() / 255).square().sum() / n) for c, n in zip(moments.sums, counts, strict=True))
+    within = float(whole) - of_means
+    along = squares - (sums.square() / counts[:, None]).sum(0)
     # A row of norm s leaves 1 - s² of the image along it; `along` has its variance times s².
     taken = float((along * (2 - rows.double().square().sum(1).cpu())).sum())
     return distributed.same(torch.tensor(taken / max(within, TINY))).item() if shared else taken / max(within, TINY)
