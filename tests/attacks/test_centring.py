@@ -10,10 +10,12 @@ import torch
 from scipy.fft import idctn
 
 import ulfast
+from ulfast.analysis.evidence import Evidence
 from ulfast.attacks import Context, Plan, get_attack
-from ulfast.attacks.full import DEAR
+from ulfast.attacks.full import DEAR, OrthogonalFull
 from ulfast.data import Dataset, write_dataset
 from ulfast.projection.centring import class_ratios, fit_class_patterns, natural_ratios
+from ulfast.projection.mean_noise import SCALE
 from ulfast.projection.other_fits import share_taken
 from ulfast.training import Recipe
 
@@ -171,3 +173,15 @@ def test_the_share_that_a_projection_takes(clean):
     want = 1 - variance(projected) / variance(x)
     assert share_taken(torch.from_numpy(rows), clean) == pytest.approx(want, rel=1e-4)
     assert share_taken(torch.zeros(0, 3072), clean) == 0
+
+
+def test_noise_of_each_image_s_own_is_not_hidden_under_noise(forty):
+    """The class means hold nothing of it, with the classes centred or not."""
+    plan = Plan(forty, forty, RECIPE)
+    own = tuple(
+        Evidence(name, value, 0.1, 0.2, "") for name, value in (("linear", 0.1), ("detail", 0.5), ("marked", 0.1))
+    )
+    pattern = tuple(Evidence(name, 0.9, 0.1, 0.2, "") for name in ("linear", "detail", "marked"))
+    for centred in (False, True):
+        assert OrthogonalFull.hiding(plan, own, centred=centred) == 0
+    assert OrthogonalFull.hiding(plan, pattern, centred=True) == SCALE

@@ -66,13 +66,12 @@ class OrthogonalFull(OrthogonalProjection):
             # Without noise, the remainder of a direction would show.
             whole = self.fit == "leace" or self.noise_scale == 0
             OrthogonalProjection.apply(replace(self, partial=False) if whole else self, plan, context)
-            scale = self.noise_scale
-            if self.too_dear(plan, context):
+            dear, scale = self.too_dear(plan, context), self.noise_scale
+            if dear:
                 plan.remove(rows=None)
                 ClassCentring().apply(plan, context)
-                scale = SCALE if scale is None else scale
-            elif scale is None:
-                plan.notes["noise_scale"] = scale = self.hiding(plan, evidence)
+            if scale is None:
+                plan.notes["noise_scale"] = scale = self.hiding(plan, evidence, centred=dear)
             ClassMeanNoise(scale).apply(plan, context)
         OrthogonalPatch(self.patch, self.patch_rank).apply(plan, context)
 
@@ -89,8 +88,10 @@ class OrthogonalFull(OrthogonalProjection):
         return share > DEAR
 
     @staticmethod
-    def hiding(plan: Plan, evidence: tuple[Evidence, ...]) -> float:
+    def hiding(plan: Plan, evidence: tuple[Evidence, ...], *, centred: bool = False) -> float:
         """The scale of the noise. If a poison is individual to each image, the class means have nothing to hide."""
         if is_its_own(evidence, len(np.unique(plan.train.labels))):
             return 0.0
+        if centred:
+            return SCALE
         return 1.0 if plan.removal.rows is None else noise_scale(plan.removal.rows)

@@ -22,7 +22,7 @@ from .augment import differentiable
 from .base import Workplace
 from .jpeg import EVERYWHERE, through_jpeg
 from .store import PerturbationStore
-from .surrogate import Augment, Images, Search, SurrogatePoison, sweep, trained_surrogates
+from .surrogate import Images, Search, SurrogatePoison, sweep, trained_surrogates
 
 View = Callable[[Tensor], Tensor]
 
@@ -68,9 +68,6 @@ class Adaptive(SurrogatePoison):
             view = views[step % len(views)]
             return differentiable(view, x) if view else (x, lambda gradient: gradient)
 
-        def each(index: Tensor, number: int) -> Augment:
-            return augment
-
         sweep(
             surrogates,
             Images(dataset, surrogates[0].device),
@@ -80,7 +77,7 @@ class Adaptive(SurrogatePoison):
             alphas=[-alpha * (1 - step / self.steps) for step in range(self.steps)],
             batch_size=self.batch_size,
             restarts=1,
-            augment=each,
+            augment=lambda index, number: augment,
             seed=seed,
         )
         return store

@@ -29,8 +29,8 @@ def through_jpeg(x: Tensor, quality: int, everywhere: float = EVERYWHERE) -> Ten
     """What is left of images after JPEG at a quality, with colour at half the resolution; libjpeg's tables and scaling.
 
     Coefficients are rounded. The derivative of rounding c to r is taken as a + (1 - a) 12 (c - r)²: 1 on average, and
-    largest halfway between two steps, where a small change moves the coefficient by a whole one. With a derivative of
-    1 everywhere most steps of a search end where they began.
+    largest halfway between two steps, where a small change moves the coefficient by a whole one.
+    docs/research/adaptive.md compares it with a derivative of 1 everywhere.
 
     Args:
         x: (b, C, H, W) float32, pixels in [0, 1]; 3 channels are RGB, others are compressed each by itself.
