@@ -4,8 +4,9 @@
 
 DATA is a folder of JPEGs with train/ and val/. The peer is simplejpeg alone, over the same files on as many threads,
 in the same run. `--base` is a checkout of an earlier version with its extension built, whose `diagnose` takes its turn.
-Each command is a process of its own; medians are taken over the repeats. Seconds by the clock depend on what else runs
-on the machine, processor seconds much less.
+Each command is a process of its own; medians are taken over the repeats. The first look is what `data info` says of a
+sample before it has read all images, on a terminal. Seconds by the clock depend on what else runs on the machine,
+processor seconds much less.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pty
+import re
 import statistics
 import subprocess
 import sys
@@ -56,6 +59,29 @@ def run(code: Path, *words: str) -> tuple[float, float, float, Any]:
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, json.loads(output)
 
 
+def first_look(data: Path) -> tuple[float, float, int]:
+    """Seconds and processor seconds until `data info` says what a sample looks like, and the images in the sample."""
+    start, terminal = time.perf_counter(), pty.openpty()
+    command = [sys.executable, "-m", "ulfast", "data", "info", str(data)]
+    there = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    process = subprocess.Popen(command, stdout=terminal[1], stderr=terminal[1], env=there)
+    os.close(terminal[1])
+    said = b""
+    try:
+        while not (found := re.search(rb"a first look at ([\d,]+) of", said)):
+            more = os.read(terminal[0], 1 << 16)
+            if not more:
+                sys.exit("data info ended without a first look")
+            said += more
+        seconds = time.perf_counter() - start
+        spent = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return seconds, sum(map(int, spent[11:13])) / os.sysconf("SC_CLK_TCK"), int(found[1].replace(b",", b""))
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -73,6 +99,9 @@ def main() -> None:
         seconds, processor, files = decoded(data)
         times.setdefault("simplejpeg alone", []).append((seconds, processor, 0.0))
         found["simplejpeg alone"] = {"images": files}
+        seconds, processor, files = first_look(data)
+        times.setdefault("data info, the first look", []).append((seconds, processor, 0.0))
+        found["data info, the first look"] = {"command": "ulfast data info DATA", "images": files}
         for stage, code, words in stages:
             seconds, processor, peak, told = run(code, words[0], *words[1:], str(data))
             times.setdefault(stage, []).append((seconds, processor, peak))

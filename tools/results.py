@@ -287,7 +287,7 @@ def looks(result: dict[str, Any]) -> list[str]:
     head = ["stage", "images", "seconds", "processor seconds", "of simplejpeg's per image"]
     repeats = result["stages"][0]["repeats"]
     runs = "one run" if repeats == 1 else f"medians of {repeats} runs"
-    about = f"`{result['data']}`, {runs}, on a machine that other work shared"
+    about = f"`{result['data']}`, {runs}"
     return [*rows(head, body), "", f"{about}; {machine(result['environment'])}."]
 
 
@@ -349,7 +349,7 @@ def photographs(result: dict[str, Any]) -> list[str]:
     return [
         *rows(head, body),
         "",
-        f"{about}, `{result['model']}`, on a machine that other work shared; {machine(result['environment'])}.",
+        f"{about}, `{result['model']}`; {machine(result['environment'])}.",
     ]
 
 
