@@ -132,25 +132,52 @@ def attack(result: dict[str, Any], short: Any = None) -> list[str]:
     return [*rows(head, body), "", about]
 
 
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.{0 if seconds >= 0.1 else 1}f}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:,.{0 if ratio >= 100 else 1}f}"
+
+
 def speed(result: dict[str, Any], cases: Any = None) -> list[str]:
     """What benchmarks/run.py --json wrote: all cases with how they were measured, or the main columns of some."""
     body = []
     for row in result["rows"]:
-        ours, peer = (f"{1e3 * row['seconds'][row[key]]:.1f}" for key in ("ours", "best_peer"))
+        ours, peer = (milliseconds(row["seconds"][row[key]]) for key in ("ours", "best_peer"))
         if cases is None:
             roof = f"{row['x_roof']:.2f}" if row["x_roof"] is not None else ""
             peer = f"{peer} ({row['best_peer']})"
-            body.append([row["case"], ours, peer, f"{row['x_best']:.1f}", f"{row['x_plain']:.1f}", roof])
+            body.append([row["case"].replace(" x ", " × "), ours, peer, times(row["x_best"]), times(row["x_plain"]), roof])
         elif row["key"] in cases:
-            body.append([row["case"], ours, peer, f"{row['x_best']:.1f}"])
+            body.append([row["case"].replace(" x ", " × "), ours, peer, times(row["x_best"])])
     about, top = result["environment"], result["roof"]
     if cases is not None:
-        return rows([f"{about['threads']} threads, {about['cpu_level']}", "ours, ms", "best peer, ms", "×"], body)
+        level = {"v4": "AVX-512", "v3": "AVX2"}.get(about["cpu_level"], about["cpu_level"])
+        return rows([f"{about['threads']} threads, {level}", "ours, ms", "best peer, ms", "×"], body)
     measured = f"copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s, sgemm {top['sgemm_flops_per_s'] / 1e9:.0f} GFLOP/s"
     return [
         *rows(["", "ours, ms", "best peer, ms", "× best", "× plain", "of roof"], body),
         "",
         f"`python benchmarks/run.py --compile`: {machine(about)}; {measured}.",
+    ]
+
+
+def loaders(result: dict[str, Any]) -> list[str]:
+    """What benchmarks/loaders.py --json wrote: a column per set."""
+    titles = {"raw32": "raw, 32 px", "raw224": "raw, 224 px", "jpeg224": "JPEG 90, 224 px"}
+    rates: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        rates.setdefault(row["loader"], {})[row["set"]] = f"{row['rate']:,.0f}"
+    sets = list(dict.fromkeys(row["set"] for row in result["rows"]))
+    counts = {row["set"]: row["images"] for row in result["rows"]}
+    rounds = {row["set"]: len(row["seconds"]) for row in result["rows"] if "seconds" in row}
+    body = [[name, *(found.get(one, "") for one in sets)] for name, found in rates.items()]
+    each = ", ".join(f"{counts[one]:,} ({titles[one]}; {rounds[one]} rounds)" for one in sets)
+    return [
+        *rows(["images per second", *(titles[one] for one in sets)], body),
+        "",
+        f"`python benchmarks/loaders.py`: medians over passes of {each}; {machine(result['environment'])}.",
     ]
 
 
@@ -160,7 +187,7 @@ def gpu(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         ratio = {name: f"{value:.1f}" for name, value in row["ratio"].items()}
         peers = [ratio.get(name, "") for name in ("eager", "compile", "addmm")]
-        body.append([row["case"], f"{1e6 * row['seconds']['ulfast']:.1f}", f"{row['of_copy']:.2f}", *peers])
+        body.append([row["case"].replace(" x ", " × "), f"{1e6 * row['seconds']['ulfast']:.1f}", f"{row['of_copy']:.2f}", *peers])
     about = result["environment"]
     head = ["case", "µs", "share of a copy", "× PyTorch, eager", "× `torch.compile`", "× `addmm`"]
     return [*rows(head, body), "", f"{machine(about)}, driver {about['driver']}, CUDA {about['cuda']}."]
@@ -516,6 +543,7 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "grid": grid,
     "attack": attack,
     "speed": speed,
+    "loaders": loaders,
     "gpu": gpu,
     "gpu-train": gpu_train,
     "separability": separability,

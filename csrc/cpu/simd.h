@@ -144,7 +144,21 @@ ULFAST_INLINE void narrow_bytes(uint8_t* p, veci v) {
   _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(half, half));
 }
 #else
-ULFAST_INLINE veci widen_bytes(const uint8_t* p) { return veci{p[0], p[1], p[2], p[3]}; }
+// Interleaved with zeros twice: the first byte of a value is its lowest on all processors that this is built for.
+ULFAST_INLINE veci widen_bytes(const uint8_t* p) {
+#if __has_builtin(__builtin_shufflevector) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  typedef uint8_t bytes16 __attribute__((vector_size(16)));
+  typedef uint16_t words8 __attribute__((vector_size(16)));
+  uint32_t four;
+  __builtin_memcpy(&four, p, sizeof four);
+  const bytes16 b = (bytes16)vecu{four};
+  const words8 w =
+      (words8)__builtin_shufflevector(b, bytes16{}, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return (veci)__builtin_shufflevector(w, words8{}, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return veci{p[0], p[1], p[2], p[3]};
+#endif
+}
 ULFAST_INLINE vecu widen_words(const uint16_t* p) { return vecu{p[0], p[1], p[2], p[3]}; }
 ULFAST_INLINE void narrow_bytes(uint8_t* p, veci v) {
   for (int i = 0; i < 4; ++i) p[i] = (uint8_t)v[i];

@@ -23,9 +23,9 @@ template <int R, class P> ULFAST_INLINE Rows<P, R> strided(P first, int64_t stri
   return rows;
 }
 
-// c[r, j] += sum_i x[r, i] * b[j, i] for R rows and K columns.
-template <class A, int R, int K>
-ULFAST_INLINE void dots(const Rows<const A*, R>& x, const A* b, int64_t bs, int64_t d, A* c, int64_t cs) {
+// c[r, j] += sum_i x[r, i] * b[j, i] for R rows and K columns. Bytes count as 0 to 255.
+template <class A, int R, int K, class X>
+ULFAST_INLINE void dots(const Rows<const X*, R>& x, const A* b, int64_t bs, int64_t d, A* c, int64_t cs) {
   using V = typename Vec<A>::type;
   constexpr int n = Vec<A>::size;
   V acc[R][K] = {};
@@ -34,23 +34,28 @@ ULFAST_INLINE void dots(const Rows<const A*, R>& x, const A* b, int64_t bs, int6
     V bv[K];
     for (int j = 0; j < K; ++j) bv[j] = load(b + j * bs + i);
     for (int r = 0; r < R; ++r) {
-      const V xv = load(x.row[r] + i);
+      const V xv = load_as(x.row[r] + i);
       for (int j = 0; j < K; ++j) acc[r][j] += xv * bv[j];
     }
   }
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < K; ++j) {
       A s = sum(acc[r][j]);
-      for (int64_t t = i; t < d; ++t) s += x.row[r][t] * b[j * bs + t];
+      for (int64_t t = i; t < d; ++t) s += to_float(x.row[r][t]) * b[j * bs + t];
       c[r * cs + j] += s;
     }
 }
 
-template <class A, int R> ULFAST_INLINE void dots_all(const Rows<const A*, R>& x, const A* b, int64_t bs, int64_t d,
-                                                      int64_t k, A* c, int64_t cs) {
+// The columns of the next tile of k: 9 are split as 5 + 4, 16 as 4 x 4, so that no tile is nearly empty.
+ULFAST_INLINE int64_t even_tile(int64_t k) {
+  const int64_t tiles = (k + kCols - 1) / kCols;
+  return (k + tiles - 1) / tiles;
+}
+
+template <class A, int R, class X> ULFAST_INLINE void dots_all(const Rows<const X*, R>& x, const A* b, int64_t bs,
+                                                               int64_t d, int64_t k, A* c, int64_t cs) {
   while (k > 0) {
-    // Even tiles: 9 columns are split as 5 + 4, 16 as 4 x 4, so that no tile is nearly empty.
-    const int64_t tiles = (k + kCols - 1) / kCols, now = (k + tiles - 1) / tiles;
+    const int64_t now = even_tile(k);
     switch (now) {
       case 1:
         dots<A, R, 1>(x, b, bs, d, c, cs);

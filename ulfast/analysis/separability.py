@@ -21,6 +21,7 @@ ITERATIONS, HISTORY = 20, 100
 # A learning rate for `softmax_regression_step` so large that the weights are negligible: the result is the gradient,
 # and dividing by a power of two is exact.
 RATE = 2.0**30
+PART = 1024  # inputs converted at a time
 
 # () -> (mean cross-entropy, train accuracy); leaves the gradient in the parameters.
 Evaluate = Callable[[], tuple[float, float]]
@@ -142,20 +143,28 @@ def _levels(rows: Tensor, low: float, high: float, device: torch.device) -> tupl
     n, d = rows.shape
     scale = torch.ones(d + 1, device=device)
     unit = 1.0 if rows.dtype == torch.uint8 else 255.0
-    if (high - low) * unit < 255.5 and all(_whole((part - low) * unit) for part in rows.split(4096)):
+    if (high - low) * unit < 255.5:
         x = torch.full((n, d + 1), 255, dtype=torch.uint8, device=device)
-        for into, part in zip(x[:, :d].split(4096), rows.split(4096), strict=True):
-            into.copy_(((part.float() - low) * unit).round())
-        scale[:d] = 255 / ((high - low) * unit)
-    else:
-        x = torch.ones(n, d + 1, device=device)
-        x[:, :d] = (rows.to(device, torch.float32) - low) / (high - low)
+        if _as_bytes(rows, low, unit, x[:, :d]):
+            scale[:d] = 255 / ((high - low) * unit)
+            return x, scale
+    x = torch.ones(n, d + 1, device=device)
+    x[:, :d] = (rows.to(device, torch.float32) - low) / (high - low)
     return x, scale
 
 
-def _whole(levels: Tensor) -> bool:
-    """Whether all values are whole numbers, up to float32's rounding of multiples of 1/255."""
-    return bool((levels - levels.round()).abs().max() < 1e-3)
+def _as_bytes(rows: Tensor, low: float, unit: float, into: Tensor) -> bool:
+    """Stores (n, d) rows from `low` up, in units of 1 / `unit`, into (n, d) uint8. False if they are not whole numbers,
+    up to float32's rounding of multiples of 1/255.
+    """
+    levels, whole = torch.empty(2, min(PART, len(rows)), rows.shape[1], device=rows.device)
+    for part, target in zip(rows.split(PART), into.split(PART), strict=True):
+        x, rounded = levels[: len(part)].copy_(part), whole[: len(part)]
+        torch.round(x.sub_(low).mul_(unit), out=rounded)
+        target.copy_(rounded)
+        if x.sub_(rounded).abs_().max() >= 1e-3:
+            return False
+    return True
 
 
 def _network(
