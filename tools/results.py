@@ -142,15 +142,19 @@ def times(ratio: float) -> str:
 
 def speed(result: dict[str, Any], cases: Any = None) -> list[str]:
     """What benchmarks/run.py --json wrote: all cases with how they were measured, or the main columns of some."""
+    from ulfast import ops
+
     body = []
     for row in result["rows"]:
+        first, _, rest = row["case"].replace(" x ", " × ").partition(" ")
+        case = " ".join([f"`{first}`" if hasattr(ops, first) else first, rest]).strip()
         ours, peer = (milliseconds(row["seconds"][row[key]]) for key in ("ours", "best_peer"))
         if cases is None:
             roof = f"{row['x_roof']:.2f}" if row["x_roof"] is not None else ""
             peer = f"{peer} ({row['best_peer']})"
-            body.append([row["case"].replace(" x ", " × "), ours, peer, times(row["x_best"]), times(row["x_plain"]), roof])
+            body.append([case, ours, peer, times(row["x_best"]), times(row["x_plain"]), roof])
         elif row["key"] in cases:
-            body.append([row["case"].replace(" x ", " × "), ours, peer, times(row["x_best"])])
+            body.append([case, ours, peer, times(row["x_best"])])
     about, top = result["environment"], result["roof"]
     if cases is not None:
         level = {"v4": "AVX-512", "v3": "AVX2"}.get(about["cpu_level"], about["cpu_level"])
@@ -187,7 +191,7 @@ def gpu(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         ratio = {name: f"{value:.1f}" for name, value in row["ratio"].items()}
         peers = [ratio.get(name, "") for name in ("eager", "compile", "addmm")]
-        body.append([row["case"].replace(" x ", " × "), f"{1e6 * row['seconds']['ulfast']:.1f}", f"{row['of_copy']:.2f}", *peers])
+        body.append([row["case"], f"{1e6 * row['seconds']['ulfast']:.1f}", f"{row['of_copy']:.2f}", *peers])
     about = result["environment"]
     head = ["case", "µs", "share of a copy", "× PyTorch, eager", "× `torch.compile`", "× `addmm`"]
     return [*rows(head, body), "", f"{machine(about)}, driver {about['driver']}, CUDA {about['cuda']}."]

@@ -109,11 +109,23 @@ def test_the_short_tables_of_speed_take_named_cases(tables, tmp_path):
     }
     (tmp_path / "speed.json").write_text(json.dumps(result))
     made = tables.rendered("<!-- table: speed speed cases=project-1x1x1 -->\n<!-- /table -->", tmp_path)
-    assert "| project | 2.0 | 5.0 | 2.5 |" in made
+    assert "| `project` | 2.0 | 5.0 | 2.5 |" in made
+    assert "| 2 threads, AVX2 |" in made
     assert "other" not in made
     made = tables.rendered("<!-- table: speed speed -->\n<!-- /table -->", tmp_path)
     assert "| other | 1.0 | 9.0 (b) | 9.0 | 4.0 |  |" in made
     assert "a CPU (v3), 2 threads" in made
+
+
+def test_the_loaders_have_a_row_each_and_the_sets_a_column(tables):
+    about = {"cpu": "a CPU", "cpu_level": "v3", "threads": 2, "torch": "2.0", "ulfast": "0.2", "commit": "abc"}
+    made = [("raw32", 20_000, "default loader", 5e5), ("jpeg224", 100, "default loader", 4e3)]
+    taken = [{"set": s, "images": n, "loader": name, "rate": rate, "seconds": [1.0] * 9} for s, n, name, rate in made]
+    taken.append({"set": "jpeg224", "images": 100, "loader": "linear fit", "rate": 4321.0})
+    lines = tables.loaders({"environment": about, "rows": taken, "peak_mb": 1.0})
+    assert lines[0] == "| images per second | raw, 32 px | JPEG 90, 224 px |"
+    assert lines[2:4] == ["| default loader | 500,000 | 4,000 |", "| linear fit |  | 4,321 |"]
+    assert "20,000 (raw, 32 px; 9 rounds), 100 (JPEG 90, 224 px; 9 rounds)" in lines[-1]
 
 
 def test_the_table_of_a_campaign_says_how_tries_ended_and_with_what(tables):

@@ -86,7 +86,7 @@ def separability(
     if len(inputs) != len(labels) or not len(labels):
         raise InputError(f"{len(inputs)} inputs need as many labels, got {len(labels)}")
     rows = inputs.reshape(len(inputs), -1)
-    low, high = float(rows.min()), float(rows.max())
+    low, high = (float(level) for level in rows.aminmax())
     if not high > low:
         raise InputError("all perturbations are the same, so there is nothing to separate: give others")
     y = labels.clone().to(device)  # a tensor made in inference mode could not be saved for backward
@@ -144,7 +144,8 @@ def _levels(rows: Tensor, low: float, high: float, device: torch.device) -> tupl
     scale = torch.ones(d + 1, device=device)
     unit = 1.0 if rows.dtype == torch.uint8 else 255.0
     if (high - low) * unit < 255.5:
-        x = torch.full((n, d + 1), 255, dtype=torch.uint8, device=device)
+        x = torch.empty(n, d + 1, dtype=torch.uint8, device=device)
+        x[:, d] = 255
         if _as_bytes(rows, low, unit, x[:, :d]):
             scale[:d] = 255 / ((high - low) * unit)
             return x, scale
