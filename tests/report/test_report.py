@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +20,7 @@ import yaml
 from click.testing import CliRunner
 
 import ulfast
-from ulfast import InputError
+from ulfast import InputError, WorkerError
 from ulfast.attacks.checkpoints import trained_network
 from ulfast.attacks.snapshots import Examples
 from ulfast.cli.main import group
@@ -104,6 +106,24 @@ def test_jobs_give_the_same_results(tmp_path):
     finally:
         torch.set_num_threads(before)
     assert [(r.poison, r.attack, r.mean) for r in one.rows] == [(r.poison, r.attack, r.mean) for r in two.rows]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_a_grid_with_one_line_and_the_next_run_resumes(tmp_path):
+    small = Grid.of({**GRID, "attacks": ["none"], "seeds": [0]})
+
+    def kill():
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.01)
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(WorkerError, match="killed, perhaps for want of memory: the same command resumes") as caught:
+        reproduce(small, tmp_path / "g", jobs=2)
+    killer.join()
+    assert "\n" not in str(caught.value)
+    assert not reproduce(small, tmp_path / "g").missing
 
 
 def test_a_poison_may_have_its_own_seed(tmp_path):

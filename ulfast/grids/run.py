@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 
 from ..attacks import AttackResult, attack
 from ..data import Dataset, load_dataset
-from ..errors import InputError
+from ..errors import InputError, WorkerError
 from ..runtime.files import check_free, claimed, write_json, writing
 from ..runtime.progress import Progress
 from ..runtime.reading import reading, regular
@@ -125,6 +126,7 @@ def reproduce(
 
     Raises:
         InputError: the grid cannot be run, or cells in `out` were made with other settings.
+        WorkerError: with several jobs, a process was killed.
     """
     grid = grid if isinstance(grid, Grid) else Grid.load(str(grid))
     if jobs < 1:
@@ -217,6 +219,11 @@ def _run(
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION, timeout=0.5)
                 for future in finished:
                     yield futures.pop(future), future.result()
+        except BrokenProcessPool:
+            raise WorkerError(
+                "a process that trained was killed, perhaps for want of memory: the same command resumes, and fewer"
+                " --jobs need less of it"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
