@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,51 +16,52 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def tables():
-    """tools/results.py as a module."""
-    spec = importlib.util.spec_from_file_location("results", ROOT / "tools" / "results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def results():
+    """tools/results.py as a module, which imports its neighbour tables.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tools")
+        yield importlib.import_module("results")
+        for name in ("results", "tables"):
+            del sys.modules[name]
 
 
-def blocks(tables):
-    return [found for page in tables.pages() for found in tables.BLOCK.finditer(page.read_text())]
+def blocks(results):
+    return [found for page in results.pages() for found in results.BLOCK.finditer(page.read_text())]
 
 
-def test_every_page_is_what_the_files_give(tables):
-    for page in tables.pages():
+def test_every_page_is_what_the_files_give(results):
+    for page in results.pages():
         text = page.read_text()
-        assert tables.rendered(text) == text, f"{page.name} is not up to date: run `make results`"
-        assert text.count("<!-- table: ") == len(tables.BLOCK.findall(text)) == text.count("<!-- /table -->")
+        assert results.rendered(text) == text, f"{page.name} is not up to date: run `make results`"
+        assert text.count("<!-- table: ") == len(results.BLOCK.findall(text)) == text.count("<!-- /table -->")
 
 
-def test_every_kept_file_has_a_table(tables):
-    named = {(tables.FOLDERS[found[2]], found[3]) for found in blocks(tables)}
+def test_every_kept_file_has_a_table(results):
+    named = {(results.FOLDERS[found[2]], found[3]) for found in blocks(results)}
     for folder in ("grids", "attacks"):
-        for file in (tables.RESULTS / folder).glob("*.json"):
+        for file in (results.RESULTS / folder).glob("*.json"):
             assert (folder, file.stem) in named, file
 
 
-def test_a_table_without_a_file_says_so(tables):
+def test_a_table_without_a_file_says_so(results):
     """But for the README, whose tables are those of the pages in short."""
-    for page in tables.pages():
-        for found in tables.BLOCK.finditer(page.read_text()):
-            kept = (tables.RESULTS / tables.FOLDERS[found[2]] / f"{found[3]}.json").is_file()
+    for page in results.pages():
+        for found in results.BLOCK.finditer(page.read_text()):
+            kept = (results.RESULTS / results.FOLDERS[found[2]] / f"{found[3]}.json").is_file()
             if page.name != "README.md":
                 assert ("the result file was not kept" in found[0]) != kept, found[0]
 
 
-def test_kept_files_name_their_machine_and_no_path(tables):
+def test_kept_files_name_their_machine_and_no_path(results):
     for folder in ("grids", "attacks"):
-        for file in (tables.RESULTS / folder).glob("*.json"):
+        for file in (results.RESULTS / folder).glob("*.json"):
             text = file.read_text()
             content = json.loads(text)
             assert content.get("environment") or content["environments"]
             assert not re.search(r'": "(/|\w:\\\\)', text), file
 
 
-def test_a_grid_that_was_run_replaces_the_typed_table(tables, make_dataset, tmp_path):
+def test_a_grid_that_was_run_replaces_the_typed_table(results, make_dataset, tmp_path):
     from ulfast.data import write_dataset
 
     write_dataset(tmp_path / "data", make_dataset(), make_dataset(split="test"))
@@ -77,26 +79,26 @@ def test_a_grid_that_was_run_replaces_the_typed_table(tables, make_dataset, tmp_
     )
     done = reproduce(grid, tmp_path / "runs")
     page = "before\n<!-- table: grid mine -->\n\ntyped\n\n<!-- /table -->\nafter\n"
-    assert tables.rendered(page, tmp_path) == page
-    kept = tables.keep(tmp_path / "runs", tmp_path)
+    assert results.rendered(page, tmp_path) == page
+    kept = results.keep(tmp_path / "runs", tmp_path)
     assert kept == tmp_path / "grids" / "mine.json"
     content = json.loads(kept.read_text())
     assert content["environments"][0]["torch"]
     assert "folders" not in content["rows"][0]
-    made = tables.rendered(page, tmp_path)
+    made = results.rendered(page, tmp_path)
     assert "typed" not in made
     assert made.startswith("before\n<!-- table: grid mine -->\n\n| trained on | none |\n|---|---|\n| clean | ")
     row = done.row("lsp", "none")
     assert f"| lsp | {100 * row.mean:.1f} ± {100 * row.std:.1f} |" in made
     assert made.endswith("\n<!-- /table -->\nafter\n")
     assert "2 seeds" in made
-    assert tables.rendered(made, tmp_path) == made
+    assert results.rendered(made, tmp_path) == made
     # The output of `reproduce` itself is accepted too.
     kept.write_text((tmp_path / "runs" / "summary.json").read_text())
-    assert f"| lsp | {100 * row.mean:.1f} ± {100 * row.std:.1f} |" in tables.rendered(page, tmp_path)
+    assert f"| lsp | {100 * row.mean:.1f} ± {100 * row.std:.1f} |" in results.rendered(page, tmp_path)
 
 
-def test_the_short_tables_of_speed_take_named_cases(tables, tmp_path):
+def test_the_short_tables_of_speed_take_named_cases(results, tmp_path):
     cases = {"project-1x1x1": ("project", 2e-3, 5e-3), "other": ("other", 1e-3, 9e-3)}
     result = {
         "environment": {"cpu": "a CPU", "cpu_level": "v3", "threads": 2, "torch": "2", "ulfast": "1", "commit": None},
@@ -108,37 +110,38 @@ def test_the_short_tables_of_speed_take_named_cases(tables, tmp_path):
         ],
     }
     (tmp_path / "speed.json").write_text(json.dumps(result))
-    made = tables.rendered("<!-- table: speed speed cases=project-1x1x1 -->\n<!-- /table -->", tmp_path)
+    made = results.rendered("<!-- table: speed speed cases=project-1x1x1 -->\n<!-- /table -->", tmp_path)
     assert "| `project` | 2.0 | 5.0 | 2.5 |" in made
     assert "| 2 threads, AVX2 |" in made
     assert "other" not in made
-    made = tables.rendered("<!-- table: speed speed -->\n<!-- /table -->", tmp_path)
+    made = results.rendered("<!-- table: speed speed -->\n<!-- /table -->", tmp_path)
     assert "| other | 1.0 | 9.0 (b) | 9.0 | 4.0 |  |" in made
     assert "a CPU (v3), 2 threads" in made
 
 
-def test_the_loaders_have_a_row_each_and_the_sets_a_column(tables):
+def test_the_loaders_have_a_row_each_and_the_sets_a_column(results):
     about = {"cpu": "a CPU", "cpu_level": "v3", "threads": 2, "torch": "2.0", "ulfast": "0.2", "commit": "abc"}
     made = [("raw32", 20_000, "default loader", 5e5), ("jpeg224", 100, "default loader", 4e3)]
     taken = [{"set": s, "images": n, "loader": name, "rate": rate, "seconds": [1.0] * 9} for s, n, name, rate in made]
     taken.append({"set": "jpeg224", "images": 100, "loader": "linear fit", "rate": 4321.0})
-    lines = tables.loaders({"environment": about, "rows": taken, "peak_mb": 1.0})
+    lines = results.KINDS["loaders"]({"environment": about, "rows": taken, "peak_mb": 1.0})
     assert lines[0] == "| images per second | raw, 32 px | JPEG 90, 224 px |"
     assert lines[2:4] == ["| default loader | 500,000 | 4,000 |", "| linear fit |  | 4,321 |"]
     assert "20,000 (raw, 32 px; 9 rounds), 100 (JPEG 90, 224 px; 9 rounds)" in lines[-1]
 
 
-def test_the_table_of_a_campaign_says_how_tries_ended_and_with_what(tables):
+def test_the_table_of_a_campaign_says_how_tries_ended_and_with_what(results):
     about = {"cpu": "a CPU", "cpu_level": "v3", "threads": 1, "torch": "2.0", "ulfast": "0.2", "commit": "abc"}
     part = {"seed": 5, "jobs": 2, "tries": 30_000, "seconds": 7200.0, "environment": about}
     found = {"ends": {"InputError": 29_999, "finding": 1}, "findings": ["--seed 5 --part readers --try 7: x"]}
-    lines = tables.campaign({"parts": {"readers": {**part, **found}, "kills": {**part, **found, "seconds": 60.0}}})
+    parts = {"readers": {**part, **found}, "kills": {**part, **found, "seconds": 60.0}}
+    lines = results.KINDS["campaign"]({"parts": parts})
     assert lines[2] == "| `readers` | 30,000 | 2.0 h | 4.17 | 1 | 29,999 one line, 1 finding |"
     assert "1 min" in lines[3]
     assert lines[-1].count("commit abc, seed 5") == 1
 
 
-def test_the_table_of_other_libraries(tables, tmp_path):
+def test_the_table_of_other_libraries(results, tmp_path):
     """A column for each environment; what one of them lacks or what failed there is said."""
 
     def made(torch, timm, outcome):
@@ -153,7 +156,7 @@ def test_the_table_of_other_libraries(tables, tmp_path):
     failed = {"outcome": "failed", "reason": "no attribute"}
     result = {"environments": [made("2.14.1", "1.0.31", {"outcome": "passed"}), made("2.6.0", None, failed)]}
     (tmp_path / "compat.json").write_text(json.dumps(result))
-    page = tables.rendered("<!-- table: compat compat -->\n\n<!-- /table -->\n", tmp_path)
+    page = results.rendered("<!-- table: compat compat -->\n\n<!-- /table -->\n", tmp_path)
     assert "| torch | 2.14.1 | 2.6.0 |" in page
     assert "| timm | 1.0.31 | not installed |" in page
     assert "| `timm_style.py` | passed | failed: no attribute |" in page
