@@ -144,7 +144,7 @@ ULFAST_INLINE void narrow_bytes(uint8_t* p, veci v) {
   _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(half, half));
 }
 #else
-// Interleaved with zeros twice: the first byte of a value is its lowest on all processors that this is built for.
+// Interleaved with zeros twice, where the lowest byte comes first.
 ULFAST_INLINE veci widen_bytes(const uint8_t* p) {
 #if __has_builtin(__builtin_shufflevector) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
   typedef uint8_t bytes16 __attribute__((vector_size(16)));

@@ -13,8 +13,8 @@ namespace ULFAST_LEVEL {
 namespace {
 
 constexpr int kGroup = 32;  // rows at a time
-// Features at a time in the forward products. Those of a tile of classes stay in the first-level cache for all rows of
-// the group.
+// Features at a time in the forward products: the weights of a tile of classes stay in the second-level cache for all
+// rows of the group. Shorter blocks would fit the first level, but add up their sums more often.
 constexpr int64_t kForward = 4096;
 constexpr int kClasses = kRegisters == 32 ? 10 : 5;  // gradient rows a register tile holds (two vectors each)
 // Bytes become floats once for every tile of classes. From three tiles of the smaller kind on it is quicker to keep the
