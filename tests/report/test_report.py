@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from html.parser import HTMLParser
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -113,9 +115,9 @@ def test_a_killed_process_ends_a_grid_with_one_line_and_the_next_run_resumes(tmp
     small = Grid.of({**GRID, "attacks": ["none"], "seeds": [0]})
 
     def kill():
-        while not (workers := multiprocessing.active_children()):
+        while not any((tmp_path / "g").rglob("config.json")):  # until one trains
             time.sleep(0.01)
-        workers[0].kill()
+        multiprocessing.active_children()[0].kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -123,7 +125,30 @@ def test_a_killed_process_ends_a_grid_with_one_line_and_the_next_run_resumes(tmp
         reproduce(small, tmp_path / "g", jobs=2)
     killer.join()
     assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
     assert not reproduce(small, tmp_path / "g").missing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0, 1], ids=["while-the-pool-ends", "after-it-ended"])
+def test_a_process_killed_before_the_next_one_starts_ends_a_grid_too(tmp_path, monkeypatch, seconds):
+    """The pool then ends only the processes that it knows, and waited forever for the one that it was starting."""
+    started = []
+    start = SpawnProcess.start
+
+    def start_after_a_kill(process):
+        if started:
+            started[0].kill()
+            connection.wait([started[0].sentinel])
+            time.sleep(seconds)
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", start_after_a_kill)
+    with pytest.raises(WorkerError, match="the same command resumes"):
+        reproduce(Grid.of({**GRID, "attacks": ["none"], "seeds": [0]}), tmp_path / "g", jobs=2)
+    for process in started:
+        assert connection.wait([process.sentinel], timeout=60)
 
 
 def test_a_poison_may_have_its_own_seed(tmp_path):

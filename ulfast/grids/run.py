@@ -9,11 +9,11 @@ import os
 import shutil
 import statistics
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -200,46 +200,60 @@ def _run(
     threads = max(1, torch.get_num_threads() // jobs)
     # Not forked: torch's threads would not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
+    watched, lifeline = context.Pipe(duplex=False)
+    with (
+        watched,
+        lifeline,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(threads, watched)) as pool,
+    ):
+
+        def submit(function: Callable[..., str | None], *arguments: Any) -> Future[str | None]:
+            try:
+                return pool.submit(function, *arguments)
+            except OSError as error:  # the pool broke, and closed its queues, while it started another process
+                raise BrokenProcessPool from error
+
         try:
             # First the poisons that several cells share, so that they are made only once.
             places = [kept(cell, folder) for cell in cells]
             makings: dict[Path | None, Future[str | None]] = {}
             for cell, place in zip(cells, places, strict=True):
                 if place is not None and place not in makings:
-                    makings[place] = pool.submit(_make, cell, folder, device)
+                    makings[place] = submit(_make, cell, folder, device)
             # Neighbouring cells share a poison, which each worker makes once.
             futures: dict[Future[str | None], Cell] = {}
             for cell, place in zip(cells, places, strict=True):
                 if place in makings and (problem := makings[place].result()) is not None:
                     yield cell, problem
                 else:
-                    futures[pool.submit(_run_cell, cell, folder, device, None)] = cell
+                    futures[submit(_run_cell, cell, folder, device, None)] = cell
             while futures:
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION, timeout=0.5)
                 for future in finished:
                     yield futures.pop(future), future.result()
-        except BrokenProcessPool:
-            raise WorkerError(
-                "a process that trained was killed, perhaps for want of memory: the same command resumes, and fewer"
-                " --jobs need less of it"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            lifeline.close()  # before the pool waits for its processes
+            if isinstance(error, BrokenProcessPool):
+                raise WorkerError(
+                    "a process that trained was killed, perhaps for want of memory: the same command resumes, and fewer"
+                    " --jobs need less of it"
+                ) from None
             raise
 
 
-def _start_worker(threads: int) -> None:
-    """Prepares a worker. The number of threads changes the order of sums, and so the last digits of results."""
+def _start_worker(threads: int, lifeline: Connection) -> None:
+    """Prepares a worker. The number of threads changes the order of sums, and so the last digits of results.
+
+    It ends when the other end of `lifeline` is closed: by a parent that was killed, or one whose pool broke. A broken
+    pool ends the processes that it knows, and would wait forever for one that it was just starting.
+    """
     from ..runtime.machine import keep_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory()
-    parent = os.getppid()
 
-    def watch() -> None:  # ends the workers of a killed parent
-        while os.getppid() == parent:
-            time.sleep(1)
+    def watch() -> None:
+        lifeline.poll(None)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
