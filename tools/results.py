@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/ (tables.py has one function for each kind) from the files in
+"""Writes the tables of README.md and docs/ (tables/ has one function for each kind) from the files in
 benchmarks/results.
 
     python tools/results.py                     every table whose file is there
@@ -20,7 +20,7 @@ from tables import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-FOLDERS = {kind: {"grid": "grids", "attack": "attacks"}.get(kind, "") for kind in KINDS}
+FOLDERS = {kind: {"grid": "grids", "helps": "grids", "attack": "attacks"}.get(kind, "") for kind in KINDS}
 BLOCK = re.compile(r"(<!-- table: (\S+) (\S+)((?: \w+=[^ ]+)*) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 

@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def results():
-    """tools/results.py as a module, which imports its neighbour tables.py."""
+    """tools/results.py as a module, which imports its neighbour tables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "tools")
         yield importlib.import_module("results")
-        for name in ("results", "tables"):
+        for name in [name for name in sys.modules if name == "results" or name.split(".")[0] == "tables"]:
             del sys.modules[name]
 
 
@@ -96,6 +96,29 @@ def test_a_grid_that_was_run_replaces_the_typed_table(results, make_dataset, tmp
     # The output of `reproduce` itself is accepted too.
     kept.write_text((tmp_path / "runs" / "summary.json").read_text())
     assert f"| lsp | {100 * row.mean:.1f} ± {100 * row.std:.1f} |" in results.rendered(page, tmp_path)
+
+
+def test_what_each_attack_helps_and_costs(results):
+    accuracies = {
+        ("clean", "none"): 0.7,
+        ("clean", "jpeg"): 0.656,
+        ("lsp", "none"): 0.3,
+        ("lsp", "jpeg"): 0.5,
+        ("ops", "none"): 0.2,
+        ("ops", "jpeg"): 0.62,
+        ("ar", "none"): 0.6,
+        ("ar", "jpeg"): 0.56,
+        ("cuda", "none"): 0.25,
+        ("cuda", "jpeg"): 0.26,
+    }
+    made = [{"poison": p, "attack": a, "model": m, "mean": v} for (p, a), v in accuracies.items() for m in ("cnn", "x")]
+    labels = ({"label": name} for name in ("clean", "lsp", "ops", "ar", "cuda"))
+    grid = {"poisons": list(labels), "attacks": [{"label": "none"}, {"label": "jpeg"}]}
+    assert results.KINDS["helps"]({"grid": grid, "rows": made}, model=["x"]) == [
+        "| `x` | clean images | helps by 3 points or more | harms by as many |",
+        "|---|---|---|---|",
+        "| jpeg | -4.4 | ops +42, lsp +20 | ar -4 |",
+    ]
 
 
 def test_the_short_tables_of_speed_take_named_cases(results, tmp_path):
