@@ -37,12 +37,10 @@ def true_filters(data: ulfast.Dataset, seed: int) -> np.ndarray:
     return filters / filters.sum((1, 2), keepdims=True)
 
 
-def psnr(images: np.ndarray, clean: np.ndarray, kernel: np.ndarray) -> float:
-    """PSNR in decibels, with the filter's shift, each image optimally scaled, without its border."""
-    middle = len(kernel) // 2
-    y, x = (int(i) - middle for i in np.unravel_index(int(kernel.argmax()), kernel.shape))
-    want = np.roll(clean, (-y, -x), (1, 2))[:, middle + CUT : -middle - CUT, middle + CUT : -middle - CUT].astype(float)
-    got = images[:, middle + CUT : -middle - CUT, middle + CUT : -middle - CUT].astype(float)
+def psnr(images: np.ndarray, clean: np.ndarray, cut: int, shift: tuple[int, int] = (0, 0)) -> float:
+    """PSNR in decibels, each image optimally scaled, without `cut` pixels at its border, shifted back by `shift`."""
+    want = clean[:, cut:-cut, cut:-cut].astype(float)
+    got = np.roll(images, shift, (1, 2))[:, cut:-cut, cut:-cut].astype(float)
     scale = (got * want).sum((1, 2, 3), keepdims=True) / np.square(got).sum((1, 2, 3), keepdims=True).clip(1e-9)
     return float(-10 * np.log10(np.square((got * scale - want) / 255).mean()))
 
@@ -60,8 +58,10 @@ def measured(data: ulfast.Dataset, rate: float, seed: int = 0) -> dict[str, Any]
         own = changed & (data.labels == c)
         if own.any():
             clean = np.asarray(data.images[own])
-            before.append(psnr(np.asarray(poisoned.images[own]), clean, kernel))
-            after.append(psnr(restored[own], clean, kernel))
+            middle = len(kernel) // 2
+            y, x = (int(i) - middle for i in np.unravel_index(int(kernel.argmax()), kernel.shape))
+            before.append(psnr(np.asarray(poisoned.images[own]), clean, middle + CUT, (y, x)))
+            after.append(psnr(restored[own], clean, middle + CUT))
     error = np.abs(found.kernels - filters)
     return {
         "images": len(data),

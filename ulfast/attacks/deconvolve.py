@@ -36,9 +36,9 @@ def undo_convolution(plan: Plan, context: Context, width: int | None = None) -> 
         InputError: the border leaves too little of the images inside.
     """
     train = plan.train
-    if width is not None and 6 * width > min(train.image_shape[:2]):
+    if width is not None and 10 * width > min(train.image_shape[:2]):
         raise InputError(
-            f"deconvolve: a border of {width} pixels needs images of {6 * width} pixels or more, got"
+            f"deconvolve: a border of {width} pixels needs images of {10 * width} pixels or more, got"
             f" {train.image_shape[0]} x {train.image_shape[1]}"
         )
     with plan.timed("fit"):

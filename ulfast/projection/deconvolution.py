@@ -3,7 +3,7 @@
 A poison that convolves every image of a class with one filter, zero-padded, makes the border dark: a pixel there loses
 the weights that fall outside. The darkness of the outermost rows, columns and corners of a class's mean image relative
 to the inside gives sums of the filter's weights, and their differences give the filter itself. The images are then
-divided by its response. Neither a clean image nor a network is needed.
+divided by its response and shifted back. Neither a clean image nor a network is needed.
 
 Source: ours, docs/research/deconvolution.md. The poison: Sadasivan et al., CUDA: Convolution-based Unlearnable
 Datasets, CVPR 2023.
@@ -95,13 +95,14 @@ class ClassFilters:
     def undo(self, dataset: Dataset, index: np.ndarray) -> np.ndarray:
         """The images at `index`, (b, H, W, C) uint8, where the convolved ones are divided by their class's filter.
 
-        A filter whose largest weight is off-centre also shifted the image; the shift is kept.
+        The border of all of them is mirrored from inside: of restored images it is wrong, in a way that depends on the
+        class, and a border that only some classes have would tell these.
         """
-        out = np.array(dataset.images[index])
+        out = mirrored(np.asarray(dataset.images[index]), self.kernels.shape[1] // 2)
         for c in np.unique(dataset.labels[index]):
             rows = np.flatnonzero((dataset.labels[index] == c) & self.convolved[index])
             if len(rows):
-                out[rows] = divided(out[rows], self.kernels[c])
+                out[rows] = divided(np.asarray(dataset.images[index[rows]]), self.kernels[c])
         return out
 
 
@@ -159,22 +160,35 @@ def _shadow(kernel: np.ndarray, width: int) -> np.ndarray:
     return np.log(np.clip(1 - np.array(lost), 0.05, None))
 
 
+def mirrored(images: np.ndarray, width: int) -> np.ndarray:
+    """Replaces the outermost 2 * `width` + 1 pixels of images (n, H, W, C) by the mirror image of what is inside.
+
+    A filter `width` pixels to each side may shift an image by as many, and its inverse smears what is outside over
+    about as many more.
+    """
+    lost = 2 * width + 1
+    inside = images[:, lost : images.shape[1] - lost, lost : images.shape[2] - lost]
+    return np.pad(inside, ((0, 0), (lost, lost), (lost, lost), (0, 0)), "reflect")
+
+
 def divided(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Undoes a filter in the frequency domain; the border is extrapolated from inside.
+    """Undoes a filter in the frequency domain, with the shift of one whose largest weight is off-centre.
 
     Args:
-        images: (n, H, W, C) uint8, filtered with zero padding, and scaled.
+        images: (n, H, W, C) uint8, filtered with zero padding, and scaled; sides of at least 10 times the kernel's
+            reach.
         kernel: (K, K) with sum one.
 
     Returns:
-        (n, H, W, C) uint8: scaled down so that no value exceeds the largest of the image, and shifted by the offset of
-        the filter's largest weight from its centre.
+        (n, H, W, C) uint8: scaled down so that no value exceeds the largest of the image, with a border that is
+        `mirrored`.
     """
     width = len(kernel) // 2
     height, across = images.shape[1:3]
     margin = min(MARGIN, height - 2 * width - 1 - width, across - 2 * width - 1 - width)
     around = ((0, 0), (margin + width,) * 2, (margin + width,) * 2, (0, 0))
     wide = np.pad(images[:, width : height - width, width : across - width].astype(np.float32) / 255, around, "reflect")
+    # Around its largest weight, the filter changes the image least, and mirroring is about right outside.
     y, x = (int(i) for i in np.unravel_index(int(kernel.argmax()), kernel.shape))
     placed = np.zeros(wide.shape[1:3])
     for (i, j), weight in np.ndenumerate(kernel):
@@ -183,6 +197,7 @@ def divided(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     inverse = ((np.conj(response) + NOISE) / (np.abs(response) ** 2 + NOISE)).astype(np.complex64)
     spectrum = np.fft.rfft2(wide, axes=(1, 2)) * inverse[:, :, None]
     clean = np.fft.irfft2(spectrum, s=wide.shape[1:3], axes=(1, 2))[:, margin:-margin, margin:-margin]
+    clean = mirrored(np.roll(clean, (y - width, x - width), (1, 2)), width)
     # Sharper images have higher peaks: they are scaled to the brightest original pixel.
     most = images.max((1, 2, 3), keepdims=True).astype(np.float32)
     scale = np.minimum(255, most / np.maximum(clean.max((1, 2, 3), keepdims=True), 1e-6))
