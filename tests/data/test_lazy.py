@@ -11,9 +11,12 @@ import torch
 
 from ulfast import InputError, fit_basis
 from ulfast.data import Augment, MemoryLoader, load_dataset, write_dataset
+from ulfast.data.beton.format import Beton
 from ulfast.data.dataset import Dataset
+from ulfast.data.export import export_dataset
 from ulfast.data.lazy import LazyImages, prefetch, streams
 from ulfast.data.loaders.removal import Removal
+from ulfast.data.readers.encoded import Encoded
 from ulfast.projection.basis import Basis
 from ulfast.projection.orthonormal import gram, orthonormal_rows
 
@@ -41,6 +44,27 @@ def test_it_is_indexed_like_an_array(folder):
     for key in (3, -1, slice(2, 40, 5), [4, 1, 1], np.array([[1, 2, 3], [7, 5, 9]]), whole[:, 0, 0, 0] > 100, []):
         picked = lazy[np.array(key, int) if isinstance(key, list) else key]
         np.testing.assert_array_equal(picked, whole[np.array(key, int) if isinstance(key, list) else key])
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "wds", "parquet", "beton"])
+def test_only_the_images_that_a_limit_asks_for_are_decoded(tmp_path, make_dataset, monkeypatch, layout):
+    if layout == "parquet":
+        pytest.importorskip("pyarrow")
+    place = tmp_path / {"beton": "x.beton"}.get(layout, "x")
+    export_dataset(make_dataset(60, 24), place, layout, test=make_dataset(10, 24, split="test"), shard_size=20)
+    expected = load_dataset(place).balanced(12, 3)
+    decoded = []
+    for owner in (Encoded, Beton):
+        decode = owner.decode
+        monkeypatch.setattr(owner, "decode", lambda *a, f=decode, **k: decoded.append(1) or f(*a, **k))
+    found = load_dataset(place, limit=12, seed=3)
+    assert len(decoded) in (12, 13)  # once more for its size
+    assert found == expected
+    assert not isinstance(found.images, LazyImages)
+    assert load_dataset(place, limit=12, seed=3, stream=True).checksum() == expected.checksum()
+    assert len(load_dataset(place, split="test", limit=12)) == 10
+    with pytest.raises(InputError, match="a limit of 2 is less than one image for each of 3 classes"):
+        load_dataset(place, limit=2)
 
 
 def test_the_limit_is_a_setting(monkeypatch):

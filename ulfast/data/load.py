@@ -52,7 +52,8 @@ def load_dataset(
             dictionaries (see `ulfast.data.objects.read_object`).
         split: "train" or "test".
         format: forces a reader (see `ulfast ls`) instead of detecting it.
-        limit: take a class-balanced subset of this many training images, drawn by `seed`.
+        limit: take a class-balanced subset of this many training images, drawn by `seed`; encoded images outside it are
+            not decoded.
         resize: side in pixels; the shorter side is scaled to it and the centre square taken.
         test_data: where the test split comes from, if not from `source`.
         stream: decode images of image folders, shards, .parquet and .beton files on demand, in bounded memory, instead
@@ -97,7 +98,7 @@ def load_dataset(
         return _checked(dataset, source, split, limit, seed, resize)
     path = expand(source)
     keys = (label_field, input_key, target_key)
-    request = Request(path, split, apart, resize, stream, skip_damaged, *keys, progress, verify)
+    request = Request(path, split, apart, resize, stream, skip_damaged, *keys, progress, verify, limit, seed)
     return _checked(_read(source, request, format, cache), source, split, limit, seed, resize)
 
 

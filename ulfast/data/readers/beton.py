@@ -44,6 +44,8 @@ def read(request: Request) -> Dataset:
     for i in range(len(beton)) if request.verify else ():
         beton.check(i)
     dataset = as_dataset(beton, split=split, resize=resize)
+    if (rows := request.chosen(dataset.labels)) is not None:
+        dataset = dataset.subset(rows)
     if streams(len(dataset), dataset.image_shape, request.stream):
         return dataset
     return replace(dataset, images=decoded(dataset.images, request.progress))

@@ -62,7 +62,8 @@ class Encoded:
 def read_images(
     source: Encoded, labels: np.ndarray, request: Request, notes: Counter[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images, (n, H, W, channels) uint8, with their labels; large sets are decoded on demand.
+    """The images, (n, H, W, channels) uint8, with their labels; large sets are decoded on demand. With `request.limit`,
+    those alone that it asks for.
 
     With `request.skip_damaged`, images that cannot be read are left out and counted in `notes`.
 
@@ -74,6 +75,8 @@ def read_images(
         if not good.all():
             notes["damaged images, left out"] += int((~good).sum())
             source, labels = source.take(np.flatnonzero(good)), labels[good]
+    if (rows := request.chosen(labels)) is not None:
+        source, labels = source.take(rows), labels[rows]
     if not source.count:
         raise InputError(f"{request.path} has no {request.split} image that can be read: get it again")
     shape = source.decode(0, request.resize).shape
