@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.dataset import Dataset, balanced_indices
+from ..projection.deconvolution import LEVEL, brightness
 
 # A side counts as darker below the first ratio to the pixels next to it; a frame of black pixels, which is not a
 # shadow, is below the second.
 DARKER, FRAME = 0.95, 0.05
-LEVEL = 1.0  # of 255, added to both, so that the ratio of two black values is one
 # A set counts as clean below the first share of images and as poisoned from the second on: photographs reach 0.031.
 BORDER = (0.05, 0.08)
 MOST = 20_000  # images examined
@@ -54,21 +54,13 @@ def dark_border(dataset: Dataset, seed: int = 0) -> Border:
     steps = np.empty((len(rows), widest + 1), np.float32)
     at_once = max(1, CHUNK_BYTES // int(np.prod(dataset.image_shape)))
     for begin in range(0, len(rows), at_once):
-        light = _light(dataset.images[rows[begin : begin + at_once]])
+        light = brightness(dataset.images[rows[begin : begin + at_once]])
         for k in range(widest + 1):
             steps[begin : begin + at_once, k] = _step(light, k)
     # A shadow ends: an image that grows lighter all the way in is a bright object on a dark ground, such as a digit.
     widths = np.cumprod((steps < DARKER) & (steps > FRAME), axis=1).sum(1)
     marked = (widths > 0) & (widths <= widest)
     return Border(float(marked.mean()), rows[marked], int(np.median(widths[marked])) if marked.any() else 0)
-
-
-def _light(images: np.ndarray) -> np.ndarray:
-    """(n, H, W) float32 means over the channels; adding planes is several times faster than `mean`."""
-    total = images[..., 0].astype(np.float32)
-    for channel in range(1, images.shape[3]):
-        total += images[..., channel]
-    return total / images.shape[3]
 
 
 def _step(light: np.ndarray, k: int) -> np.ndarray:

@@ -127,15 +127,17 @@ def fit_class_filters(dataset: Dataset, width: int) -> ClassFilters:
     for number in range(ROUNDS):
         sums, counts = np.zeros((classes, *shape)), np.zeros(classes)
         for begin in range(0, len(dataset), step):
-            light = np.asarray(dataset.images[begin : begin + step]).mean(3, dtype=np.float32)
+            light = brightness(np.asarray(dataset.images[begin : begin + step]))
             if not number:
                 sides[begin : begin + step] = _sides(light, width)
                 # The first guess: images with four dark sides.
                 convolved[begin : begin + step] = (sides[begin : begin + step] < -0.05).all(1)
             here = convolved[begin : begin + step]
-            labels = dataset.labels[begin : begin + step][here]
-            np.add.at(sums, labels, light[here])
-            np.add.at(counts, labels, 1)
+            labels = dataset.labels[begin : begin + step]
+            for c in np.unique(labels[here]):
+                rows = here & (labels == c)
+                sums[c] += light[rows].sum(0, dtype=np.float64)
+                counts[c] += rows.sum()
         for c in range(classes):
             kernels[c] = border_filter(sums[c] / counts[c], width) if counts[c] >= FEWEST else plain
         expected = np.stack([_shadow(kernel, width) for kernel in kernels])[dataset.labels]
@@ -143,6 +145,14 @@ def fit_class_filters(dataset: Dataset, width: int) -> ClassFilters:
         convolved &= (counts >= FEWEST)[dataset.labels]
     facts = {"border": width, "convolved": int(convolved.sum()), "kernels": kernels.round(4).tolist()}
     return ClassFilters(kernels, convolved, facts)
+
+
+def brightness(images: np.ndarray) -> np.ndarray:
+    """(n, H, W) float32 means over the channels; adding planes is several times faster than `mean`."""
+    total = images[..., 0].astype(np.float32)
+    for channel in range(1, images.shape[3]):
+        total += images[..., channel]
+    return total / images.shape[3]
 
 
 def _sides(light: np.ndarray, width: int) -> np.ndarray:
