@@ -19,7 +19,7 @@ from ulfast import InputError
 from ulfast.attacks.checkpoints import trained_network
 from ulfast.attacks.snapshots import Examples
 from ulfast.cli.main import group
-from ulfast.grids.grid import shipped_grids
+from ulfast.grids.grid import Grid, shipped_grids
 from ulfast.report import networks, page, text
 from ulfast.report.collect import Verdict, collect
 from ulfast.report.networks import Inspection, inspected
@@ -55,6 +55,17 @@ def test_tables_in_every_format(done):
     assert shown.replace("±", r"$\pm$") in tex
     assert r"jpeg-50" in tex
     assert text._tex("a_b & 5%") == r"a\_b \& 5\%"
+
+
+def test_a_finished_grid_is_read_where_its_data_is_not(done, tmp_path):
+    """In another folder, or on another machine."""
+    folder = tmp_path / "moved"
+    shutil.copytree(done.folder, folder)
+    (folder / "grid.json").write_text((folder / "grid.json").read_text().replace('"sample"', '"images/of/elsewhere"'))
+    (table,) = collect([folder])
+    assert table.poisons == ["clean", "strong"]
+    with pytest.raises(InputError, match="there is no data set 'images/of/elsewhere'"):
+        Grid.load(folder / "grid.json")
 
 
 def test_verdicts():

@@ -139,8 +139,13 @@ class Grid:
         return cls.of({"name": path.stem, **content}, str(path))
 
     @classmethod
-    def of(cls, content: dict[str, Any], where: str = "the grid") -> Grid:
+    def of(cls, content: dict[str, Any], where: str = "the grid", *, trained: bool = False) -> Grid:
         """Makes a grid from the content of a YAML file; every name and parameter is checked.
+
+        Args:
+            content: the mapping.
+            where: named in errors.
+            trained: it was trained already, so its data need not be here.
 
         Raises:
             InputError: as for `load`.
@@ -155,10 +160,10 @@ class Grid:
             if not content.get(key):
                 raise InputError(f"{where}: `{key}` is missing")
         with naming(where):
-            return cls._of(content, where)
+            return cls._of(content, where, trained)
 
     @classmethod
-    def _of(cls, content: dict[str, Any], where: str) -> Grid:
+    def _of(cls, content: dict[str, Any], where: str, trained: bool) -> Grid:
         values = dict(content)
         values["poisons"] = _variants(content["poisons"], f"{where}: poisons")
         values["attacks"] = _variants(content["attacks"], f"{where}: attacks")
@@ -180,6 +185,8 @@ class Grid:
         values["data"] = str(content["data"])
         grid = cls(**values)
         grid._check(where)
+        if not trained and resolve(grid.data, NAMES) is None and not expand(grid.data).exists():
+            raise InputError(f"{where}: there is no data set {grid.data!r}: give a path or one of {', '.join(NAMES)}")
         return grid
 
     def _check(self, where: str) -> None:
@@ -203,8 +210,6 @@ class Grid:
             build_model(model, num_classes=10, image_shape=(self.resize or 32, self.resize or 32, 3))
         if self.published is not None and self.published not in PUBLISHED:
             raise InputError(f"{where}: no published table {self.published!r}: known are {', '.join(PUBLISHED)}")
-        if resolve(self.data, NAMES) is None and not expand(self.data).exists():
-            raise InputError(f"{where}: there is no data set {self.data!r}: give a path or one of {', '.join(NAMES)}")
 
 
 def _variants(items: Any, where: str) -> tuple[Variant, ...]:

@@ -97,7 +97,7 @@ class GridResult:
         if not file.exists():
             raise InputError(f"{folder} is not a folder of `ulfast reproduce`: it has no grid.json")
         with reading(file, "it is damaged: run `ulfast reproduce` again"):
-            grid = Grid.of(json.loads(regular(file).read_text(encoding="utf-8")), str(file))
+            grid = Grid.of(json.loads(regular(file).read_text(encoding="utf-8")), str(file), trained=True)
         return _collect(grid, folder, {})
 
 
