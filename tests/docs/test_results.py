@@ -98,6 +98,15 @@ def test_a_grid_that_was_run_replaces_the_typed_table(results, make_dataset, tmp
     assert f"| lsp | {100 * row.mean:.1f} ± {100 * row.std:.1f} |" in results.rendered(page, tmp_path)
 
 
+def test_environments_that_differ_in_the_commit_are_one_machine(results):
+    about = {"cpu": "a CPU", "cpu_level": "v3", "threads": 1, "torch": "2.0", "ulfast": "0.2", "commit": "abc"}
+    others = [{**about, "commit": "def"}, {**about, "threads": 2, "commit": None}]
+    made = importlib.import_module("tables.lines").machines([about, *others])
+    assert made == (
+        "a CPU (v3), 1 threads, torch 2.0, ulfast 0.2, commits abc, def; a CPU (v3), 2 threads, torch 2.0, ulfast 0.2"
+    )
+
+
 def test_what_each_attack_helps_and_costs(results):
     accuracies = {
         ("clean", "none"): 0.7,

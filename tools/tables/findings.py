@@ -6,7 +6,7 @@ import itertools
 import statistics
 from typing import Any
 
-from .lines import machine, rows
+from .lines import machine, machines, rows
 
 
 def separability(result: dict[str, Any]) -> list[str]:
@@ -157,7 +157,7 @@ def detectors(result: dict[str, Any], part: Any = ("sets",)) -> list[str]:
     about = (
         f"{result['images']:,} images of {result['data']}, fewer in halves, few classes and digits; poisons of seed 0"
     )
-    made = "; ".join(machine(one) for one in result["environments"])
+    made = machines(result["environments"])
     table = rows(["detector", "settings", "processor seconds per set (median)"], body)
     return [*table, "", f"`python experiments/detectors.py`: {about}, on a machine that other work shared; {made}."]
 

@@ -19,6 +19,17 @@ def machine(about: dict[str, Any]) -> str:
     return f"{where}, torch {about['torch']}, ulfast {about['ulfast']}{commit}"
 
 
+def machines(environments: Iterable[dict[str, Any]]) -> str:
+    """The environments of a result, those that differ only in the commit as one."""
+    commits: dict[str, list[str]] = {}
+    for about in environments:
+        one = machine({**about, "commit": None})
+        commits.setdefault(one, []).extend([about["commit"]] if about.get("commit") else [])
+    return "; ".join(
+        f"{one}, commit{'s' * (len(found) > 1)} {', '.join(found)}" if found else one for one, found in commits.items()
+    )
+
+
 def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.{0 if seconds >= 0.1 else 1}f}"
 

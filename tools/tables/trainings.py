@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .lines import machine, rows
+from .lines import machine, machines, rows
 
 
 def grid(
@@ -53,7 +53,7 @@ def grid(
     count = "one seed" if len(seeds) == 1 else f"mean ± standard deviation of {len(seeds)} seeds"
     minutes = sum(row["seconds"] * len(row["seeds"]) for row in result["rows"]) / 60
     cells = sum(len(row["seeds"]) for row in result["rows"])
-    made = "; ".join(machine(about) for about in result.get("environments", []))
+    made = machines(result.get("environments", []))
     return [
         *table,
         "",
