@@ -98,11 +98,12 @@ class ClassFilters:
         The border of all of them is mirrored from inside: of restored images it is wrong, in a way that depends on the
         class, and a border that only some classes have would tell these.
         """
-        out = mirrored(np.asarray(dataset.images[index]), self.kernels.shape[1] // 2)
-        for c in np.unique(dataset.labels[index]):
-            rows = np.flatnonzero((dataset.labels[index] == c) & self.convolved[index])
+        images, labels = np.asarray(dataset.images[index]), dataset.labels[index]
+        out = mirrored(images, self.kernels.shape[1] // 2)
+        for c in np.unique(labels):
+            rows = np.flatnonzero((labels == c) & self.convolved[index])
             if len(rows):
-                out[rows] = divided(np.asarray(dataset.images[index[rows]]), self.kernels[c])
+                out[rows] = divided(images[rows], self.kernels[c])
         return out
 
 
@@ -185,8 +186,8 @@ def divided(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Undoes a filter in the frequency domain, with the shift of one whose largest weight is off-centre.
 
     Args:
-        images: (n, H, W, C) uint8, filtered with zero padding, and scaled; sides of at least 10 times the kernel's
-            reach.
+        images: (n, H, W, C) uint8, filtered with zero padding, and scaled; sides of at least 16 pixels and 8 times
+            the kernel's reach.
         kernel: (K, K) with sum one.
 
     Returns:
